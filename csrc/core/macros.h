@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Everything in core/ is host and device code: the same text is compiled by the C++ compiler, by nvcc and by the host emulator.
+#if defined(__CUDACC__)
+#define GIBBS_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define GIBBS_HOST_DEVICE inline
+#endif

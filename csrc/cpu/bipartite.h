@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <stdint.h>
+
+// The CPU kernels of bipartite models, as plain structs of pointers: no framework, no containers (a container's inline functions,
+// compiled once for AVX-512, could be the copy that the linker keeps for every CPU).
+namespace gibbs {
+
+// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to whole 32-bit
+// words of state bits. Padded fields may hold anything; `bits` beyond the last unit are always 0.
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline int64_t padded_row(int64_t n) { return round_up(n, 16); }
+inline int64_t padded_side(int64_t n) { return round_up(n, 32); }
+inline int64_t state_words(int64_t n) { return (n + 31) / 32; }
+// High random bytes come in blocks of 128 units; kernels compute up to one block more than asked for.
+inline int64_t random_bytes_capacity(int64_t units) { return round_up(units, 128) + 3 * 128; }
+
+enum class CouplingStatus { kOk, kNonFinite, kTooLarge };
+
+// A model's couplings as the caller holds them; strides in elements.
+struct CouplingView {
+  const void* data;  // float or double
+  bool is_double;
+  int64_t n1, n2, row_stride, column_stride;
+};
+
+struct RoundedCoupling {
+  int32_t* rows;     // [n1, padded_row(n2)]
+  int32_t* columns;  // [n2, padded_row(n1)], the transpose
+  float scale;       // 2^-k
+};
+
+struct StopCheck {
+  bool (*stop)(void* context);  // true: leave as soon as possible, the results will not be used
+  void* context;
+};
+
+// One chain. Biases are float32, padded_side() long.
+struct BinaryChain {
+  uint32_t *left, *right;  // state bits, mutated
+  const uint32_t *clamp_left, *clamp_right;  // bits of the units that stay as they are; null: none
+  const float *left_bias, *right_bias;
+  const float *base_left_bias, *base_right_bias;  // annealed runs only
+  uint64_t number;                                // the chain's number in the random counter
+  double* log_weight;                             // annealed runs only, added to
+};
+
+struct BinarySweeps {
+  int64_t n1, n2, num_sweeps;
+  uint64_t seed, first_sweep;
+  const float* beta;    // num_sweeps values beta_stride apart; annealed: num_sweeps + 1 values, the first the starting one
+  int64_t beta_stride;  // 0 or 1
+  RoundedCoupling coupling;
+  bool annealed;
+  bool allow_tables;
+  StopCheck check;
+};
+
+// A tile of chains that share a model.
+struct TileWorkspace {
+  int32_t *acc_left, *acc_right;     // [count, padded_side(n)]
+  uint32_t* before;                  // [count, state_words(max(n1, n2))]
+  uint8_t* bytes;                    // [random_bytes_capacity(n1 + n2)]
+  int32_t *raised, *lowered;         // [max(n1, n2)] units that went up and down
+  int32_t* table;                    // [kTableInts]
+};
+constexpr int kTableGroups = 4, kTableRows = 4, kTableColumns = 64;
+constexpr int64_t kTableInts = int64_t{kTableGroups} * (1 << kTableRows) * kTableColumns;
+
+enum Relaxation { kPwl = 0, kConcrete = 1, kStraightThrough = 2, kMeanField = 3, kNumRelaxations = 4 };
+
+// Relaxed sweeps of a few chains that share a model; T is float or double. Rows of `weight` are contiguous.
+template <class T>
+struct RelaxedChain {
+  const T *left_bias, *right_bias;  // contiguous
+  T* state;                         // [n1] start of the relaxed sweeps
+  T *left, *right, *left_mean;      // [n1], [n2], [n1] results
+  uint64_t number;
+};
+template <class T>
+struct RelaxedSweeps {
+  int64_t n1, n2, num_sweeps, row_stride;
+  uint64_t seed, first_sweep;
+  const double* beta;
+  int64_t beta_stride;
+  const T* weight;
+  Relaxation relaxation;
+  T sharpness;
+  bool slope_gradient;
+  int64_t fields_stride;  // from one sweep's fields to the next, in elements
+};
+// fields: one pointer per chain, to [num_sweeps (fields_stride), n2 + n1]
+template <class T>
+struct RelaxedBackwardChain {
+  const T *grad_left, *grad_right, *grad_left_mean, *state, *fields;
+  T *grad_state, *grad_left_bias, *grad_right_bias;
+  T *left_factor, *right_factor;  // [2 * num_sweeps, n1], [2 * num_sweeps, n2]: grad_weight = sum of their outer products
+  uint64_t number;
+};
+
+constexpr int kRelaxedTile = 4;
+
+struct Kernels {
+  const char* name;
+  // k for one model. sums: int32 [padded_row(n2)] scratch.
+  CouplingStatus (*scale_exponent)(const CouplingView&, int32_t* sums, int* k);
+  void (*round_couplings)(const CouplingView&, int k, const RoundedCoupling&);
+  void (*sweep_tile)(const BinarySweeps&, const BinaryChain*, int64_t count, const TileWorkspace&);
+  void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
+  void (*thresholds)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
+  // words: [random_bytes_capacity(n1 + n2)] uint32 scratch, bytes: the same number of uint8
+  void (*relaxed_float)(const RelaxedSweeps<float>&, const RelaxedChain<float>*, float* const* fields, int count, uint32_t*, uint8_t*);
+  void (*relaxed_double)(const RelaxedSweeps<double>&, const RelaxedChain<double>*, double* const* fields, int count, uint32_t*,
+                         uint8_t*);
+  void (*relaxed_backward_float)(const RelaxedSweeps<float>&, const RelaxedBackwardChain<float>*, int count, bool needs_grad_state,
+                                 uint32_t*, uint8_t*, float* scratch);
+  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>*, int count, bool needs_grad_state,
+                                  uint32_t*, uint8_t*, double* scratch);
+  // out[rows begin..end) = sum over `count` outer products left[c] x right[c]
+  void (*outer_products_float)(const float* left, const float* right, int64_t count, int64_t n1, int64_t n2, int64_t begin, int64_t end,
+                               float* out);
+  void (*outer_products_double)(const double* left, const double* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
+                                int64_t end, double* out);
+};
+
+// The kernels in force: the best that this CPU runs, or those chosen by set_instruction_set.
+const Kernels& kernels();
+// "auto", "baseline", "avx2" or "avx512"; false where the name is unknown or this CPU or build cannot run it.
+bool set_instruction_set(const char* name);
+
+}  // namespace gibbs

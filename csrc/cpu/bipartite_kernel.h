@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: Apache-2.0
+// No include guard: included once per instruction set, after cpu/simd.h, in the same namespace and under the same target pragma.
+
+// ---- random numbers ------------------------------------------------------------------------------------------------------------
+
+// The high bytes of the units of blocks [begin, end), 128 units each; may write one block more.
+inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint8_t* out) {
+  constexpr int kPart = kLanes < 8 ? kLanes : 8;  // lanes of one block
+  VecU groups = splat(uint32_t(begin * 8));
+  for (int l = 0; l < kLanes; ++l) groups[l] += uint32_t(l);
+  for (int64_t g = 0; g < (end - begin) * 8; g += kLanes, groups += splat(uint32_t(kLanes))) {
+    const PhiloxVectors r = philox_vectors(s, groups);
+    for (int q = 0; q < 4; ++q)
+      for (int part = 0; part < kLanes / kPart; ++part) {
+        const int64_t at = g + part * kPart;
+        __builtin_memcpy(out + (at >> 3) * 128 + q * 32 + 4 * (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
+      }
+  }
+}
+
+// Whole random words of units 0..units, in order. words, bytes: random_bytes_capacity(units) long.
+inline void random_words_of(const RandomStream& s, int64_t units, uint32_t* words, uint8_t* bytes) {
+  random_bytes(s, 0, (units + 127) / 128, bytes);
+  constexpr int kPart = kLanes < 8 ? kLanes : 8;
+  VecU groups = splat(kLowPlane);
+  for (int l = 0; l < kLanes; ++l) groups[l] += uint32_t(l);
+  for (int64_t g = 0; g < (units + 31) / 32 * 8; g += kLanes, groups += splat(uint32_t(kLanes))) {
+    const PhiloxVectors r = philox_vectors(s, groups);
+    for (int q = 0; q < 4; ++q)
+      for (int part = 0; part < kLanes / kPart; ++part) {
+        const int64_t at = g + part * kPart;
+        __builtin_memcpy(words + (at >> 3) * 32 + q * 8 + (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
+      }
+  }
+  for (int64_t i = 0; i < units; ++i) words[i] = uint32_t(bytes[i]) << 24 | (words[i] & 0xffffff);
+}
+
+// ---- rounding of couplings -----------------------------------------------------------------------------------------------------
+
+template <class V>
+inline V vector_max(V a, V b) {
+  return a > b ? a : b;
+}
+inline int32_t horizontal_sum(VecI v) {
+  int32_t total = 0;
+  for (int l = 0; l < kLanes; ++l) total += v[l];
+  return total;
+}
+
+template <class T>
+struct FloatBits;
+template <>
+struct FloatBits<float> {
+  using Int = int32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr Int kExponentMask = 0xff;
+};
+template <>
+struct FloatBits<double> {
+  using Int = int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr Int kExponentMask = 0x7ff;
+};
+
+// The largest bit pattern of |w|, which orders like |w| and puts inf and NaN on top.
+template <class T>
+inline typename FloatBits<T>::Int largest_magnitude_bits(const CouplingView& w) {
+  using Int = typename FloatBits<T>::Int;
+  constexpr Int kMagnitude = Int(~(Int(1) << (8 * sizeof(T) - 1)));
+  Vec<Int> lane_max = {};
+  Int largest = 0;
+  for (int64_t i = 0; i < w.n1; ++i) {
+    const T* row = (const T*)w.data + i * w.row_stride;
+    int64_t j = 0;
+    if (w.column_stride == 1)
+      for (; j + lanes_of<T> <= w.n2; j += lanes_of<T>) lane_max = vector_max(lane_max, load<Vec<Int>>(row + j) & kMagnitude);
+    for (; j < w.n2; ++j) {
+      Int bits;
+      __builtin_memcpy(&bits, row + j * w.column_stride, sizeof bits);
+      bits &= kMagnitude;
+      largest = bits > largest ? bits : largest;
+    }
+  }
+  for (int l = 0; l < lanes_of<T>; ++l) largest = lane_max[l] > largest ? lane_max[l] : largest;
+  return largest;
+}
+
+// The largest sum, over the rows and the columns, of ceil(|w| * factor).
+template <class T>
+inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* column_sums) {
+  for (int64_t j = 0; j < w.n2; ++j) column_sums[j] = 0;
+  int32_t largest = 0;
+  for (int64_t i = 0; i < w.n1; ++i) {
+    const T* row = (const T*)w.data + i * w.row_stride;
+    int32_t row_sum = 0;
+    int64_t j = 0;
+    if constexpr (sizeof(T) == 4) {
+      VecI lane_sum = {};
+      if (w.column_stride == 1)
+        for (; j + kLanes <= w.n2; j += kLanes) {
+          const VecF x = bit_cast<VecF>(load<VecI>(row + j) & 0x7fffffff) * factor;
+          VecI q = (VecI)truncate_to_unsigned(x);
+          q -= to_float(q) < x;  // a true comparison is -1
+          lane_sum += q;
+          store(column_sums + j, load<VecI>(column_sums + j) + q);
+        }
+      row_sum = horizontal_sum(lane_sum);
+    }
+    for (; j < w.n2; ++j) {
+      const T signed_x = row[j * w.column_stride] * factor, x = signed_x < 0 ? -signed_x : signed_x;
+      int32_t q = int32_t(x);
+      q += T(q) < x;
+      row_sum += q;
+      column_sums[j] += q;
+    }
+    largest = row_sum > largest ? row_sum : largest;
+  }
+  for (int64_t j = 0; j < w.n2; ++j) largest = column_sums[j] > largest ? column_sums[j] : largest;
+  return largest;
+}
+
+template <class T>
+inline T power_of_two(int exponent) {
+  using Bits = FloatBits<T>;
+  const typename Bits::Int bits = typename Bits::Int(exponent + Bits::kBias) << Bits::kMantissa;
+  T out;
+  __builtin_memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+template <class T>
+inline CouplingStatus scale_exponent_of(const CouplingView& w, int32_t* sums, int* k) {
+  using Bits = FloatBits<T>;
+  *k = kMaxScaleExponent;
+  const typename Bits::Int bits = largest_magnitude_bits<T>(w);
+  const auto exponent = bits >> Bits::kMantissa;
+  if (exponent == Bits::kExponentMask) return CouplingStatus::kNonFinite;
+  if (exponent == 0) return CouplingStatus::kOk;  // all zero or subnormal
+  const int e = int(exponent) - Bits::kBias + 1;  // max |w| < 2^e
+  if (e > 127) return CouplingStatus::kTooLarge;
+  const int64_t degree = w.n1 > w.n2 ? w.n1 : w.n2;
+  if (!largest_scale_fits(degree, e))
+    *k = scale_exponent(largest_rounded_up_sum<T>(w, power_of_two<T>(coupling_sum_bits(degree) - e), sums), degree, e);
+  return CouplingStatus::kOk;
+}
+CouplingStatus scale_exponent_kernel(const CouplingView& w, int32_t* sums, int* k) {
+  return w.is_double ? scale_exponent_of<double>(w, sums, k) : scale_exponent_of<float>(w, sums, k);
+}
+
+typedef int32_t Quad __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define GIBBS_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define GIBBS_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Quad{i, j, k, l})
+#endif
+inline void transpose_4x4(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
+  const Quad a = load<Quad>(in), b = load<Quad>(in + in_stride), c = load<Quad>(in + 2 * in_stride), d = load<Quad>(in + 3 * in_stride);
+  const Quad ab_low = GIBBS_SHUFFLE(a, b, 0, 4, 1, 5), ab_high = GIBBS_SHUFFLE(a, b, 2, 6, 3, 7);
+  const Quad cd_low = GIBBS_SHUFFLE(c, d, 0, 4, 1, 5), cd_high = GIBBS_SHUFFLE(c, d, 2, 6, 3, 7);
+  store(out, GIBBS_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5));
+  store(out + out_stride, GIBBS_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7));
+  store(out + 2 * out_stride, GIBBS_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5));
+  store(out + 3 * out_stride, GIBBS_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7));
+}
+
+template <class T>
+inline void round_couplings_of(const CouplingView& w, int k, const RoundedCoupling& out) {
+  const int64_t ld1 = padded_row(w.n1), ld2 = padded_row(w.n2);
+  const T factor = power_of_two<T>(k);
+  for (int64_t i = 0; i < w.n1; ++i) {
+    const T* row = (const T*)w.data + i * w.row_stride;
+    int32_t* to = out.rows + i * ld2;
+    int64_t j = 0;
+    if constexpr (sizeof(T) == 4)
+      if (w.column_stride == 1)
+        for (; j + kLanes <= w.n2; j += kLanes) store(to + j, round_to_int(load<VecF>(row + j) * factor));
+    for (; j < w.n2; ++j) to[j] = int32_t(__builtin_rint(double(row[j * w.column_stride] * factor)));
+    for (; j < ld2; ++j) to[j] = 0;
+  }
+  int64_t i = 0;
+  for (; i + 4 <= w.n1; i += 4)  // ld2 is a multiple of 4, but `columns` has n2 rows only
+    for (int64_t j = 0; j < w.n2; j += 4) {
+      if (j + 4 <= w.n2)
+        transpose_4x4(out.rows + i * ld2 + j, ld2, out.columns + j * ld1 + i, ld1);
+      else
+        for (int64_t c = j; c < w.n2; ++c)
+          for (int64_t r = i; r < i + 4; ++r) out.columns[c * ld1 + r] = out.rows[r * ld2 + c];
+    }
+  for (int64_t c = 0; c < w.n2; ++c) {
+    for (int64_t r = i; r < w.n1; ++r) out.columns[c * ld1 + r] = out.rows[r * ld2 + c];
+    for (int64_t r = w.n1; r < ld1; ++r) out.columns[c * ld1 + r] = 0;
+  }
+}
+void round_couplings_kernel(const CouplingView& w, int k, const RoundedCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k, out) : round_couplings_of<float>(w, k, out);
+}
+
+// ---- binary updates ------------------------------------------------------------------------------------------------------------
+
+// exp(-a) for 0 <= a <= kThresholdLimit, as core/threshold.h spells it out.
+inline VecF exp_of_negative(VecF a) {
+  const VecI n = (VecI)truncate_to_unsigned(a * kLog2e + 0.5f);
+  const VecF nf = to_float(n);
+  VecF r = nf * kLn2High - a;
+  r = r + nf * kLn2Low;
+  VecF p = splat(kExp0);
+  p = p * r + kExp1;
+  p = p * r + kExp2;
+  p = p * r + kExp3;
+  p = p * r + kExp4;
+  p = p * r + kExp5;
+  VecF y = p * (r * r);
+  y = y + r;
+  y = y + 1.0f;
+  const VecI power = ((127 - n) << 23) & (n < 127);
+  return y * (VecF)power;
+}
+inline VecF clipped_magnitude(VecF x) {
+  const VecF magnitude = bit_cast<VecF>((VecI)x & 0x7fffffff);
+  return magnitude < kThresholdLimit ? magnitude : splat(kThresholdLimit);
+}
+inline VecU threshold_vector(VecF x) {
+  const VecF e = exp_of_negative(clipped_magnitude(x));
+  const VecF s = e / (1.0f + e);
+  const VecU tail = truncate_to_unsigned(s * 4294967296.0f);
+  const VecU mirrored = (0u - tail) | (VecU)(tail == 0);
+  return x > 0.0f ? mirrored : tail;
+}
+void thresholds_kernel(const float* logits, int64_t count, uint32_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, threshold_vector(load<VecF>(logits + i)));
+}
+
+// What every unit of one half-sweep shares.
+struct HalfSweep {
+  int64_t n, first_unit;
+  float beta, scale;
+  RandomStream random;
+};
+
+template <bool kAnnealed>
+inline VecF logit_vector(const int32_t* acc, const float* bias, const float* base_bias, float beta, float scale) {
+  const VecF logit = beta * (to_float(load<VecI>(acc)) * scale + load<VecF>(bias));
+  if constexpr (kAnnealed) return logit + (1.0f - beta) * load<VecF>(base_bias);
+  return logit;
+}
+
+// New bits of one side of one chain. bytes[i]: high random byte of unit i of the side.
+template <bool kAnnealed>
+inline void sample_side(const HalfSweep& h, const int32_t* acc, const float* bias, const float* base_bias, const uint8_t* bytes,
+                        const uint32_t* clamp, uint32_t* bits) {
+  constexpr int kVectors = 32 / kLanes;
+  for (int64_t i = 0; i < h.n; i += 32) {
+    VecU thresholds[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      thresholds[v] = threshold_vector(
+          logit_vector<kAnnealed>(acc + i + v * kLanes, bias + i + v * kLanes, kAnnealed ? base_bias + i + v * kLanes : nullptr, h.beta, h.scale));
+    uint32_t less, equal;
+    compare_high_bytes(thresholds, bytes + i, less, equal);
+    const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;
+    for (equal &= valid; equal; equal &= equal - 1) {  // one unit in 256: draw the low bits
+      const int l = __builtin_ctz(equal);
+      uint32_t low_threshold;
+      __builtin_memcpy(&low_threshold, (const char*)thresholds + 4 * l, 4);
+      less |= uint32_t(random_low_bits(h.random, uint32_t(h.first_unit + i + l)) < (low_threshold & 0xffffff)) << l;
+    }
+    less &= valid;
+    if (clamp) less = (less & ~clamp[i / 32]) | (bits[i / 32] & clamp[i / 32]);
+    bits[i / 32] = less;
+  }
+}
+
+// acc += rows of `raised` - rows of `lowered`, kBlock vectors of columns at a time in registers.
+constexpr int kMaxBlock = GIBBS_VECTOR_BYTES == 64 ? 28 : 14;
+template <int kBlock>
+inline void add_rows_block(const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+                           int64_t num_lowered, int32_t* acc) {
+  VecI sum[kBlock];
+#pragma GCC unroll 28
+  for (int v = 0; v < kBlock; ++v) sum[v] = load<VecI>(acc + v * kLanes);
+  for (int64_t t = 0; t < num_raised; ++t) {
+    const int32_t* row = rows + raised[t] * ld;
+#pragma GCC unroll 28
+    for (int v = 0; v < kBlock; ++v) sum[v] += load<VecI>(row + v * kLanes);
+  }
+  for (int64_t t = 0; t < num_lowered; ++t) {
+    const int32_t* row = rows + lowered[t] * ld;
+#pragma GCC unroll 28
+    for (int v = 0; v < kBlock; ++v) sum[v] -= load<VecI>(row + v * kLanes);
+  }
+#pragma GCC unroll 28
+  for (int v = 0; v < kBlock; ++v) store(acc + v * kLanes, sum[v]);
+}
+template <int kBlock>
+inline void add_rows_of(int block, const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+                        int64_t num_lowered, int32_t* acc) {
+  if constexpr (kBlock > 0) {
+    if (block == kBlock)
+      add_rows_block<kBlock>(rows, ld, raised, num_raised, lowered, num_lowered, acc);
+    else
+      add_rows_of<kBlock - 1>(block, rows, ld, raised, num_raised, lowered, num_lowered, acc);
+  }
+}
+inline void add_rows(const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+                     int64_t num_lowered, int32_t* acc) {
+  int64_t vectors = ld / kLanes;
+  for (int64_t blocks = (vectors + kMaxBlock - 1) / kMaxBlock, at = 0; blocks > 0; --blocks) {  // blocks of nearly equal width
+    const int64_t block = (vectors + blocks - 1) / blocks;
+    add_rows_of<kMaxBlock>(int(block), rows + at, ld, raised, num_raised, lowered, num_lowered, acc + at);
+    vectors -= block;
+    at += block * kLanes;
+  }
+}
+
+// Sums of all active rows by table: the 16 subset sums of each 4 rows are built once per tile and looked up by every chain
+// ("four Russians"). kVectors vectors of columns; tables of kTableGroups groups at a time stay in the first-level cache.
+template <int kVectors>
+inline void table_sums_block(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, int32_t* acc,
+                             int64_t acc_stride, int32_t* table) {
+  constexpr int kWidth = kVectors * kLanes, kEntries = 1 << kTableRows;
+  for (int64_t first = 0; first < num_rows; first += kTableGroups * kTableRows) {
+    for (int g = 0; g < kTableGroups; ++g) {
+      int32_t* entries = table + g * kEntries * kWidth;
+      for (int v = 0; v < kVectors; ++v) store(entries + v * kLanes, VecI{});
+      for (int m = 1; m < kEntries; ++m) {
+        const int64_t row = first + g * kTableRows + __builtin_ctz(m);
+        if (row >= num_rows) continue;  // such an entry is never looked up: bits beyond the last unit are 0
+        for (int v = 0; v < kVectors; ++v)
+          store(entries + m * kWidth + v * kLanes,
+                load<VecI>(entries + (m & (m - 1)) * kWidth + v * kLanes) + load<VecI>(rows + row * ld + v * kLanes));
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      const uint32_t active = bits[c][first / 32] >> (first % 32);
+      const int32_t* entry[kTableGroups];
+      for (int g = 0; g < kTableGroups; ++g)
+        entry[g] = table + (g * kEntries + (active >> (g * kTableRows) & (kEntries - 1))) * kWidth;
+      int32_t* sum = acc + c * acc_stride;
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        VecI x = (load<VecI>(entry[0] + v * kLanes) + load<VecI>(entry[1] + v * kLanes)) +
+                 (load<VecI>(entry[2] + v * kLanes) + load<VecI>(entry[3] + v * kLanes));
+        if (first) x += load<VecI>(sum + v * kLanes);
+        store(sum + v * kLanes, x);
+      }
+    }
+  }
+}
+inline void table_sums(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, int32_t* acc,
+                       int64_t acc_stride, int32_t* table) {
+  constexpr int kStep = 16 / kLanes;  // vectors in 16 columns
+  int64_t columns = ld / 16;
+  for (int64_t blocks = (columns + 3) / 4, at = 0; blocks > 0; --blocks) {
+    const int64_t block = (columns + blocks - 1) / blocks;
+    if (block == 4) table_sums_block<4 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
+    if (block == 3) table_sums_block<3 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
+    if (block == 2) table_sums_block<2 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
+    if (block == 1) table_sums_block<1 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
+    columns -= block;
+    at += block * 16;
+  }
+}
+
+// log f_{beta'}(left) - log f_beta(left) less its part linear in left (csrc/ops.cpp, bipartite_ais):
+//   sum_j softplus(x'_j) - softplus(x_j),   softplus(x) = max(x, 0) + log(1 + exp(-|x|)).
+// The logs of up to 32 vectors of units are taken as one log of the product of their ratios, each within [1/2, 2].
+inline double softplus_difference(int64_t n, const int32_t* acc, const float* bias, const float* base_bias, float scale, float beta,
+                                  float next_beta) {
+  constexpr int64_t kChunk = 32 * kLanes;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kChunk) {
+    const int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    VecF linear = {}, above = splat(1.0f), below = splat(1.0f);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      VecF x = logit_vector<true>(acc + i, bias + i, base_bias + i, beta, scale);
+      VecF y = logit_vector<true>(acc + i, bias + i, base_bias + i, next_beta, scale);
+      if (i + kLanes > n)
+        for (int l = 0; l < kLanes; ++l)
+          if (i + l >= n) x[l] = y[l] = 0;
+      linear += (y > 0.0f ? y : splat(0.0f)) - (x > 0.0f ? x : splat(0.0f));
+      above *= 1.0f + exp_of_negative(clipped_magnitude(y));
+      below *= 1.0f + exp_of_negative(clipped_magnitude(x));
+    }
+    double ratio = 1;
+    for (int l = 0; l < kLanes; ++l) {
+      ratio *= double(above[l]) / double(below[l]);
+      total += double(linear[l]);
+    }
+    total += __builtin_log(ratio);
+  }
+  return total;
+}
+inline double linear_difference(int64_t n, const uint32_t* bits, const float* bias, const float* base_bias, float beta, float next_beta) {
+  double sum = 0;
+  for (int64_t w = 0; w < state_words(n); ++w)
+    for (uint32_t b = bits[w]; b; b &= b - 1) {
+      const int64_t i = 32 * w + __builtin_ctz(b);
+      sum += double(bias[i]) - double(base_bias[i]);
+    }
+  return (double(next_beta) - double(beta)) * sum;
+}
+
+// One side of every chain of a tile: its bits, the integer sums they are drawn from, and the rows they add to the other side.
+struct TileSide {
+  int64_t n, first_unit;
+  int32_t* acc;           // [count, padded_side(n)]
+  const int32_t* rows;    // [n, ld] couplings to the other side
+  int64_t ld;
+};
+
+// Brings the other side's sums up to date with this side's new bits: by the rows of the units that flipped, or, where many flipped in
+// many chains, afresh by tables. Integer sums: both give the same bits.
+template <class Bits>
+inline void propagate(const TileSide& from, const TileSide& to, Bits bits_of, int64_t count, bool allow_tables, const TileWorkspace& ws) {
+  const int64_t words = state_words(from.n), acc_stride = padded_side(to.n);
+  if (allow_tables) {
+    int64_t flips = 0;
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t w = 0; w < words; ++w) flips += __builtin_popcount(bits_of(c)[w] ^ ws.before[c * words + w]);
+    // measured break-even: a looked-up group of four rows costs about as much as 0.75 of a flipped row (bench/NOTES.md)
+    if (flips * 16 > count * from.n * 3) {
+      constexpr int64_t kChunk = 512;
+      const uint32_t* bits[kChunk];
+      for (int64_t begin = 0; begin < count; begin += kChunk) {
+        const int64_t n = count - begin < kChunk ? count - begin : kChunk;
+        for (int64_t c = 0; c < n; ++c) bits[c] = bits_of(begin + c);
+        table_sums(from.rows, from.ld, from.n, bits, n, to.acc + begin * acc_stride, acc_stride, ws.table);
+      }
+      return;
+    }
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    int64_t num_raised = 0, num_lowered = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint32_t now = bits_of(c)[w], before = ws.before[c * words + w];
+      for (uint32_t up = now & ~before; up; up &= up - 1) ws.raised[num_raised++] = int32_t(32 * w + __builtin_ctz(up));
+      for (uint32_t down = before & ~now; down; down &= down - 1) ws.lowered[num_lowered++] = int32_t(32 * w + __builtin_ctz(down));
+    }
+    add_rows(from.rows, from.ld, ws.raised, num_raised, ws.lowered, num_lowered, to.acc + c * acc_stride);
+  }
+}
+
+template <bool kAnnealed>
+inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {
+  const TileSide left = {p.n1, 0, ws.acc_left, p.coupling.rows, padded_row(p.n2)};
+  const TileSide right = {p.n2, p.n1, ws.acc_right, p.coupling.columns, padded_row(p.n1)};
+  const int64_t left_words = state_words(p.n1), right_words = state_words(p.n2);
+  const int64_t left_stride = padded_side(p.n1), right_stride = padded_side(p.n2);
+  const bool tables = p.allow_tables && count >= 32;
+  const auto left_bits = [&](int64_t c) { return chains[c].left; };
+  const auto right_bits = [&](int64_t c) { return chains[c].right; };
+  __builtin_memset(ws.acc_left, 0, size_t(count * left_stride) * 4);
+  __builtin_memset(ws.acc_right, 0, size_t(count * right_stride) * 4);
+  // The sums start from the empty state, so the first propagation of each side is a flip of every active unit.
+  __builtin_memset(ws.before, 0, size_t(count * left_words) * 4);
+  propagate(left, right, left_bits, count, tables, ws);
+  const int64_t first_right_block = p.n1 / 128, right_blocks = (p.n1 + p.n2 + 127) / 128 - first_right_block;
+  const int64_t left_blocks = (p.n1 + 127) / 128;
+  const bool one_draw = count == 1;  // a single chain keeps both sides' bytes from one pass over the counter
+  int64_t work = 0;
+  for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
+    if ((work += count * (p.n1 + p.n2)) > (1 << 18)) {
+      work = 0;
+      if (p.check.stop(p.check.context)) return;
+    }
+    const float beta = p.beta[(sweep + kAnnealed) * p.beta_stride];
+    for (int64_t c = 0; c < count; ++c) {
+      const BinaryChain& chain = chains[c];
+      int32_t* acc = ws.acc_right + c * right_stride;
+      if constexpr (kAnnealed) {
+        const float last = p.beta[sweep * p.beta_stride];
+        *chain.log_weight += softplus_difference(p.n2, acc, chain.right_bias, chain.base_right_bias, p.coupling.scale, last, beta) +
+                             linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last, beta);
+      }
+      const HalfSweep h = {p.n2, p.n1, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
+      const int64_t first_block = one_draw ? 0 : first_right_block;
+      random_bytes(h.random, first_block, first_right_block + right_blocks, ws.bytes);
+      __builtin_memcpy(ws.before + c * right_words, chain.right, size_t(right_words) * 4);
+      sample_side<kAnnealed>(h, acc, chain.right_bias, chain.base_right_bias, ws.bytes + p.n1 - first_block * 128, chain.clamp_right,
+                             chain.right);
+    }
+    if (sweep == 0) __builtin_memset(ws.before, 0, size_t(count * right_words) * 4);
+    propagate(right, left, right_bits, count, tables, ws);
+    for (int64_t c = 0; c < count; ++c) {
+      const BinaryChain& chain = chains[c];
+      const HalfSweep h = {p.n1, 0, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
+      if (!one_draw) random_bytes(h.random, 0, left_blocks, ws.bytes);
+      __builtin_memcpy(ws.before + c * left_words, chain.left, size_t(left_words) * 4);
+      sample_side<kAnnealed>(h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, ws.bytes, chain.clamp_left,
+                             chain.left);
+    }
+    if (sweep + 1 < p.num_sweeps) propagate(left, right, left_bits, count, tables, ws);
+  }
+}
+void sweep_tile_kernel(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {
+  p.annealed ? sweep_tile_of<true>(p, chains, count, ws) : sweep_tile_of<false>(p, chains, count, ws);
+}
+
+void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes) {
+  random_words_of(random_stream(seed, chain, sweep), units, words, bytes);
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// No include guard: the whole of one instruction set's kernels. Before it: GIBBS_ISA (namespace), GIBBS_ISA_NAME,
+// GIBBS_VECTOR_BYTES and a target pragma; system headers must have been included without that pragma.
+namespace gibbs {
+namespace GIBBS_ISA {
+namespace {
+#include "cpu/simd.h"
+
+#include "cpu/bipartite_kernel.h"
+
+#include "cpu/relaxed_kernel.h"
+}  // namespace
+
+extern const Kernels table;
+const Kernels table = {GIBBS_ISA_NAME,
+                       scale_exponent_kernel,
+                       round_couplings_kernel,
+                       sweep_tile_kernel,
+                       random_words_kernel,
+                       thresholds_kernel,
+                       relaxed_kernel<float>,
+                       relaxed_kernel<double>,
+                       relaxed_backward_kernel<float>,
+                       relaxed_backward_kernel<double>,
+                       outer_products_kernel<float>,
+                       outer_products_kernel<double>};
+}  // namespace GIBBS_ISA
+}  // namespace gibbs

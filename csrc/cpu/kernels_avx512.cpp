@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/fixed_point.h"
+#include "core/philox.h"
+#include "core/threshold.h"
+#include "cpu/bipartite.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,popcnt"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,popcnt")
+#endif
+#define GIBBS_ISA avx512
+#define GIBBS_ISA_NAME "avx512"
+#define GIBBS_VECTOR_BYTES 64
+#include "cpu/instruction_set.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/fixed_point.h"
+#include "core/philox.h"
+#include "core/threshold.h"
+#include "cpu/bipartite.h"
+
+#define GIBBS_ISA baseline
+#define GIBBS_ISA_NAME "baseline"
+#define GIBBS_VECTOR_BYTES 16
+#include "cpu/instruction_set.h"

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// No include guard: included once in each instruction set's translation unit, inside namespace gibbs::GIBBS_ISA and its target
+// pragma. GCC's and Clang's generic vectors carry the arithmetic; the few operations they lack are intrinsics with a portable twin.
+// GIBBS_VECTOR_BYTES is 16 (baseline), 32 (AVX2) or 64 (AVX-512).
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(GIBBS_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+using VecF = Vec<float>;
+using VecI = Vec<int32_t>;
+using VecU = Vec<uint32_t>;
+
+constexpr int kLanes = GIBBS_VECTOR_BYTES / 4;
+template <class T>
+constexpr int lanes_of = GIBBS_VECTOR_BYTES / int(sizeof(T));
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+inline void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+template <class To, class From>
+inline To bit_cast(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To out;
+  __builtin_memcpy(&out, &v, sizeof out);
+  return out;
+}
+inline VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
+
+// Truncation of 0 <= v <= 2^31 to unsigned.
+inline VecU truncate_to_unsigned(VecF v) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  return (VecU)_mm512_cvttps_epu32((__m512)v);
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  return (VecU)_mm256_cvttps_epi32((__m256)v);  // 2^31 gives 0x80000000, which is 2^31 unsigned
+#elif defined(__x86_64__)
+  return (VecU)_mm_cvttps_epi32((__m128)v);
+#else
+  return __builtin_convertvector(v, VecU);
+#endif
+}
+
+// To the nearest integer, ties to even (the default rounding mode).
+inline VecI round_to_int(VecF v) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  return (VecI)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  return (VecI)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__x86_64__)
+  return (VecI)_mm_cvtps_epi32((__m128)v);
+#else
+  VecI out;
+  for (int l = 0; l < kLanes; ++l) out[l] = int32_t(__builtin_rintf(v[l]));
+  return out;
+#endif
+}
+
+// Products of the even 32-bit lanes as 64-bit lanes.
+inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  return (Vec<uint64_t>)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (Vec<uint64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return ((Vec<uint64_t>)a & 0xffffffffu) * ((Vec<uint64_t>)b & 0xffffffffu);
+#endif
+}
+
+// Bit l of less / equal: byte l of `bytes` against the top byte of thresholds[l], l < 32.
+inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uint32_t& less, uint32_t& equal) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  const __m128i t0 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[0], 24));
+  const __m128i t1 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[1], 24));
+  const __m256i t = _mm256_inserti128_si256(_mm256_castsi128_si256(t0), t1, 1);
+  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
+  less = _mm256_cmplt_epu8_mask(r, t);
+  equal = _mm256_cmpeq_epi8_mask(r, t);
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  const __m256i a = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
+  const __m256i b = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[2], 24), _mm256_srli_epi32((__m256i)thresholds[3], 24));
+  // the packs interleave 128-bit halves: undo that once, in dwords
+  const __m256i t = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
+  equal = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(r, t)));
+  less = ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(r, t), r)));
+#elif defined(__x86_64__)
+  less = equal = 0;
+  for (int half = 0; half < 2; ++half) {
+    const VecU* th = thresholds + 4 * half;
+    const __m128i a = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[0], 24), _mm_srli_epi32((__m128i)th[1], 24));
+    const __m128i b = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[2], 24), _mm_srli_epi32((__m128i)th[3], 24));
+    const __m128i t = _mm_packus_epi16(a, b), r = _mm_loadu_si128((const __m128i*)(bytes + 16 * half));
+    equal |= uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(r, t))) << 16 * half;
+    less |= (0xffffu & ~uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(r, t), r)))) << 16 * half;
+  }
+#else
+  less = equal = 0;
+  for (int l = 0; l < 32; ++l) {
+    const uint32_t t = thresholds[l / kLanes][l % kLanes] >> 24;
+    less |= uint32_t(bytes[l] < t) << l;
+    equal |= uint32_t(bytes[l] == t) << l;
+  }
+#endif
+}
+
+// Philox for kLanes consecutive groups. Counters are kept as 64-bit lanes (even and odd ones apart), of which a widening multiply
+// reads the low halves only: no lane has to be moved between rounds.
+struct PhiloxVectors {
+  VecU word[4];
+};
+inline void philox_rounds(VecU& c0, VecU& c1, VecU& c2, VecU& c3, uint32_t k0, uint32_t k1) {
+  const VecU m0 = splat(kPhiloxMultiplier0), m1 = splat(kPhiloxMultiplier1);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const Vec<uint64_t> p0 = multiply_even(c0, m0), p1 = multiply_even(c2, m1);
+    c0 = (VecU)(p1 >> 32) ^ c1 ^ splat(k0);
+    c2 = (VecU)(p0 >> 32) ^ c3 ^ splat(k1);
+    c1 = (VecU)p1;
+    c3 = (VecU)p0;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
+  }
+}
+inline PhiloxVectors philox_vectors(const RandomStream& s, VecU groups) {
+  VecU even[4] = {groups, splat(s.c1), splat(s.c2), splat(s.c3)};
+  VecU odd[4] = {(VecU)((Vec<uint64_t>)groups >> 32), even[1], even[2], even[3]};
+  philox_rounds(even[0], even[1], even[2], even[3], s.k0, s.k1);
+  philox_rounds(odd[0], odd[1], odd[2], odd[3], s.k0, s.k1);
+  PhiloxVectors out;
+  for (int q = 0; q < 4; ++q)
+    out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
+  return out;
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pybind11 module: what is no tensor op. Loading it also registers the ops (csrc/ops.cpp).
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/philox.h"
+#include "cpu/bipartite_driver.h"
+#include "hooks.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// An exception raised while an op ran (a signal handler's, or a warning turned into an error). The dispatcher would replace it by a
+// RuntimeError of its own, so it waits here for gibbs_ext/ops.py.
+PyObject* pending_exception = nullptr;
+PyObject* resolution_warning = nullptr;
+
+void keep_exception() {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  Py_XDECREF(pending_exception);
+  pending_exception = value;
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+}
+
+bool interrupted() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() == 0) return false;
+  keep_exception();
+  return true;
+}
+
+bool warn(const char* message) {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, 1) == 0) return true;
+  keep_exception();
+  return false;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = GIBBS_VERSION;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+#if defined(__x86_64__)
+  info["cpu_instruction_sets"] = py::make_tuple("baseline", "avx2", "avx512");
+#else
+  info["cpu_instruction_sets"] = py::make_tuple("baseline");
+#endif
+  info["instruction_set"] = gibbs::kernels().name;
+  info["cuda_architectures"] = py::tuple();
+  info["stable_abi"] = ">= 2.10";
+  return info;
+}
+
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::array_t<uint32_t> threshold(const FloatArray& logit) {
+  const int64_t n = logit.size(), padded = gibbs::round_up(n, 32);
+  std::vector<float> in(size_t(padded), 0.0f);
+  std::vector<uint32_t> out(static_cast<size_t>(padded));
+  std::copy(logit.data(), logit.data() + n, in.begin());
+  gibbs::kernels().thresholds(in.data(), padded, out.data());
+  py::array_t<uint32_t> result(std::vector<py::ssize_t>(logit.shape(), logit.shape() + logit.ndim()));
+  std::copy(out.begin(), out.begin() + n, result.mutable_data());
+  return result;
+}
+
+py::tuple round_couplings(const py::array& weight) {
+  if (weight.ndim() != 2) throw py::value_error("round_couplings: weight must have shape [n1, n2]");
+  const bool is_double = py::isinstance<py::array_t<double>>(weight);
+  if (!is_double && !py::isinstance<py::array_t<float>>(weight))
+    throw py::value_error("round_couplings: weight must be a float32 or float64 array");
+  const int64_t n1 = weight.shape(0), n2 = weight.shape(1), size = is_double ? 8 : 4;
+  if (n1 < 1 || n2 < 1) throw py::value_error("round_couplings: weight must have at least one unit on each side");
+  const gibbs::CouplingView view = {weight.data(), is_double, n1, n2, weight.strides(0) / size, weight.strides(1) / size};
+  const int64_t ld1 = gibbs::padded_row(n1), ld2 = gibbs::padded_row(n2);
+  std::vector<int32_t> sums(static_cast<size_t>(ld2)), rows(size_t(n1 * ld2)), columns(size_t(n2 * ld1));
+  int k = 0;
+  if (gibbs::kernels().scale_exponent(view, sums.data(), &k) != gibbs::CouplingStatus::kOk)
+    throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");
+  gibbs::kernels().round_couplings(view, k, {rows.data(), columns.data(), 0.0f});
+  py::array_t<int32_t> out({n1, n2});
+  auto to = out.mutable_unchecked<2>();
+  for (int64_t i = 0; i < n1; ++i)
+    for (int64_t j = 0; j < n2; ++j) {
+      to(i, j) = rows[size_t(i * ld2 + j)];
+      if (columns[size_t(j * ld1 + i)] != to(i, j)) throw std::logic_error("round_couplings: the transpose differs");
+    }
+  return py::make_tuple(out, k);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  gibbs::hooks.interrupted = interrupted;
+  gibbs::hooks.warn = warn;
+  m.def("build_info", build_info);
+  m.def("philox", [](const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+    const gibbs::PhiloxOutput out = gibbs::philox4x32(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
+    return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
+  });
+  // The words as the kernels in force draw them, a vector at a time.
+  m.def("random_words", [](int64_t seed, uint64_t chain, uint64_t sweep, int64_t units) {
+    std::vector<uint32_t> words(size_t(gibbs::random_bytes_capacity(units)));
+    std::vector<uint8_t> bytes(words.size());
+    gibbs::kernels().random_words(uint64_t(seed), chain, sweep, units, words.data(), bytes.data());
+    return py::array_t<uint32_t>(units, words.data());
+  });
+  m.def("random_word", [](int64_t seed, uint64_t chain, uint64_t sweep, uint32_t unit) {
+    return gibbs::random_word(gibbs::random_stream(uint64_t(seed), chain, sweep), unit);
+  });
+  m.def("threshold", threshold);
+  m.def("round_couplings", round_couplings);
+  m.def("set_instruction_set", [](const std::string& name) {
+    if (!gibbs::set_instruction_set(name.c_str()))
+      throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " + name);
+  });
+  m.def("instruction_set", [] { return gibbs::kernels().name; });
+  m.def("take_exception", []() -> py::object {
+    if (!pending_exception) return py::none();
+    return py::reinterpret_steal<py::object>(std::exchange(pending_exception, nullptr));
+  });
+  m.def("set_resolution_warning", [](const py::object& category) {
+    Py_XDECREF(resolution_warning);
+    resolution_warning = py::object(category).release().ptr();
+  });
+}

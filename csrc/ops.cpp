@@ -47,6 +47,33 @@ template <class... Parts>
   throw std::invalid_argument(out.str());
 }
 
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
+  }
+}
+
 bool is_state_type(ScalarType type) {
   switch (type) {
     case ScalarType::Bool:
@@ -76,7 +103,7 @@ class Problem {
 
   Tensor parameter(const char* name, const Tensor& t, int64_t n) {
     if (t.scalar_type() != original_type_)
-      fail(op_, name, " must have weight's dtype, got another one (dtype codes ", int(t.scalar_type()), " and ", int(original_type_), ")");
+      fail(op_, name, " must have weight's dtype, ", name_of(original_type_), ", got ", name_of(t.scalar_type()));
     Tensor out = as_parameter(name, t);
     last_dim(name, out, n);
     return out;
@@ -84,19 +111,19 @@ class Problem {
 
   void state(const char* name, const Tensor& t, int64_t n) {
     cpu(name, t);
-    if (!is_state_type(t.scalar_type())) fail(op_, name, " must be bool, uint8 or a floating-point tensor, got dtype code ", int(t.scalar_type()));
+    if (!is_state_type(t.scalar_type())) fail(op_, name, " must be bool, uint8 or a floating-point tensor, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
   void mask(const char* name, const Tensor& t, int64_t n) {
     cpu(name, t);
-    if (t.scalar_type() != ScalarType::Bool) fail(op_, name, " must be a bool mask, got dtype code ", int(t.scalar_type()));
+    if (t.scalar_type() != ScalarType::Bool) fail(op_, name, " must be a bool mask, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
   void chain_numbers(const Tensor& t) {
     cpu("chains", t);
-    if (t.scalar_type() != ScalarType::Long) fail(op_, "chains must be int64, got dtype code ", int(t.scalar_type()));
+    if (t.scalar_type() != ScalarType::Long) fail(op_, "chains must be int64, got ", name_of(t.scalar_type()));
     join("chains", t, 0);
   }
 
@@ -107,7 +134,7 @@ class Problem {
     std::vector<bool> is_model_dim(batch_.size());
     const size_t lead = batch_.size() - size_t(weight_.dim() - 2);
     for (size_t d = lead; d < batch_.size(); ++d)
-      is_model_dim[d] = weight_.size(int64_t(d - lead)) > 1 && (models_by_size || strides[d] != 0);
+      is_model_dim[d] = weight_.size(int64_t(d - lead)) != 1 && (models_by_size || strides[d] != 0);
     batch = Batch(batch_, is_model_dim);
   }
 
@@ -147,7 +174,7 @@ class Problem {
   Tensor as_parameter(const char* name, const Tensor& t) {
     cpu(name, t);
     if (!is_parameter_type(t.scalar_type()))
-      fail(op_, name, " must be float32, float64, float16 or bfloat16, got dtype code ", int(t.scalar_type()));
+      fail(op_, name, " must be float32, float64, float16 or bfloat16, got ", name_of(t.scalar_type()));
     original_type_ = t.scalar_type();
     const bool half = original_type_ == ScalarType::Half || original_type_ == ScalarType::BFloat16;
     return half ? torch::stable::to(t, ScalarType::Float) : t;
@@ -217,28 +244,25 @@ using Bits = std::vector<uint32_t>;
 Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, int64_t n) {
   const int64_t words = state_words(n), stride = t.stride(t.dim() - 1);
   Bits out(size_t(p.num_chains() * words));
-  const bool binary = dispatch_state(t.scalar_type(), [&](auto zero) {
+  dispatch_state(t.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const S* data = static_cast<const S*>(t.const_data_ptr());
-    bool binary = true;
     for_each_row(p.batch_shape(), p.batch_strides(t, 1), [&](int64_t linear, int64_t offset) {
       uint32_t* row = out.data() + linear * words;
       for (int64_t w = 0; w < words; ++w) {
         const int64_t count = std::min<int64_t>(32, n - 32 * w);
         const S* from = data + offset + 32 * w * stride;
-        uint32_t bits = 0;
+        uint32_t ones = 0, zeros = 0;
         for (int64_t i = 0; i < count; ++i) {
-          const S x = from[i * stride];
-          const bool one = x == S(1);
-          binary &= one | (x == S(0));
-          bits |= uint32_t(one) << i;
+          ones |= uint32_t(from[i * stride] == S(1)) << i;
+          zeros |= uint32_t(from[i * stride] == S(0)) << i;
         }
-        row[w] = bits;
+        if (const uint32_t odd = ~(ones | zeros) & (count < 32 ? (1u << count) - 1 : ~0u))
+          fail(op, name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
+        row[w] = ones;
       }
     });
-    return binary;
   });
-  if (!binary) fail(op, name, " must hold 0 and 1 only");
   return out;
 }
 
@@ -457,7 +481,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   const char* names[] = {"grad_left", "grad_right", "grad_left_mean", "state"};
   const ScalarType type = p.weight().scalar_type();
   for (int i = 0; i < 4; ++i) {
-    if (sides[i]->scalar_type() != type) fail(op, names[i], " must have weight's dtype (float32 for half types)");
+    if (sides[i]->scalar_type() != type) fail(op, names[i], " must be ", name_of(type), ", got ", name_of(sides[i]->scalar_type()));
     p.state(names[i], *sides[i], i == 1 ? p.n2 : p.n1);
   }
   if (chains) p.chain_numbers(*chains);

@@ -61,10 +61,16 @@ struct BinarySweeps {
 struct TileWorkspace {
   int32_t *acc_left, *acc_right;     // [count, padded_side(n)]
   uint32_t* before;                  // [count, state_words(max(n1, n2))]
-  uint8_t* bytes;                    // [random_bytes_capacity(n1 + n2)]
+  uint8_t* bytes;                    // [tile_random_bytes(n1 + n2, count)]
   int32_t *raised, *lowered;         // [max(n1, n2)] units that went up and down
   int32_t* table;                    // [kTableInts]
 };
+// The high random bytes of a tile: of all its chains where models are small, else of one chain at a time.
+constexpr int64_t kOneDrawUnits = 512;
+inline int64_t tile_random_bytes(int64_t units, int64_t count) {
+  return random_bytes_capacity(units) * (units <= kOneDrawUnits ? count : 1);
+}
+
 constexpr int kTableGroups = 4, kTableRows = 4, kTableColumns = 64;
 constexpr int64_t kTableInts = int64_t{kTableGroups} * (1 << kTableRows) * kTableColumns;
 

@@ -185,7 +185,7 @@ class TileRunner {
         acc_left_(capacity * padded_side(call.n1)),
         acc_right_(capacity * padded_side(call.n2)),
         before_(capacity * state_words(std::max(call.n1, call.n2))),
-        bytes_(random_bytes_capacity(call.n1 + call.n2)),
+        bytes_(tile_random_bytes(call.n1 + call.n2, capacity)),
         words_(call.num_relaxed_sweeps ? random_bytes_capacity(call.n1 + call.n2) : 0),
         raised_(std::max(call.n1, call.n2)),
         lowered_(std::max(call.n1, call.n2)),

@@ -453,9 +453,10 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
   // The sums start from the empty state, so the first propagation of each side is a flip of every active unit.
   __builtin_memset(ws.before, 0, size_t(count * left_words) * 4);
   propagate(left, right, left_bits, count, tables, ws);
-  const int64_t first_right_block = p.n1 / 128, right_blocks = (p.n1 + p.n2 + 127) / 128 - first_right_block;
-  const int64_t left_blocks = (p.n1 + 127) / 128;
-  const bool one_draw = count == 1;  // a single chain keeps both sides' bytes from one pass over the counter
+  // Small models keep both sides' bytes from one pass over the counter; large ones would leave the cache.
+  const bool one_draw = p.n1 + p.n2 <= kOneDrawUnits;
+  const int64_t left_blocks = (p.n1 + 127) / 128, first_block = one_draw ? 0 : p.n1 / 128, end_block = (p.n1 + p.n2 + 127) / 128;
+  const int64_t bytes_stride = one_draw ? random_bytes_capacity(p.n1 + p.n2) : 0;
   int64_t work = 0;
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
     if ((work += count * (p.n1 + p.n2)) > (1 << 18)) {
@@ -472,10 +473,10 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
                              linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last, beta);
       }
       const HalfSweep h = {p.n2, p.n1, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
-      const int64_t first_block = one_draw ? 0 : first_right_block;
-      random_bytes(h.random, first_block, first_right_block + right_blocks, ws.bytes);
+      uint8_t* bytes = ws.bytes + c * bytes_stride;
+      random_bytes(h.random, first_block, end_block, bytes);
       __builtin_memcpy(ws.before + c * right_words, chain.right, size_t(right_words) * 4);
-      sample_side<kAnnealed>(h, acc, chain.right_bias, chain.base_right_bias, ws.bytes + p.n1 - first_block * 128, chain.clamp_right,
+      sample_side<kAnnealed>(h, acc, chain.right_bias, chain.base_right_bias, bytes + p.n1 - first_block * 128, chain.clamp_right,
                              chain.right);
     }
     if (sweep == 0) __builtin_memset(ws.before, 0, size_t(count * right_words) * 4);
@@ -483,9 +484,10 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
     for (int64_t c = 0; c < count; ++c) {
       const BinaryChain& chain = chains[c];
       const HalfSweep h = {p.n1, 0, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
-      if (!one_draw) random_bytes(h.random, 0, left_blocks, ws.bytes);
+      uint8_t* bytes = ws.bytes + c * bytes_stride;
+      if (!one_draw) random_bytes(h.random, 0, left_blocks, bytes);
       __builtin_memcpy(ws.before + c * left_words, chain.left, size_t(left_words) * 4);
-      sample_side<kAnnealed>(h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, ws.bytes, chain.clamp_left,
+      sample_side<kAnnealed>(h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, bytes, chain.clamp_left,
                              chain.left);
     }
     if (sweep + 1 < p.num_sweeps) propagate(left, right, left_bits, count, tables, ws);

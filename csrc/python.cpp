@@ -87,7 +87,8 @@ py::tuple round_couplings(const py::array& weight) {
   if (n1 < 1 || n2 < 1) throw py::value_error("round_couplings: weight must have at least one unit on each side");
   const gibbs::CouplingView view = {weight.data(), is_double, n1, n2, weight.strides(0) / size, weight.strides(1) / size};
   const int64_t ld1 = gibbs::padded_row(n1), ld2 = gibbs::padded_row(n2);
-  std::vector<int32_t> sums(static_cast<size_t>(ld2)), rows(size_t(n1 * ld2)), columns(size_t(n2 * ld1));
+  std::vector<double> sums(static_cast<size_t>(ld2));
+  std::vector<int32_t> rows(size_t(n1 * ld2)), columns(size_t(n2 * ld1));
   int k = 0;
   if (gibbs::kernels().scale_exponent(view, sums.data(), &k) != gibbs::CouplingStatus::kOk)
     throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");

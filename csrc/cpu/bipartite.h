@@ -60,9 +60,8 @@ struct BinarySweeps {
 // A tile of chains that share a model.
 struct TileWorkspace {
   int32_t *acc_left, *acc_right;     // [count, padded_side(n)]
-  uint32_t* before;                  // [count, state_words(max(n1, n2))]
   uint8_t* bytes;                    // [tile_random_bytes(n1 + n2, count)]
-  int32_t *raised, *lowered;         // [max(n1, n2)] units that went up and down
+  int32_t *raised, *lowered;         // [max(n1, n2) + 16] units that went up and down
   int32_t* table;                    // [kTableInts]
 };
 // The high random bytes of a tile: of all its chains where models are small, else of one chain at a time.
@@ -109,8 +108,8 @@ constexpr int kRelaxedTile = 4;
 
 struct Kernels {
   const char* name;
-  // k for one model. sums: int32 [padded_row(n2)] scratch.
-  CouplingStatus (*scale_exponent)(const CouplingView&, int32_t* sums, int* k);
+  // k for one model. sums: scratch of 8 * padded_row(n2) bytes.
+  CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k);
   void (*round_couplings)(const CouplingView&, int k, const RoundedCoupling&);
   void (*sweep_tile)(const BinarySweeps&, const BinaryChain*, int64_t count, const TileWorkspace&);
   void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);

@@ -136,7 +136,8 @@ struct CouplingBuffers {
       : rows(call.num_sweeps ? call.n1 * padded_row(call.n2) : 0),
         columns(call.num_sweeps ? call.n2 * padded_row(call.n1) : 0),
         sums(padded_row(call.n2)) {}
-  Buffer<int32_t> rows, columns, sums;
+  Buffer<int32_t> rows, columns;
+  Buffer<double> sums;
 };
 
 CouplingView weight_of(const BipartiteCall& call, int64_t model) {
@@ -146,7 +147,7 @@ CouplingView weight_of(const BipartiteCall& call, int64_t model) {
           call.weight.stride};
 }
 
-bool exponent_of(const CouplingView& weight, int32_t* sums, int* k, Progress& progress) {
+bool exponent_of(const CouplingView& weight, double* sums, int* k, Progress& progress) {
   switch (kernels().scale_exponent(weight, sums, k)) {
     case CouplingStatus::kNonFinite:
       progress.fail(Outcome::kNonFiniteWeight);
@@ -184,11 +185,10 @@ class TileRunner {
         base_right_bias_(call.n2, call.log_weights ? capacity : 0),
         acc_left_(capacity * padded_side(call.n1)),
         acc_right_(capacity * padded_side(call.n2)),
-        before_(capacity * state_words(std::max(call.n1, call.n2))),
         bytes_(tile_random_bytes(call.n1 + call.n2, capacity)),
         words_(call.num_relaxed_sweeps ? random_bytes_capacity(call.n1 + call.n2) : 0),
-        raised_(std::max(call.n1, call.n2)),
-        lowered_(std::max(call.n1, call.n2)),
+        raised_(std::max(call.n1, call.n2) + 16),
+        lowered_(std::max(call.n1, call.n2) + 16),
         table_(kTableInts),
         packed_weight_(needs_packing() ? call.n1 * call.n2 : 0),
         bias_copies_(call.num_relaxed_sweeps ? kRelaxedTile * (call.n1 + call.n2) : 0),
@@ -244,7 +244,7 @@ class TileRunner {
                                  call_.allow_tables,
                                  progress_.check()};
     kernels().sweep_tile(sweeps, chains_.data(), tile.end - tile.begin,
-                         {acc_left_.get(), acc_right_.get(), before_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
+                         {acc_left_.get(), acc_right_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
     return !progress_.stop();
   }
 
@@ -324,7 +324,6 @@ class TileRunner {
   std::vector<BinaryChain> chains_;
   BiasCache left_bias_, right_bias_, base_left_bias_, base_right_bias_;
   Buffer<int32_t> acc_left_, acc_right_;
-  Buffer<uint32_t> before_;
   Buffer<uint8_t> bytes_;
   Buffer<uint32_t> words_;
   Buffer<int32_t> raised_, lowered_, table_;
@@ -488,7 +487,7 @@ Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch& batch, bool
   Progress progress(serial);
   BipartiteCall call;
   call.n1 = n1, call.n2 = n2, call.batch = batch, call.is_double = is_double, call.weight = weight;
-  const Buffer<int32_t> sums(padded_row(n2));
+  const Buffer<double> sums(padded_row(n2));
   for (int64_t model = 0; model < batch.num_models(); ++model) {
     int k = 0;
     if (!exponent_of(weight_of(call, model), sums.get(), &k, progress)) break;

@@ -62,30 +62,63 @@ struct FloatBits<double> {
   static constexpr Int kExponentMask = 0x7ff;
 };
 
-// The largest bit pattern of |w|, which orders like |w| and puts inf and NaN on top.
 template <class T>
-inline typename FloatBits<T>::Int largest_magnitude_bits(const CouplingView& w) {
+inline T power_of_two(int exponent) {
+  using Bits = FloatBits<T>;
+  const typename Bits::Int bits = typename Bits::Int(exponent + Bits::kBias) << Bits::kMantissa;
+  T out;
+  __builtin_memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// One pass over a model's couplings: the largest bit pattern of |w|, which orders like |w| and puts inf and NaN on top, and the
+// largest sum of |w| over a row or a column, in floating point. column_sums: [padded_row(n2)]
+template <class T>
+struct CouplingScan {
+  typename FloatBits<T>::Int largest_bits;
+  T largest_sum;
+};
+template <class T>
+inline CouplingScan<T> scan_couplings(const CouplingView& w, T* column_sums) {
   using Int = typename FloatBits<T>::Int;
   constexpr Int kMagnitude = Int(~(Int(1) << (8 * sizeof(T) - 1)));
   Vec<Int> lane_max = {};
-  Int largest = 0;
+  CouplingScan<T> out = {0, 0};
+  for (int64_t j = 0; j < w.n2; ++j) column_sums[j] = 0;
   for (int64_t i = 0; i < w.n1; ++i) {
     const T* row = (const T*)w.data + i * w.row_stride;
-    int64_t j = 0;
-    if (w.column_stride == 1)
-      for (; j + lanes_of<T> <= w.n2; j += lanes_of<T>) lane_max = vector_max(lane_max, load<Vec<Int>>(row + j) & kMagnitude);
-    for (; j < w.n2; ++j) {
-      Int bits;
-      __builtin_memcpy(&bits, row + j * w.column_stride, sizeof bits);
-      bits &= kMagnitude;
-      largest = bits > largest ? bits : largest;
+    Vec<T> lane_sum = {};
+    T row_sum = 0;
+    if (w.column_stride == 1) {
+      for (int64_t j = 0; j < w.n2; j += lanes_of<T>) {
+        const int64_t left_over = w.n2 - j;
+        const Vec<Int> bits = bit_cast<Vec<Int>>(load_part(row + j, left_over)) & kMagnitude;
+        lane_max = vector_max(lane_max, bits);
+        const Vec<T> magnitude = bit_cast<Vec<T>>(bits);
+        lane_sum += magnitude;
+        store_part(column_sums + j, load_part(column_sums + j, left_over) + magnitude, left_over);
+      }
+      for (int l = 0; l < lanes_of<T>; ++l) row_sum += lane_sum[l];
+    } else {
+      for (int64_t j = 0; j < w.n2; ++j) {
+        Int bits;
+        __builtin_memcpy(&bits, row + j * w.column_stride, sizeof bits);
+        bits &= kMagnitude;
+        T magnitude;
+        __builtin_memcpy(&magnitude, &bits, sizeof bits);
+        out.largest_bits = bits > out.largest_bits ? bits : out.largest_bits;
+        row_sum += magnitude;
+        column_sums[j] += magnitude;
+      }
     }
+    out.largest_sum = row_sum > out.largest_sum ? row_sum : out.largest_sum;
   }
-  for (int l = 0; l < lanes_of<T>; ++l) largest = lane_max[l] > largest ? lane_max[l] : largest;
-  return largest;
+  for (int l = 0; l < lanes_of<T>; ++l) out.largest_bits = lane_max[l] > out.largest_bits ? lane_max[l] : out.largest_bits;
+  for (int64_t j = 0; j < w.n2; ++j) out.largest_sum = column_sums[j] > out.largest_sum ? column_sums[j] : out.largest_sum;
+  return out;
 }
 
-// The largest sum, over the rows and the columns, of ceil(|w| * factor).
+// The largest sum, over the rows and the columns, of ceil(|w| * factor): what the scale is defined by.
 template <class T>
 inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* column_sums) {
   for (int64_t j = 0; j < w.n2; ++j) column_sums[j] = 0;
@@ -93,20 +126,7 @@ inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* 
   for (int64_t i = 0; i < w.n1; ++i) {
     const T* row = (const T*)w.data + i * w.row_stride;
     int32_t row_sum = 0;
-    int64_t j = 0;
-    if constexpr (sizeof(T) == 4) {
-      VecI lane_sum = {};
-      if (w.column_stride == 1)
-        for (; j + kLanes <= w.n2; j += kLanes) {
-          const VecF x = bit_cast<VecF>(load<VecI>(row + j) & 0x7fffffff) * factor;
-          VecI q = (VecI)truncate_to_unsigned(x);
-          q -= to_float(q) < x;  // a true comparison is -1
-          lane_sum += q;
-          store(column_sums + j, load<VecI>(column_sums + j) + q);
-        }
-      row_sum = horizontal_sum(lane_sum);
-    }
-    for (; j < w.n2; ++j) {
+    for (int64_t j = 0; j < w.n2; ++j) {
       const T signed_x = row[j * w.column_stride] * factor, x = signed_x < 0 ? -signed_x : signed_x;
       int32_t q = int32_t(x);
       q += T(q) < x;
@@ -119,76 +139,83 @@ inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* 
   return largest;
 }
 
+// sums: [padded_row(n2)] of 8 bytes each
 template <class T>
-inline T power_of_two(int exponent) {
-  using Bits = FloatBits<T>;
-  const typename Bits::Int bits = typename Bits::Int(exponent + Bits::kBias) << Bits::kMantissa;
-  T out;
-  __builtin_memcpy(&out, &bits, sizeof out);
-  return out;
-}
-
-template <class T>
-inline CouplingStatus scale_exponent_of(const CouplingView& w, int32_t* sums, int* k) {
+inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* k) {
   using Bits = FloatBits<T>;
   *k = kMaxScaleExponent;
-  const typename Bits::Int bits = largest_magnitude_bits<T>(w);
-  const auto exponent = bits >> Bits::kMantissa;
+  const CouplingScan<T> scan = scan_couplings<T>(w, (T*)sums);
+  const auto exponent = scan.largest_bits >> Bits::kMantissa;
   if (exponent == Bits::kExponentMask) return CouplingStatus::kNonFinite;
   if (exponent == 0) return CouplingStatus::kOk;  // all zero or subnormal
   const int e = int(exponent) - Bits::kBias + 1;  // max |w| < 2^e
   if (e > 127) return CouplingStatus::kTooLarge;
   const int64_t degree = w.n1 > w.n2 ? w.n1 : w.n2;
-  if (!largest_scale_fits(degree, e))
-    *k = scale_exponent(largest_rounded_up_sum<T>(w, power_of_two<T>(coupling_sum_bits(degree) - e), sums), degree, e);
+  if (largest_scale_fits(degree, e)) return CouplingStatus::kOk;
+  // The floating-point sum tells the integer one to within its rounding errors and the degree. Nearly always that settles k.
+  const T factor = power_of_two<T>(coupling_sum_bits(degree) - e);
+  const double sum = double(scan.largest_sum) * double(factor), slack = sum * double(degree) * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
+  const int64_t low = int64_t(sum - slack), high = int64_t(sum + slack) + degree + 1;
+  *k = scale_exponent(low > 0 ? low : 0, degree, e);
+  if (*k != scale_exponent(high, degree, e)) *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
   return CouplingStatus::kOk;
 }
-CouplingStatus scale_exponent_kernel(const CouplingView& w, int32_t* sums, int* k) {
+CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k) {
   return w.is_double ? scale_exponent_of<double>(w, sums, k) : scale_exponent_of<float>(w, sums, k);
 }
 
-typedef int32_t Quad __attribute__((vector_size(16)));
-#if defined(__clang__)
-#define GIBBS_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define GIBBS_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Quad{i, j, k, l})
-#endif
-inline void transpose_4x4(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
-  const Quad a = load<Quad>(in), b = load<Quad>(in + in_stride), c = load<Quad>(in + 2 * in_stride), d = load<Quad>(in + 3 * in_stride);
-  const Quad ab_low = GIBBS_SHUFFLE(a, b, 0, 4, 1, 5), ab_high = GIBBS_SHUFFLE(a, b, 2, 6, 3, 7);
-  const Quad cd_low = GIBBS_SHUFFLE(c, d, 0, 4, 1, 5), cd_high = GIBBS_SHUFFLE(c, d, 2, 6, 3, 7);
-  store(out, GIBBS_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5));
-  store(out + out_stride, GIBBS_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7));
-  store(out + 2 * out_stride, GIBBS_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5));
-  store(out + 3 * out_stride, GIBBS_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7));
+// out[c][r] = in[r][c] of a square block of kSquare integers a side
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES >= 32
+constexpr int kSquare = 8;
+inline void transpose_square(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
+  __m256i row[8], pair[8], four[8];
+  for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)(in + r * in_stride));
+  for (int r = 0; r < 8; r += 2) {
+    pair[r] = _mm256_unpacklo_epi32(row[r], row[r + 1]);
+    pair[r + 1] = _mm256_unpackhi_epi32(row[r], row[r + 1]);
+  }
+  for (int r = 0; r < 8; r += 4)
+    for (int h = 0; h < 2; ++h) {
+      four[r + 2 * h] = _mm256_unpacklo_epi64(pair[r + h], pair[r + 2 + h]);
+      four[r + 2 * h + 1] = _mm256_unpackhi_epi64(pair[r + h], pair[r + 2 + h]);
+    }
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_si256((__m256i*)(out + c * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
+    _mm256_storeu_si256((__m256i*)(out + (c + 4) * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
+  }
 }
+#else
+constexpr int kSquare = 4;
+inline void transpose_square(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
+  for (int r = 0; r < 4; ++r)
+    for (int c = 0; c < 4; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+}
+#endif
 
 template <class T>
 inline void round_couplings_of(const CouplingView& w, int k, const RoundedCoupling& out) {
   const int64_t ld1 = padded_row(w.n1), ld2 = padded_row(w.n2);
   const T factor = power_of_two<T>(k);
-  for (int64_t i = 0; i < w.n1; ++i) {
-    const T* row = (const T*)w.data + i * w.row_stride;
-    int32_t* to = out.rows + i * ld2;
-    int64_t j = 0;
-    if constexpr (sizeof(T) == 4)
-      if (w.column_stride == 1)
-        for (; j + kLanes <= w.n2; j += kLanes) store(to + j, round_to_int(load<VecF>(row + j) * factor));
-    for (; j < w.n2; ++j) to[j] = int32_t(__builtin_rint(double(row[j * w.column_stride] * factor)));
-    for (; j < ld2; ++j) to[j] = 0;
-  }
-  int64_t i = 0;
-  for (; i + 4 <= w.n1; i += 4)  // ld2 is a multiple of 4, but `columns` has n2 rows only
-    for (int64_t j = 0; j < w.n2; j += 4) {
-      if (j + 4 <= w.n2)
-        transpose_4x4(out.rows + i * ld2 + j, ld2, out.columns + j * ld1 + i, ld1);
-      else
-        for (int64_t c = j; c < w.n2; ++c)
-          for (int64_t r = i; r < i + 4; ++r) out.columns[c * ld1 + r] = out.rows[r * ld2 + c];
+  // 16 rows at a time: a cache line of each column
+  for (int64_t begin = 0; begin < w.n1; begin += 16) {
+    const int64_t end = begin + 16 < w.n1 ? begin + 16 : w.n1;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = (const T*)w.data + i * w.row_stride;
+      int32_t* to = out.rows + i * ld2;
+      int64_t j = 0;
+      if constexpr (sizeof(T) == 4)
+        if (w.column_stride == 1)
+          for (; j < w.n2; j += kLanes) store(to + j, round_to_int(load_part(row + j, w.n2 - j) * factor));
+      for (; j < w.n2; ++j) to[j] = int32_t(__builtin_rint(double(row[j * w.column_stride] * factor)));
+      for (; j < ld2; ++j) to[j] = 0;
     }
-  for (int64_t c = 0; c < w.n2; ++c) {
-    for (int64_t r = i; r < w.n1; ++r) out.columns[c * ld1 + r] = out.rows[r * ld2 + c];
-    for (int64_t r = w.n1; r < ld1; ++r) out.columns[c * ld1 + r] = 0;
+    int64_t j = 0;
+    if (end == begin + 16)
+      for (; j + kSquare <= w.n2; j += kSquare)
+        for (int64_t i = begin; i < end; i += kSquare)
+          transpose_square(out.rows + i * ld2 + j, ld2, out.columns + j * ld1 + i, ld1);
+    for (; j < w.n2; ++j)
+      for (int64_t i = begin; i < begin + 16; ++i) out.columns[j * ld1 + i] = i < end ? out.rows[i * ld2 + j] : 0;
   }
 }
 void round_couplings_kernel(const CouplingView& w, int k, const RoundedCoupling& out) {
@@ -244,29 +271,60 @@ inline VecF logit_vector(const int32_t* acc, const float* bias, const float* bas
   return logit;
 }
 
-// New bits of one side of one chain. bytes[i]: high random byte of unit i of the side.
+// New bits of units i .. i + 31 of one side of one chain. bytes[i]: high random byte of unit i of the side.
 template <bool kAnnealed>
-inline void sample_side(const HalfSweep& h, const int32_t* acc, const float* bias, const float* base_bias, const uint8_t* bytes,
-                        const uint32_t* clamp, uint32_t* bits) {
+inline uint32_t sample_word(const HalfSweep& h, int64_t i, const int32_t* acc, const float* bias, const float* base_bias,
+                            const uint8_t* bytes, const uint32_t* clamp, const uint32_t* bits) {
   constexpr int kVectors = 32 / kLanes;
-  for (int64_t i = 0; i < h.n; i += 32) {
-    VecU thresholds[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      thresholds[v] = threshold_vector(
-          logit_vector<kAnnealed>(acc + i + v * kLanes, bias + i + v * kLanes, kAnnealed ? base_bias + i + v * kLanes : nullptr, h.beta, h.scale));
-    uint32_t less, equal;
-    compare_high_bytes(thresholds, bytes + i, less, equal);
-    const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;
-    for (equal &= valid; equal; equal &= equal - 1) {  // one unit in 256: draw the low bits
-      const int l = __builtin_ctz(equal);
-      uint32_t low_threshold;
-      __builtin_memcpy(&low_threshold, (const char*)thresholds + 4 * l, 4);
-      less |= uint32_t(random_low_bits(h.random, uint32_t(h.first_unit + i + l)) < (low_threshold & 0xffffff)) << l;
-    }
-    less &= valid;
-    if (clamp) less = (less & ~clamp[i / 32]) | (bits[i / 32] & clamp[i / 32]);
-    bits[i / 32] = less;
+  VecU thresholds[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = i + v * kLanes;
+    thresholds[v] = threshold_vector(logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale));
   }
+  uint32_t less, equal;
+  compare_high_bytes(thresholds, bytes + i, less, equal);
+  const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;
+  for (equal &= valid; equal; equal &= equal - 1) {  // one unit in 256: draw the low bits
+    const int l = __builtin_ctz(equal);
+    uint32_t low_threshold;
+    __builtin_memcpy(&low_threshold, (const char*)thresholds + 4 * l, 4);
+    less |= uint32_t(random_low_bits(h.random, uint32_t(h.first_unit + i + l)) < (low_threshold & 0xffffff)) << l;
+  }
+  less &= valid;
+  return clamp ? (less & ~clamp[i / 32]) | (bits[i / 32] & clamp[i / 32]) : less;
+}
+
+// Of each byte: the places of its set bits, and how many there are.
+struct BitPositions {
+  uint8_t of[256][8] = {}, count[256] = {};
+  constexpr BitPositions() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) of[byte][count[byte]++] = uint8_t(bit);
+  }
+};
+[[maybe_unused]] constexpr BitPositions kBitPositions;
+
+// Writes the numbers of a word's set bits, from `first` on; returns where the next goes. Writes up to 16 entries more than that.
+// With AVX no branch depends on the bits: a wrong guess for every word would cost as much as drawing it.
+inline int32_t* list_bits(uint32_t word, int32_t first, int32_t* out) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  const __m512i low = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), low));
+  out += __builtin_popcount(word & 0xffff);
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word >> 16), _mm512_add_epi32(low, _mm512_set1_epi32(16))));
+  return out + __builtin_popcount(word >> 16);
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  for (int byte = 0; byte < 4; ++byte, word >>= 8, first += 8) {
+    const __m256i position = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kBitPositions.of[word & 0xff]));
+    _mm256_storeu_si256((__m256i*)out, _mm256_add_epi32(position, _mm256_set1_epi32(first)));
+    out += kBitPositions.count[word & 0xff];
+  }
+  return out;
+#else
+  for (; word; word &= word - 1) *out++ = first + __builtin_ctz(word);
+  return out;
+#endif
 }
 
 // acc += rows of `raised` - rows of `lowered`, kBlock vectors of columns at a time in registers.
@@ -399,64 +457,75 @@ inline double linear_difference(int64_t n, const uint32_t* bits, const float* bi
   return (double(next_beta) - double(beta)) * sum;
 }
 
-// One side of every chain of a tile: its bits, the integer sums they are drawn from, and the rows they add to the other side.
+// One side of every chain of a tile: the integer sums its bits are drawn from, and the rows that they add to the other side's sums.
 struct TileSide {
   int64_t n, first_unit;
-  int32_t* acc;           // [count, padded_side(n)]
-  const int32_t* rows;    // [n, ld] couplings to the other side
+  int32_t* acc;         // [count, padded_side(n)]
+  const int32_t* rows;  // [n, ld] couplings to the other side
   int64_t ld;
 };
 
-// Brings the other side's sums up to date with this side's new bits: by the rows of the units that flipped, or, where many flipped in
-// many chains, afresh by tables. Integer sums: both give the same bits.
+// The other side's sums afresh from all of this side's bits, by tables.
 template <class Bits>
-inline void propagate(const TileSide& from, const TileSide& to, Bits bits_of, int64_t count, bool allow_tables, const TileWorkspace& ws) {
-  const int64_t words = state_words(from.n), acc_stride = padded_side(to.n);
-  if (allow_tables) {
-    int64_t flips = 0;
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t w = 0; w < words; ++w) flips += __builtin_popcount(bits_of(c)[w] ^ ws.before[c * words + w]);
-    // measured break-even: a looked-up group of four rows costs about as much as 0.75 of a flipped row (bench/NOTES.md)
-    if (flips * 16 > count * from.n * 3) {
-      constexpr int64_t kChunk = 512;
-      const uint32_t* bits[kChunk];
-      for (int64_t begin = 0; begin < count; begin += kChunk) {
-        const int64_t n = count - begin < kChunk ? count - begin : kChunk;
-        for (int64_t c = 0; c < n; ++c) bits[c] = bits_of(begin + c);
-        table_sums(from.rows, from.ld, from.n, bits, n, to.acc + begin * acc_stride, acc_stride, ws.table);
-      }
-      return;
-    }
-  }
-  for (int64_t c = 0; c < count; ++c) {
-    int64_t num_raised = 0, num_lowered = 0;
-    for (int64_t w = 0; w < words; ++w) {
-      const uint32_t now = bits_of(c)[w], before = ws.before[c * words + w];
-      for (uint32_t up = now & ~before; up; up &= up - 1) ws.raised[num_raised++] = int32_t(32 * w + __builtin_ctz(up));
-      for (uint32_t down = before & ~now; down; down &= down - 1) ws.lowered[num_lowered++] = int32_t(32 * w + __builtin_ctz(down));
-    }
-    add_rows(from.rows, from.ld, ws.raised, num_raised, ws.lowered, num_lowered, to.acc + c * acc_stride);
+inline void propagate_by_tables(const TileSide& from, const TileSide& to, Bits bits_of, int64_t count, int32_t* table) {
+  constexpr int64_t kChunk = 512;
+  const uint32_t* bits[kChunk];
+  const int64_t acc_stride = padded_side(to.n);
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int64_t n = count - begin < kChunk ? count - begin : kChunk;
+    for (int64_t c = 0; c < n; ++c) bits[c] = bits_of(begin + c);
+    table_sums(from.rows, from.ld, from.n, bits, n, to.acc + begin * acc_stride, acc_stride, table);
   }
 }
+inline void propagate_by_rows(const TileSide& from, const uint32_t* bits, int32_t* acc, int32_t* active) {
+  int32_t* end = active;
+  for (int64_t w = 0; w < state_words(from.n); ++w) end = list_bits(bits[w], int32_t(32 * w), end);
+  add_rows(from.rows, from.ld, active, end - active, nullptr, 0, acc);
+}
+
+// The sums of a side may be brought up to date by the rows of the units that flipped, or afresh by tables once all chains are drawn.
+// Integer sums: both give the same bits. Which is faster shows by the flips of the sweep before.
+// Measured break-even: a looked-up group of four rows costs about as much as 0.75 of a flipped row (bench/NOTES.md).
+inline bool tables_win(int64_t flips, int64_t count, int64_t n) { return flips * 16 > count * n * 3; }
 
 template <bool kAnnealed>
 inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {
   const TileSide left = {p.n1, 0, ws.acc_left, p.coupling.rows, padded_row(p.n2)};
   const TileSide right = {p.n2, p.n1, ws.acc_right, p.coupling.columns, padded_row(p.n1)};
-  const int64_t left_words = state_words(p.n1), right_words = state_words(p.n2);
   const int64_t left_stride = padded_side(p.n1), right_stride = padded_side(p.n2);
-  const bool tables = p.allow_tables && count >= 32;
+  const bool may_use_tables = p.allow_tables && count >= 32;
   const auto left_bits = [&](int64_t c) { return chains[c].left; };
   const auto right_bits = [&](int64_t c) { return chains[c].right; };
-  __builtin_memset(ws.acc_left, 0, size_t(count * left_stride) * 4);
-  __builtin_memset(ws.acc_right, 0, size_t(count * right_stride) * 4);
-  // The sums start from the empty state, so the first propagation of each side is a flip of every active unit.
-  __builtin_memset(ws.before, 0, size_t(count * left_words) * 4);
-  propagate(left, right, left_bits, count, tables, ws);
   // Small models keep both sides' bytes from one pass over the counter; large ones would leave the cache.
   const bool one_draw = p.n1 + p.n2 <= kOneDrawUnits;
   const int64_t left_blocks = (p.n1 + 127) / 128, first_block = one_draw ? 0 : p.n1 / 128, end_block = (p.n1 + p.n2 + 127) / 128;
   const int64_t bytes_stride = one_draw ? random_bytes_capacity(p.n1 + p.n2) : 0;
+
+  __builtin_memset(ws.acc_right, 0, size_t(count * right_stride) * 4);
+  if (may_use_tables)
+    propagate_by_tables(left, right, left_bits, count, ws.table);
+  else
+    for (int64_t c = 0; c < count; ++c) propagate_by_rows(left, chains[c].left, ws.acc_right + c * right_stride, ws.raised);
+
+  // Draws a side of a chain; returns the number of flips. to_acc: the other side's sums, to be updated by rows; null: not now.
+  const auto draw = [&](const TileSide& from, const HalfSweep& h, const int32_t* acc, const float* bias, const float* base_bias,
+                        const uint8_t* bytes, const uint32_t* clamp, uint32_t* bits, int32_t* to_acc) {
+    int64_t flips = 0;
+    int32_t *raised = ws.raised, *lowered = ws.lowered;
+    for (int64_t i = 0; i < from.n; i += 32) {
+      const uint32_t before = bits[i / 32], now = sample_word<kAnnealed>(h, i, acc, bias, base_bias, bytes, clamp, bits);
+      bits[i / 32] = now;
+      if (to_acc) {
+        raised = list_bits(now & ~before, int32_t(i), raised);
+        lowered = list_bits(before & ~now, int32_t(i), lowered);
+      }
+      flips += __builtin_popcount(before ^ now);
+    }
+    if (to_acc) add_rows(from.rows, from.ld, ws.raised, raised - ws.raised, ws.lowered, lowered - ws.lowered, to_acc);
+    return flips;
+  };
+
+  bool right_by_tables = may_use_tables, left_by_tables = may_use_tables;
   int64_t work = 0;
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
     if ((work += count * (p.n1 + p.n2)) > (1 << 18)) {
@@ -464,33 +533,40 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
       if (p.check.stop(p.check.context)) return;
     }
     const float beta = p.beta[(sweep + kAnnealed) * p.beta_stride];
+    const bool last = sweep + 1 == p.num_sweeps;
+    if (sweep == 0) {  // left's sums have not been made yet: those of right's starting bits, which flips then correct
+      __builtin_memset(ws.acc_left, 0, size_t(count * left_stride) * 4);
+      if (!right_by_tables)
+        for (int64_t c = 0; c < count; ++c) propagate_by_rows(right, chains[c].right, ws.acc_left + c * left_stride, ws.raised);
+    }
+    int64_t flips = 0;
     for (int64_t c = 0; c < count; ++c) {
       const BinaryChain& chain = chains[c];
       int32_t* acc = ws.acc_right + c * right_stride;
       if constexpr (kAnnealed) {
-        const float last = p.beta[sweep * p.beta_stride];
-        *chain.log_weight += softplus_difference(p.n2, acc, chain.right_bias, chain.base_right_bias, p.coupling.scale, last, beta) +
-                             linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last, beta);
+        const float last_beta = p.beta[sweep * p.beta_stride];
+        *chain.log_weight += softplus_difference(p.n2, acc, chain.right_bias, chain.base_right_bias, p.coupling.scale, last_beta, beta) +
+                             linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last_beta, beta);
       }
       const HalfSweep h = {p.n2, p.n1, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
       uint8_t* bytes = ws.bytes + c * bytes_stride;
       random_bytes(h.random, first_block, end_block, bytes);
-      __builtin_memcpy(ws.before + c * right_words, chain.right, size_t(right_words) * 4);
-      sample_side<kAnnealed>(h, acc, chain.right_bias, chain.base_right_bias, bytes + p.n1 - first_block * 128, chain.clamp_right,
-                             chain.right);
+      flips += draw(right, h, acc, chain.right_bias, chain.base_right_bias, bytes + p.n1 - first_block * 128, chain.clamp_right,
+                    chain.right, right_by_tables ? nullptr : ws.acc_left + c * left_stride);
     }
-    if (sweep == 0) __builtin_memset(ws.before, 0, size_t(count * right_words) * 4);
-    propagate(right, left, right_bits, count, tables, ws);
+    if (right_by_tables) propagate_by_tables(right, left, right_bits, count, ws.table);
+    right_by_tables = may_use_tables && tables_win(flips, count, p.n2);
+    flips = 0;
     for (int64_t c = 0; c < count; ++c) {
       const BinaryChain& chain = chains[c];
       const HalfSweep h = {p.n1, 0, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
       uint8_t* bytes = ws.bytes + c * bytes_stride;
       if (!one_draw) random_bytes(h.random, 0, left_blocks, bytes);
-      __builtin_memcpy(ws.before + c * left_words, chain.left, size_t(left_words) * 4);
-      sample_side<kAnnealed>(h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, bytes, chain.clamp_left,
-                             chain.left);
+      flips += draw(left, h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, bytes, chain.clamp_left, chain.left,
+                    left_by_tables || last ? nullptr : ws.acc_right + c * right_stride);
     }
-    if (sweep + 1 < p.num_sweeps) propagate(left, right, left_bits, count, tables, ws);
+    if (left_by_tables && !last) propagate_by_tables(left, right, left_bits, count, ws.table);
+    left_by_tables = may_use_tables && tables_win(flips, count, p.n1);
   }
 }
 void sweep_tile_kernel(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {

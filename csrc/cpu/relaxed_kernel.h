@@ -78,19 +78,6 @@ inline RelaxedUnit<T> relax(Relaxation kind, Vec<T> field, const uint32_t* words
   return out;
 }
 
-template <class T>
-inline Vec<T> load_part(const T* p, int64_t count) {
-  if (count >= lanes_of<T>) return load<Vec<T>>(p);
-  Vec<T> v = {};
-  for (int64_t l = 0; l < count; ++l) v[l] = p[l];
-  return v;
-}
-template <class T>
-inline void store_part(T* p, Vec<T> v, int64_t count) {
-  if (count >= lanes_of<T>) return store(p, v);
-  for (int64_t l = 0; l < count; ++l) p[l] = v[l];
-}
-
 // ---- products with the coupling matrix -----------------------------------------------------------------------------------------
 
 template <class T>

@@ -31,6 +31,23 @@ template <class T>
 inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
+// The first `count` elements (0 < count), then zeros; reads no more than those.
+template <class T>
+inline Vec<T> load_part(const T* p, int64_t count) {
+  if (count >= lanes_of<T>) return load<Vec<T>>(p);
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+#endif
+  Vec<T> v = {};
+  for (int64_t l = 0; l < count; ++l) v[l] = p[l];
+  return v;
+}
+template <class T>
+inline void store_part(T* p, Vec<T> v, int64_t count) {
+  if (count >= lanes_of<T>) return store(p, v);
+  for (int64_t l = 0; l < count; ++l) p[l] = v[l];
+}
 template <class To, class From>
 inline To bit_cast(From v) {
   static_assert(sizeof(To) == sizeof(From));

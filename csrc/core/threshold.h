@@ -12,8 +12,9 @@
 // so every backend gives the same bits. It computes s = sigmoid(-|x|), the small tail, and mirrors it in integers:
 // threshold(-x) + threshold(x) = 2^32, so both tails keep their relative resolution.
 //   exp(-a) = 2^-n * exp(n ln2 - a), n = round(a / ln2), ln2 split in two (Cody and Waite), exp on |r| <= 0.35 by Cephes' polynomial.
-// Measured over all float32 inputs (tests/cpp/test_threshold.cpp): |error| <= 178 units of 2^-32, never decreasing by more than 146.
-// Limits: threshold(+-0) = 2^31; x <= -22.2 gives 0 (probability exactly 0); the mirror of 0 saturates at 2^32 - 1; +-inf are
+// Measured over all float32 inputs (tests/cpp/test_threshold.cpp): |error| <= 177.3 units of 2^-32, and no step down of more than 128
+// from one float to the next.
+// Limits: threshold(+-0) = 2^31; x <= -22.19 gives 0 (probability exactly 0); the mirror of 0 saturates at 2^32 - 1; +-inf are
 // like +-90. NaN is rejected before. twin: gibbs_ext/reference.py::threshold
 namespace gibbs {
 

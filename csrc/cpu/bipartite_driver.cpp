@@ -383,7 +383,7 @@ Outcome run_backward(const BipartiteBackwardCall& back, const Runtime& runtime) 
   const int64_t n1 = call.n1, n2 = call.n2, factors = 2 * call.num_relaxed_sweeps, total = models * chains;
   Progress progress(runtime);
   if (total == 0) {
-    std::memset(back.grad_weight, 0, size_t(models * n1 * n2) * sizeof(T));
+    std::fill_n(static_cast<T*>(back.grad_weight), models * n1 * n2, T{});
     return Outcome::kOk;
   }
   struct Scratch {

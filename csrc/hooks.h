@@ -5,7 +5,7 @@
 namespace gibbs {
 
 struct Hooks {
-  bool (*interrupted)() = nullptr;  // a signal handler raised: the exception waits in take_exception()
+  bool (*interrupted)() = nullptr;              // a signal handler raised: the exception waits in take_exception()
   bool (*warn)(const char* message) = nullptr;  // CouplingResolutionWarning; false: the warning was turned into an exception
 };
 extern Hooks hooks;

@@ -111,7 +111,8 @@ class Problem {
 
   void state(const char* name, const Tensor& t, int64_t n) {
     cpu(name, t);
-    if (!is_state_type(t.scalar_type())) fail(op_, name, " must be bool, uint8 or a floating-point tensor, got ", name_of(t.scalar_type()));
+    if (!is_state_type(t.scalar_type()))
+      fail(op_, name, " must be bool, uint8 or a floating-point tensor, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
@@ -146,7 +147,8 @@ class Problem {
   }
   Operand operand(const Tensor& t) const { return {t.const_data_ptr(), batch_strides(t, 1), t.stride(t.dim() - 1), 0}; }
   Operand weight_operand() const {
-    return {weight_.const_data_ptr(), batch_strides(weight_, 2), weight_.stride(weight_.dim() - 1), weight_.stride(weight_.dim() - 2)};
+    return {weight_.const_data_ptr(), batch_strides(weight_, 2), weight_.stride(weight_.dim() - 1),
+            weight_.stride(weight_.dim() - 2)};
   }
   Shape with_batch(std::initializer_list<int64_t> own, std::initializer_list<int64_t> leading = {}) const {
     Shape out(leading);
@@ -357,7 +359,9 @@ void run(const char* op, const BipartiteCall& call) {
   }
 }
 
-Tensor empty_like_batch(const Tensor& like, const Shape& shape, ScalarType type) { return torch::stable::new_empty(like, shape, type); }
+Tensor empty_like_batch(const Tensor& like, const Shape& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
 
 BipartiteCall describe(const Problem& p, const Tensor& left_bias, const Tensor& right_bias) {
   BipartiteCall call;
@@ -370,14 +374,15 @@ BipartiteCall describe(const Problem& p, const Tensor& left_bias, const Tensor& 
   return call;
 }
 
-std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight,
-                                           const Tensor& beta, const Tensor& seed, const std::optional<Tensor>& right,
-                                           const std::optional<Tensor>& clamp_left, const std::optional<Tensor>& clamp_right,
-                                           const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset,
-                                           int64_t num_sweeps) {
+std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
+                                           const Tensor& weight, const Tensor& beta, const Tensor& seed,
+                                           const std::optional<Tensor>& right, const std::optional<Tensor>& clamp_left,
+                                           const std::optional<Tensor>& clamp_right, const std::optional<Tensor>& chains,
+                                           int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
   constexpr const char* op = "bipartite_gibbs";
   Problem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1), right_parameter = p.parameter("right_bias", right_bias, p.n2);
+  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
+               right_parameter = p.parameter("right_bias", right_bias, p.n2);
   p.state("left", left, p.n1);
   if (right) p.state("right", *right, p.n2);
   if (clamp_left) p.mask("clamp_left", *clamp_left, p.n1);
@@ -429,12 +434,13 @@ bool copy_rows(const Problem& p, const Tensor& from, int64_t n, T* to) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
-    const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight, const Tensor& beta, const Tensor& seed,
-    const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps, int64_t num_relaxed_sweeps,
-    int64_t relaxation, double sharpness, bool slope_gradient) {
+    const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
+    const Tensor& seed, const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps,
+    int64_t num_relaxed_sweeps, int64_t relaxation, double sharpness, bool slope_gradient) {
   constexpr const char* op = "bipartite_gibbs_relaxed";
   Problem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1), right_parameter = p.parameter("right_bias", right_bias, p.n2);
+  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
+               right_parameter = p.parameter("right_bias", right_bias, p.n2);
   p.state("left", left, p.n1);
   if (chains) p.chain_numbers(*chains);
   p.finish(false);
@@ -445,8 +451,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
 
   const ScalarType type = p.weight().scalar_type();
   const auto output = [&](const Shape& shape) { return empty_like_batch(p.weight(), shape, type); };
-  const Tensor state = output(p.with_batch({p.n1})), left_out = output(p.with_batch({p.n1})), right_out = output(p.with_batch({p.n2})),
-               mean = output(p.with_batch({p.n1})), fields = output(p.with_batch({p.n2 + p.n1}, {num_relaxed_sweeps}));
+  const Tensor state = output(p.with_batch({p.n1})), left_out = output(p.with_batch({p.n1})),
+               right_out = output(p.with_batch({p.n2})), mean = output(p.with_batch({p.n1})),
+               fields = output(p.with_batch({p.n2 + p.n1}, {num_relaxed_sweeps}));
   const bool is_bits = left.scalar_type() == ScalarType::Bool || left.scalar_type() == ScalarType::Byte;
   Bits left_bits, right_bits;
   if (num_sweeps || is_bits) {
@@ -489,11 +496,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   const int64_t num_relaxed_sweeps = fields.dim() ? fields.size(0) : 0;
   if (fields.scalar_type() != type || !fields.is_cpu() || num_relaxed_sweeps < 1 ||
       shape_of(fields) != p.with_batch({p.n2 + p.n1}, {num_relaxed_sweeps}))
-    fail(op, "fields must be the forward op's output, of shape ", text(p.with_batch({p.n2 + p.n1}, {-1})), ", got ", text(shape_of(fields)));
+    fail(op, "fields must be the forward op's output, of shape ", text(p.with_batch({p.n2 + p.n1}, {-1})), ", got ",
+         text(shape_of(fields)));
   // contiguous rows for the kernels; expanded gradients (of a sum, say) are materialised here
   const Shape left_shape = p.with_batch({p.n1}), right_shape = p.with_batch({p.n2});
   const auto rows = [&](const Tensor& t, const Shape& shape) {
-    if (shape_of(t) != shape) fail(op, "every gradient and state must have the whole batch shape, ", text(shape), ", got ", text(shape_of(t)));
+    if (shape_of(t) != shape)
+      fail(op, "every gradient and state must have the whole batch shape, ", text(shape), ", got ", text(shape_of(t)));
     return torch::stable::contiguous(t);
   };
   const Tensor gl = rows(grad_left, left_shape), gr = rows(grad_right, right_shape), gm = rows(grad_left_mean, left_shape),
@@ -528,13 +537,15 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
                                                  int64_t chain_offset, int64_t sweep_offset) {
   constexpr const char* op = "bipartite_ais";
   Problem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1), right_parameter = p.parameter("right_bias", right_bias, p.n2);
+  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
+               right_parameter = p.parameter("right_bias", right_bias, p.n2);
   const Tensor base_left = p.parameter("base_left_bias", base_left_bias, p.n1),
                base_right = p.parameter("base_right_bias", base_right_bias, p.n2);
   p.state("left", left, p.n1);
   if (chains) p.chain_numbers(*chains);
   p.finish(false);
-  if (betas.dim() != 1 || betas.size(0) < 1) fail(op, "betas must be a 1-D float64 tensor of at least 1 value, got ", text(shape_of(betas)));
+  if (betas.dim() != 1 || betas.size(0) < 1)
+    fail(op, "betas must be a 1-D float64 tensor of at least 1 value, got ", text(shape_of(betas)));
   const int64_t num_sweeps = betas.size(0) - 1;
   BipartiteCall call = describe(p, left_parameter, right_parameter);
   call.base_left_bias = p.operand(base_left);
@@ -567,7 +578,8 @@ Tensor coupling_resolution(const Tensor& weight) {
   Problem p(op, weight);
   p.finish(true);
   const Tensor out = empty_like_batch(p.weight(), p.with_batch({}), ScalarType::Double);
-  check(op, run_coupling_resolution(p.n1, p.n2, p.batch, p.is_double(), p.weight_operand(), static_cast<double*>(out.mutable_data_ptr())));
+  check(op, run_coupling_resolution(p.n1, p.n2, p.batch, p.is_double(), p.weight_operand(),
+                                    static_cast<double*>(out.mutable_data_ptr())));
   return out;
 }
 
@@ -581,15 +593,20 @@ STABLE_TORCH_LIBRARY(gibbs_ext, m) {
       "-> (Tensor left, Tensor right)");
   m.def(
       "bipartite_gibbs_relaxed(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, "
-      "Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, float sharpness, "
+      "Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, float "
+      "sharpness, "
       "bool slope_gradient) -> (Tensor left, Tensor right, Tensor left_mean, Tensor state, Tensor fields)");
   m.def(
       "bipartite_gibbs_relaxed_backward(Tensor grad_left, Tensor grad_right, Tensor grad_left_mean, Tensor state, Tensor fields, "
-      "Tensor weight, Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int relaxation, "
-      "float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_left_bias, Tensor grad_right_bias, Tensor grad_weight)");
+      "Tensor weight, Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int "
+      "relaxation, "
+      "float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_left_bias, Tensor grad_right_bias, Tensor "
+      "grad_weight)");
   m.def(
-      "bipartite_ais(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor base_right_bias, "
-      "Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor left, Tensor right, Tensor log_weights)");
+      "bipartite_ais(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor "
+      "base_right_bias, "
+      "Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor left, Tensor right, Tensor "
+      "log_weights)");
   m.def("coupling_resolution(Tensor weight) -> Tensor");
 }
 

@@ -127,7 +127,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("round_couplings", round_couplings);
   m.def("set_instruction_set", [](const std::string& name) {
     if (!gibbs::set_instruction_set(name.c_str()))
-      throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " + name);
+      throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " +
+                            name);
   });
   m.def("instruction_set", [] { return gibbs::kernels().name; });
   m.def("take_exception", []() -> py::object {

@@ -54,9 +54,8 @@ struct RandomStream {
 };
 
 GIBBS_HOST_DEVICE RandomStream random_stream(uint64_t seed, uint64_t chain, uint64_t sweep, uint32_t stream = 0) {
-  return {uint32_t(chain), uint32_t(sweep),
-          stream << 28 | uint32_t(sweep >> 32 & 0xfff) << 16 | uint32_t(chain >> 32 & 0xffff), uint32_t(seed),
-          uint32_t(seed >> 32)};
+  return {uint32_t(chain), uint32_t(sweep), stream << 28 | uint32_t(sweep >> 32 & 0xfff) << 16 | uint32_t(chain >> 32 & 0xffff),
+          uint32_t(seed), uint32_t(seed >> 32)};
 }
 
 constexpr uint32_t kLowPlane = 1u << 30;

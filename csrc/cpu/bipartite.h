@@ -38,7 +38,7 @@ struct StopCheck {
 
 // One chain. Biases are float32, padded_side() long.
 struct BinaryChain {
-  uint32_t *left, *right;  // state bits, mutated
+  uint32_t *left, *right;                    // state bits, mutated
   const uint32_t *clamp_left, *clamp_right;  // bits of the units that stay as they are; null: none
   const float *left_bias, *right_bias;
   const float *base_left_bias, *base_right_bias;  // annealed runs only
@@ -59,10 +59,10 @@ struct BinarySweeps {
 
 // A tile of chains that share a model.
 struct TileWorkspace {
-  int32_t *acc_left, *acc_right;     // [count, padded_side(n)]
-  uint8_t* bytes;                    // [tile_random_bytes(n1 + n2, count)]
-  int32_t *raised, *lowered;         // [max(n1, n2) + 16] units that went up and down
-  int32_t* table;                    // [kTableInts]
+  int32_t *acc_left, *acc_right;  // [count, padded_side(n)]
+  uint8_t* bytes;                 // [tile_random_bytes(n1 + n2, count)]
+  int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that went up and down
+  int32_t* table;                 // [kTableInts]
 };
 // The high random bytes of a tile: of all its chains where models are small, else of one chain at a time.
 constexpr int64_t kOneDrawUnits = 512;
@@ -115,16 +115,17 @@ struct Kernels {
   void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
   void (*thresholds)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
   // words: [random_bytes_capacity(n1 + n2)] uint32 scratch, bytes: the same number of uint8
-  void (*relaxed_float)(const RelaxedSweeps<float>&, const RelaxedChain<float>*, float* const* fields, int count, uint32_t*, uint8_t*);
+  void (*relaxed_float)(const RelaxedSweeps<float>&, const RelaxedChain<float>*, float* const* fields, int count, uint32_t*,
+                        uint8_t*);
   void (*relaxed_double)(const RelaxedSweeps<double>&, const RelaxedChain<double>*, double* const* fields, int count, uint32_t*,
                          uint8_t*);
   void (*relaxed_backward_float)(const RelaxedSweeps<float>&, const RelaxedBackwardChain<float>*, int count, bool needs_grad_state,
                                  uint32_t*, uint8_t*, float* scratch);
-  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>*, int count, bool needs_grad_state,
-                                  uint32_t*, uint8_t*, double* scratch);
+  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>*, int count,
+                                  bool needs_grad_state, uint32_t*, uint8_t*, double* scratch);
   // out[rows begin..end) = sum over `count` outer products left[c] x right[c]
-  void (*outer_products_float)(const float* left, const float* right, int64_t count, int64_t n1, int64_t n2, int64_t begin, int64_t end,
-                               float* out);
+  void (*outer_products_float)(const float* left, const float* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
+                               int64_t end, float* out);
   void (*outer_products_double)(const double* left, const double* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
                                 int64_t end, double* out);
 };

@@ -13,7 +13,8 @@
 
 namespace gibbs {
 
-Batch::Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim) : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
+Batch::Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim)
+    : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
   int64_t stride = 1;
   for (size_t d = sizes_.size(); d-- > 0; stride *= sizes_[d]) contiguous_[d] = stride;
   for (size_t d = 0; d < sizes_.size(); ++d) {
@@ -37,7 +38,8 @@ namespace {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)) + 64, 64))))) {
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)) + 64, 64))))) {
     if (!data_) throw std::bad_alloc();
     std::memset(static_cast<void*>(data_.get()), 0, size_t(round_up(count * int64_t(sizeof(T)) + 64, 64)));
   }
@@ -143,7 +145,11 @@ struct CouplingBuffers {
 CouplingView weight_of(const BipartiteCall& call, int64_t model) {
   const int64_t size = call.is_double ? 8 : 4;
   const int64_t offset = call.batch.offset(call.weight.batch_strides, model, 0);
-  return {static_cast<const char*>(call.weight.data) + offset * size, call.is_double, call.n1, call.n2, call.weight.row_stride,
+  return {static_cast<const char*>(call.weight.data) + offset * size,
+          call.is_double,
+          call.n1,
+          call.n2,
+          call.weight.row_stride,
           call.weight.stride};
 }
 
@@ -366,7 +372,9 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double*
       note(coupling.scale);
       if (progress.stop()) break;
       for_each_task(runtime, tiles, progress, [&] {
-        return [&, runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t t) { runner->run(model, interval(t), coupling); };
+        return [&, runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t t) {
+          runner->run(model, interval(t), coupling);
+        };
       });
     }
   }
@@ -388,7 +396,9 @@ Outcome run_backward(const BipartiteBackwardCall& back, const Runtime& runtime) 
   }
   struct Scratch {
     Scratch(const BipartiteCall& c)
-        : words(random_bytes_capacity(c.n1 + c.n2)), bytes(random_bytes_capacity(c.n1 + c.n2)), values(2 * (c.n1 + c.n2)),
+        : words(random_bytes_capacity(c.n1 + c.n2)),
+          bytes(random_bytes_capacity(c.n1 + c.n2)),
+          values(2 * (c.n1 + c.n2)),
           weight(c.weight.stride == 1 ? 0 : c.n1 * c.n2) {}
     Buffer<uint32_t> words;
     Buffer<uint8_t> bytes;
@@ -423,8 +433,8 @@ Outcome run_backward(const BipartiteBackwardCall& back, const Runtime& runtime) 
       const int64_t linear = call.batch.linear(model, chain);
       const auto row = [&](const void* base, int64_t n) { return static_cast<const T*>(base) + linear * n; };
       const auto out = [&](void* base, int64_t n) { return static_cast<T*>(base) + linear * n; };
-      const uint64_t number = uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)]
-                                                   : call.chain_offset + linear);
+      const uint64_t number =
+          uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)] : call.chain_offset + linear);
       const RelaxedBackwardChain<T> c = {row(back.grad_left, n1),
                                          row(back.grad_right, n2),
                                          row(back.grad_left_mean, n1),

@@ -33,8 +33,8 @@ class Batch {
 struct Operand {
   const void* data = nullptr;
   std::vector<int64_t> batch_strides;
-  int64_t stride = 1;         // of the last dimension; of a weight: of its columns
-  int64_t row_stride = 0;     // of a weight
+  int64_t stride = 1;      // of the last dimension; of a weight: of its columns
+  int64_t row_stride = 0;  // of a weight
 };
 
 struct Runtime {
@@ -45,7 +45,15 @@ struct Runtime {
   bool (*interrupted)();
 };
 
-enum class Outcome { kOk, kInterrupted, kNonFiniteWeight, kTooLargeWeight, kNonFiniteLeftBias, kNonFiniteRightBias, kNonFiniteBase };
+enum class Outcome {
+  kOk,
+  kInterrupted,
+  kNonFiniteWeight,
+  kTooLargeWeight,
+  kNonFiniteLeftBias,
+  kNonFiniteRightBias,
+  kNonFiniteBase
+};
 
 struct BipartiteCall {
   int64_t n1, n2;
@@ -79,10 +87,10 @@ struct BipartiteCall {
 Outcome run_bipartite(const BipartiteCall&, const Runtime&, double* coarsest_resolution);
 
 struct BipartiteBackwardCall {
-  BipartiteCall forward;  // the fields that name the problem, `state` and `fields`; no biases
+  BipartiteCall forward;                                // the fields that name the problem, `state` and `fields`; no biases
   const void *grad_left, *grad_right, *grad_left_mean;  // [linear number, n]
   void *grad_state, *grad_left_bias, *grad_right_bias;  // [linear number, n]
-  void* grad_weight;                                     // [model, n1, n2]
+  void* grad_weight;                                    // [model, n1, n2]
   bool needs_grad_state;
 };
 Outcome run_bipartite_backward(const BipartiteBackwardCall&, const Runtime&);

@@ -279,7 +279,8 @@ inline uint32_t sample_word(const HalfSweep& h, int64_t i, const int32_t* acc, c
   VecU thresholds[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = i + v * kLanes;
-    thresholds[v] = threshold_vector(logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale));
+    thresholds[v] =
+        threshold_vector(logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale));
   }
   uint32_t less, equal;
   compare_high_bytes(thresholds, bytes + i, less, equal);
@@ -309,7 +310,8 @@ struct BitPositions {
 // With AVX no branch depends on the bits: a wrong guess for every word would cost as much as drawing it.
 inline int32_t* list_bits(uint32_t word, int32_t first, int32_t* out) {
 #if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
-  const __m512i low = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i low =
+      _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), low));
   out += __builtin_popcount(word & 0xffff);
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word >> 16), _mm512_add_epi32(low, _mm512_set1_epi32(16))));
@@ -349,8 +351,8 @@ inline void add_rows_block(const int32_t* rows, int64_t ld, const int32_t* raise
   for (int v = 0; v < kBlock; ++v) store(acc + v * kLanes, sum[v]);
 }
 template <int kBlock>
-inline void add_rows_of(int block, const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
-                        int64_t num_lowered, int32_t* acc) {
+inline void add_rows_of(int block, const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised,
+                        const int32_t* lowered, int64_t num_lowered, int32_t* acc) {
   if constexpr (kBlock > 0) {
     if (block == kBlock)
       add_rows_block<kBlock>(rows, ld, raised, num_raised, lowered, num_lowered, acc);
@@ -372,8 +374,8 @@ inline void add_rows(const int32_t* rows, int64_t ld, const int32_t* raised, int
 // Sums of all active rows by table: the 16 subset sums of each 4 rows are built once per tile and looked up by every chain
 // ("four Russians"). kVectors vectors of columns; tables of kTableGroups groups at a time stay in the first-level cache.
 template <int kVectors>
-inline void table_sums_block(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, int32_t* acc,
-                             int64_t acc_stride, int32_t* table) {
+inline void table_sums_block(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count,
+                             int32_t* acc, int64_t acc_stride, int32_t* table) {
   constexpr int kWidth = kVectors * kLanes, kEntries = 1 << kTableRows;
   for (int64_t first = 0; first < num_rows; first += kTableGroups * kTableRows) {
     for (int g = 0; g < kTableGroups; ++g) {
@@ -447,7 +449,8 @@ inline double softplus_difference(int64_t n, const int32_t* acc, const float* bi
   }
   return total;
 }
-inline double linear_difference(int64_t n, const uint32_t* bits, const float* bias, const float* base_bias, float beta, float next_beta) {
+inline double linear_difference(int64_t n, const uint32_t* bits, const float* bias, const float* base_bias, float beta,
+                                float next_beta) {
   double sum = 0;
   for (int64_t w = 0; w < state_words(n); ++w)
     for (uint32_t b = bits[w]; b; b &= b - 1) {
@@ -545,10 +548,12 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
       int32_t* acc = ws.acc_right + c * right_stride;
       if constexpr (kAnnealed) {
         const float last_beta = p.beta[sweep * p.beta_stride];
-        *chain.log_weight += softplus_difference(p.n2, acc, chain.right_bias, chain.base_right_bias, p.coupling.scale, last_beta, beta) +
-                             linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last_beta, beta);
+        *chain.log_weight +=
+            softplus_difference(p.n2, acc, chain.right_bias, chain.base_right_bias, p.coupling.scale, last_beta, beta) +
+            linear_difference(p.n1, chain.left, chain.left_bias, chain.base_left_bias, last_beta, beta);
       }
-      const HalfSweep h = {p.n2, p.n1, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
+      const HalfSweep h = {p.n2, p.n1, beta, p.coupling.scale,
+                           random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
       uint8_t* bytes = ws.bytes + c * bytes_stride;
       random_bytes(h.random, first_block, end_block, bytes);
       flips += draw(right, h, acc, chain.right_bias, chain.base_right_bias, bytes + p.n1 - first_block * 128, chain.clamp_right,
@@ -562,8 +567,8 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
       const HalfSweep h = {p.n1, 0, beta, p.coupling.scale, random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep))};
       uint8_t* bytes = ws.bytes + c * bytes_stride;
       if (!one_draw) random_bytes(h.random, 0, left_blocks, bytes);
-      flips += draw(left, h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, bytes, chain.clamp_left, chain.left,
-                    left_by_tables || last ? nullptr : ws.acc_right + c * right_stride);
+      flips += draw(left, h, ws.acc_left + c * left_stride, chain.left_bias, chain.base_left_bias, bytes, chain.clamp_left,
+                    chain.left, left_by_tables || last ? nullptr : ws.acc_right + c * right_stride);
     }
     if (left_by_tables && !last) propagate_by_tables(left, right, left_bits, count, ws.table);
     left_by_tables = may_use_tables && tables_win(flips, count, p.n1);

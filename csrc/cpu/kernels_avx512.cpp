@@ -13,7 +13,8 @@
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,popcnt"))), \
+                             apply_to = function)
 #else
 // GCC takes the undefined operands of its own AVX-512 intrinsics for a mistake (bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"

@@ -15,9 +15,19 @@ inline Vec<double> exp_negative(Vec<double> a) {
   const VecD n = shifted - kRounder;
   const VecD r = (-a - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
   VecD p = splat(1.0 / 6227020800.0);
-  constexpr double kInverseFactorials[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
-                                           1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
-                                           0.5,               1.0,              1.0};
+  constexpr double kInverseFactorials[] = {1.0 / 479001600.0,
+                                           1.0 / 39916800.0,
+                                           1.0 / 3628800.0,
+                                           1.0 / 362880.0,
+                                           1.0 / 40320.0,
+                                           1.0 / 5040.0,
+                                           1.0 / 720.0,
+                                           1.0 / 120.0,
+                                           1.0 / 24.0,
+                                           1.0 / 6.0,
+                                           0.5,
+                                           1.0,
+                                           1.0};
   for (double c : kInverseFactorials) p = p * r + c;
   const Vec<int64_t> power = ((Vec<int64_t>)shifted - bit_cast<Vec<int64_t>>(splat(kRounder)) + 1023) << 52;
   return p * (VecD)power;
@@ -89,7 +99,8 @@ inline T horizontal_sum_of(Vec<T> v) {
 
 // out[c][j] += sum_i in[c][i] weight[i][j], for kChains chains at a time
 template <class T, int kChains, int kVectors>
-inline void add_row_products_block(const T* weight, int64_t row_stride, int64_t n1, const T* const* in, T* const* out, int64_t column) {
+inline void add_row_products_block(const T* weight, int64_t row_stride, int64_t n1, const T* const* in, T* const* out,
+                                   int64_t column) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kChains][kVectors];
 #pragma GCC unroll 4
@@ -122,14 +133,16 @@ inline void add_row_products_of(const T* weight, int64_t row_stride, int64_t n1,
         for (int64_t t = j; t < n2; ++t) out[c][t] += in[c][i] * weight[i * row_stride + t];
 }
 template <class T>
-inline void add_row_products(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out, int count) {
+inline void add_row_products(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out,
+                             int count) {
   if (count == kRelaxedTile) return add_row_products_of<T, kRelaxedTile>(weight, row_stride, n1, n2, in, out);
   for (int c = 0; c < count; ++c) add_row_products_of<T, 1>(weight, row_stride, n1, n2, in + c, out + c);
 }
 
 // out[c][i] += sum_j weight[i][j] in[c][j], for kRows rows from i on
 template <class T, int kChains, int kRows>
-inline void add_column_products_block(const T* weight, int64_t row_stride, int64_t n2, const T* const* in, T* const* out, int64_t i) {
+inline void add_column_products_block(const T* weight, int64_t row_stride, int64_t n2, const T* const* in, T* const* out,
+                                      int64_t i) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kRows][kChains] = {};
   int64_t j = 0;
@@ -164,10 +177,12 @@ inline void add_column_products(const T* weight, int64_t row_stride, int64_t n1,
 // ---- forward -------------------------------------------------------------------------------------------------------------------
 
 template <class T>
-inline void relax_side(const RelaxedSweeps<T>& p, int64_t n, const T* fields, const uint32_t* words, T beta, T* value, T* mean, T* slope) {
+inline void relax_side(const RelaxedSweeps<T>& p, int64_t n, const T* fields, const uint32_t* words, T beta, T* value, T* mean,
+                       T* slope) {
   for (int64_t i = 0; i < n; i += lanes_of<T>) {
     const int64_t left_over = n - i;
-    const RelaxedUnit<T> r = relax<T>(p.relaxation, load_part(fields + i, left_over), words + i, beta, p.sharpness, p.slope_gradient);
+    const RelaxedUnit<T> r =
+        relax<T>(p.relaxation, load_part(fields + i, left_over), words + i, beta, p.sharpness, p.slope_gradient);
     if (value) store_part(value + i, r.value, left_over);
     if (mean) store_part(mean + i, r.mean, left_over);
     if (slope) store_part(slope + i, r.slope, left_over);
@@ -212,8 +227,8 @@ void relaxed_kernel(const RelaxedSweeps<T>& p, const RelaxedChain<T>* chains, T*
 // grad_weight:  (d loss / d left field, zeta_right)  and  (left that the right update saw, d loss / d right field).
 // scratch: [2 * (n1 + n2)]
 template <class T>
-inline void relaxed_backward_chain(const RelaxedSweeps<T>& p, const RelaxedBackwardChain<T>& chain, bool needs_grad_state, uint32_t* words,
-                                   uint8_t* bytes, T* scratch) {
+inline void relaxed_backward_chain(const RelaxedSweeps<T>& p, const RelaxedBackwardChain<T>& chain, bool needs_grad_state,
+                                   uint32_t* words, uint8_t* bytes, T* scratch) {
   T *slope_left = scratch, *grad_left = scratch + p.n1, *slope_right = grad_left + p.n1, *grad_right = slope_right + p.n2;
   __builtin_memcpy(grad_left, chain.grad_left, size_t(p.n1) * sizeof(T));
   __builtin_memcpy(grad_right, chain.grad_right, size_t(p.n2) * sizeof(T));
@@ -263,7 +278,8 @@ void relaxed_backward_kernel(const RelaxedSweeps<T>& p, const RelaxedBackwardCha
 }
 
 template <class T, int kRows, int kVectors>
-inline void outer_products_block(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, int64_t j, T* out) {
+inline void outer_products_block(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, int64_t j,
+                                 T* out) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kRows][kVectors] = {};
   for (int64_t c = 0; c < count; ++c) {
@@ -284,7 +300,8 @@ template <class T, int kRows>
 inline void outer_products_rows(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, T* out) {
   constexpr int kL = lanes_of<T>, kVectors = 3;
   int64_t j = 0;
-  for (; j + kVectors * kL <= n2; j += kVectors * kL) outer_products_block<T, kRows, kVectors>(left, right, count, n1, n2, i, j, out);
+  for (; j + kVectors * kL <= n2; j += kVectors * kL)
+    outer_products_block<T, kRows, kVectors>(left, right, count, n1, n2, i, j, out);
   for (; j + kL <= n2; j += kL) outer_products_block<T, kRows, 1>(left, right, count, n1, n2, i, j, out);
   for (; j < n2; ++j)
     for (int r = 0; r < kRows; ++r) {
@@ -294,7 +311,8 @@ inline void outer_products_rows(const T* left, const T* right, int64_t count, in
     }
 }
 template <class T>
-void outer_products_kernel(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t begin, int64_t end, T* out) {
+void outer_products_kernel(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t begin, int64_t end,
+                           T* out) {
   int64_t i = begin;
   for (; i + 4 <= end; i += 4) outer_products_rows<T, 4>(left, right, count, n1, n2, i, out);
   for (; i < end; ++i) outer_products_rows<T, 1>(left, right, count, n1, n2, i, out);

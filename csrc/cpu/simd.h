@@ -108,8 +108,10 @@ inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uin
   less = _mm256_cmplt_epu8_mask(r, t);
   equal = _mm256_cmpeq_epi8_mask(r, t);
 #elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
-  const __m256i a = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
-  const __m256i b = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[2], 24), _mm256_srli_epi32((__m256i)thresholds[3], 24));
+  const __m256i a =
+      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
+  const __m256i b =
+      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[2], 24), _mm256_srli_epi32((__m256i)thresholds[3], 24));
   // the packs interleave 128-bit halves: undo that once, in dwords
   const __m256i t = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
@@ -158,7 +160,6 @@ inline PhiloxVectors philox_vectors(const RandomStream& s, VecU groups) {
   philox_rounds(even[0], even[1], even[2], even[3], s.k0, s.k1);
   philox_rounds(odd[0], odd[1], odd[2], odd[3], s.k0, s.k1);
   PhiloxVectors out;
-  for (int q = 0; q < 4; ++q)
-    out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
+  for (int q = 0; q < 4; ++q) out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
   return out;
 }

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+# make train, make test: all set-up, then the work. ARGS goes to the program: make train ARGS="--steps 20000".
+
+PYTHON ?= python3
+TORCH_VERSION ?= 2.13.0
+# An extra package index for pip to find PyTorch's CPU builds in.
+TORCH_INDEX ?=
+ARGS ?=
+
+.DELETE_ON_ERROR:
+.PHONY: train test build lint format hooks bench sanitize clean distclean
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+train: build
+	$(BIN)/python -m undirected_vae train $(ARGS)
+
+test: build
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python -m bench $(ARGS)
+
+# Set-up. A stamp is written only after its step has succeeded, so an interrupted one is done again.
+# pip never builds in isolation here: that would download a second torch.
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Python 3.10 or newer is needed; name one with make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo 'Python cannot make virtual environments: apt-get install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; assert os.path.exists(s.get_path("include") + "/Python.h")' 2> /dev/null || { echo 'The headers of Python are missing: apt-get install python3-dev' >&2; exit 1; }
+	@command -v $(firstword $(CXX)) > /dev/null || { echo 'No C++ compiler: apt-get install g++' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# On x86-64 Linux the build that indexes offer by default is CUDA's, several GB. Without a GPU the CPU build is tried first.
+.venv/torch.stamp: .venv/python.stamp
+	@if nvidia-smi -L 2> /dev/null | grep -q GPU; then \
+	  echo 'Installing PyTorch $(TORCH_VERSION) for CUDA'; \
+	  $(PIP) 'torch==$(TORCH_VERSION),!=$(TORCH_VERSION)+cpu'; \
+	else \
+	  echo 'Installing PyTorch $(TORCH_VERSION) for the CPU'; \
+	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) 'torch==$(TORCH_VERSION)+cpu' 2> /dev/null || { \
+	    echo 'pip finds no CPU build (name an index that has one with make TORCH_INDEX=...): taking the default build' >&2; \
+	    $(PIP) 'torch==$(TORCH_VERSION)'; }; \
+	fi
+	touch $@
+
+.venv/packages.stamp: .venv/torch.stamp pyproject.toml setup.py
+	@echo 'Installing packages, compiling'
+	$(PIP) -qq ninja pybind11 'setuptools>=77'
+	$(PIP) -qq --no-build-isolation --editable '.[train,test]'
+	touch $@
+
+.venv/build.stamp: .venv/packages.stamp $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+.venv/lint.stamp: .venv/packages.stamp
+	$(PIP) -qq --no-build-isolation --editable '.[lint]'
+	touch $@
+
+build: .venv/build.stamp
+
+# Checks
+
+CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+
+lint: .venv/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: .venv/lint.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+hooks: .venv/lint.stamp
+	$(BIN)/pre-commit install
+
+SANITIZE := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Icsrc -Wall -Wextra -Werror -pthread \
+  -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+SANITIZE_OBJECTS := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp))
+SANITIZE_TESTS := $(patsubst %.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp))
+
+sanitize: $(SANITIZE_TESTS)
+	@for test in $^; do echo "$$test"; ./$$test || exit 1; done
+
+$(SANITIZE_TESTS): %: %.o $(SANITIZE_OBJECTS)
+	$(CXX) $(SANITIZE) $^ -o $@
+
+build/sanitize/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -MMD -c $< -o $@
+
+.PRECIOUS: build/sanitize/%.o
+-include $(shell find build/sanitize -name '*.d' 2> /dev/null)
+
+clean:
+	rm -rf build dist *.egg-info gibbs_ext/*.so .venv/packages.stamp .venv/build.stamp
+
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs benchmarks, prints their tables and keeps the figures in bench/history."""
+
+import argparse
+import importlib
+
+import torch
+
+from . import harness
+
+NAMES = ("bipartite_gibbs", "bipartite_gibbs_relaxed", "training_step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *NAMES], default=[], metavar="NAME", help=f"of {', '.join(NAMES)}"
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="for each case (default: 5)")
+    parser.add_argument("--dry", action="store_true", help="keep nothing")
+    parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
+    args = parser.parse_args()
+    if args.readme:
+        harness.write_readme()
+        return
+    torch.set_num_threads(1)
+    results: dict[str, list[dict[str, object]]] = {}
+    for name in args.names or NAMES:
+        results[name] = [
+            harness.measure(case, args.seconds) for case in importlib.import_module(f"bench.{name}").cases()
+        ]
+        print(f"{name}\n{harness.table(results[name])}\n", flush=True)
+    if not args.dry:
+        print(f"kept in {harness.store(results).relative_to(harness.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

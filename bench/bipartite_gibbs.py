@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binary sweeps. The peers are what a careful user of PyTorch or NumPy writes: in place, into preallocated buffers."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gibbs_ext as gx
+
+from .harness import OURS, Case
+
+Array = np.ndarray
+
+
+def torch_sweeps(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    num_sweeps: int,
+    draw: Callable[[Tensor, Tensor], object],
+) -> tuple[Tensor, Tensor]:
+    """States [M, C, n]: M models of C chains. At C = 1 matrix @ column is the faster product, see NOTES.md."""
+    left, transposed = left.clone(), weight.mT.contiguous()
+    right = torch.empty(*left.shape[:-1], weight.shape[-1])
+    p_left, p_right = torch.empty_like(left), torch.empty_like(right)
+    for _ in range(num_sweeps):
+        torch.baddbmm(right_bias.mT, transposed, left.mT, out=p_right.mT)
+        draw(p_right.sigmoid_(), right)
+        torch.baddbmm(left_bias.mT, weight, right.mT, out=p_left.mT)
+        draw(p_left.sigmoid_(), left)
+    return left, right
+
+
+def rand(p: Tensor, out: Tensor) -> None:
+    torch.lt(torch.rand(p.shape), p, out=out)
+
+
+def bernoulli(p: Tensor, out: Tensor) -> None:
+    torch.bernoulli(p, out=out)
+
+
+def numpy_sweeps(
+    left: Array, left_bias: Array, right_bias: Array, weight: Array, num_sweeps: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    left, transposed = left.copy(), np.ascontiguousarray(weight.swapaxes(-1, -2))
+    right = np.empty((*left.shape[:-1], weight.shape[-1]), np.float32)
+
+    def update(state: Array, matrix: Array, given: Array, bias: Array, p: Array, u: Array) -> None:
+        # u < 1 / (1 + exp(-field)), without the division
+        np.matmul(matrix, given.swapaxes(-1, -2), out=p.swapaxes(-1, -2))
+        p += bias
+        np.exp(np.negative(p, out=p), out=p)
+        p += 1
+        p *= rng.random(dtype=np.float32, out=u)
+        np.less(p, 1, out=state)
+
+    on_left = np.empty_like(left), np.empty_like(left)
+    on_right = np.empty_like(right), np.empty_like(right)
+    for _ in range(num_sweeps):
+        update(right, transposed, left, right_bias, *on_right)
+        update(left, weight, right, left_bias, *on_left)
+    return left, right
+
+
+def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float) -> Case:
+    """`models` matrices of `chains` chains each; couplings N(0, 1/n), biases N(0, 1)."""
+    torch.manual_seed(1)
+    left = torch.randint(2, (models, chains, n1)).float()
+    left_bias, right_bias = torch.randn(models, 1, n1), torch.randn(models, 1, n2)
+    weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
+    peer = left, left_bias, right_bias, weight, num_sweeps
+    arrays = *(t.numpy() for t in peer[:4]), num_sweeps, np.random.default_rng(1)
+    # gibbs_ext broadcasts: [M, n] of one chain a model, or [C, n] of one model
+    left_, *biases = (t.flatten(0, 1) for t in peer[:3])
+    ours = left_, *biases, weight if models > 1 else weight[0]
+    what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
+    return Case(
+        f"{what}, {n1}+{n2}, {num_sweeps} sweeps",
+        {
+            OURS: lambda: gx.bipartite_gibbs(*ours, num_sweeps, seed=1),
+            "torch.rand": lambda: torch_sweeps(*peer, rand),
+            "torch.bernoulli": lambda: torch_sweeps(*peer, bernoulli),
+            "NumPy": lambda: numpy_sweeps(*arrays),
+        },
+        updates=models * chains * (n1 + n2) * num_sweeps,
+        wanted=wanted,
+    )
+
+
+def cases() -> Iterator[Case]:
+    for num_sweeps in (50, 10):
+        yield case(128, 1, 100, 100, num_sweeps, 3)
+        yield case(128, 1, 200, 200, num_sweeps, 10)
+    yield case(1, 1024, 200, 200, 100, 3)
+    yield case(1, 512, 784, 500, 10, 2)

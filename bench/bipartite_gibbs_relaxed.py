@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""40 binary sweeps, one relaxed sweep (pwl) and the backward pass, a weight per model, against PyTorch's autograd."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+import gibbs_ext as gx
+
+from .bipartite_gibbs import bernoulli, rand, torch_sweeps
+from .harness import OURS, Case
+
+SHARPNESS = 4.0
+
+
+def torch_relaxed(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    num_sweeps: int,
+    num_relaxed_sweeps: int,
+    draw: Callable[[Tensor, Tensor], object],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States [M, C, n], as in torch_sweeps."""
+    with torch.no_grad():
+        left, right = torch_sweeps(left, left_bias, right_bias, weight, num_sweeps, draw)
+    left_mean = left
+
+    def relax(q: Tensor) -> Tensor:
+        slope = SHARPNESS / 4 / (q * (1 - q) + 1e-2)
+        return (0.5 + slope * (torch.rand_like(q) - (1 - q))).clamp(0, 1)
+
+    for _ in range(num_relaxed_sweeps):
+        right = relax(torch.sigmoid(torch.baddbmm(right_bias, left, weight)))
+        left_mean = torch.sigmoid(torch.baddbmm(left_bias, right, weight.mT))
+        left = relax(left_mean)
+    return left, right, left_mean
+
+
+def case(models: int, n: int, wanted: float) -> Case:
+    torch.manual_seed(1)
+    left = torch.randint(2, (models, 1, n)).float()
+    parameters = [torch.randn(models, 1, n), torch.randn(models, 1, n), torch.randn(models, n, n) / n**0.5]
+    grads = [torch.randn(models, 1, n) for _ in range(3)]
+    peer = [p.requires_grad_() for p in parameters]
+    ours = [p.detach().squeeze(1).requires_grad_() for p in parameters]
+
+    def run_ours() -> object:
+        outputs = gx.bipartite_gibbs_relaxed(left[:, 0], *ours, 40, 1, sharpness=SHARPNESS, seed=1)
+        return torch.autograd.grad(outputs, ours, [g[:, 0] for g in grads])
+
+    def run_torch(draw: Callable[[Tensor, Tensor], object]) -> object:
+        return torch.autograd.grad(torch_relaxed(left, *peer, 40, 1, draw), peer, grads)
+
+    return Case(
+        f"{models} models, {n}+{n}, 40 + 1 sweeps and backward",
+        {OURS: run_ours, "torch.rand": lambda: run_torch(rand), "torch.bernoulli": lambda: run_torch(bernoulli)},
+        updates=models * 2 * n * 41,
+        wanted=wanted,
+    )
+
+
+def cases() -> Iterator[Case]:
+    yield case(128, 100, 4)
+    yield case(128, 200, 8)

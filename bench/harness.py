@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing several ways of doing one thing side by side, and keeping the figures."""
+
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gibbs_ext
+
+ROOT = Path(__file__).parents[1]
+HISTORY = ROOT / "bench" / "history"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- begin: python -m bench --readme -->", "<!-- end -->"
+OURS = "gibbs_ext"
+WITHOUT_SAMPLING = "without sampling"  # no peer: what is left of a call when samplers cost nothing
+
+
+@dataclass
+class Case:
+    """One task. Each contender is called without arguments, does all of it and leaves its inputs as they were."""
+
+    name: str
+    contenders: dict[str, Callable[[], object]]  # OURS and its peers
+    updates: int | None = None  # variable updates a call; None where a call counts as a whole
+    wanted: float | None = None  # how many times faster than the best peer
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Medians of 5 rounds or more. A round calls each contender once: a slow spell of the machine meets all of them."""
+    for call in case.contenders.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in case.contenders}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[OURS]) < 5:
+        for name, call in case.contenders.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING)}
+    best = min(peers, key=peers.__getitem__)
+    return {
+        "case": case.name,
+        "seconds": medians,
+        "rounds": len(times[OURS]),
+        "updates": case.updates,
+        "best_peer": best,
+        "ratio": peers[best] / medians[OURS],
+        "wanted": case.wanted,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return re.findall(r"model name\s*: (.*)", text)[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def metadata() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "build": gibbs_ext.build_info(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def history_file() -> Path:
+    return HISTORY / "cpu" / f"{re.sub(r'[^a-z0-9]+', '-', cpu_name().lower()).strip('-')}.json"
+
+
+def store(results: dict[str, list[dict[str, Any]]]) -> Path:
+    """Replaces the modules' results in this CPU's file; git keeps the older ones."""
+    path = history_file()
+    kept = json.loads(path.read_text())["results"] if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"metadata": metadata(), "results": kept | results}, indent=1, default=str) + "\n")
+    return path
+
+
+def speed(result: dict[str, Any], name: str) -> str:
+    seconds = result["seconds"][name]
+    if result["updates"]:
+        return f"{result['updates'] / seconds / 1e6:.0f} M/s"
+    share = 1 - result["seconds"][WITHOUT_SAMPLING] / seconds
+    return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table with its columns aligned."""
+    lines = [["case", OURS, "best peer", "ratio", "wanted"]]
+    for result in results:
+        best = f"{speed(result, result['best_peer'])} ({result['best_peer']})"
+        wanted = f"{result['wanted']:g}x" if result["wanted"] else ""
+        lines.append([result["case"], speed(result, OURS), best, f"{result['ratio']:.1f}x", wanted])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+
+
+def readme_table() -> str:
+    """What README says of speed: the newest figures kept for each CPU."""
+    parts = []
+    for path in sorted((HISTORY / "cpu").glob("*.json")):
+        kept = json.loads(path.read_text())
+        about = kept["metadata"]
+        parts.append(f"{about['cpu']}, {about['threads']} thread, PyTorch {about['torch']}, {about['date']}:\n")
+        parts.append(table([result for results in kept["results"].values() for result in results]))
+    return "\n".join(parts)
+
+
+def write_readme() -> None:
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n{readme_table()}\n{END}{after}")

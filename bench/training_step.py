@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step of the VAE: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from undirected_vae.config import Config
+from undirected_vae.vae import VAE
+
+from .bipartite_gibbs import rand, torch_sweeps
+from .bipartite_gibbs_relaxed import torch_relaxed
+from .harness import OURS, WITHOUT_SAMPLING, Case
+
+BATCH, PIXELS = 100, 784
+
+
+def as_models(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """gibbs_ext's [..., n] as the peers' [M, C, n]: many chains of one model, or one chain of each model."""
+    if weight.dim() == 2:
+        biases = (b.expand(*left.shape[:-1], -1).flatten(0, -2)[None] for b in (left_bias, right_bias))
+        return left.flatten(0, -2)[None], *biases, weight[None]
+    return left.movedim(-3, -2), left_bias[:, None], right_bias[:, None], weight
+
+
+def peer_gibbs(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, **_: Any) -> Any:
+    return (t.squeeze(0) for t in torch_sweeps(*as_models(left, left_bias, right_bias, weight), num_sweeps, rand))
+
+
+def peer_relaxed(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, num_relaxed: int, **_: Any
+) -> Any:
+    start, *model = as_models(left.to(weight.dtype), left_bias, right_bias, weight)
+    with torch.no_grad():
+        state, _right = torch_sweeps(start, *model, num_sweeps, rand)
+    outputs = (*torch_relaxed(state, *model, 0, num_relaxed, rand), state)
+    return (t.reshape(*left.shape[:-1], t.shape[-1]) for t in outputs)
+
+
+def no_gibbs(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, **_: Any) -> Any:
+    return left, left.new_zeros(*left.shape[:-1], weight.shape[-1])
+
+
+def no_relaxed(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, num_relaxed: int, **_: Any
+) -> Any:
+    # Depends on each parameter, so that the encoder's backward pass is whole.
+    mean = torch.sigmoid(left_bias + weight.sum(-1)).expand(left.shape)
+    return mean, torch.sigmoid(right_bias).expand(*left.shape[:-1], -1), mean, left
+
+
+def step_with(
+    coupling: str, gibbs: Callable[..., Any] | None, relaxed: Callable[..., Any] | None
+) -> Callable[[], object]:
+    torch.manual_seed(1)
+    config = Config(coupling=coupling, encoder=(200, 200), decoder=(200, 200), prior_chains=1000, prior_sweeps=20)
+    model = VAE(config, torch.full((PIXELS,), 0.2), BATCH).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    images, index = torch.bernoulli(torch.full((BATCH, PIXELS), 0.2)), torch.arange(BATCH)
+
+    def step() -> None:
+        with ExitStack() as stack:
+            if gibbs and relaxed:
+                stack.enter_context(patch("gibbs_ext.chains.bipartite_gibbs", gibbs))
+                stack.enter_context(patch("gibbs_ext.nn.posterior.bipartite_gibbs_relaxed", relaxed))
+            optimizer.zero_grad(set_to_none=True)
+            model(images, index).loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def cases() -> Iterator[Case]:
+    for coupling in ("shared", "per_sample"):
+        yield Case(
+            f"VAE training step, {coupling} coupling, 100+100, batch {BATCH}",
+            {
+                OURS: step_with(coupling, None, None),
+                "torch.rand": step_with(coupling, peer_gibbs, peer_relaxed),
+                WITHOUT_SAMPLING: step_with(coupling, no_gibbs, no_relaxed),
+            },
+        )

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that speaks to the compiled one: typed wrappers, fake kernels and what vmap and autograd may do.
+
+Every argument check that concerns tensors is made once, in C++, in front of the kernels. Names, meanings and shapes
+are those of :mod:`gibbs_ext.functional`; here every argument is explicit, ``beta`` is a float64 tensor of one value
+or one per sweep, and ``seed`` a 0-dim int64 tensor.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+try:
+    from gibbs_ext import _C
+except ImportError as error:
+    raise ImportError(
+        f"gibbs_ext: the compiled module gibbs_ext._C does not load ({error}). Build it for this Python and PyTorch "
+        "with `pip install --no-build-isolation .` in the source folder, and do not import from there uninstalled."
+    ) from error
+
+RELAXATIONS = {"pwl": 0, "concrete": 1, "straight_through": 2, "mean_field": 3}
+
+
+class CouplingResolutionWarning(UserWarning):
+    """Couplings are so large that rounding them to fixed point is felt: ``n * 2^-k`` exceeds 1e-3."""
+
+
+_C.set_resolution_warning(CouplingResolutionWarning)
+
+build_info = _C.build_info
+set_instruction_set = _C.set_instruction_set
+instruction_set = _C.instruction_set
+
+
+def _call(op: Callable[..., Any], *args: Any) -> Any:
+    """Calls an op, turning a Ctrl-C that stopped it into KeyboardInterrupt.
+
+    Between C++ and Python the dispatcher turns every exception into RuntimeError, so the op leaves the one it was
+    stopped by behind. (A graph of torch.compile calls the op directly: there Ctrl-C is a RuntimeError.)
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError:
+        pending = _C.take_exception()
+        if pending is None:
+            raise
+        raise pending from None
+
+
+# Typed wrappers ---------------------------------------------------------------------------------------------------
+
+
+def bipartite_gibbs(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    right: Tensor | None,
+    clamp_left: Tensor | None,
+    clamp_right: Tensor | None,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+) -> tuple[Tensor, Tensor]:
+    """Binary sweeps; see :func:`gibbs_ext.bipartite_gibbs`. Not differentiable.
+
+    Returns:
+        left [*S, n1] and right [*S, n2] of left's dtype, S the broadcast of every batch shape.
+    """
+    outputs: tuple[Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.bipartite_gibbs.default,
+        left, left_bias, right_bias, weight, beta, seed, right, clamp_left, clamp_right,
+        chains, chain_offset, sweep_offset, num_sweeps,
+    )  # fmt: skip
+    return outputs
+
+
+def bipartite_gibbs_relaxed(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+    num_relaxed_sweeps: int,
+    relaxation: int,
+    sharpness: float,
+    slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Binary sweeps, then relaxed ones; see :func:`gibbs_ext.bipartite_gibbs_relaxed`. Differentiable.
+
+    Returns:
+        left [*S, n1], right [*S, n2], left_mean [*S, n1], the binary state [*S, n1] the relaxed sweeps started from,
+        and the fields [num_relaxed_sweeps, *S, n2 + n1] (before beta) of each relaxed sweep's right, then left update.
+        The last two carry no gradient: they are what backward needs.
+    """
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.bipartite_gibbs_relaxed.default,
+        left, left_bias, right_bias, weight, beta, seed, chains, chain_offset, sweep_offset,
+        num_sweeps, num_relaxed_sweeps, relaxation, sharpness, slope_gradient,
+    )  # fmt: skip
+    return outputs
+
+
+def bipartite_gibbs_relaxed_backward(
+    grad_left: Tensor,
+    grad_right: Tensor,
+    grad_left_mean: Tensor,
+    state: Tensor,
+    fields: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+    relaxation: int,
+    sharpness: float,
+    slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Backward of :func:`bipartite_gibbs_relaxed`, which recomputes the random words. Not differentiable itself.
+
+    Returns:
+        Gradients of state [*S, n1], left_bias [*S, n1], right_bias [*S, n2] (not yet summed over broadcast dims) and
+        weight (of weight's own shape).
+    """
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.bipartite_gibbs_relaxed_backward.default,
+        grad_left, grad_right, grad_left_mean, state, fields, weight, beta, seed, chains, chain_offset, sweep_offset,
+        num_sweeps, relaxation, sharpness, slope_gradient,
+    )  # fmt: skip
+    return outputs
+
+
+def bipartite_ais(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    base_left_bias: Tensor,
+    base_right_bias: Tensor,
+    betas: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Annealed importance sampling; see :func:`gibbs_ext.bipartite_ais`. Not differentiable.
+
+    Returns:
+        left [*S, n1] and right [*S, n2] of left's dtype, log-weights [*S] float64.
+    """
+    outputs: tuple[Tensor, Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.bipartite_ais.default,
+        left, left_bias, right_bias, weight, base_left_bias, base_right_bias, betas, seed,
+        chains, chain_offset, sweep_offset,
+    )  # fmt: skip
+    return outputs
+
+
+def coupling_resolution(weight: Tensor) -> Tensor:
+    """The fixed-point step 2^-k of each model; see :func:`gibbs_ext.coupling_resolution`.
+
+    Args:
+        weight: [..., n1, n2], floating.
+
+    Returns:
+        [...] float64.
+    """
+    outputs: Tensor = _call(torch.ops.gibbs_ext.coupling_resolution.default, weight)
+    return outputs
+
+
+# Fake kernels: output shapes and dtypes for torch.compile and meta tensors -----------------------------------------
+
+
+def _batch_shape(weight: Tensor, *tensors: Tensor | None, chains: Tensor | None) -> torch.Size:
+    shapes = [tensor.shape[:-1] for tensor in tensors if tensor is not None]
+    batch: torch.Size = torch.broadcast_shapes(weight.shape[:-2], *shapes, () if chains is None else chains.shape)
+    return batch
+
+
+def _relaxed_dtype(weight: Tensor) -> torch.dtype:
+    """Relaxed sweeps of half-precision parameters are done, and returned, in float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def bipartite_gibbs_fake(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, beta: Tensor, seed: Tensor,
+    right: Tensor | None, clamp_left: Tensor | None, clamp_right: Tensor | None, chains: Tensor | None,
+    chain_offset: int, sweep_offset: int, num_sweeps: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    batch = _batch_shape(weight, left, left_bias, right_bias, right, clamp_left, clamp_right, chains=chains)
+    return left.new_empty((*batch, weight.shape[-2])), left.new_empty((*batch, weight.shape[-1]))
+
+
+def bipartite_gibbs_relaxed_fake(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, beta: Tensor, seed: Tensor,
+    chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int, num_relaxed_sweeps: int,
+    relaxation: int, sharpness: float, slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    batch = _batch_shape(weight, left, left_bias, right_bias, chains=chains)
+    n1, n2 = weight.shape[-2:]
+    shapes = ((*batch, n1), (*batch, n2), (*batch, n1), (*batch, n1), (num_relaxed_sweeps, *batch, n2 + n1))
+    left_out, right_out, left_mean, state, fields = (
+        weight.new_empty(shape, dtype=_relaxed_dtype(weight)) for shape in shapes
+    )
+    return left_out, right_out, left_mean, state, fields
+
+
+def bipartite_gibbs_relaxed_backward_fake(
+    grad_left: Tensor, grad_right: Tensor, grad_left_mean: Tensor, state: Tensor, fields: Tensor, weight: Tensor,
+    beta: Tensor, seed: Tensor, chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int,
+    relaxation: int, sharpness: float, slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = (state.shape, state.shape, (*state.shape[:-1], weight.shape[-1]), weight.shape)
+    grad_state, grad_left_bias, grad_right_bias, grad_weight = (
+        weight.new_empty(shape, dtype=_relaxed_dtype(weight)) for shape in grads
+    )
+    return grad_state, grad_left_bias, grad_right_bias, grad_weight
+
+
+def bipartite_ais_fake(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, base_left_bias: Tensor,
+    base_right_bias: Tensor, betas: Tensor, seed: Tensor, chains: Tensor | None, chain_offset: int, sweep_offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    biases = (left_bias, right_bias, base_left_bias, base_right_bias)
+    batch = _batch_shape(weight, left, *biases, chains=chains)
+    return (
+        left.new_empty((*batch, weight.shape[-2])),
+        left.new_empty((*batch, weight.shape[-1])),
+        left.new_empty(batch, dtype=torch.float64),
+    )
+
+
+def coupling_resolution_fake(weight: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape[:-2], dtype=torch.float64)
+
+
+# vmap -------------------------------------------------------------------------------------------------------------
+
+
+def refuse_vmap(name: str) -> NoReturn:
+    """Says why: the rows of a vmapped call would all be chain 0 of the same seed, that is, not independent."""
+    raise NotImplementedError(
+        f"{name}: torch.vmap is not supported, because chains are numbered within one call. "
+        "Give the arguments a batch dimension instead: all of them broadcast."
+    )
+
+
+def _register(name: str, fake: Callable[..., Any]) -> None:
+    def refuse(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+        refuse_vmap(name)
+
+    torch.library.register_fake(f"gibbs_ext::{name}", fake)
+    torch.library.register_vmap(f"gibbs_ext::{name}", refuse)
+
+
+_register("bipartite_gibbs", bipartite_gibbs_fake)
+_register("bipartite_gibbs_relaxed", bipartite_gibbs_relaxed_fake)
+_register("bipartite_gibbs_relaxed_backward", bipartite_gibbs_relaxed_backward_fake)
+_register("bipartite_ais", bipartite_ais_fake)
+_register("coupling_resolution", coupling_resolution_fake)

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampling contract in plain Python: readable, slow, and the oracle of every test.
+
+Binary sweeps are done in the contract's own integer and float32 arithmetic, so the compiled ops must agree with them
+to the bit. Relaxed sweeps are float64 PyTorch code that autograd differentiates: the oracle of the hand-written
+backward. Signatures are those of the public functions, so this is also the "pure-Python sampler" of the benchmarks.
+
+A unit of a bipartite model is numbered left i -> i, right j -> n1 + j. Its random word in one sweep of one chain is
+``(high byte << 24) | low 24 bits``, which two *planes* of Philox counters supply (see :func:`random_words`).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Words = NDArray[np.uint32]
+
+_MASK32 = 0xFFFFFFFF
+
+
+# Random words -----------------------------------------------------------------------------------------------------
+
+
+def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10 of Salmon et al. 2011, over broadcasting arrays of counters.
+
+    Args:
+        counter: Four integer arrays (or ints), each word in [0, 2^32).
+        key: Two integer arrays (or ints), each word in [0, 2^32).
+
+    Returns:
+        Four uint32 arrays of the broadcast shape.
+    """
+    # twin: csrc/core/philox.h
+    c0, c1, c2, c3, k0, k1 = (np.asarray(word, dtype=np.uint64) for word in (*counter, *key))
+    mask, shift = np.uint64(_MASK32), np.uint64(32)
+    for _ in range(10):
+        product0 = np.uint64(0xD2511F53) * c0
+        product1 = np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (product1 >> shift) ^ c1 ^ k0, product1 & mask, (product0 >> shift) ^ c3 ^ k1, product0 & mask
+        k0 = (k0 + np.uint64(0x9E3779B9)) & mask
+        k1 = (k1 + np.uint64(0xBB67AE85)) & mask
+    w0, w1, w2, w3 = (word.astype(np.uint32) for word in np.broadcast_arrays(c0, c1, c2, c3))
+    return w0, w1, w2, w3
+
+
+def _plane(seed: int, chain: NDArray[np.int64], sweep: int, plane: int, num_groups: int) -> Words:
+    """All four output words of the counters ``group = 0 .. num_groups - 1`` of one plane: [B, num_groups, 4]."""
+    chains = chain.astype(np.uint64)[:, None]
+    group = np.arange(num_groups, dtype=np.uint64)[None, :]
+    stream = 0  # 0: sweeps; 1 to 15 are reserved
+    counter = (
+        np.uint64(plane << 30) | group,
+        chains & np.uint64(_MASK32),
+        sweep & _MASK32,
+        np.uint64(stream << 28 | (sweep >> 32 & 0xFFF) << 16) | (chains >> np.uint64(32) & np.uint64(0xFFFF)),
+    )
+    return np.stack(philox(counter, (seed & _MASK32, seed >> 32 & _MASK32)), axis=-1)
+
+
+def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int) -> Words:
+    """The 32-bit random words of units ``0 .. num_units - 1``.
+
+    Args:
+        seed: Any 64-bit integer (two's complement when negative).
+        chain: [B] chain numbers in [0, 2^48).
+        sweep: Sweep number in [0, 2^44).
+        num_units: How many units.
+
+    Returns:
+        [B, num_units] uint32.
+    """
+    unit = np.arange(num_units)
+    high_words = _plane(seed, chain, sweep, 0, 8 * math.ceil(num_units / 128))
+    high_word = high_words[:, (unit >> 7) * 8 + ((unit >> 2) & 7), (unit >> 5) & 3]
+    high = high_word >> (8 * (unit & 3)).astype(np.uint32) & np.uint32(0xFF)
+    low_words = _plane(seed, chain, sweep, 1, 8 * math.ceil(num_units / 32))
+    low = low_words[:, (unit >> 5) * 8 + (unit & 7), (unit >> 3) & 3] & np.uint32(0xFFFFFF)
+    words: Words = high << np.uint32(24) | low
+    return words
+
+
+def random_word(seed: int, chain: int, sweep: int, unit: int) -> int:
+    """The random word of one unit; see :func:`random_words`."""
+    return int(random_words(seed, np.array([chain]), sweep, unit + 1)[0, unit])
+
+
+def uniform(words: Words, dtype: torch.dtype) -> NDArray[np.float64]:
+    """Uniforms strictly inside (0, 1), exactly those that relaxed sweeps of this dtype use.
+
+    Args:
+        words: uint32, any shape.
+        dtype: ``torch.float32`` (23 bits of the word) or ``torch.float64`` (all 32).
+    """
+    if dtype == torch.float32:
+        return ((words >> np.uint32(9)).astype(np.float64) + 0.5) * 2.0**-23
+    return (words.astype(np.float64) + 0.5) * 2.0**-32
+
+
+# Fixed point ------------------------------------------------------------------------------------------------------
+
+
+def round_couplings(weight: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
+    """Rounds one model's couplings to integers ``round(weight * 2^k)`` with the largest safe k <= 30.
+
+    Safe means that no unit's sum of |coupling| leaves 31 bits, by a bound that is itself exact integer arithmetic,
+    so that every implementation finds the same k.
+
+    Args:
+        weight: [n1, n2] float32 or float64, finite, |weight| < 2^127.
+
+    Returns:
+        The couplings [n1, n2] int32 and k.
+    """
+    # twin: csrc/core/fixed_point.h
+    exact = np.asarray(weight, dtype=np.float64)
+    largest = float(np.abs(exact).max(initial=0.0))
+    if not largest < 2.0**127:
+        raise ValueError("round_couplings: weight must be finite and below 2^127 in magnitude")
+    if largest == 0:
+        return np.zeros(exact.shape, np.int32), 30
+    degree = max(exact.shape)
+    exponent = math.frexp(largest)[1]
+    bits = 30 - (degree - 1).bit_length()
+    # A weight that underflows here still counts as one: ceil of something positive.
+    scaled = np.maximum(np.ceil(np.ldexp(np.abs(exact), bits - exponent)), exact != 0).astype(np.int64)
+    largest_sum = int(max(scaled.sum(axis=0).max(), scaled.sum(axis=1).max()))
+    headroom = (2**31 - 1 - (degree + 1) // 2) // largest_sum
+    k = min(30, headroom.bit_length() - 1 + bits - exponent)
+    return np.rint(np.ldexp(exact, k)).astype(np.int32), k
+
+
+def threshold(logit: NDArray[np.float32]) -> Words:
+    """``sigmoid(logit) * 2^32`` by the contract's float32 steps, each rounded once.
+
+    The small tail is computed and mirrored in integers, so ``threshold(-x) + threshold(x) == 2^32`` (saturating at
+    2^32 - 1).
+
+    Args:
+        logit: float32, any shape, not NaN.
+
+    Returns:
+        uint32 of the same shape.
+    """
+    # twin: csrc/core/threshold.h
+    f = np.float32
+    logit = np.asarray(logit, dtype=f)
+    a = np.minimum(np.abs(logit), f(90))
+    n = np.trunc(a * f(1.44269504) + f(0.5))
+    r = n * f(0.693359375) - a
+    r = r - n * f(2.12194440e-4)
+    p = np.full_like(r, f(1.9875691500e-4))
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + f(c)
+    y = p * (r * r)
+    y = y + r
+    y = y + f(1)
+    power = np.where(n >= 127, f(0), np.ldexp(f(1), -np.minimum(n, f(127)).astype(np.int32)))
+    e = y * power
+    s = e / (f(1) + e)
+    t = (s * f(2.0**32)).astype(np.uint64)
+    mirrored = np.where(t == 0, np.uint64(2**32 - 1), np.uint64(2**32) - t)
+    return np.where(logit > 0, mirrored, t).astype(np.uint32)
+
+
+# Broadcasting -----------------------------------------------------------------------------------------------------
+
+
+class _Batch(NamedTuple):
+    """A broadcast batch laid out as B rows, and where each row finds its model."""
+
+    shape: torch.Size  # S
+    chains: NDArray[np.int64]  # [B]
+    rows_of_model: list[NDArray[np.intp]]  # one entry per weight matrix: the rows that use it
+    coupling: NDArray[np.float64]  # [models, n1, n2] integers, held in float64
+    scale: NDArray[np.float32]  # [B, 1] 2^-k
+
+
+def _prepare(
+    weight: Tensor, chain_offset: int | Tensor, states: Sequence[Tensor | None], masks: Sequence[Tensor | None] = ()
+) -> _Batch:
+    shapes = [t.shape[:-1] for t in states if t is not None]
+    # A mask may also be one value for the whole side.
+    shapes += [mask.shape[:-1] for mask in masks if mask is not None]
+    if isinstance(chain_offset, Tensor):
+        shapes.append(chain_offset.shape)
+    shape = torch.broadcast_shapes(weight.shape[:-2], *shapes)
+    if isinstance(chain_offset, Tensor):
+        chains = chain_offset.expand(shape).reshape(-1).numpy().astype(np.int64)
+    else:
+        chains = chain_offset + np.arange(math.prod(shape), dtype=np.int64)
+    n1, n2 = weight.shape[-2:]
+    models = weight.detach().reshape(-1, n1, n2)
+    models = models if models.dtype == torch.float64 else models.float()
+    rounded = [round_couplings(model.numpy()) for model in models]
+    coupling = np.stack([q for q, _ in rounded]).astype(np.float64) if rounded else np.zeros((0, n1, n2))
+    model_of_row = torch.arange(len(rounded)).reshape(weight.shape[:-2]).expand(shape).reshape(-1).numpy()
+    scale = np.array([2.0**-k for _, k in rounded], dtype=np.float32)[model_of_row][:, None]
+    return _Batch(shape, chains, [np.flatnonzero(model_of_row == m) for m in range(len(rounded))], coupling, scale)
+
+
+def _rows(tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> NDArray[Any]:
+    """``tensor`` broadcast to the batch shape, as [B, n]."""
+    return tensor.detach().to(dtype).expand(*shape, tensor.shape[-1]).reshape(-1, tensor.shape[-1]).numpy()
+
+
+def _integer_fields(state: NDArray[np.float64], batch: _Batch, transpose: bool) -> NDArray[np.float64]:
+    """Sums of the couplings to the units that are 1. Exact: every partial sum is an integer below 2^53."""
+    coupling = batch.coupling.swapaxes(-1, -2) if transpose else batch.coupling
+    fields = np.zeros((state.shape[0], coupling.shape[-1]))
+    for rows, matrix in zip(batch.rows_of_model, coupling, strict=True):
+        fields[rows] = state[rows] @ matrix
+    return fields
+
+
+def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[float]:
+    values = torch.as_tensor(beta, dtype=torch.float64).reshape(-1).tolist()
+    return values * num_sweeps if len(values) == 1 else values
+
+
+def _seed(generator: torch.Generator | None, seed: int | Tensor | None) -> int:
+    if seed is None:
+        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator)
+    return int(seed)
+
+
+def _like(rows: NDArray[Any], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(rows).reshape(*shape, rows.shape[-1]).to(dtype)
+
+
+# Binary sweeps ----------------------------------------------------------------------------------------------------
+
+
+def bipartite_gibbs_reference(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    num_sweeps: int,
+    *,
+    beta: float | Sequence[float] | Tensor = 1.0,
+    right: Tensor | None = None,
+    clamp_left: Tensor | None = None,
+    clamp_right: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`gibbs_ext.bipartite_gibbs` must return, to the bit. Arguments are the same; none are checked."""
+    n1, n2 = weight.shape[-2:]
+    key = _seed(generator, seed)
+    batch = _prepare(weight, chain_offset, (left, right, left_bias, right_bias), (clamp_left, clamp_right))
+    z_left = _rows(left, batch.shape, torch.float64)
+    z_right = np.zeros((len(z_left), n2)) if right is None else _rows(right, batch.shape, torch.float64)
+    biases = [_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias)]
+    fixed = [
+        None if mask is None else _rows(mask.expand(*mask.shape[:-1], n), batch.shape, torch.bool)
+        for mask, n in ((clamp_left, n1), (clamp_right, n2))
+    ]
+
+    def update(z: NDArray[Any], side: int, fields: NDArray[Any], beta: float, words: Words) -> NDArray[Any]:
+        logit = np.float32(beta) * (fields.astype(np.float32) * batch.scale + biases[side])
+        drawn = (words < threshold(logit)).astype(np.float64)
+        mask = fixed[side]
+        return drawn if mask is None else np.where(mask, z, drawn)
+
+    with np.errstate(over="ignore"):  # enormous couplings may make a logit infinite, which threshold() defines
+        for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
+            words = random_words(key, batch.chains, sweep, n1 + n2)
+            z_right = update(z_right, 1, _integer_fields(z_left, batch, transpose=False), b, words[:, n1:])
+            z_left = update(z_left, 0, _integer_fields(z_right, batch, transpose=True), b, words[:, :n1])
+    return _like(z_left, batch.shape, left.dtype), _like(z_right, batch.shape, left.dtype)
+
+
+# Relaxed sweeps ---------------------------------------------------------------------------------------------------
+
+
+def relax(
+    field: Tensor, u: Tensor, beta: float, relaxation: str, sharpness: float, slope_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """One relaxed update.
+
+    With ``q = sigmoid(beta * field)``:
+
+    - ``pwl``: ``zeta = clip(0.5 + slope * (u - (1 - q)), 0, 1)``, ``slope = sharpness / 4 / (q * (1 - q) + 1e-2)``;
+    - ``concrete``: ``zeta = sigmoid(sharpness * (beta * field + logit(u)))``;
+    - ``straight_through``: ``zeta = [u > 1 - q]``, whose derivative is taken to be that of q;
+    - ``mean_field``: ``zeta = q``.
+
+    Args:
+        field: float64, any shape: ``bias + coupling @ z``, before beta.
+        u: Uniforms in (0, 1) of the same shape.
+        beta: Inverse temperature.
+        relaxation: One of the names above.
+        sharpness: Of ``pwl`` and ``concrete``.
+        slope_gradient: Whether ``pwl`` differentiates its slope.
+
+    Returns:
+        zeta and q.
+    """
+    logit = beta * field
+    q = torch.sigmoid(logit)
+    if relaxation == "pwl":
+        slope = sharpness / 4 / (q * (1 - q) + 1e-2)
+        slope = slope if slope_gradient else slope.detach()
+        zeta = torch.clamp(0.5 + slope * (u - (1 - q)), 0, 1)
+    elif relaxation == "concrete":
+        zeta = torch.sigmoid(sharpness * (logit + torch.logit(u)))
+    elif relaxation == "straight_through":
+        zeta = (u > 1 - q).to(q.dtype) + (q - q.detach())
+    elif relaxation == "mean_field":
+        zeta = q
+    else:
+        raise ValueError(f"relax: unknown relaxation {relaxation!r}")
+    return zeta, q
+
+
+def bipartite_gibbs_relaxed_reference(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    num_sweeps: int = 10,
+    num_relaxed_sweeps: int = 1,
+    *,
+    relaxation: str = "pwl",
+    sharpness: float = 4.0,
+    slope_gradient: bool = True,
+    beta: float | Sequence[float] | Tensor = 1.0,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    return_state: bool = False,
+) -> tuple[Tensor, ...]:
+    """What :func:`gibbs_ext.bipartite_gibbs_relaxed` computes, in float64 and differentiable by autograd.
+
+    The uniforms are those of the parameters' dtype, so a float32 call is approximated by the same draws. Outputs are
+    float64 whatever the parameters' dtype; arguments are the same as the public function's and not checked.
+    """
+    key = _seed(generator, seed)
+    n1, n2 = weight.shape[-2:]
+    betas = _betas(beta, num_sweeps + num_relaxed_sweeps)
+    state = left.to(torch.float64)
+    if num_sweeps:
+        state, _ = bipartite_gibbs_reference(
+            state, left_bias, right_bias, weight, num_sweeps, beta=betas[:num_sweeps],
+            chain_offset=chain_offset, sweep_offset=sweep_offset, seed=key,
+        )  # fmt: skip
+    batch = _prepare(weight, chain_offset, (left, left_bias, right_bias))
+    w, b_left, b_right = weight.double(), left_bias.double(), right_bias.double()
+    state = state.expand(*batch.shape, n1)
+    z_left = state
+    for sweep, b in enumerate(betas[num_sweeps:], start=sweep_offset + num_sweeps):
+        words = random_words(key, batch.chains, sweep, n1 + n2)
+        u = torch.from_numpy(uniform(words, weight.dtype)).reshape(*batch.shape, n1 + n2)
+        field = (z_left.unsqueeze(-2) @ w).squeeze(-2) + b_right
+        z_right, _ = relax(field, u[..., n1:], b, relaxation, sharpness, slope_gradient)
+        field = (w @ z_right.unsqueeze(-1)).squeeze(-1) + b_left
+        z_left, left_mean = relax(field, u[..., :n1], b, relaxation, sharpness, slope_gradient)
+    return (z_left, z_right, left_mean, state) if return_state else (z_left, z_right, left_mean)
+
+
+# Annealed importance sampling -------------------------------------------------------------------------------------
+
+
+def bipartite_ais_reference(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    base_left_bias: Tensor,
+    base_right_bias: Tensor,
+    betas: Sequence[float] | Tensor,
+    *,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`gibbs_ext.bipartite_ais` must return: states to the bit, log-weights to float64 accuracy."""
+    n1, n2 = weight.shape[-2:]
+    key = _seed(generator, seed)
+    schedule = _betas(betas, 1)
+    parameters = (left_bias, right_bias, base_left_bias, base_right_bias)
+    batch = _prepare(weight, chain_offset, (left, *parameters))
+    b_left, b_right, base_left, base_right = (_rows(bias, batch.shape, torch.float32) for bias in parameters)
+    exact = [_rows(bias, batch.shape, torch.float64) for bias in parameters]
+    z_left = _rows(left, batch.shape, torch.float64)
+    z_right = np.zeros((len(z_left), n2))
+    log_weights = np.zeros(len(z_left))
+
+    def log_f(b: float, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        on_left = (z_left * (b * exact[0] + (1 - b) * exact[2])).sum(-1)
+        logit = b * (sums * batch.scale.astype(np.float64) + exact[1]) + (1 - b) * exact[3]
+        total: NDArray[np.float64] = on_left + np.logaddexp(0, logit).sum(-1)
+        return total
+
+    def draw(b: float, sums: NDArray[Any], bias: NDArray[Any], base: NDArray[Any], words: Words) -> NDArray[Any]:
+        b32 = np.float32(b)
+        logit = b32 * (sums.astype(np.float32) * batch.scale + bias) + (np.float32(1) - b32) * base
+        return (words < threshold(logit)).astype(np.float64)
+
+    for sweep, (before, after) in enumerate(itertools.pairwise(schedule), start=sweep_offset):
+        sums = _integer_fields(z_left, batch, transpose=False)
+        log_weights += log_f(after, sums) - log_f(before, sums)
+        words = random_words(key, batch.chains, sweep, n1 + n2)
+        z_right = draw(after, sums, b_right, base_right, words[:, n1:])
+        z_left = draw(after, _integer_fields(z_right, batch, transpose=True), b_left, base_left, words[:, :n1])
+    return (
+        _like(z_left, batch.shape, left.dtype),
+        _like(z_right, batch.shape, left.dtype),
+        torch.from_numpy(log_weights).reshape(batch.shape),
+    )

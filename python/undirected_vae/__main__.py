@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m undirected_vae train | evaluate | sample | info"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import PRESETS, ConfigError, add_flags, resolve
+from .data import SPLITS, DataError
+from .runs import Run, RunError, free_name
+
+EVALUATION_FLAGS = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains", "device")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m undirected_vae", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train, then evaluate on the test images and draw pictures")
+    where = train.add_mutually_exclusive_group()
+    where.add_argument(
+        "--run", type=Path, help="folder of the new run (default: runs/ and a name made from the settings)"
+    )
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue the run in this folder; flags (a larger --steps, say) change its settings",
+    )
+    train.add_argument("--preset", choices=PRESETS, help="settings to start from (default: default)")
+    train.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings from a .toml or .yaml file; flags come after it"
+    )
+    train.add_argument(
+        "--evaluate", action=argparse.BooleanOptionalAction, default=True, help="evaluate and sample at the end"
+    )
+    add_flags(train)
+
+    evaluate = commands.add_parser("evaluate", help="test log-likelihood: importance-weighted bound, log Z by AIS")
+    evaluate.add_argument("path", type=Path, metavar="RUN")
+    evaluate.add_argument(
+        "--against", type=Path, metavar="RUN", help="also print the paired difference to this run on the same images"
+    )
+    evaluate.add_argument("--split", choices=SPLITS, default="test")
+    add_flags(evaluate, EVALUATION_FLAGS)
+
+    sample = commands.add_parser("sample", help="samples.png, reconstructions.png and curves.png")
+    sample.add_argument("path", type=Path, metavar="RUN")
+    sample.add_argument("--count", type=int, default=100, help="images to generate (default: 100)")
+    sample.add_argument("--seed", type=int, default=0)
+
+    info = commands.add_parser(
+        "info", help="a run's settings, size and results; without a run, the build and the presets"
+    )
+    info.add_argument("path", type=Path, metavar="RUN", nargs="?")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = vars(parser().parse_args(argv))
+    command = arguments.pop("command")
+    try:
+        {"train": _train, "evaluate": _evaluate, "sample": _sample, "info": _info}[command](arguments)
+    except (ConfigError, DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(arguments: dict[str, Any]) -> None:
+    from .evaluate import evaluate_run, summary
+    from .sample import sample_run
+    from .train import Interrupted, train
+
+    path, resume, preset, file, finish = (
+        arguments.pop(name) for name in ("run", "resume", "preset", "config", "evaluate")
+    )
+    if resume:
+        run = Run(resume, resolve(preset, file, arguments, base=Run.open(resume).config))
+        data = run.load_data()
+    else:
+        config = resolve(preset, file, arguments)
+        kind = config.posterior if config.posterior == "directed" else f"{config.posterior}-{config.coupling}"
+        run = Run(path or free_name(Path("runs") / f"{kind}-{config.left}x{config.right}"), config)
+        data = run.load_data()
+        run.create()
+    print(f"{run.path}: {len(data.train)} training images of {data.name}, {run.config.steps} steps", file=sys.stderr)
+    try:
+        model = train(run, data, resume=bool(resume))
+    except Interrupted:
+        print(f"interrupted; the checkpoint is saved, continue with: train --resume {run.path}", file=sys.stderr)
+        raise KeyboardInterrupt from None
+    if finish:
+        print(summary(evaluate_run(run, data, model)))
+        for picture in sample_run(run, data, model):
+            print(picture)
+
+
+def _evaluate(arguments: dict[str, Any]) -> None:
+    from .evaluate import compare, evaluate_run, saved, summary
+
+    path, against, split = (arguments.pop(name) for name in ("path", "against", "split"))
+    run = Run.open(path)
+    run.config = run.config.replace(arguments)
+    result = evaluate_run(run, run.load_data(), split=split)
+    print(f"{run.path}: {summary(result)}")
+    if against:
+        other = Run.open(against)
+        other.config = other.config.replace({name: getattr(run.config, name) for name in EVALUATION_FLAGS})
+        other_result = saved(other, split, other.config) or evaluate_run(other, other.load_data(), split=split)
+        print(f"{other.path}: {summary(other_result)}")
+        paired = compare(result, other_result)
+        difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
+        print(f"NLL of {run.path} minus {other.path}, paired: {difference}")
+
+
+def _sample(arguments: dict[str, Any]) -> None:
+    from .sample import sample_run
+
+    run = Run.open(arguments["path"])
+    for picture in sample_run(run, run.load_data(), count=arguments["count"], seed=arguments["seed"]):
+        print(picture)
+
+
+def _info(arguments: dict[str, Any]) -> None:
+    import json
+
+    import yaml
+
+    import gibbs_ext as gx
+
+    from .evaluate import summary
+
+    if arguments["path"] is None:
+        print(yaml.safe_dump({"build": gx.build_info(), "presets": list(PRESETS)}, sort_keys=False), end="")
+        return
+    run = Run.open(arguments["path"])
+    state = run.load_checkpoint()
+    parameters = sum(
+        value.numel() for name, value in state["model"].items() if value.is_floating_point() and "running" not in name
+    )
+    print(
+        yaml.safe_dump(
+            {"run": str(run.path), "step": state["step"], "parameters": parameters, "settings": run.config.to_dict()},
+            sort_keys=False,
+        ),
+        end="",
+    )
+    if run.evaluation_path.exists():
+        print(f"result: {summary(json.loads(run.evaluation_path.read_text()))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

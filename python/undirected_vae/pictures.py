@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PNG pictures, each written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the whole process
+from matplotlib.image import imsave
+from torch import Tensor
+from torch.nn import functional as F
+
+from .runs import atomic_write
+
+
+def tile(images: Tensor, shape: tuple[int, int], columns: int) -> np.ndarray[Any, Any]:
+    """Images [N, height * width] in [0, 1] -> one array [H, W], row by row, with a line between them."""
+    height, width = shape[0] + 1, shape[1] + 1
+    rows = math.ceil(len(images) / columns)
+    canvas = np.full((rows * height + 1, columns * width + 1), 0.5, dtype=np.float32)
+    for number, image in enumerate(images.float().numpy()):
+        top, left = number // columns * height + 1, number % columns * width + 1
+        canvas[top : top + shape[0], left : left + shape[1]] = image.reshape(shape)
+    return canvas
+
+
+def grid(path: Path, images: Tensor, shape: tuple[int, int], columns: int = 10, zoom: int = 3) -> Path:
+    """A grid of images."""
+    canvas = tile(images, shape, columns).repeat(zoom, 0).repeat(zoom, 1)
+    buffer = io.BytesIO()
+    imsave(buffer, canvas, cmap="gray", vmin=0, vmax=1, format="png")
+    atomic_write(path, buffer.getvalue())
+    return path
+
+
+def pairs(path: Path, originals: Tensor, reconstructions: Tensor, shape: tuple[int, int], columns: int = 10) -> Path:
+    """Rows of originals, each over the row of their reconstructions."""
+    blocks = []
+    for start in range(0, len(originals), columns):
+        for images in (originals, reconstructions):
+            row = images[start : start + columns]
+            blocks.append(F.pad(row, (0, 0, 0, columns - len(row))))
+    return grid(path, torch.cat(blocks), shape, columns)
+
+
+def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
+    """The ELBO of training and validation images over the steps."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    elbos = [line[name] for line in metrics for name in ("elbo", "validation_elbo") if name in line]
+    for name, label, style in (("elbo", "training batch", "-"), ("validation_elbo", "validation", "o-")):
+        points = [(line["step"], line[name]) for line in metrics if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    # The first steps' values would hide all the others.
+    best, low = max(elbos), float(np.quantile(elbos, 0.1))
+    axes.set_ylim(low - 1, best + 0.1 * (best - low) + 1)
+    axes.set(xlabel="step", ylabel="ELBO [nats]")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    atomic_write(path, buffer.getvalue())
+    return path

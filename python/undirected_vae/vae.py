@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VAE: encoder, posterior (undirected or factorial), Boltzmann prior, decoder; its objective and its proposals.
+
+Everything about the undirected posterior's gradient is in method.md, "Gradient through the sampler".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gibbs_ext as gx
+
+from .config import Config
+from .directed import FactorialPosterior, negative_entropy
+from .networks import Decoder, Encoder
+
+
+class Terms(NamedTuple):
+    """What one training step computes."""
+
+    loss: (
+        Tensor  # [] its gradient is that of -(log p(x|z) - kl_weight * KL); the value lacks the log partition functions
+    )
+    reconstruction: Tensor  # [B] log p(x | zeta)
+    divergence: Tensor  # [B] E_q[log q - log p] + log Z_phi - log Z_theta (directed: log Z_phi = 0)
+
+
+class Proposal(NamedTuple):
+    """Binary samples that stand for q(z | x), with what the importance-weighted bound needs."""
+
+    left: Tensor  # [K, B, n1]
+    right: Tensor  # [K, B, n2]
+    log_weight: Tensor  # [K, B] mean over k of exp(log_weight) * f(z) is an unbiased estimate of sum_z f(z)
+    log_q: Tensor  # [K, B] log q(z | x); undirected: with AIS's estimate of log Z_phi(x)
+
+
+class VAE(nn.Module):
+    def __init__(self, config: Config, mean: Tensor, dataset_size: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(mean, config.encoder, config.dropout)
+        features = config.encoder[-1] if config.encoder else mean.shape[0]
+        relaxation = {
+            "relaxation": config.relaxation,
+            "sharpness": config.sharpness,
+            "slope_gradient": config.slope_gradient,
+        }
+        self.posterior: FactorialPosterior | gx.nn.BoltzmannPosterior
+        if config.posterior == "directed":
+            self.posterior = FactorialPosterior(features, config.left, config.right, **relaxation)  # type: ignore[arg-type]
+        else:
+            self.posterior = gx.nn.BoltzmannPosterior(
+                features,
+                config.left,
+                config.right,
+                coupling=config.coupling,
+                rank=config.rank,
+                spin_beta=config.spin_beta,
+                num_sweeps=config.posterior_sweeps,
+                num_relaxed_sweeps=config.relaxed_sweeps,
+                dataset_size=dataset_size,
+                **relaxation,  # type: ignore[arg-type]
+            )
+        self.prior = gx.nn.BoltzmannPrior(
+            config.left, config.right, num_chains=config.prior_chains, num_sweeps=config.prior_sweeps
+        )
+        self.decoder = Decoder(config.left + config.right, mean, config.decoder, config.dropout)
+
+    def forward(self, images: Tensor, index: Tensor, kl_weight: float = 1.0) -> Terms:
+        """One step's objective on binary images [B, pixels] with the numbers `index` [B] in the training set."""
+        features = self.encoder(images)
+        if isinstance(self.posterior, FactorialPosterior):
+            sample = self.posterior(features)
+            # The prior's energy is linear in each unit: its mean under a factorial posterior is its value at the means.
+            divergence = (
+                negative_entropy(sample.left_logits)
+                + negative_entropy(sample.right_logits)
+                + self.prior.energy(torch.sigmoid(sample.left_logits), torch.sigmoid(sample.right_logits))
+            )
+        else:
+            sample = self.posterior(features, index)
+            # Energies are linear in left, so left_mean integrates it out.
+            # log q's own parameters are detached: the score has mean zero.
+            posterior = sample.model.detach()
+            divergence = self.prior.energy(sample.left_mean, sample.right) - posterior.energy_of(
+                sample.left_mean, sample.right
+            )
+        reconstruction = log_likelihood(self.decoder(torch.cat([sample.left, sample.right], -1)), images)
+        loss = (kl_weight * divergence - reconstruction).mean() + kl_weight * self.prior.log_partition_surrogate()
+        return Terms(loss, reconstruction.detach(), divergence.detach())
+
+    @torch.no_grad()
+    def propose(self, images: Tensor, num_samples: int, num_betas: int) -> Proposal:
+        """Binary samples of the posterior: exact ones of a factorial posterior, AIS's of an undirected one."""
+        features = self.encoder(images)
+        if isinstance(self.posterior, FactorialPosterior):
+            both = self.posterior.parameters_of(features)
+            left, right = (torch.bernoulli(torch.sigmoid(logits).expand(num_samples, -1, -1)) for logits in both)
+            log_q = _log_bernoulli(left, both[0]) + _log_bernoulli(right, both[1])
+            return Proposal(left, right, -log_q, log_q)
+        model = gx.BipartiteBoltzmann(*self.posterior.parameters_of(features))
+        # base="bias": the factorial model with the same biases.
+        result = gx.annealed_importance_sampling(model, num_samples, num_betas, base="bias")
+        left, right = model.split(result.samples)
+        energy, log_partition = model.energy_of(left, right), result.log_partition.to(left)
+        # Each sample's own weight, scaled so that their mean is Z_phi.
+        log_weight = torch.log_softmax(result.log_weights, 0).to(left) + math.log(num_samples) + log_partition
+        return Proposal(left, right, log_weight + energy, -energy - log_partition)
+
+    def prior_log_partition(self, num_chains: int, num_betas: int) -> tuple[float, float]:
+        """log Z_theta by AIS and its standard error."""
+        result = gx.annealed_importance_sampling(self.prior.distribution(), num_chains, num_betas, base="bias")
+        return float(result.log_partition), float(result.standard_error)
+
+    @torch.no_grad()
+    def log_joint(self, images: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """log p(x, z) + log Z_theta, [K, B]."""
+        logits = self.decoder(torch.cat([left, right], -1))
+        return log_likelihood(logits, images) - self.prior.energy(left, right)
+
+    @torch.no_grad()
+    def elbo(self, images: Tensor, log_partition: float, num_samples: int = 16, num_betas: int = 50) -> Tensor:
+        """An estimate of each image's ELBO with binary samples, [B]."""
+        proposal = self.propose(images, num_samples, num_betas)
+        log_joint = self.log_joint(images, proposal.left, proposal.right) - log_partition
+        return (log_joint - proposal.log_q).mean(0)
+
+
+def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
+    """log p(x | z) of Bernoulli pixels: logits [..., pixels], images broadcast to them -> [...]."""
+    # x * logit - softplus(logit), which unlike binary_cross_entropy_with_logits broadcasts.
+    return (logits * images - F.softplus(logits)).sum(-1)
+
+
+def _log_bernoulli(states: Tensor, logits: Tensor) -> Tensor:
+    return (states * logits - F.softplus(logits)).sum(-1)

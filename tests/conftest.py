@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from gibbs_ext import ops
+
+# A timing-dependent deadline fails on a loaded machine; a derandomised run fails for a reason, not by chance.
+settings.register_profile(
+    "gibbs_ext", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("gibbs_ext")
+
+
+def supported_instruction_sets() -> list[str]:
+    """Those compiled that this CPU has."""
+    names = []
+    for name in ops.build_info()["cpu_instruction_sets"]:
+        with contextlib.suppress(ValueError):
+            ops.set_instruction_set(name)
+            names.append(name)
+    ops.set_instruction_set("auto")
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Set GIBBS_TEST_SEED to try other draws (nightly); a statistical test fails for one seed in a million."""
+    torch.manual_seed(int(os.environ.get("GIBBS_TEST_SEED", "0")))
+
+
+@pytest.fixture(params=supported_instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once with each instruction set that this machine has."""
+    ops.set_instruction_set(request.param)
+    yield request.param
+    ops.set_instruction_set("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

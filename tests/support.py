@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: comparisons that cannot pass by accident, models, and thresholds of statistical tests."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gibbs_ext import BipartiteBoltzmann
+
+FALSE_ALARM = 1e-6  # of each statistical test, were it run with a fresh seed
+
+
+# Comparisons: each rejects NaN, wrong shapes, wrong dtypes and empty tensors that should not be -------------------
+
+
+def assert_same_bits(actual: Sequence[Tensor] | Tensor, expected: Sequence[Tensor] | Tensor) -> None:
+    """Equal in shape, dtype and every value; NaN equals nothing."""
+    if isinstance(actual, Tensor) and isinstance(expected, Tensor):
+        actual, expected = [actual], [expected]
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape, f"shape {list(a.shape)}, expected {list(e.shape)}"
+        assert a.dtype == e.dtype, f"{a.dtype}, expected {e.dtype}"
+        unequal = int((a != e).sum())
+        assert not unequal, f"{unequal} of {a.numel()} values differ"
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Largest difference within ``tolerance`` of the largest magnitude expected (or of 1)."""
+    assert actual.shape == expected.shape, f"shape {list(actual.shape)}, expected {list(expected.shape)}"
+    assert torch.isfinite(actual).all(), "not finite"
+    assert torch.isfinite(expected).all(), "the expected value is not finite"
+    if actual.numel():
+        actual, expected = actual.detach().double(), expected.detach().double()
+        error = float((actual - expected).abs().max())
+        scale = max(1.0, float(expected.abs().max()))
+        assert error <= tolerance * scale, f"differs by {error:.3g} where values reach {scale:.3g}"
+
+
+def assert_bits(state: Tensor) -> None:
+    assert ((state == 0) | (state == 1)).all(), "not bits"
+
+
+# Models -----------------------------------------------------------------------------------------------------------
+
+
+class Parameters(NamedTuple):
+    left_bias: Tensor
+    right_bias: Tensor
+    weight: Tensor
+
+
+# Batch shapes of (left state, left_bias, right_bias, weight), and what they broadcast to.
+BROADCASTS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
+    "single": (((), (), (), ()), ()),
+    "shared": (((7,), (), (), ()), (7,)),
+    "per_model": (((5,), (5,), (5,), (5,)), (5,)),
+    "chains_of_models": (((3, 4), (4,), (4,), (4,)), (3, 4)),
+    "models_of_chains": (((4, 3), (4, 1), (4, 1), (4, 1)), (4, 3)),
+    "bias_per_chain": (((6,), (6,), (), ()), (6,)),
+    "weight_per_chain": (((1,), (), (), (6,)), (6,)),
+    "outer": (((3, 1), (4,), (3, 1), (1, 4)), (3, 4)),
+    "state_shared": (((), (2, 3), (3,), (2, 1)), (2, 3)),
+}
+
+
+def random_parameters(
+    n1: int,
+    n2: int,
+    batches: Sequence[Sequence[int]] = ((), (), ()),
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+) -> Parameters:
+    """Biases and weight of the given batch shapes; couplings such that fields are of order ``scale``."""
+    left, right, weight = batches
+    coupling_scale = 2 * scale / max(n1, n2) ** 0.5
+    return Parameters(
+        (scale * torch.randn(*left, n1, dtype=torch.float64)).to(dtype),
+        (scale * torch.randn(*right, n2, dtype=torch.float64)).to(dtype),
+        (coupling_scale * torch.randn(*weight, n1, n2, dtype=torch.float64)).to(dtype),
+    )
+
+
+def random_bits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randint(2, shape).to(dtype)
+
+
+def awkward(tensor: Tensor, how: str) -> Tensor:
+    """The same values in memory that is not contiguous."""
+    if how == "transposed":
+        return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+    if how == "strided":
+        padded = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), 1, dtype=tensor.dtype)
+        padded[..., 1::2] = tensor
+        return padded[..., 1::2]
+    if how == "offset":
+        flat = torch.cat([torch.ones(3, dtype=tensor.dtype), tensor.reshape(-1)])
+        return flat[3:].view(tensor.shape)
+    raise ValueError(how)
+
+
+# Statistics -------------------------------------------------------------------------------------------------------
+
+
+def all_states(n: int) -> Tensor:
+    """[2^n, n] bits; the state's number has unit 0 as its lowest bit."""
+    return (torch.arange(2**n).unsqueeze(-1) >> torch.arange(n) & 1).double()
+
+
+def state_numbers(z: Tensor) -> Tensor:
+    return (z.long() << torch.arange(z.shape[-1])).sum(-1)
+
+
+def exact_probabilities(parameters: Parameters, beta: float = 1.0) -> Tensor:
+    """[2^(n1 + n2)] float64, by brute force over the energy as the contract writes it."""
+    left_bias, right_bias, weight = (p.double() for p in parameters)
+    states = all_states(len(left_bias) + len(right_bias))
+    left, right = states.split((len(left_bias), len(right_bias)), -1)
+    energy = -left @ left_bias - right @ right_bias - ((left @ weight) * right).sum(-1)
+    return (-beta * energy).softmax(0)
+
+
+def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
+    """Pearson's statistic of independent draws over its threshold at FALSE_ALARM: above 1 is an alarm.
+
+    States expected fewer than 10 times are pooled, so that the chi-square distribution holds in the tail.
+    """
+    count = torch.bincount(state_numbers(z.reshape(-1, z.shape[-1])), minlength=len(probabilities)).double()
+    expected = probabilities * count.sum()
+    rare = expected < 10
+    if rare.any():
+        count = torch.cat([count[~rare], count[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        if expected[-1] < 10:  # still too few: pool with the next smallest
+            order = expected.argsort()
+            count, expected = count[order], expected[order]
+            count = torch.cat([count[:2].sum()[None], count[2:]])
+            expected = torch.cat([expected[:2].sum()[None], expected[2:]])
+    statistic = float(((count - expected) ** 2 / expected).sum())
+    return statistic / float(stats.chi2.isf(FALSE_ALARM, len(expected) - 1))
+
+
+def z_threshold(num_comparisons: int = 1) -> float:
+    """Two-sided normal threshold such that the largest of so many |z| exceeds it with probability FALSE_ALARM."""
+    return float(stats.norm.isf(FALSE_ALARM / 2 / num_comparisons))
+
+
+def exact_left_samples(model: BipartiteBoltzmann, num_samples: int) -> Tensor:
+    """[num_samples, *batch_shape, n1] exact independent draws of left, by enumerating it."""
+    states = all_states(model.num_left).to(model.weight.dtype)
+    batch = model.batch_shape
+    log_p = -model.free_energy(states.reshape(-1, *(1,) * len(batch), model.num_left))
+    probabilities = log_p.double().movedim(0, -1).expand(*batch, -1).reshape(-1, len(states)).softmax(-1)
+    drawn = torch.multinomial(probabilities, num_samples, replacement=True)
+    return states[drawn.T].reshape(num_samples, *batch, model.num_left)
+
+
+def product(**axes: Sequence[object]) -> list[dict[str, object]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

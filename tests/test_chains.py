@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+
+import numpy as np
+import pytest
+import torch
+from support import assert_bits, assert_same_bits, chi_square_excess, exact_probabilities, random_parameters
+
+from gibbs_ext import BipartiteBoltzmann, PersistentChains, bipartite_gibbs, pack_bits, unpack_bits
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 31, 33, 64, 129])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_pack_bits(n, dtype):
+    bits = torch.randint(2, (3, 5, n)).to(dtype)
+    packed = pack_bits(bits)
+    expected = np.packbits(bits.numpy().astype(np.uint8), axis=-1, bitorder="little")
+    assert_same_bits(packed, torch.from_numpy(expected))
+    assert_same_bits(unpack_bits(packed, n), bits.to(torch.uint8))
+    assert pack_bits(bits[:0]).shape == (0, 5, -(-n // 8))
+
+
+def model_of(batch=(), n1=13, n2=9):
+    return BipartiteBoltzmann(*random_parameters(n1, n2, (batch, (), batch)))
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_state_and_store(batch):
+    model = model_of(batch)
+    chains = PersistentChains(6, model)
+    assert chains.left_bits.shape == (6, *batch, 2)
+    state = chains.state()
+    assert state.shape == (6, *batch, 13)
+    assert 0.3 < state.float().mean() < 0.7
+    assert_bits(state)
+    new = 1 - state
+    chains.store_(new.float())
+    assert_same_bits(chains.state(), new)
+    with pytest.raises(ValueError, match=r"^PersistentChains: left must have shape"):
+        chains.store_(new[:1])
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_advance_is_bipartite_gibbs(batch):
+    model = model_of(batch)
+    chains = PersistentChains(6, model)
+    start = chains.state().float()
+    generator = torch.Generator().manual_seed(5)
+    left, right = chains.advance_(model, 4, generator=generator)
+    expected = bipartite_gibbs(
+        start, model.left_bias, model.right_bias, model.weight, 4, generator=torch.Generator().manual_seed(5)
+    )
+    assert_same_bits((left, right), expected)
+    assert_same_bits(chains.state().float(), left)
+    again, _ = chains.advance_(model, 4)
+    assert not again.equal(left)
+    with pytest.raises(ValueError, match=r"^PersistentChains: num_sweeps"):
+        chains.advance_(model, 0)
+
+
+def test_chains_per_data_point():
+    chains = PersistentChains(3, model_of(), dataset_size=10)
+    assert chains.left_bits.shape == (10, 3, 2)
+    before = chains.left_bits.clone()
+    index = torch.tensor([7, 2, 5, 0])
+    state = chains.state(index)
+    assert state.shape == (3, 4, 13)
+    for b, point in enumerate(index):
+        assert_same_bits(state[:, b], unpack_bits(before[point], 13))
+    model = model_of((4,))
+    left, right = chains.advance_(model, 2, index)
+    assert left.shape == (3, 4, 13)
+    assert right.shape == (3, 4, 9)
+    assert_same_bits(chains.state(index).float(), left)
+    others = torch.tensor([1, 3, 4, 6, 8, 9])
+    assert_same_bits(chains.left_bits[others], before[others])
+    assert not chains.left_bits[index].equal(before[index])
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, "index must be given"),
+        (torch.tensor([0, 10]), r"index must be in \[0, 10\)"),
+        (torch.tensor([-1]), r"index must be in \[0, 10\)"),
+        (torch.tensor([0.0]), r"index must be int64 \[B\]"),
+        (torch.tensor([[0]]), r"index must be int64 \[B\]"),
+    ],
+)
+def test_bad_index(index, message):
+    chains = PersistentChains(3, model_of(), dataset_size=10)
+    before = chains.left_bits.clone()
+    with pytest.raises(ValueError, match=f"^PersistentChains: {message}"):
+        chains.state(index)
+    with pytest.raises(ValueError, match=f"^PersistentChains: {message}"):
+        chains.advance_(model_of((1,)), 1, index)
+    with pytest.raises(ValueError, match=r"^PersistentChains: index must be given"):
+        PersistentChains(3, model_of()).state(torch.tensor([0]))
+    assert_same_bits(chains.left_bits, before)
+    for bad in ({"num_chains": 0}, {"num_chains": 1, "dataset_size": 0}):
+        with pytest.raises(ValueError, match=r"^PersistentChains: num_chains and dataset_size"):
+            PersistentChains(**bad, model=model_of())
+
+
+def test_state_dict_round_trip():
+    model = model_of()
+    chains = PersistentChains(6, model)
+    chains.advance_(model, 3)
+    file = io.BytesIO()
+    torch.save(chains.state_dict(), file)
+    file.seek(0)
+    restored = PersistentChains(6, model)
+    assert not restored.state().equal(chains.state())
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_bits(restored.state(), chains.state())
+    torch.manual_seed(1)
+    expected = chains.advance_(model, 3)
+    torch.manual_seed(1)
+    assert_same_bits(restored.advance_(model, 3), expected)
+
+
+def test_chains_reach_the_model():
+    """Many short advances mix as well as one long run."""
+    p = random_parameters(4, 3, scale=0.8)
+    model = BipartiteBoltzmann(*p)
+    chains = PersistentChains(100_000, model)
+    for _ in range(8):
+        z = torch.cat(chains.advance_(model, 2), -1)
+    assert chi_square_excess(z, exact_probabilities(p)) < 1
+    # Planted fault: a chain that is not stored starts anew each time.
+    fresh = torch.cat(PersistentChains(100_000, model).advance_(model, 1), -1)
+    assert chi_square_excess(fresh, exact_probabilities(p)) > 1

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""log Z: enumeration against brute force, AIS against enumeration; gradients of the likelihood against exact ones."""
+
+import math
+
+import pytest
+import torch
+from support import (
+    BROADCASTS,
+    all_states,
+    assert_close,
+    assert_same_bits,
+    exact_left_samples,
+    random_bits,
+    random_parameters,
+    z_threshold,
+)
+
+from gibbs_ext import (
+    BipartiteBoltzmann,
+    PersistentChains,
+    annealed_importance_sampling,
+    estimators,
+    exact_log_partition,
+    negative_log_likelihood_surrogate,
+)
+
+
+def make(n1, n2, batches=((), (), ()), dtype=torch.float64, scale=1.0):
+    return BipartiteBoltzmann(*random_parameters(n1, n2, batches, dtype=dtype, scale=scale))
+
+
+# Enumeration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches", [tuple(batches) for (_, *batches), _ in BROADCASTS.values()])
+@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (4, 3), (2, 6)])
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_exact_log_partition(batches, n1, n2, chunk, monkeypatch):
+    if chunk:
+        monkeypatch.setattr(estimators, "_CHUNK", chunk)
+    model = make(n1, n2, batches)
+    states = all_states(n1 + n2).reshape(-1, *(1,) * len(model.batch_shape), n1 + n2)
+    expected = (-model.energy(states)).logsumexp(0)
+    actual = exact_log_partition(model)
+    assert actual.dtype == torch.float64
+    assert_close(actual, expected.expand(model.batch_shape), 1e-12)
+
+
+@pytest.mark.parametrize("chunk", [2**22, 64])
+def test_exact_log_partition_gradcheck(chunk, monkeypatch):
+    monkeypatch.setattr(estimators, "_CHUNK", chunk)
+    p = [x.requires_grad_() for x in random_parameters(5, 4, ((2,), (), (2,)), dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda *p: exact_log_partition(BipartiteBoltzmann(*p)), p)
+
+
+def test_exact_log_partition_of_a_wide_model():
+    """Zero couplings have a closed form; the enumeration is of many chunks."""
+    bias = torch.randn(300), torch.randn(16)
+    expected = sum(torch.nn.functional.softplus(b.double()).sum() for b in bias)
+    assert_close(exact_log_partition(BipartiteBoltzmann(*bias, torch.zeros(300, 16))), expected, 1e-12)
+
+
+def test_exact_log_partition_says_when_too_large():
+    with pytest.raises(ValueError, match=r"^exact_log_partition: the smaller side of 30 \+ 26 units"):
+        exact_log_partition(make(30, 26))
+
+
+# AIS --------------------------------------------------------------------------------------------------------------
+
+
+def excess(result, exact):
+    """|error| over what its own error bar allows at the false-alarm rate; above 1 is an alarm."""
+    z = (result.log_partition - exact).abs() / result.standard_error
+    return float(z.max()) / z_threshold(z.numel())
+
+
+BASES = [None, "bias", "pair"]
+
+
+def base_for(base, model):
+    if base != "pair":
+        return base
+    return 0.5 * model.left_bias, torch.zeros_like(model.right_bias)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("batches", [((), (), ()), ((3,), (3,), (3,)), ((3,), (), ())])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ais_is_within_its_error_bars(base, batches, dtype):
+    model = make(10, 14, batches, dtype)
+    exact = exact_log_partition(model)
+    result = annealed_importance_sampling(model, 4000, 100, base=base_for(base, model))
+    assert result.log_weights.shape == (4000, *model.batch_shape)
+    assert result.samples.shape == (4000, *model.batch_shape, 24)
+    assert excess(result, exact) < 1
+    assert (result.standard_error > 0).all()
+    assert (result.standard_error < 0.05).all()
+    # Planted faults: log Z of a model slightly hotter, and one with a coupling missing.
+    hot = BipartiteBoltzmann(0.95 * model.left_bias, 0.95 * model.right_bias, 0.95 * model.weight)
+    assert excess(result, exact_log_partition(hot)) > 1
+    weight = model.weight.clone()
+    weight[..., 0, 0] += 1
+    assert excess(result, exact_log_partition(BipartiteBoltzmann(model.left_bias, model.right_bias, weight))) > 1
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_reverse_ais_is_within_its_error_bars(base):
+    model = make(8, 12, ((), (), (2,)))
+    exact = exact_log_partition(model)
+    initial = exact_left_samples(model, 4000)
+    options = {"base": base_for(base, model), "reverse": True}
+    assert excess(annealed_importance_sampling(model, 4000, 100, initial=initial, **options), exact) < 1
+    # Planted fault: starting draws that are not the model's.
+    wrong = annealed_importance_sampling(model, 4000, 100, initial=random_bits(4000, 2, 8).double(), **options)
+    assert excess(wrong, exact) > 1
+
+
+def test_forward_and_reverse_bracket_log_z():
+    """With a poor schedule and few chains each errs to its own side (Jensen): many repetitions show it."""
+    one = make(8, 10, scale=1.5)
+    model, exact = one.expand((4000,)), exact_log_partition(one)
+    forward = annealed_importance_sampling(model, 5, 3).log_partition - exact
+    backward = annealed_importance_sampling(
+        model, 5, 3, reverse=True, initial=exact_left_samples(model, 5)
+    ).log_partition - exact  # fmt: skip
+    for bias in (-forward, backward):
+        assert bias.mean() / bias.std() * 4000**0.5 > z_threshold()
+
+
+def test_error_bar_is_the_spread_of_repetitions():
+    result = annealed_importance_sampling(make(8, 10).expand((300,)), 200, 30)
+    ratio = float(result.log_partition.std() / result.standard_error.mean())
+    # 300 repetitions: the standard deviation is known to 4%, 25% is six of these.
+    assert 0.75 < ratio < 1.25
+
+
+def test_one_step_of_ais_is_importance_sampling():
+    model = make(6, 5)
+    result = annealed_importance_sampling(model, 3000, 1, seed=4)
+    # Uniform draws of left weighted by exp(-free_energy).
+    initial = model.sample((3000,), 0, seed=4)[:, :6]
+    assert not result.log_weights.equal(torch.zeros(3000).double())
+    assert excess(result, exact_log_partition(model)) < 1
+    again = annealed_importance_sampling(model, 3000, [0.0, 1.0], initial=initial, seed=4)
+    assert_close(again.log_weights, -model.free_energy(initial).double() - 5 * math.log(2), 1e-6)
+
+
+def test_weighted_samples_are_the_models():
+    model = make(5, 4)
+    result = annealed_importance_sampling(model, 50_000, 50, base="bias")
+    states = all_states(9)
+    exact = (model.log_prob(states).exp().unsqueeze(-1) * states).sum(0)
+    weights = result.log_weights.softmax(0).unsqueeze(-1)
+    mean = (weights * result.samples).sum(0)
+    error = (weights**2 * (result.samples - mean) ** 2).sum(0).sqrt()
+    assert ((mean - exact) / error).abs().max() < z_threshold(9)
+
+
+def test_ais_seed_and_betas():
+    model = make(6, 5)
+    first = annealed_importance_sampling(model, 10, 4, seed=1)
+    assert_same_bits(annealed_importance_sampling(model, 10, torch.linspace(0, 1, 5).double(), seed=1), first)
+    assert_same_bits(annealed_importance_sampling(model, 20, 4, seed=1).log_weights[:10], first.log_weights)
+    torch.manual_seed(1)
+    drawn = annealed_importance_sampling(model, 10, 4)
+    by_generator = annealed_importance_sampling(model, 10, 4, generator=torch.Generator().manual_seed(1))
+    assert_same_bits(by_generator, drawn)
+    exact = make(2, 2, scale=0.0)
+    assert annealed_importance_sampling(exact, 3, 1).log_partition.item() == pytest.approx(4 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_chains": 0}, "num_chains must be positive"),
+        ({"betas": 0}, "betas must be a schedule or a positive number"),
+        ({"betas": [0.0]}, "betas must rise from 0 to 1"),
+        ({"betas": [0.0, 0.5]}, "betas must rise from 0 to 1"),
+        ({"betas": [0.0, 0.7, 0.5, 1.0]}, "betas must rise from 0 to 1"),
+        ({"betas": [0.0, math.nan, 1.0]}, "betas must rise from 0 to 1"),
+        ({"base": "data"}, "base must be"),
+        ({"reverse": True}, "reverse=True needs initial"),
+        ({"seed": 1, "generator": torch.Generator()}, "give generator or seed"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    good = {"model": make(3, 2), "num_chains": 4, "betas": 5}
+    with pytest.raises(ValueError, match=f"^annealed_importance_sampling: {message}"):
+        annealed_importance_sampling(**{**good, **arguments})
+
+
+# Likelihood -------------------------------------------------------------------------------------------------------
+
+
+def exact_gradient(parameters, data):
+    model = BipartiteBoltzmann(*parameters)
+    energy = model.free_energy(data) if data.shape[-1] == model.num_left else model.energy(data)
+    return torch.autograd.grad((energy.mean(0) + exact_log_partition(model)).sum(), parameters)
+
+
+@pytest.mark.parametrize("both_sides", [False, True])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_surrogate_gradient_is_that_of_the_likelihood(both_sides, batch):
+    p = [x.requires_grad_() for x in random_parameters(5, 4, (batch, batch, batch), dtype=torch.float64)]
+    model = BipartiteBoltzmann(*p)
+    data = random_bits(30, *batch, 9 if both_sides else 5, dtype=torch.float64)
+    expected = exact_gradient(p, data)
+    count = 20_000
+    chains = PersistentChains(count, model)
+    loss = negative_log_likelihood_surrogate(model, data, chains, num_sweeps=40)
+    assert loss.shape == batch
+    actual = torch.autograd.grad(loss.sum(), p)
+    for a, e in zip(actual, expected, strict=True):
+        # A moment of `count` chains has a standard error of at most 1 / 2 / sqrt(count).
+        assert (a - e).abs().max() < z_threshold(e.numel()) * 0.5 / count**0.5
+        assert e.abs().max() > 0.05
+    # Planted fault: chains that have not arrived, one sweep from uniform bits.
+    frozen = negative_log_likelihood_surrogate(model, data, PersistentChains(count, model), num_sweeps=1)
+    wrong = torch.autograd.grad(frozen.sum(), p)
+    assert any(
+        (a - e).abs().max() > z_threshold(e.numel()) * 0.5 / count**0.5 for a, e in zip(wrong, expected, strict=True)
+    )
+
+
+def test_contrastive_divergence_starts_at_the_data():
+    p = [x.requires_grad_() for x in random_parameters(5, 4, dtype=torch.float64)]
+    model = BipartiteBoltzmann(*p)
+    # Data drawn from the model stays put on average: the gradient is near zero. Any other data moves.
+    draws = exact_left_samples(model.detach(), 20_000)
+    at_rest = torch.autograd.grad(negative_log_likelihood_surrogate(model, draws, None), p)
+    pushed = torch.autograd.grad(negative_log_likelihood_surrogate(model, torch.ones(20_000, 5).double(), None), p)
+    limit = z_threshold(29) * 0.5 / 20_000**0.5 * 2**0.5
+    assert all(g.abs().max() < limit for g in at_rest)
+    assert all(g.abs().max() > limit for g in pushed)
+
+
+def test_surrogate_trains_a_model():
+    """Persistent contrastive divergence on three pairs of equal bits, each pair broken one time in ten."""
+    data = random_bits(2000, 3).repeat(1, 2)
+    data[:, 3:] = (data[:, 3:] - (torch.rand(2000, 3) < 0.1).float()).abs()
+    p = [torch.nn.Parameter(x) for x in (torch.zeros(6), torch.zeros(4), 0.1 * torch.randn(6, 4))]
+    model = BipartiteBoltzmann(*p)
+    chains, optimizer = PersistentChains(500, model), torch.optim.Adam(p, 0.02)
+
+    @torch.no_grad()
+    def likelihood():
+        return float((-model.free_energy(data)).mean() - exact_log_partition(model))
+
+    before = likelihood()
+    for _ in range(300):
+        optimizer.zero_grad()
+        negative_log_likelihood_surrogate(model, data, chains, num_sweeps=5).backward()
+        optimizer.step()
+    # Six fair bits have a log-likelihood of -4.16, the truth -3.05.
+    assert before < -4.1
+    assert likelihood() > -3.6

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops as PyTorch sees them: schemas, fake kernels, torch.compile, functorch, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from support import assert_close, assert_same_bits, random_bits, random_parameters
+
+import gibbs_ext as gx
+from gibbs_ext import ops
+
+SEED, ONE = torch.tensor(5), torch.ones(1, dtype=torch.float64)
+
+
+def samples(op):
+    """Arguments of an op, of several kinds; every registered op must have some."""
+    for dtype, batches, state in [
+        (torch.float32, ((), (), ()), (4,)),
+        (torch.float64, ((3,), (), (3,)), (2, 3)),
+        (torch.float32, ((0,), (), ()), (0,)),
+    ]:
+        grad = op == "bipartite_gibbs_relaxed"
+        p = [x.requires_grad_(grad) for x in random_parameters(5, 7, batches, dtype=dtype)]
+        left, chains = random_bits(*state, 5, dtype=dtype), torch.arange(state[-1])
+        schedule = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
+        if op == "bipartite_gibbs":
+            yield (left.bool(), *p, ONE, SEED, None, None, None, None, 0, 0, 2)
+            clamp = torch.zeros(5, dtype=torch.bool), torch.ones(7, dtype=torch.bool)
+            yield (left, *p, schedule, SEED, random_bits(7, dtype=dtype), *clamp, chains, 0, 4, 3)
+        elif op == "bipartite_gibbs_relaxed":
+            for code in ops.RELAXATIONS.values():
+                yield (left, *p, ONE, SEED, None, 0, 0, 2, 1, code, 4.0, True)
+            yield (left, *p, schedule, SEED, chains, 0, 4, 1, 2, 0, 3.0, False)
+            yield (left.requires_grad_(), *p, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
+        elif op == "bipartite_gibbs_relaxed_backward":
+            numbers = (ONE, SEED, None, 0, 0, 2)
+            *outputs, state_out, fields = ops.bipartite_gibbs_relaxed(left, *p, *numbers, 2, 0, 4.0, True)
+            grads = [torch.randn_like(out) for out in outputs]
+            yield (*grads, state_out, fields, p[2], *numbers, 0, 4.0, True)
+        elif op == "bipartite_ais":
+            yield (left, *p, torch.zeros_like(p[0]), torch.zeros_like(p[1]), schedule, SEED, None, 0, 0)
+            yield (left.bool(), *p, p[0], p[1], schedule, SEED, chains, 0, 3)
+        elif op == "coupling_resolution":
+            yield (p[2],)
+        else:
+            raise NotImplementedError(f"{op} has no samples: add some")
+
+
+REGISTERED = sorted(
+    name.removeprefix("gibbs_ext::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("gibbs_ext::")
+)
+
+
+def test_ops_are_found():
+    assert len(REGISTERED) >= 5
+
+
+@pytest.mark.parametrize("op", REGISTERED)
+def test_opcheck(op):
+    overload = getattr(torch.ops.gibbs_ext, op).default
+    for arguments in samples(op):
+        torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize("op", REGISTERED)
+def test_fake_kernels_give_the_ops_shapes_and_dtypes(op):
+    overload = getattr(torch.ops.gibbs_ext, op).default
+    with torch.no_grad():
+        for arguments in samples(op):
+            real = overload(*arguments)
+            meta = overload(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
+            for r, m in zip(*([x] if isinstance(x, torch.Tensor) else x for x in (real, meta)), strict=True):
+                assert (r.shape, r.dtype, r.stride()) == (m.shape, m.dtype, m.stride())
+
+
+def test_half_parameters_have_float32_fakes():
+    p = [x.bfloat16() for x in random_parameters(5, 7)]
+    arguments = (torch.zeros(5), *p, ONE, SEED, None, 0, 0, 2, 1, 0, 4.0, True)
+    real = ops.bipartite_gibbs_relaxed(*arguments)
+    meta = ops.bipartite_gibbs_relaxed(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
+    assert [x.dtype for x in real] == [x.dtype for x in meta]
+
+
+# torch.compile ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_binary(backend):
+    p, left = random_parameters(5, 7), random_bits(4, 5)
+
+    def sample(left, *p):
+        left, right = gx.bipartite_gibbs(left, *p, 3, beta=[0.5, 1.0, 1.5], seed=3)
+        return left * 2, right
+
+    compiled = torch.compile(sample, fullgraph=True, backend=backend)
+    assert_same_bits(compiled(left, *p), sample(left, *p))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_relaxed_with_gradient(backend):
+    p, left = random_parameters(5, 7, ((4,), (4,), (4,)), dtype=torch.float64), random_bits(4, 5, dtype=torch.float64)
+
+    def loss(left, *p):
+        left, right, left_mean = gx.bipartite_gibbs_relaxed(left, *(3 * x for x in p), 2, 2, seed=3)
+        return (left**2).sum() + right.sum() * left_mean.mean()
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend=backend)):
+        leaves = [x.clone().requires_grad_() for x in p]
+        value = function(left, *leaves)
+        gradients.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    for compiled, eager in zip(*gradients, strict=True):
+        assert_close(compiled, eager, 1e-12)
+
+
+def test_compile_draws_new_seeds():
+    p, left = random_parameters(20, 7), random_bits(4, 20)
+    compiled = torch.compile(lambda: gx.bipartite_gibbs(left, *p, 2)[0], fullgraph=True, backend="inductor")
+    torch.manual_seed(1)
+    first, second = compiled(), compiled()
+    assert not first.equal(second)
+    torch.manual_seed(1)
+    assert_same_bits(compiled(), first)
+
+
+def test_compile_model_and_changing_batch():
+    model = gx.BipartiteBoltzmann(*random_parameters(6, 5))
+
+    def free_energy(left):
+        left, _ = gx.bipartite_gibbs(left, model.left_bias, model.right_bias, model.weight, 2, seed=1)
+        return model.free_energy(left)
+
+    compiled = torch.compile(free_energy, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 4, 9):
+        left = random_bits(batch, 6)
+        assert_close(compiled(left), free_energy(left), 1e-5)
+
+
+def test_compile_ais():
+    p, left = random_parameters(5, 7), random_bits(4, 5)
+    function = lambda left: gx.bipartite_ais(left, *p, p[0], p[1], [0.0, 0.5, 1.0], seed=2)  # noqa: E731
+    assert_same_bits(torch.compile(function, fullgraph=True, backend="aot_eager")(left), function(left))
+
+
+# functorch --------------------------------------------------------------------------------------------------------
+
+
+def test_func_grad():
+    p, left = random_parameters(5, 7, dtype=torch.float64), random_bits(4, 5, dtype=torch.float64)
+
+    def loss(weight):
+        return gx.bipartite_gibbs_relaxed(left, p.left_bias, p.right_bias, weight, 2, seed=1)[0].sum()
+
+    leaf = p.weight.clone().requires_grad_()
+    assert_close(torch.func.grad(loss)(p.weight), torch.autograd.grad(loss(leaf), leaf)[0], 1e-12)
+
+
+@pytest.mark.parametrize("seed", [{"seed": 1}, {}])
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("name", ["bipartite_gibbs", "bipartite_gibbs_relaxed", "bipartite_ais"])
+def test_vmap_says_why_not(name, seed, randomness):
+    p = random_parameters(5, 7)
+    rest = {"bipartite_gibbs": (2,), "bipartite_gibbs_relaxed": (2,), "bipartite_ais": (p[0], p[1], [0.0, 1.0])}[name]
+    with pytest.raises(NotImplementedError, match=f"^{name}: torch.vmap is not supported"):
+        torch.vmap(lambda left: getattr(gx, name)(left, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 5))
+    with pytest.raises(NotImplementedError, match=r"^coupling_resolution: torch.vmap"):
+        torch.vmap(gx.coupling_resolution)(torch.zeros(2, 3, 4))
+
+
+# Ctrl-C, and the module itself ------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+    import sys, threading, time, os, signal, torch, gibbs_ext as gx
+    torch.set_num_threads({threads})
+    left, bias = torch.zeros({chains}, 100), torch.zeros(100, requires_grad=True)
+    weight = 0.1 * torch.randn({models}100, 100)
+    before = [x.clone() for x in (left, bias, weight)]
+    sent = []
+
+    def interrupt():
+        time.sleep(0.5)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        {call}
+    except KeyboardInterrupt:
+        print("late" if time.perf_counter() - sent[0] > 1 else "in time")
+        assert all(x.equal(y) for x, y in zip((left, bias, weight), before))
+        assert gx.bipartite_gibbs(left[:1], bias, bias, weight[:1] if weight.dim() == 3 else weight, 1)
+        try:
+            gx.bipartite_gibbs(left[:, :3], bias, bias, weight, 1)
+        except KeyboardInterrupt:
+            print("an old interruption came back")
+        except (RuntimeError, ValueError):
+            print("and works on")
+"""
+
+CALLS = {
+    "bipartite_gibbs": "gx.bipartite_gibbs(left, bias, bias, weight, 10**7)",
+    "bipartite_gibbs_relaxed": "gx.bipartite_gibbs_relaxed(left, bias, bias, weight, 10**7)",
+    "bipartite_ais": "gx.bipartite_ais(left, bias, bias, weight, bias, bias, torch.linspace(0, 1, 10**7))",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("chains", "models"), [(1, ""), (512, ""), (64, "64, ")])
+def test_ctrl_c_stops_within_a_second(call, chains, models):
+    script = textwrap.dedent(INTERRUPTED).format(call=CALLS[call], chains=chains, models=models, threads=2)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["in time", "and works on", ""]
+
+
+def test_import_error_says_what_to_do(tmp_path):
+    """The package without its compiled module: one clear message."""
+    import shutil
+    from pathlib import Path
+
+    shutil.copytree(
+        Path(gx.__file__).parent, tmp_path / "gibbs_ext", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import gibbs_ext"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: gibbs_ext: the compiled module gibbs_ext._C does not load")
+
+
+def test_no_signal_handler_is_left_behind():
+    before = signal.getsignal(signal.SIGINT)
+    gx.bipartite_gibbs(torch.zeros(3), torch.zeros(3), torch.zeros(3), torch.zeros(3, 3), 1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_importing_warns_of_nothing():
+    with warnings.catch_warnings(action="error"):
+        assert gx.build_info()["version"]

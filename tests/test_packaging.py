@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sdist and the wheel hold everything, and the wheel works outside the source tree."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"gibbs_ext": ROOT / "gibbs_ext", "undirected_vae": ROOT / "python" / "undirected_vae"}
+
+
+def run(*command: object, cwd: Path = ROOT) -> str:
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def files(folder: Path, *suffixes: str) -> set[str]:
+    return {str(p.relative_to(ROOT)) for p in folder.rglob("*") if p.suffix in suffixes}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built in the source tree, as `pip install .` does, so that objects which are already there are used."""
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", out, ROOT)
+    (path,) = out.glob("gibbs_ext-*.whl")
+    return path
+
+
+def test_the_wheel_holds_both_packages(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for name, folder in PACKAGES.items():
+        expected = {str(Path(name) / p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in {".py", ".pyi"}}
+        assert expected
+        assert expected <= names
+    assert "gibbs_ext/py.typed" in names
+    assert [n for n in names if n.startswith("gibbs_ext/_C.") and n.endswith(".so")]
+    assert any(n.endswith("LICENSE") for n in names)
+    allowed = (*PACKAGES, "gibbs_ext-")
+    assert [n for n in names if not n.startswith(allowed)] == []
+
+
+def test_the_wheel_works_alone(wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import torch, gibbs_ext, undirected_vae
+assert gibbs_ext.__file__.startswith({str(tmp_path)!r}) and undirected_vae.__file__.startswith({str(tmp_path)!r})
+left, right = gibbs_ext.bipartite_gibbs(torch.zeros(4), torch.zeros(4), torch.zeros(3), torch.zeros(4, 3), 2, seed=1)
+print(left.shape[-1] + right.shape[-1])
+"""
+    assert run(sys.executable, "-I", "-c", program, cwd=tmp_path).strip() == "7"
+
+
+def test_the_sdist_holds_what_a_build_and_the_tests_need(tmp_path: Path) -> None:
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, tmp_path)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
+    expected = files(ROOT / "csrc", ".h", ".cpp") | files(ROOT / "tests", ".py", ".h", ".cpp", ".json", ".txt")
+    expected |= files(ROOT / "bench", ".py") | files(ROOT / "gibbs_ext", ".py", ".pyi", ".typed")
+    expected |= files(ROOT / "python", ".py")
+    expected |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci/run"}
+    assert expected - names == set()
+    assert [n for n in names if n.endswith((".so", ".pyc"))] == []
+
+
+def test_the_extension_serves_many_versions_of_torch() -> None:
+    """It needs no symbol of PyTorch but those of the stable ABI, which are C functions."""
+    (library,) = ROOT.glob("gibbs_ext/_C.*.so")
+    symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", library)
+    assert "aoti_torch" in symbols
+    assert [s for s in symbols.splitlines() if "at::" in s or "c10::" in s or "torch::" in s] == []
+    assert run("nm", "--debug-syms", library).count(" N ") == 0  # -g0

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training as a user runs it: it learns, resumes bit for bit after a kill, and says what is wrong before it starts."""
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mlxtend")
+pytest.importorskip("tensorboard")
+from undirected_vae.__main__ import main
+from undirected_vae.runs import Run, RunError, atomic_write
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "--left": 12, "--right": 8, "--encoder": 32, "--decoder": 32, "--prior-chains": 50, "--prior-sweeps": 2,
+    "--posterior-sweeps": 2, "--learning-rate": 3e-2, "--schedule": "cosine", "--kl-warmup": 0.1, "--average": 0.9,
+    "--samples": 50, "--posterior-betas": 20, "--prior-betas": 200, "--prior-ais-chains": 50, "--test-images": 40,
+}  # fmt: skip
+SMALL = [str(word) for pair in SMALL.items() for word in pair]
+IMPROVEMENT = 20  # nats, in 200 steps
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(path, *flags):
+    return main(["train", "--run", str(path), "--no-evaluate", *SMALL, *map(str, flags)])
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--coupling", "shared"),
+        ("--coupling", "per_sample"),
+        ("--coupling", "low_rank"),
+        ("--posterior", "directed"),
+        ("--posterior", "directed", "--relaxation", "concrete", "--sharpness", 10),
+    ],
+    ids=lambda flags: "-".join(map(str, flags[1::2])),
+)
+def test_200_steps_improve_the_elbo(tmp_path, flags):
+    assert train(tmp_path / "run", "--steps", 200, "--log-every", 100, *flags) == 0
+    lines = metrics(tmp_path / "run")
+    gain = lines[-1]["validation_elbo"] - lines[0]["validation_elbo"]
+    assert [line["step"] for line in lines] == [1, 100, 200]
+    assert gain > IMPROVEMENT
+
+
+def test_planted_fault_without_learning_the_elbo_does_not_improve(tmp_path):
+    flags = ("--steps", 200, "--log-every", 100, "--learning-rate", 0)
+    assert train(tmp_path / "run", *flags) == 0
+    lines = metrics(tmp_path / "run")
+    assert lines[-1]["validation_elbo"] - lines[0]["validation_elbo"] < IMPROVEMENT / 2
+
+
+# Kill, Ctrl-C, resume -----------------------------------------------------------------------------------------------
+
+LONG = ("--steps", 160, "--log-every", 8, "--checkpoint-every", 7)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    torch.set_num_threads(1)
+    assert train(path, *LONG) == 0
+    return path
+
+
+def interrupt(path, number, step):
+    """Starts the same training in a process of its own and sends it a signal once it has reached this step."""
+    command = [sys.executable, "-m", "undirected_vae", "train", "--run", str(path), "--no-evaluate", *SMALL]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), *sys.path]),
+    }
+    process = subprocess.Popen([*command, *map(str, LONG)], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    pattern = re.compile(r'"step": (\d+), .*}\n')
+    lines = path / "metrics.jsonl"
+    while process.poll() is None:
+        reached = pattern.findall(lines.read_text()) if lines.exists() else []
+        if reached and int(reached[-1]) >= step:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(timeout=60), process.stderr.read()
+
+
+def same_state(first, second, path=""):
+    """The first difference between two checkpoints, or None."""
+    if isinstance(first, torch.Tensor):
+        return None if first.dtype == second.dtype and torch.equal(first, second) else path
+    if isinstance(first, (dict, list)):
+        keys = first.keys() if isinstance(first, dict) else range(len(first))
+        if len(first) != len(second):
+            return path
+        return next((d for k in keys if (d := same_state(first[k], second[k], f"{path}.{k}"))), None)
+    return None if first == second else path
+
+
+def assert_same_run(path, other):
+    assert same_state(Run.open(path).load_checkpoint(), Run.open(other).load_checkpoint()) is None
+    keep = [[{k: v for k, v in line.items() if k != "steps_per_second"} for line in metrics(p)] for p in (path, other)]
+    assert keep[0] == keep[1]
+
+
+def test_kill_at_a_random_moment_then_resume_equals_uninterrupted(tmp_path, uninterrupted):
+    step = random.SystemRandom().randint(8, 130)
+    print("killed after step", step)
+    status, _ = interrupt(tmp_path / "run", signal.SIGKILL, step)
+    assert status == -signal.SIGKILL
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] < 160
+    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"step": 9')  # as a kill amid a write leaves it
+    assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "stopped"
+    return path, *interrupt(path, signal.SIGINT, 24)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_leaves(tmp_path, stopped, uninterrupted):
+    path, status, text = stopped
+    assert status == 130
+    assert f"train --resume {path}" in text
+    assert "Traceback" not in text
+    shutil.copytree(path, tmp_path / "run")
+    assert 24 <= Run.open(tmp_path / "run").load_checkpoint()["step"] < 160
+    assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_planted_fault_a_resume_that_forgets_the_chains_is_noticed(tmp_path, stopped, uninterrupted):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    state = run.load_checkpoint()
+    state["model"]["prior.chains.left_bits"].zero_()
+    run.save_checkpoint(state)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_resume_for_longer_and_a_run_is_not_overwritten(tmp_path, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "170", "--no-evaluate"]) == 0
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] == 170
+    assert Run.open(tmp_path / "run").config.steps == 170
+    assert train(tmp_path / "run") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "run"), "--left", "13"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert Run.open(tmp_path / "run").config.left == 12
+
+
+# Faults -------------------------------------------------------------------------------------------------------------
+
+
+def one_error(capsys):
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    return error[0]
+
+
+def test_unwritable_folder_is_reported_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")  # a folder cannot be made in it, whoever asks
+    assert train(tmp_path / "file" / "run") == 2
+    assert f"{tmp_path / 'file' / 'run'}: the run folder cannot be written" in one_error(capsys)
+
+
+def test_full_disk_is_reported_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    assert train(tmp_path / "run") == 2
+    assert re.search(r"run: the disk is full: training needs about \d+ MB there, 1 MB are free", one_error(capsys))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    atomic_write(tmp_path / "checkpoint.pt", b"old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run = Run(tmp_path, None)
+    with pytest.raises(RunError, match=r"checkpoint\.pt: the checkpoint cannot be written \(the disk is full\)"):
+        run.save_checkpoint({"step": 0})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1000]), id="truncated"),
+        pytest.param(lambda path: path.write_bytes(b"not a checkpoint"), id="other bytes"),
+        pytest.param(lambda path: torch.save({"step": 1}, path), id="keys missing"),
+        pytest.param(lambda path: torch.save({"step": Bomb()}, path), id="code"),
+        pytest.param(lambda path: path.unlink(), id="missing"),
+    ],
+)
+def test_bad_checkpoint(tmp_path, uninterrupted, capsys, damage, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoint.pt")
+    for command in (["train", "--resume"], ["evaluate"], ["sample"], ["info"]):
+        assert main([*command, str(tmp_path / "run")]) == 2
+        assert "checkpoint.pt" in one_error(capsys)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_bad_input_is_one_error(tmp_path, capsys):
+    for argv, message in (
+        (["evaluate", str(tmp_path)], "no run there"),
+        (["train", "--run", str(tmp_path / "a"), "--data", str(tmp_path / "b")], "no such file"),
+        (["train", "--run", str(tmp_path / "a2"), "--steps", "0"], "steps: expected at least 1"),
+        (["train", "--run", str(tmp_path / "a3"), "--batch-size", "5000"], "batch_size: expected at most"),
+    ):
+        assert main(argv) == 2
+        assert message in one_error(capsys)
+
+
+# The whole program --------------------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "--steps", "20", "--posterior", "directed"]) == 0
+    directed = Path("runs/directed-12x8")
+    output = capsys.readouterr().out
+    assert re.search(r"test NLL [\d.]+ \+- [\d.]+ nats", output)
+    for name in ("samples.png", "reconstructions.png", "curves.png"):
+        assert str(directed / name) in output
+        assert (directed / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert list(directed.glob("events.out.tfevents*"))
+
+    assert main(["evaluate", str(uninterrupted), "--against", str(directed), "--test-images", "30"]) == 0
+    output = capsys.readouterr().out
+    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(30 images\)", output)
+    first, second = (json.loads((p / "evaluation.json").read_text()) for p in (uninterrupted, directed))
+    difference = torch.tensor(second["log_likelihood"]) - torch.tensor(first["log_likelihood"])
+    assert abs(float(paired[1]) - difference.mean().item()) < 0.006
+    assert abs(float(paired[2]) - difference.std().item() / 30**0.5) < 0.006
+    # Pairing is what it is for: the digits' own spread cancels.
+    assert float(paired[2]) < first["nll_standard_error"]
+
+    assert main(["evaluate", str(directed), "--against", str(directed), "--test-images", "30"]) == 0
+    assert "paired: +0.00 +- 0.00" in capsys.readouterr().out
+
+    assert main(["info", str(directed)]) == 0
+    output = capsys.readouterr().out
+    assert "step: 20" in output
+    assert "test NLL" in output
+    assert main(["info"]) == 0
+    assert "paper-mnist-200" in capsys.readouterr().out
+    assert main(["sample", str(directed), "--count", "5"]) == 0

@@ -89,8 +89,8 @@ py::tuple round_couplings(const py::array& weight) {
   const int64_t ld1 = gibbs::padded_row(n1), ld2 = gibbs::padded_row(n2);
   std::vector<double> sums(static_cast<size_t>(ld2));
   std::vector<int32_t> rows(size_t(n1 * ld2)), columns(size_t(n2 * ld1));
-  int k = 0;
-  if (gibbs::kernels().scale_exponent(view, sums.data(), &k) != gibbs::CouplingStatus::kOk)
+  int k = 0, shift = 0;
+  if (gibbs::kernels().scale_exponent(view, sums.data(), &k, &shift) != gibbs::CouplingStatus::kOk)
     throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");
   gibbs::kernels().round_couplings(view, k, {rows.data(), columns.data(), 0.0f});
   py::array_t<int32_t> out({n1, n2});

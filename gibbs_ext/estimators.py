@@ -64,7 +64,7 @@ class AISResult(NamedTuple):
     """What :func:`annealed_importance_sampling` returns; M stands for the model's batch shape."""
 
     log_partition: Tensor  # [M] float64: estimate of log Z
-    standard_error: Tensor  # [M] float64: of log_partition, by the spread of the weights
+    standard_error: Tensor  # [M] float64: of log_partition, by the spread of the weights (one chain: nan)
     log_weights: Tensor  # [C, M] float64: log Z of the start model not included
     samples: Tensor  # [C, M, n1 + n2] bits; with weights softmax(log_weights) they represent the model
 
@@ -149,7 +149,8 @@ def annealed_importance_sampling(
     log_ratio = log_weights.logsumexp(0) - math.log(num_chains)
     # Delta method: the relative error of the mean weight.
     relative = (log_weights - log_ratio).exp()
-    standard_error = (relative.var(0, correction=1) / num_chains).sqrt()
+    spread = relative.var(0) if num_chains > 1 else torch.full_like(log_ratio, math.nan)
+    standard_error = (spread / num_chains).sqrt()
     log_partition = base_log_partition - log_ratio if reverse else base_log_partition + log_ratio
     return AISResult(log_partition, standard_error, log_weights, torch.cat((left, right), -1))
 

@@ -42,6 +42,7 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return op(*args)
+    _C.take_exception()  # of an op that a graph called and that was stopped
     try:
         return op(*args)
     except RuntimeError:

@@ -31,6 +31,14 @@ struct RoundedCoupling {
   float scale;       // 2^-k
 };
 
+// The same couplings rounded to 16 bits: half the memory traffic of an update. Their sums bound a unit's threshold; the few units for
+// which the bounds do not decide take exact sums from the caller's couplings, so the bits that come out are the same.
+struct NarrowCoupling {
+  int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
+  int16_t* columns;  // [n2, padded_row(n1)]
+  int shift;         // in units of 2^(shift - k): no |coupling| leaves 16 bits, each is at most half a unit off
+};
+
 struct StopCheck {
   bool (*stop)(void* context);  // true: leave as soon as possible, the results will not be used
   void* context;
@@ -49,9 +57,12 @@ struct BinaryChain {
 struct BinarySweeps {
   int64_t n1, n2, num_sweeps;
   uint64_t seed, first_sweep;
-  const float* beta;    // num_sweeps values beta_stride apart; annealed: num_sweeps + 1 values, the first the starting one
-  int64_t beta_stride;  // 0 or 1
-  RoundedCoupling coupling;
+  const float* beta;         // num_sweeps values beta_stride apart; annealed: num_sweeps + 1 values, the first the starting one
+  int64_t beta_stride;       // 0 or 1
+  RoundedCoupling coupling;  // its matrices are unused if narrow is in use
+  NarrowCoupling narrow;
+  CouplingView weight;
+  int k;
   bool annealed;
   bool allow_tables;
   StopCheck check;
@@ -108,9 +119,11 @@ constexpr int kRelaxedTile = 4;
 
 struct Kernels {
   const char* name;
-  // k for one model. sums: scratch of 8 * padded_row(n2) bytes.
-  CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k);
+  bool has_narrow;
+  // k, and the shift of narrow couplings, for one model. sums: scratch of 8 * padded_row(n2) bytes.
+  CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k, int* shift);
   void (*round_couplings)(const CouplingView&, int k, const RoundedCoupling&);
+  void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
   void (*sweep_tile)(const BinarySweeps&, const BinaryChain*, int64_t count, const TileWorkspace&);
   void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
   void (*thresholds)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32

@@ -133,13 +133,31 @@ int64_t tile_size(const BipartiteCall& call) {
   return std::clamp<int64_t>((512 << 10) / bytes_per_chain, 64, 512);
 }
 
+// Few chains to a model: what counts is the memory traffic of each chain's own updates.
+bool use_narrow(const BipartiteCall& call) {
+  return kernels().has_narrow && std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights &&
+         call.batch.chains_per_model() < 32;
+}
+
+// A model's couplings as the sweeps of one thread read them.
 struct CouplingBuffers {
-  explicit CouplingBuffers(const BipartiteCall& call)
-      : rows(call.num_sweeps ? call.n1 * padded_row(call.n2) : 0),
-        columns(call.num_sweeps ? call.n2 * padded_row(call.n1) : 0),
-        sums(padded_row(call.n2)) {}
+  explicit CouplingBuffers(const BipartiteCall& call) : CouplingBuffers(call, use_narrow(call)) {}
+  bool narrow;
   Buffer<int32_t> rows, columns;
+  Buffer<int16_t> narrow_rows, narrow_columns;
   Buffer<double> sums;
+
+ private:
+  CouplingBuffers(const BipartiteCall& call, bool narrow)
+      : CouplingBuffers(call, narrow, call.num_sweeps ? call.n1 * padded_row(call.n2) : 0,
+                        call.num_sweeps ? call.n2 * padded_row(call.n1) : 0) {}
+  CouplingBuffers(const BipartiteCall& call, bool is_narrow, int64_t row_size, int64_t column_size)
+      : narrow(is_narrow),
+        rows(is_narrow ? 0 : row_size),
+        columns(is_narrow ? 0 : column_size),
+        narrow_rows(is_narrow ? row_size : 0),
+        narrow_columns(is_narrow ? column_size : 0),
+        sums(padded_row(call.n2)) {}
 };
 
 CouplingView weight_of(const BipartiteCall& call, int64_t model) {
@@ -153,8 +171,8 @@ CouplingView weight_of(const BipartiteCall& call, int64_t model) {
           call.weight.stride};
 }
 
-bool exponent_of(const CouplingView& weight, double* sums, int* k, Progress& progress) {
-  switch (kernels().scale_exponent(weight, sums, k)) {
+bool exponent_of(const CouplingView& weight, double* sums, int* k, int* shift, Progress& progress) {
+  switch (kernels().scale_exponent(weight, sums, k, shift)) {
     case CouplingStatus::kNonFinite:
       progress.fail(Outcome::kNonFiniteWeight);
       return false;
@@ -167,14 +185,25 @@ bool exponent_of(const CouplingView& weight, double* sums, int* k, Progress& pro
   return false;
 }
 
-// Rounds one model's couplings. scale 0: nothing was done, the call failed.
-RoundedCoupling round_model(const BipartiteCall& call, int64_t model, const CouplingBuffers& buffers, Progress& progress) {
-  const CouplingView weight = weight_of(call, model);
-  int k = 0;
-  RoundedCoupling out = {buffers.rows.get(), buffers.columns.get(), 0.0f};
-  if (!exponent_of(weight, buffers.sums.get(), &k, progress)) return out;
-  if (call.num_sweeps) kernels().round_couplings(weight, k, out);
-  out.scale = std::ldexp(1.0f, -k);
+struct ModelCoupling {
+  RoundedCoupling wide;  // scale 0: the call failed
+  NarrowCoupling narrow;
+  CouplingView weight;
+  int k;
+};
+
+ModelCoupling round_model(const BipartiteCall& call, int64_t model, const CouplingBuffers& buffers, Progress& progress) {
+  ModelCoupling out = {{buffers.rows.get(), buffers.columns.get(), 0.0f}, {nullptr, nullptr, 0}, weight_of(call, model), 0};
+  if (!exponent_of(out.weight, buffers.sums.get(), &out.k, &out.narrow.shift, progress)) return out;
+  out.wide.scale = std::ldexp(1.0f, -out.k);
+  if (!call.num_sweeps) return out;
+  if (buffers.narrow) {
+    out.narrow.rows = buffers.narrow_rows.get();
+    out.narrow.columns = buffers.narrow_columns.get();
+    kernels().round_narrow_couplings(out.weight, out.k, out.narrow);
+  } else {
+    kernels().round_couplings(out.weight, out.k, out.wide);
+  }
   return out;
 }
 
@@ -200,7 +229,7 @@ class TileRunner {
         bias_copies_(call.num_relaxed_sweeps ? kRelaxedTile * (call.n1 + call.n2) : 0),
         beta_(call.beta.begin(), call.beta.end()) {}
 
-  void run(int64_t model, Interval tile, const RoundedCoupling& coupling) {
+  void run(int64_t model, Interval tile, const ModelCoupling& coupling) {
     if (call_.num_sweeps && !run_binary(model, tile, coupling)) return;
     if (call_.num_relaxed_sweeps) call_.is_double ? run_relaxed<double>(model, tile) : run_relaxed<float>(model, tile);
   }
@@ -212,7 +241,7 @@ class TileRunner {
                                  : call_.chain_offset + call_.batch.linear(model, chain));
   }
 
-  bool run_binary(int64_t model, Interval tile, const RoundedCoupling& coupling) {
+  bool run_binary(int64_t model, Interval tile, const ModelCoupling& coupling) {
     const int64_t left_words = state_words(call_.n1), right_words = state_words(call_.n2);
     left_bias_.clear(), right_bias_.clear(), base_left_bias_.clear(), base_right_bias_.clear();
     const auto load = [&](BiasCache& cache, const Operand& bias, int64_t chain, Outcome fault) {
@@ -245,7 +274,10 @@ class TileRunner {
                                  uint64_t(call_.sweep_offset),
                                  beta_.data(),
                                  beta_.size() > 1 ? 1 : 0,
-                                 coupling,
+                                 coupling.wide,
+                                 coupling.narrow,
+                                 coupling.weight,
+                                 coupling.k,
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
                                  progress_.check()};
@@ -360,16 +392,16 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double*
     for_each_task(runtime, models, progress, [&] {
       return [&, buffers = std::make_shared<CouplingBuffers>(call),
               runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t model) {
-        const RoundedCoupling coupling = round_model(call, model, *buffers, progress);
-        note(coupling.scale);
+        const ModelCoupling coupling = round_model(call, model, *buffers, progress);
+        note(coupling.wide.scale);
         for (int64_t t = 0; t < tiles && !progress.stop(); ++t) runner->run(model, interval(t), coupling);
       };
     });
   } else {
     const CouplingBuffers buffers(call);
     for (int64_t model = 0; model < models && !progress.stop(); ++model) {
-      const RoundedCoupling coupling = round_model(call, model, buffers, progress);
-      note(coupling.scale);
+      const ModelCoupling coupling = round_model(call, model, buffers, progress);
+      note(coupling.wide.scale);
       if (progress.stop()) break;
       for_each_task(runtime, tiles, progress, [&] {
         return [&, runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t t) {
@@ -499,8 +531,8 @@ Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch& batch, bool
   call.n1 = n1, call.n2 = n2, call.batch = batch, call.is_double = is_double, call.weight = weight;
   const Buffer<double> sums(padded_row(n2));
   for (int64_t model = 0; model < batch.num_models(); ++model) {
-    int k = 0;
-    if (!exponent_of(weight_of(call, model), sums.get(), &k, progress)) break;
+    int k = 0, shift = 0;
+    if (!exponent_of(weight_of(call, model), sums.get(), &k, &shift, progress)) break;
     out[model] = std::ldexp(1.0, -k);
   }
   return progress.outcome();

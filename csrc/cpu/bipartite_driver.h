@@ -71,7 +71,9 @@ struct BipartiteCall {
   uint32_t *left_bits = nullptr, *right_bits = nullptr;
   const uint32_t *clamp_left = nullptr, *clamp_right = nullptr;
   double* log_weights = nullptr;  // [linear number]; not null: annealed
+  // Which route where; tests set them to hold the routes against each other.
   bool allow_tables = true;
+  int64_t narrow_from = 128;  // narrow couplings for sides of more units: below, memory traffic is not what counts
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.
   int64_t num_relaxed_sweeps = 0;

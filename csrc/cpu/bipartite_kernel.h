@@ -141,11 +141,12 @@ inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* 
 
 // sums: [padded_row(n2)] of 8 bytes each
 template <class T>
-inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* k) {
+inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* k, T* largest) {
   using Bits = FloatBits<T>;
   *k = kMaxScaleExponent;
   const CouplingScan<T> scan = scan_couplings<T>(w, (T*)sums);
   const auto exponent = scan.largest_bits >> Bits::kMantissa;
+  __builtin_memcpy(largest, &scan.largest_bits, sizeof(T));
   if (exponent == Bits::kExponentMask) return CouplingStatus::kNonFinite;
   if (exponent == 0) return CouplingStatus::kOk;  // all zero or subnormal
   const int e = int(exponent) - Bits::kBias + 1;  // max |w| < 2^e
@@ -160,66 +161,100 @@ inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* 
   if (*k != scale_exponent(high, degree, e)) *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
   return CouplingStatus::kOk;
 }
-CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k) {
-  return w.is_double ? scale_exponent_of<double>(w, sums, k) : scale_exponent_of<float>(w, sums, k);
+template <class T>
+inline CouplingStatus choose_scale(const CouplingView& w, void* sums, int* k, int* shift) {
+  T largest;
+  const CouplingStatus status = scale_exponent_of<T>(w, sums, k, &largest);
+  *shift = 0;
+  if (status == CouplingStatus::kOk)
+    while (__builtin_rint(double(largest) * power_of_two<double>(*k - *shift)) > 0x7fff) ++*shift;
+  return status;
+}
+CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k, int* shift) {
+  return w.is_double ? choose_scale<double>(w, sums, k, shift) : choose_scale<float>(w, sums, k, shift);
 }
 
 // out[c][r] = in[r][c] of a square block of kSquare integers a side
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES >= 32
 constexpr int kSquare = 8;
-inline void transpose_square(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
-  __m256i row[8], pair[8], four[8];
-  for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)(in + r * in_stride));
-  for (int r = 0; r < 8; r += 2) {
-    pair[r] = _mm256_unpacklo_epi32(row[r], row[r + 1]);
-    pair[r + 1] = _mm256_unpackhi_epi32(row[r], row[r + 1]);
-  }
-  for (int r = 0; r < 8; r += 4)
-    for (int h = 0; h < 2; ++h) {
-      four[r + 2 * h] = _mm256_unpacklo_epi64(pair[r + h], pair[r + 2 + h]);
-      four[r + 2 * h + 1] = _mm256_unpackhi_epi64(pair[r + h], pair[r + 2 + h]);
+template <class E>
+inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out_stride) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES >= 32
+  if constexpr (sizeof(E) == 4) {
+    __m256i row[8], pair[8], four[8];
+    for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)(in + r * in_stride));
+    for (int r = 0; r < 8; r += 2) {
+      pair[r] = _mm256_unpacklo_epi32(row[r], row[r + 1]);
+      pair[r + 1] = _mm256_unpackhi_epi32(row[r], row[r + 1]);
     }
-  for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_si256((__m256i*)(out + c * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
-    _mm256_storeu_si256((__m256i*)(out + (c + 4) * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
+    for (int r = 0; r < 8; r += 4)
+      for (int h = 0; h < 2; ++h) {
+        four[r + 2 * h] = _mm256_unpacklo_epi64(pair[r + h], pair[r + 2 + h]);
+        four[r + 2 * h + 1] = _mm256_unpackhi_epi64(pair[r + h], pair[r + 2 + h]);
+      }
+    for (int c = 0; c < 4; ++c) {
+      _mm256_storeu_si256((__m256i*)(out + c * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
+      _mm256_storeu_si256((__m256i*)(out + (c + 4) * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
+    }
+    return;
+  } else {
+    __m128i row[8], pair[8], four[8];
+    for (int r = 0; r < 8; ++r) row[r] = _mm_loadu_si128((const __m128i*)(in + r * in_stride));
+    for (int r = 0; r < 8; r += 2) {  // pair[r], pair[r + 1]: columns 0..3 and 4..7 of two rows
+      pair[r] = _mm_unpacklo_epi16(row[r], row[r + 1]);
+      pair[r + 1] = _mm_unpackhi_epi16(row[r], row[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+      for (int h = 0; h < 2; ++h) {  // four[r + 2h + q]: columns 4h + 2q, 4h + 2q + 1 of four rows
+        four[r + 2 * h] = _mm_unpacklo_epi32(pair[r + h], pair[r + 2 + h]);
+        four[r + 2 * h + 1] = _mm_unpackhi_epi32(pair[r + h], pair[r + 2 + h]);
+      }
+    for (int c = 0; c < 4; ++c) {
+      _mm_storeu_si128((__m128i*)(out + 2 * c * out_stride), _mm_unpacklo_epi64(four[c], four[c + 4]));
+      _mm_storeu_si128((__m128i*)(out + (2 * c + 1) * out_stride), _mm_unpackhi_epi64(four[c], four[c + 4]));
+    }
+    return;
   }
-}
-#else
-constexpr int kSquare = 4;
-inline void transpose_square(const int32_t* in, int64_t in_stride, int32_t* out, int64_t out_stride) {
-  for (int r = 0; r < 4; ++r)
-    for (int c = 0; c < 4; ++c) out[c * out_stride + r] = in[r * in_stride + c];
-}
 #endif
+  for (int r = 0; r < kSquare; ++r)
+    for (int c = 0; c < kSquare; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+}
 
+// rows[i][j] = w[i][j] * 2^exponent to the nearest integer, ties to even; columns is its transpose. No value leaves E.
 template <class T>
-inline void round_couplings_of(const CouplingView& w, int k, const RoundedCoupling& out) {
+inline int32_t rounded(T w, T factor) {
+  return int32_t(__builtin_rint(double(w * factor)));
+}
+template <class T, class E>
+inline void round_couplings_of(const CouplingView& w, int exponent, E* rows, E* columns) {
   const int64_t ld1 = padded_row(w.n1), ld2 = padded_row(w.n2);
-  const T factor = power_of_two<T>(k);
+  const T factor = power_of_two<T>(exponent);
   // 16 rows at a time: a cache line of each column
   for (int64_t begin = 0; begin < w.n1; begin += 16) {
     const int64_t end = begin + 16 < w.n1 ? begin + 16 : w.n1;
     for (int64_t i = begin; i < end; ++i) {
       const T* row = (const T*)w.data + i * w.row_stride;
-      int32_t* to = out.rows + i * ld2;
+      E* to = rows + i * ld2;
       int64_t j = 0;
       if constexpr (sizeof(T) == 4)
         if (w.column_stride == 1)
-          for (; j < w.n2; j += kLanes) store(to + j, round_to_int(load_part(row + j, w.n2 - j) * factor));
-      for (; j < w.n2; ++j) to[j] = int32_t(__builtin_rint(double(row[j * w.column_stride] * factor)));
+          for (; j < w.n2; j += kLanes) store_integers(to + j, round_to_int(load_part(row + j, w.n2 - j) * factor));
+      for (; j < w.n2; ++j) to[j] = E(rounded(row[j * w.column_stride], factor));
       for (; j < ld2; ++j) to[j] = 0;
     }
     int64_t j = 0;
     if (end == begin + 16)
       for (; j + kSquare <= w.n2; j += kSquare)
-        for (int64_t i = begin; i < end; i += kSquare)
-          transpose_square(out.rows + i * ld2 + j, ld2, out.columns + j * ld1 + i, ld1);
+        for (int64_t i = begin; i < end; i += kSquare) transpose_square(rows + i * ld2 + j, ld2, columns + j * ld1 + i, ld1);
     for (; j < w.n2; ++j)
-      for (int64_t i = begin; i < begin + 16; ++i) out.columns[j * ld1 + i] = i < end ? out.rows[i * ld2 + j] : 0;
+      for (int64_t i = begin; i < begin + 16; ++i) columns[j * ld1 + i] = i < end ? rows[i * ld2 + j] : E(0);
   }
 }
 void round_couplings_kernel(const CouplingView& w, int k, const RoundedCoupling& out) {
-  w.is_double ? round_couplings_of<double>(w, k, out) : round_couplings_of<float>(w, k, out);
+  w.is_double ? round_couplings_of<double>(w, k, out.rows, out.columns) : round_couplings_of<float>(w, k, out.rows, out.columns);
+}
+void round_narrow_couplings_kernel(const CouplingView& w, int k, const NarrowCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k - out.shift, out.rows, out.columns)
+              : round_couplings_of<float>(w, k - out.shift, out.rows, out.columns);
 }
 
 // ---- binary updates ------------------------------------------------------------------------------------------------------------
@@ -331,28 +366,28 @@ inline int32_t* list_bits(uint32_t word, int32_t first, int32_t* out) {
 
 // acc += rows of `raised` - rows of `lowered`, kBlock vectors of columns at a time in registers.
 constexpr int kMaxBlock = GIBBS_VECTOR_BYTES == 64 ? 28 : 14;
-template <int kBlock>
-inline void add_rows_block(const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+template <int kBlock, class E>
+inline void add_rows_block(const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
                            int64_t num_lowered, int32_t* acc) {
   VecI sum[kBlock];
 #pragma GCC unroll 28
   for (int v = 0; v < kBlock; ++v) sum[v] = load<VecI>(acc + v * kLanes);
   for (int64_t t = 0; t < num_raised; ++t) {
-    const int32_t* row = rows + raised[t] * ld;
+    const E* row = rows + raised[t] * ld;
 #pragma GCC unroll 28
-    for (int v = 0; v < kBlock; ++v) sum[v] += load<VecI>(row + v * kLanes);
+    for (int v = 0; v < kBlock; ++v) sum[v] += widen(row + v * kLanes);
   }
   for (int64_t t = 0; t < num_lowered; ++t) {
-    const int32_t* row = rows + lowered[t] * ld;
+    const E* row = rows + lowered[t] * ld;
 #pragma GCC unroll 28
-    for (int v = 0; v < kBlock; ++v) sum[v] -= load<VecI>(row + v * kLanes);
+    for (int v = 0; v < kBlock; ++v) sum[v] -= widen(row + v * kLanes);
   }
 #pragma GCC unroll 28
   for (int v = 0; v < kBlock; ++v) store(acc + v * kLanes, sum[v]);
 }
-template <int kBlock>
-inline void add_rows_of(int block, const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised,
-                        const int32_t* lowered, int64_t num_lowered, int32_t* acc) {
+template <int kBlock, class E>
+inline void add_rows_of(int block, const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+                        int64_t num_lowered, int32_t* acc) {
   if constexpr (kBlock > 0) {
     if (block == kBlock)
       add_rows_block<kBlock>(rows, ld, raised, num_raised, lowered, num_lowered, acc);
@@ -360,7 +395,8 @@ inline void add_rows_of(int block, const int32_t* rows, int64_t ld, const int32_
       add_rows_of<kBlock - 1>(block, rows, ld, raised, num_raised, lowered, num_lowered, acc);
   }
 }
-inline void add_rows(const int32_t* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
+template <class E>
+inline void add_rows(const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
                      int64_t num_lowered, int32_t* acc) {
   int64_t vectors = ld / kLanes;
   for (int64_t blocks = (vectors + kMaxBlock - 1) / kMaxBlock, at = 0; blocks > 0; --blocks) {  // blocks of nearly equal width
@@ -574,8 +610,129 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
     left_by_tables = may_use_tables && tables_win(flips, count, p.n1);
   }
 }
+// ---- one chain of a model, by narrow couplings ---------------------------------------------------------------------------------
+
+// The exact sum of one unit's couplings: what RoundedCoupling would have held.
+template <class T>
+inline int32_t exact_sum(const CouplingView& w, int k, bool is_left, int64_t unit, const uint32_t* other_bits) {
+  const T factor = power_of_two<T>(k);
+  const T* first = (const T*)w.data + unit * (is_left ? w.row_stride : w.column_stride);
+  const int64_t stride = is_left ? w.column_stride : w.row_stride, words = state_words(is_left ? w.n2 : w.n1);
+  int32_t sum = 0;
+  for (int64_t word = 0; word < words; ++word)
+    for (uint32_t b = other_bits[word]; b; b &= b - 1) sum += rounded(first[(32 * word + __builtin_ctz(b)) * stride], factor);
+  return sum;
+}
+
+// How far a threshold from narrow sums can be from the true one, in units of 2^-32.
+//   Each of `active` couplings is off by half a narrow unit and half a wide one. A logit's three roundings make it off by
+//   2^-24 beta (3 |sum| + 2 |bias|) at most, and sigmoid's slope is 1/4; threshold() is within 178 of sigmoid.
+//   |sum| < 2^(31 - k). A bias that exceeds that by 91 / beta saturates both thresholds, so counts no more.
+inline uint32_t narrow_slack(int64_t active, int shift, int k, float beta, float largest_bias) {
+  const double size = beta < 0 ? -double(beta) : double(beta), unit = power_of_two<double>(-k), sum = unit * 0x1p31;
+  const double bias = size * double(largest_bias) < size * sum + 91 ? size * double(largest_bias) : size * sum + 91;
+  const double logit = size * double(active) * unit * (0.5 * power_of_two<double>(shift) + 0.5) + 0x1p-21 * (size * sum + bias);
+  const double slack = 400 + 0x1p30 * logit;
+  return slack < 4294967295.0 ? uint32_t(slack) : 0xffffffffu;
+}
+
+inline void sweep_narrow_chain(const BinarySweeps& p, const BinaryChain& chain, const TileWorkspace& ws) {
+  struct Side {
+    int64_t n, first_unit, words, ld;
+    const int16_t* rows;
+    int32_t* acc;
+    const float* bias;
+    float largest_bias;
+    uint32_t* bits;
+    const uint32_t* clamp;
+  };
+  const auto largest = [](const float* bias, int64_t n) {
+    float out = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const float size = bias[i] < 0 ? -bias[i] : bias[i];
+      out = size > out ? size : out;
+    }
+    return out;
+  };
+  const float largest_left = largest(chain.left_bias, p.n1), largest_right = largest(chain.right_bias, p.n2);
+  const Side left = {p.n1,         0,          state_words(p.n1), padded_row(p.n2), p.narrow.rows, ws.acc_left, chain.left_bias,
+                     largest_left, chain.left, chain.clamp_left};
+  const Side right = {
+      p.n2,          p.n1,        state_words(p.n2), padded_row(p.n1), p.narrow.columns, ws.acc_right, chain.right_bias,
+      largest_right, chain.right, chain.clamp_right};
+  const auto start = [&](const Side& from, const Side& to) {
+    __builtin_memset(to.acc, 0, size_t(padded_side(to.n)) * 4);
+    int32_t* end = ws.raised;
+    for (int64_t w = 0; w < from.words; ++w) end = list_bits(from.bits[w], int32_t(32 * w), end);
+    add_rows(from.rows, from.ld, ws.raised, end - ws.raised, nullptr, 0, to.acc);
+  };
+  start(left, right);
+  start(right, left);
+  const float narrow_scale = power_of_two<float>(p.narrow.shift - p.k);
+  int64_t work = 0;
+  for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
+    if ((work += p.n1 + p.n2) > (1 << 18)) {
+      work = 0;
+      if (p.check.stop(p.check.context)) return;
+    }
+    const float beta = p.beta[sweep * p.beta_stride];
+    const RandomStream random = random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep));
+    random_bytes(random, 0, (p.n1 + p.n2 + 127) / 128, ws.bytes);
+    const auto update = [&](const Side& side, const Side& other) {
+      int64_t active = 0;
+      for (int64_t w = 0; w < other.words; ++w) active += __builtin_popcount(other.bits[w]);
+      const uint32_t slack = narrow_slack(active, p.narrow.shift, p.k, beta, side.largest_bias);
+      int32_t *raised = ws.raised, *lowered = ws.lowered;
+      constexpr int kVectors = 32 / kLanes;
+      for (int64_t i = 0; i < side.n; i += 32) {
+        VecU low[kVectors], high[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = i + v * kLanes;
+          const VecU t = threshold_vector(logit_vector<false>(side.acc + at, side.bias + at, nullptr, beta, narrow_scale));
+          low[v] = (t > slack ? t : splat(slack)) - slack;
+          high[v] = (t < ~slack ? t : splat(~slack)) + slack;
+        }
+        const uint8_t* bytes = ws.bytes + side.first_unit + i;
+        uint32_t ones, low_ties, below_high, high_ties;
+        compare_high_bytes(low, bytes, ones, low_ties);
+        compare_high_bytes(high, bytes, below_high, high_ties);
+        const uint32_t valid = side.n - i >= 32 ? 0xffffffffu : (1u << (side.n - i)) - 1;
+        for (uint32_t open = (below_high | high_ties) & ~ones & valid; open; open &= open - 1) {
+          const int l = __builtin_ctz(open);
+          uint32_t t_low, t_high;
+          __builtin_memcpy(&t_low, (const char*)low + 4 * l, 4);
+          __builtin_memcpy(&t_high, (const char*)high + 4 * l, 4);
+          const uint32_t word = uint32_t(bytes[l]) << 24 | random_low_bits(random, uint32_t(side.first_unit + i + l));
+          bool one = word < t_low;
+          if (!one && word < t_high) {
+            const bool is_left = &side == &left;
+            const int32_t sum = p.weight.is_double ? exact_sum<double>(p.weight, p.k, is_left, i + l, other.bits)
+                                                   : exact_sum<float>(p.weight, p.k, is_left, i + l, other.bits);
+            one = word < threshold(binary_logit(sum, p.coupling.scale, side.bias[i + l], beta));
+          }
+          ones |= uint32_t(one) << l;
+        }
+        ones &= valid;
+        const uint32_t before = side.bits[i / 32];
+        const uint32_t now = side.clamp ? (ones & ~side.clamp[i / 32]) | (before & side.clamp[i / 32]) : ones;
+        side.bits[i / 32] = now;
+        raised = list_bits(now & ~before, int32_t(i), raised);
+        lowered = list_bits(before & ~now, int32_t(i), lowered);
+      }
+      add_rows(side.rows, side.ld, ws.raised, raised - ws.raised, ws.lowered, lowered - ws.lowered, other.acc);
+    };
+    update(right, left);
+    update(left, right);
+  }
+}
+
 void sweep_tile_kernel(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {
-  p.annealed ? sweep_tile_of<true>(p, chains, count, ws) : sweep_tile_of<false>(p, chains, count, ws);
+  if (p.narrow.rows)
+    for (int64_t c = 0; c < count; ++c) sweep_narrow_chain(p, chains[c], ws);
+  else if (p.annealed)
+    sweep_tile_of<true>(p, chains, count, ws);
+  else
+    sweep_tile_of<false>(p, chains, count, ws);
 }
 
 void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes) {

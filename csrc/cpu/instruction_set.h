@@ -13,8 +13,10 @@ namespace {
 
 extern const Kernels table;
 const Kernels table = {GIBBS_ISA_NAME,
+                       GIBBS_VECTOR_BYTES >= 32,
                        scale_exponent_kernel,
                        round_couplings_kernel,
+                       round_narrow_couplings_kernel,
                        sweep_tile_kernel,
                        random_words_kernel,
                        thresholds_kernel,

@@ -57,6 +57,30 @@ inline To bit_cast(From v) {
 }
 inline VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
 
+// kLanes integers of 32 or 16 bits, and back. (GCC 12 makes two halves of the generic conversion.)
+typedef int16_t VecShort __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));
+inline VecI widen(const int32_t* p) { return load<VecI>(p); }
+inline VecI widen(const int16_t* p) {
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  return (VecI)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  return (VecI)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+  return __builtin_convertvector(load<VecShort>(p), VecI);
+#endif
+}
+inline void store_integers(int32_t* p, VecI v) { store(p, v); }
+inline void store_integers(int16_t* p, VecI v) {  // values of 16 bits
+#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
+#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+  const __m256i packed = _mm256_packs_epi32((__m256i)v, (__m256i)v);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  store(p, __builtin_convertvector(v, VecShort));
+#endif
+}
+
 // Truncation of 0 <= v <= 2^31 to unsigned.
 inline VecU truncate_to_unsigned(VecF v) {
 #if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64

@@ -43,13 +43,15 @@ class Config:
     rank: int = _setting(16, "of the low_rank coupling", 1)
     left: int = _setting(100, "latent bits on the left side", 1)
     right: int = _setting(100, "latent bits on the right side", 1)
-    encoder: tuple[int, ...] = _setting((200, 200), "widths of the encoder's hidden layers", 1)
-    decoder: tuple[int, ...] = _setting((200, 200), "widths of the decoder's hidden layers", 1)
+    encoder: tuple[int, ...] = _setting((300, 300), "widths of the encoder's hidden layers", 1)
+    decoder: tuple[int, ...] = _setting((300, 300), "widths of the decoder's hidden layers", 1)
     dropout: float = _setting(0.0, "after each hidden layer", 0, 0.99)
     relaxation: Literal["pwl", "concrete", "straight_through", "mean_field"] = _setting(
         "pwl", "of the latent bits in training"
     )
-    sharpness: float = _setting(4.0, "of the relaxation (pwl: 4 for MNIST, 3 for OMNIGLOT; concrete: 10)", 1e-3)
+    sharpness: float = _setting(
+        1.5, "of the relaxation (the paper: pwl 4 for MNIST, 3 for OMNIGLOT; concrete 10)", 1e-3
+    )
     slope_gradient: bool = _setting(True, "let the gradient through the slope of pwl")
     spin_beta: float = _setting(
         2.0, "inverse temperature at which the encoder's outputs are read as spin couplings", 1e-3

@@ -156,6 +156,7 @@ static Problem<T> random_problem(double largest_exponent) {
   c.beta.resize(one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
   for (double& b : c.beta) b = one_in(10) ? 0 : normal();
   c.allow_tables = !one_in(4);
+  c.narrow_from = one_in(2) ? 0 : 1 << 20;
   return p;
 }
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routes of binary sweeps against each other, to the bit, over enough updates to meet the rare units that a route's shortcut does
+// not decide: wide couplings by flipped rows, by tables, and narrow couplings. "test_routes 20": 20 times as many sweeps.
+#include <math.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cpu/bipartite_driver.h"
+
+using namespace gibbs;
+
+static std::mt19937_64 rng(1);
+
+template <class T>
+struct Model {
+  int64_t n1, n2, chains;
+  std::vector<T> weight, left_bias, right_bias;
+  double beta;
+};
+
+// Couplings all of which lose nearly half a narrow unit, in the same direction: the sums are as far off as they can be.
+template <class T>
+static void make_worst(std::vector<T>& weight, double largest) {
+  const double unit = exp2(ceil(log2(largest)) - 15);
+  for (T& w : weight) w = T((floor(w / unit) + 0.49) * unit);
+}
+
+template <class T>
+static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow) {
+  BipartiteCall call;
+  call.n1 = m.n1, call.n2 = m.n2;
+  call.batch = Batch({m.chains}, {false});
+  call.is_double = sizeof(T) == 8;
+  call.weight = {m.weight.data(), {0}, 1, m.n2};
+  call.left_bias = {m.left_bias.data(), {0}, 1, 0};
+  call.right_bias = {m.right_bias.data(), {0}, 1, 0};
+  call.num_sweeps = num_sweeps;
+  call.seed = 5;
+  call.beta = {m.beta};
+  call.allow_tables = tables;
+  call.narrow_from = narrow ? 0 : 1 << 20;
+  std::vector<uint32_t> left(size_t(m.chains * state_words(m.n1)), 0x5555), right(size_t(m.chains * state_words(m.n2)));
+  for (int64_t c = 0; c < m.chains; ++c)  // no bits beyond the last unit
+    left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
+  call.left_bits = left.data(), call.right_bits = right.data();
+  double resolution;
+  const Runtime serial = {1, nullptr, nullptr};
+  CHECK(run_bipartite(call, serial, &resolution) == Outcome::kOk);
+  left.insert(left.end(), right.begin(), right.end());
+  return left;
+}
+
+template <class T>
+static void compare(int64_t n1, int64_t n2, double scale, double bias_scale, double beta, bool worst, int64_t num_sweeps) {
+  std::normal_distribution<double> normal;
+  Model<T> m{n1, n2, 4, {}, {}, {}, beta};
+  for (int64_t i = 0; i < n1 * n2; ++i) m.weight.push_back(T(scale * normal(rng)));
+  if (worst) {
+    double largest = 0;
+    for (T w : m.weight) largest = std::max(largest, fabs(double(w)));
+    make_worst(m.weight, largest);
+  }
+  for (int64_t i = 0; i < n1; ++i) m.left_bias.push_back(T(bias_scale * normal(rng)));
+  for (int64_t i = 0; i < n2; ++i) m.right_bias.push_back(T(bias_scale * normal(rng)));
+  if (worst) {  // biases that bring the fields back to where a unit can go either way
+    const double lift = -0.25 * double(n1 + n2) * exp2(-15) * scale;
+    for (T& b : m.left_bias) b += T(lift);
+    for (T& b : m.right_bias) b += T(lift);
+  }
+  CHECK(run(m, num_sweeps, false, true) == run(m, num_sweeps, false, false), "n %d + %d, scale %g, bias %g, beta %g, worst %d",
+        int(n1), int(n2), scale, bias_scale, beta, worst);
+  m.chains = 40;
+  CHECK(run(m, num_sweeps / 8, true, false) == run(m, num_sweeps / 8, false, false), "tables: n %d + %d, scale %g", int(n1),
+        int(n2), scale);
+}
+
+int main(int argc, char** argv) {
+  const int64_t times = argc > 1 ? atoi(argv[1]) : 1;
+  for (const char* name : {"avx512", "avx2", "baseline"}) {
+    if (!set_instruction_set(name)) continue;
+    for (bool worst : {false, true}) {
+      compare<float>(150, 130, 0.1, 0.5, 1, worst, 4000 * times);
+      compare<double>(65, 200, 0.1, 0.5, -0.7, worst, 4000 * times);
+      compare<float>(33, 31, 3, 2, 0.3, worst, 10000 * times);
+      compare<float>(130, 40, 1e3, 1e4, 1e-3, worst, 4000 * times);
+      compare<float>(40, 130, 1e-9, 1e6, 1e-6, worst, 4000 * times);
+    }
+  }
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schemas, argument checks and CPU kernels of the ops, against libtorch's stable ABI. What each op computes: gibbs_ext/ops.py and
-// gibbs_ext/functional.py (docstrings), sampling contract. Every message starts with the op's name and names the argument.
+// gibbs_ext/functional.py (docstrings), csrc/README.md. Every message starts with the op's name and names the argument.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -123,9 +123,9 @@ class Problem {
   }
 
   void chain_numbers(const Tensor& t) {
-    cpu("chains", t);
-    if (t.scalar_type() != ScalarType::Long) fail(op_, "chains must be int64, got ", name_of(t.scalar_type()));
-    join("chains", t, 0);
+    cpu("chain_offset", t);
+    if (t.scalar_type() != ScalarType::Long) fail(op_, "chain_offset must be int64, got ", name_of(t.scalar_type()));
+    join("chain_offset", t, 0);
   }
 
   // All operands are known: what broadcasts where. A model is a place of the weight; by size (backward: a gradient for each) or by
@@ -279,32 +279,34 @@ void unpack(const Bits& bits, int64_t n, const Tensor& out) {
   });
 }
 
-// What does not depend on the model: counters, seed, beta.
-void set_schedule(const char* op, BipartiteCall& call, const Problem& p, const Tensor& beta, const Tensor& seed,
-                  const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps,
-                  int64_t num_relaxed_sweeps) {
+void set_beta(const char* op, const char* name, BipartiteCall& call, const Tensor& beta, int64_t count) {
+  if (!beta.is_cpu() || beta.scalar_type() != ScalarType::Double || beta.dim() != 1)
+    fail(op, name, " must be a 1-D float64 tensor on the CPU, got ", name_of(beta.scalar_type()), " ", text(shape_of(beta)));
+  if (beta.size(0) != 1 && beta.size(0) != count)
+    fail(op, name, " must hold 1 value or one per sweep (", count, "), got ", beta.size(0));
+  const double* values = static_cast<const double*>(beta.const_data_ptr());
+  for (int64_t i = 0; i < beta.size(0); ++i) {
+    const double value = values[i * beta.stride(0)];
+    if (!std::isfinite(float(value))) fail(op, name, " must be finite in float32, got ", value);
+    call.beta.push_back(value);
+  }
+}
+
+// What does not depend on the model: counters and seed.
+void set_counters(const char* op, BipartiteCall& call, const Problem& p, const Tensor& seed, const std::optional<Tensor>& chains,
+                  int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps, int64_t num_relaxed_sweeps) {
   if (num_sweeps < 0) fail(op, "num_sweeps must not be negative, got ", num_sweeps);
   const int64_t sweeps = num_sweeps + num_relaxed_sweeps;
   if (sweep_offset < 0 || num_sweeps >= kMaxSweeps || num_relaxed_sweeps >= kMaxSweeps || sweep_offset > kMaxSweeps - sweeps)
     fail(op, "sweep_offset must lie in 0 .. 2^44 less the number of sweeps, got ", sweep_offset);
   if (!seed.is_cpu() || seed.scalar_type() != ScalarType::Long || seed.dim() != 0)
     fail(op, "seed must be a 0-dim int64 tensor on the CPU, got shape ", text(shape_of(seed)));
-  if (!beta.is_cpu() || beta.scalar_type() != ScalarType::Double || beta.dim() != 1)
-    fail(op, "beta must be a 1-D float64 tensor on the CPU, got shape ", text(shape_of(beta)));
-  if (beta.size(0) != 1 && beta.size(0) != sweeps)
-    fail(op, "beta must hold 1 value or one per sweep (", sweeps, "), got ", beta.size(0));
-  const double* values = static_cast<const double*>(beta.const_data_ptr());
-  for (int64_t i = 0; i < beta.size(0); ++i) {
-    const double value = values[i * beta.stride(0)];
-    if (!std::isfinite(float(value))) fail(op, "beta must be finite in float32, got ", value);
-    call.beta.push_back(value);
-  }
   if (chains) {
     call.chains = static_cast<const int64_t*>(chains->const_data_ptr());
     call.chains_strides = p.batch_strides(*chains, 0);
     for_each_row(p.batch_shape(), call.chains_strides, [&](int64_t, int64_t offset) {
       if (call.chains[offset] < 0 || call.chains[offset] >= kMaxChains)
-        fail(op, "chains must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
+        fail(op, "chain_offset must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
     });
   } else if (chain_offset < 0 || chain_offset > kMaxChains - p.num_chains()) {
     fail(op, "chain_offset must lie in 0 .. 2^48 less the number of chains, got ", chain_offset);
@@ -340,12 +342,24 @@ void check(const char* op, Outcome outcome) {
       fail(op, "left_bias must be finite in float32, got NaN or inf");
     case Outcome::kNonFiniteRightBias:
       fail(op, "right_bias must be finite in float32, got NaN or inf");
-    case Outcome::kNonFiniteBase:
-      fail(op, "base_left_bias and base_right_bias must be finite in float32, got NaN or inf");
+    case Outcome::kNonFiniteBaseLeftBias:
+      fail(op, "base_left_bias must be finite in float32, got NaN or inf");
+    case Outcome::kNonFiniteBaseRightBias:
+      fail(op, "base_right_bias must be finite in float32, got NaN or inf");
   }
 }
 
 constexpr double kResolutionLimit = 1e-3;  // of n * 2^-k: the largest error of a field that rounding can make, doubled
+
+// Parameters that the kernels do not come to read, in an empty batch or with no sweeps, are checked all the same.
+void check_finite(const char* op, const char* name, const Tensor& t) {
+  bool finite = true;
+  for_each_row(shape_of(t), Shape(t.strides().begin(), t.strides().end()), [&](int64_t, int64_t at) {
+    finite &= t.scalar_type() == ScalarType::Double ? std::isfinite(float(static_cast<const double*>(t.const_data_ptr())[at]))
+                                                    : std::isfinite(static_cast<const float*>(t.const_data_ptr())[at]);
+  });
+  if (!finite) fail(op, name, " must be finite in float32, got NaN or inf");
+}
 
 void run(const char* op, const BipartiteCall& call) {
   double resolution = 0;
@@ -391,7 +405,13 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   if (chains) p.chain_numbers(*chains);
   p.finish(false);
   BipartiteCall call = describe(p, left_parameter, right_parameter);
-  set_schedule(op, call, p, beta, seed, chains, chain_offset, sweep_offset, num_sweeps, 0);
+  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, 0);
+  set_beta(op, "beta", call, beta, num_sweeps);
+  if (!num_sweeps || !p.num_chains()) {
+    check_finite(op, "left_bias", left_parameter);
+    check_finite(op, "right_bias", right_parameter);
+    check_finite(op, "weight", p.weight());
+  }
 
   Bits left_bits = pack(op, "left", p, left, p.n1);
   Bits right_bits = right ? pack(op, "right", p, *right, p.n2) : Bits(size_t(p.num_chains() * state_words(p.n2)));
@@ -446,7 +466,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   p.finish(false);
   if (num_relaxed_sweeps < 1) fail(op, "num_relaxed_sweeps must be at least 1, got ", num_relaxed_sweeps);
   BipartiteCall call = describe(p, left_parameter, right_parameter);
-  set_schedule(op, call, p, beta, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
+  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
+  set_beta(op, "beta", call, beta, num_sweeps + num_relaxed_sweeps);
+  if (!num_sweeps || !p.num_chains()) {
+    check_finite(op, "left_bias", left_parameter);
+    check_finite(op, "right_bias", right_parameter);
+    check_finite(op, "weight", p.weight());
+  }
   check_relaxation(op, call, relaxation, sharpness, slope_gradient);
 
   const ScalarType type = p.weight().scalar_type();
@@ -515,7 +541,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   back.forward.batch = p.batch;
   back.forward.is_double = p.is_double();
   back.forward.weight = p.weight_operand();
-  set_schedule(op, back.forward, p, beta, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
+  set_counters(op, back.forward, p, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
+  set_beta(op, "beta", back.forward, beta, num_sweeps + num_relaxed_sweeps);
   check_relaxation(op, back.forward, relaxation, sharpness, slope_gradient);
   back.forward.state = start.data_ptr();
   back.forward.fields = saved.data_ptr();
@@ -550,14 +577,14 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   BipartiteCall call = describe(p, left_parameter, right_parameter);
   call.base_left_bias = p.operand(base_left);
   call.base_right_bias = p.operand(base_right);
-  // the schedule holds one value more than there are sweeps: the starting one
-  set_schedule(op, call, p, torch::stable::narrow(const_cast<Tensor&>(betas), 0, 0, 1), seed, chains, chain_offset, sweep_offset,
-               num_sweeps, 0);
-  call.beta.clear();
-  for (int64_t i = 0; i <= num_sweeps; ++i) {
-    const double value = static_cast<const double*>(betas.const_data_ptr())[i * betas.stride(0)];
-    if (!std::isfinite(float(value))) fail(op, "betas must be finite in float32, got ", value);
-    call.beta.push_back(value);
+  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, 0);
+  set_beta(op, "betas", call, betas, num_sweeps + 1);  // the starting one, and one a sweep
+  if (!num_sweeps || !p.num_chains()) {
+    check_finite(op, "left_bias", left_parameter);
+    check_finite(op, "right_bias", right_parameter);
+    check_finite(op, "weight", p.weight());
+    check_finite(op, "base_left_bias", base_left);
+    check_finite(op, "base_right_bias", base_right);
   }
   Bits left_bits = pack(op, "left", p, left, p.n1), right_bits(size_t(p.num_chains() * state_words(p.n2)));
   const Tensor log_weights = empty_like_batch(p.weight(), p.with_batch({}), ScalarType::Double);

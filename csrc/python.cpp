@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/macros.h"
 #include "core/philox.h"
 #include "cpu/bipartite_driver.h"
 #include "hooks.h"
@@ -54,7 +55,7 @@ py::dict build_info() {
 #else
   info["compiler"] = "gcc " __VERSION__;
 #endif
-#if defined(__x86_64__)
+#if GIBBS_X86
   info["cpu_instruction_sets"] = py::make_tuple("baseline", "avx2", "avx512");
 #else
   info["cpu_instruction_sets"] = py::make_tuple("baseline");

@@ -5,7 +5,7 @@
 
 #include "core/macros.h"
 
-// Rounding a model's couplings to int32 with one scale 2^-k (sampling contract, 2.1). twin: gibbs_ext/reference.py::round_couplings
+// Rounding a model's couplings to int32 with one scale 2^-k (csrc/README.md, 2.1). twin: gibbs_ext/reference.py::round_couplings
 //
 // The scale must not depend on the order of any floating-point sum. So the magnitudes are first rounded *up* to integers
 //   q_ij = ceil(|w_ij| * 2^(b - e)) <= 2^b,   max |w| < 2^e,   b = 30 - ceil(log2(degree)),

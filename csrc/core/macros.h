@@ -7,3 +7,10 @@
 #else
 #define GIBBS_HOST_DEVICE inline
 #endif
+
+// Intrinsics of x86-64. -DGIBBS_PORTABLE leaves them out, as on any other processor, so that tests reach the portable code anywhere.
+#if defined(__x86_64__) && !defined(GIBBS_PORTABLE)
+#define GIBBS_X86 1
+#else
+#define GIBBS_X86 0
+#endif

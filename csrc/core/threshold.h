@@ -59,9 +59,10 @@ GIBBS_HOST_DEVICE uint32_t threshold(float x) {
   return x > 0 ? (tail ? 0u - tail : 0xffffffffu) : tail;
 }
 
-// The logit of a binary update, from the integer sum of its rounded couplings (sampling contract, 2.3). scale = 2^-k.
+// The logit of a binary update, from the integer sum of its rounded couplings (csrc/README.md, 2.3). scale = 2^-k.
+// At beta = 0 it is 0 even where the field overflows.
 GIBBS_HOST_DEVICE float binary_logit(int32_t acc, float scale, float bias, float beta) {
-  return mul_rn(beta, add_rn(mul_rn(float(acc), scale), bias));
+  return beta == 0 ? 0.0f : mul_rn(beta, add_rn(mul_rn(float(acc), scale), bias));
 }
 
 }  // namespace gibbs

@@ -132,10 +132,11 @@ struct Kernels {
                         uint8_t*);
   void (*relaxed_double)(const RelaxedSweeps<double>&, const RelaxedChain<double>*, double* const* fields, int count, uint32_t*,
                          uint8_t*);
-  void (*relaxed_backward_float)(const RelaxedSweeps<float>&, const RelaxedBackwardChain<float>*, int count, bool needs_grad_state,
-                                 uint32_t*, uint8_t*, float* scratch);
-  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>*, int count,
-                                  bool needs_grad_state, uint32_t*, uint8_t*, double* scratch);
+  // scratch: [2 * (n1 + n2)]
+  void (*relaxed_backward_float)(const RelaxedSweeps<float>&, const RelaxedBackwardChain<float>&, bool needs_grad_state, uint32_t*,
+                                 uint8_t*, float* scratch);
+  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>&, bool needs_grad_state,
+                                  uint32_t*, uint8_t*, double* scratch);
   // out[rows begin..end) = sum over `count` outer products left[c] x right[c]
   void (*outer_products_float)(const float* left, const float* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
                                int64_t end, float* out);

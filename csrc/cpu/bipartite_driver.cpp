@@ -5,9 +5,11 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 
@@ -83,12 +85,28 @@ class Progress {
   std::atomic<Outcome> outcome_{Outcome::kOk};
 };
 
-// tasks are taken in turn by as many threads as there are: their costs differ, and results do not depend on who does what
+// Tasks are taken in turn by as many threads as there are: their costs differ, and results do not depend on who does what. The calling
+// thread, when it has run out of tasks, goes on asking the host whether to stop until the others have too.
 template <class MakeWorker>
 void for_each_task(const Runtime& runtime, int64_t num_tasks, Progress& progress, const MakeWorker& make_worker) {
   const int64_t workers = std::min<int64_t>(runtime.num_threads, num_tasks);
+  const std::thread::id caller = std::this_thread::get_id();
   std::atomic<int64_t> next{0};
+  std::mutex mutex;
+  std::condition_variable finished;
+  int64_t running = 0;  // guarded by mutex
   const std::function<void(int64_t)> work = [&](int64_t) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      ++running;
+    }
+    const auto leave = [&](void*) {
+      std::unique_lock<std::mutex> lock(mutex);
+      if (--running == 0) finished.notify_all();
+      if (std::this_thread::get_id() != caller) return;
+      while (!finished.wait_for(lock, std::chrono::milliseconds(50), [&] { return running == 0; })) progress.stop();
+    };
+    const std::unique_ptr<void, decltype(leave)> guard(&mutex, leave);  // leaves on an exception, too
     if (next.load() >= num_tasks) return;
     auto worker = make_worker();
     for (int64_t task; (task = next++) < num_tasks && !progress.stop();) worker(task);
@@ -171,6 +189,39 @@ CouplingView weight_of(const BipartiteCall& call, int64_t model) {
           call.weight.stride};
 }
 
+uint64_t chain_number(const BipartiteCall& call, int64_t model, int64_t chain) {
+  return uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)]
+                              : call.chain_offset + call.batch.linear(model, chain));
+}
+
+// What the relaxed sweeps of all chains of a model share. `packed`: room for [n1, n2], used where the weight's rows are not contiguous.
+template <class T>
+RelaxedSweeps<T> relaxed_sweeps(const BipartiteCall& call, int64_t model, T* packed) {
+  const CouplingView view = weight_of(call, model);
+  const T* weight = static_cast<const T*>(view.data);
+  int64_t row_stride = view.row_stride;
+  if (view.column_stride != 1) {
+    for (int64_t i = 0; i < call.n1; ++i)
+      for (int64_t j = 0; j < call.n2; ++j) packed[i * call.n2 + j] = weight[i * view.row_stride + j * view.column_stride];
+    weight = packed;
+    row_stride = call.n2;
+  }
+  const bool schedule = call.beta.size() > 1;
+  return {call.n1,
+          call.n2,
+          call.num_relaxed_sweeps,
+          row_stride,
+          call.seed,
+          uint64_t(call.sweep_offset + call.num_sweeps),
+          call.beta.data() + (schedule ? call.num_sweeps : 0),
+          schedule ? 1 : 0,
+          weight,
+          call.relaxation,
+          T(call.sharpness),
+          call.slope_gradient,
+          call.batch.num_models() * call.batch.chains_per_model() * (call.n1 + call.n2)};
+}
+
 bool exponent_of(const CouplingView& weight, double* sums, int* k, int* shift, Progress& progress) {
   switch (kernels().scale_exponent(weight, sums, k, shift)) {
     case CouplingStatus::kNonFinite:
@@ -236,10 +287,6 @@ class TileRunner {
 
  private:
   bool needs_packing() const { return call_.num_relaxed_sweeps && call_.weight.stride != 1; }
-  uint64_t number_of(int64_t model, int64_t chain) const {
-    return uint64_t(call_.chains ? call_.chains[call_.batch.offset(call_.chains_strides, model, chain)]
-                                 : call_.chain_offset + call_.batch.linear(model, chain));
-  }
 
   bool run_binary(int64_t model, Interval tile, const ModelCoupling& coupling) {
     const int64_t left_words = state_words(call_.n1), right_words = state_words(call_.n2);
@@ -257,12 +304,12 @@ class TileRunner {
       c.right = call_.right_bits + linear * right_words;
       if (call_.clamp_left) c.clamp_left = call_.clamp_left + linear * left_words;
       if (call_.clamp_right) c.clamp_right = call_.clamp_right + linear * right_words;
-      c.number = number_of(model, chain);
+      c.number = chain_number(call_, model, chain);
       c.left_bias = load(left_bias_, call_.left_bias, chain, Outcome::kNonFiniteLeftBias);
       c.right_bias = load(right_bias_, call_.right_bias, chain, Outcome::kNonFiniteRightBias);
       if (call_.log_weights) {
-        c.base_left_bias = load(base_left_bias_, call_.base_left_bias, chain, Outcome::kNonFiniteBase);
-        c.base_right_bias = load(base_right_bias_, call_.base_right_bias, chain, Outcome::kNonFiniteBase);
+        c.base_left_bias = load(base_left_bias_, call_.base_left_bias, chain, Outcome::kNonFiniteBaseLeftBias);
+        c.base_right_bias = load(base_right_bias_, call_.base_right_bias, chain, Outcome::kNonFiniteBaseRightBias);
         c.log_weight = call_.log_weights + linear;
       }
     }
@@ -289,33 +336,7 @@ class TileRunner {
   template <class T>
   void run_relaxed(int64_t model, Interval tile) {
     const int64_t n1 = call_.n1, n2 = call_.n2;
-    const CouplingView view = weight_of(call_, model);
-    const T* weight = static_cast<const T*>(view.data);
-    int64_t row_stride = view.row_stride;
-    if (needs_packing()) {
-      T* packed = reinterpret_cast<T*>(packed_weight_.get());
-      if (packed_model_ != model)
-        for (int64_t i = 0; i < n1; ++i)
-          for (int64_t j = 0; j < n2; ++j) packed[i * n2 + j] = weight[i * view.row_stride + j * view.column_stride];
-      packed_model_ = model;
-      weight = packed;
-      row_stride = n2;
-    }
-    const int64_t total = call_.batch.num_models() * call_.batch.chains_per_model();
-    const size_t first_beta = call_.beta.size() > 1 ? size_t(call_.num_sweeps) : 0;
-    const RelaxedSweeps<T> sweeps = {n1,
-                                     n2,
-                                     call_.num_relaxed_sweeps,
-                                     row_stride,
-                                     call_.seed,
-                                     uint64_t(call_.sweep_offset + call_.num_sweeps),
-                                     call_.beta.data() + first_beta,
-                                     call_.beta.size() > 1 ? 1 : 0,
-                                     weight,
-                                     call_.relaxation,
-                                     T(call_.sharpness),
-                                     call_.slope_gradient,
-                                     total * (n1 + n2)};
+    const RelaxedSweeps<T> sweeps = relaxed_sweeps(call_, model, reinterpret_cast<T*>(packed_weight_.get()));
     for (int64_t begin = tile.begin; begin < tile.end && !progress_.stop(); begin += kRelaxedTile) {
       const int count = int(std::min<int64_t>(kRelaxedTile, tile.end - begin));
       RelaxedChain<T> chains[kRelaxedTile];
@@ -343,7 +364,7 @@ class TileRunner {
         chain.left = static_cast<T*>(call_.left) + linear * n1;
         chain.right = static_cast<T*>(call_.right) + linear * n2;
         chain.left_mean = static_cast<T*>(call_.left_mean) + linear * n1;
-        chain.number = number_of(model, begin + c);
+        chain.number = chain_number(call_, model, begin + c);
         fields[c] = static_cast<T*>(call_.fields) + linear * (n1 + n2);
         if (call_.num_sweeps) {
           const uint32_t* bits = call_.left_bits + linear * state_words(n1);
@@ -366,7 +387,6 @@ class TileRunner {
   Buffer<uint32_t> words_;
   Buffer<int32_t> raised_, lowered_, table_;
   Buffer<double> packed_weight_, bias_copies_;
-  int64_t packed_model_ = -1;
   std::vector<float> beta_;
 };
 
@@ -438,35 +458,11 @@ Outcome run_backward(const BipartiteBackwardCall& back, const Runtime& runtime) 
   };
   // The factors of one model's chains, then their outer products.
   const auto run_chains = [&](int64_t model, Interval range, T* left_factors, T* right_factors, Scratch& scratch) {
-    const CouplingView view = weight_of(call, model);
-    const T* weight = static_cast<const T*>(view.data);
-    int64_t row_stride = view.row_stride;
-    if (view.column_stride != 1) {
-      for (int64_t i = 0; i < n1; ++i)
-        for (int64_t j = 0; j < n2; ++j) scratch.weight.get()[i * n2 + j] = weight[i * view.row_stride + j * view.column_stride];
-      weight = scratch.weight.get();
-      row_stride = n2;
-    }
-    const size_t first_beta = call.beta.size() > 1 ? size_t(call.num_sweeps) : 0;
-    const RelaxedSweeps<T> sweeps = {n1,
-                                     n2,
-                                     call.num_relaxed_sweeps,
-                                     row_stride,
-                                     call.seed,
-                                     uint64_t(call.sweep_offset + call.num_sweeps),
-                                     call.beta.data() + first_beta,
-                                     call.beta.size() > 1 ? 1 : 0,
-                                     weight,
-                                     call.relaxation,
-                                     T(call.sharpness),
-                                     call.slope_gradient,
-                                     total * (n1 + n2)};
+    const RelaxedSweeps<T> sweeps = relaxed_sweeps(call, model, scratch.weight.get());
     for (int64_t chain = range.begin; chain < range.end && !progress.stop(); ++chain) {
       const int64_t linear = call.batch.linear(model, chain);
       const auto row = [&](const void* base, int64_t n) { return static_cast<const T*>(base) + linear * n; };
       const auto out = [&](void* base, int64_t n) { return static_cast<T*>(base) + linear * n; };
-      const uint64_t number =
-          uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)] : call.chain_offset + linear);
       const RelaxedBackwardChain<T> c = {row(back.grad_left, n1),
                                          row(back.grad_right, n2),
                                          row(back.grad_left_mean, n1),
@@ -477,12 +473,12 @@ Outcome run_backward(const BipartiteBackwardCall& back, const Runtime& runtime) 
                                          out(back.grad_right_bias, n2),
                                          left_factors + chain * factors * n1,
                                          right_factors + chain * factors * n2,
-                                         number};
+                                         chain_number(call, model, chain)};
       if constexpr (sizeof(T) == 4)
-        kernels().relaxed_backward_float(sweeps, &c, 1, back.needs_grad_state, scratch.words.get(), scratch.bytes.get(),
+        kernels().relaxed_backward_float(sweeps, c, back.needs_grad_state, scratch.words.get(), scratch.bytes.get(),
                                          scratch.values.get());
       else
-        kernels().relaxed_backward_double(sweeps, &c, 1, back.needs_grad_state, scratch.words.get(), scratch.bytes.get(),
+        kernels().relaxed_backward_double(sweeps, c, back.needs_grad_state, scratch.words.get(), scratch.bytes.get(),
                                           scratch.values.get());
     }
   };

@@ -52,7 +52,8 @@ enum class Outcome {
   kTooLargeWeight,
   kNonFiniteLeftBias,
   kNonFiniteRightBias,
-  kNonFiniteBase
+  kNonFiniteBaseLeftBias,
+  kNonFiniteBaseRightBias
 };
 
 struct BipartiteCall {

@@ -156,6 +156,10 @@ inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* 
   // The floating-point sum tells the integer one to within its rounding errors and the degree. Nearly always that settles k.
   const T factor = power_of_two<T>(coupling_sum_bits(degree) - e);
   const double sum = double(scan.largest_sum) * double(factor), slack = sum * double(degree) * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
+  if (!(sum + slack < 0x1p40)) {  // the sum left the floating-point range
+    *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
+    return CouplingStatus::kOk;
+  }
   const int64_t low = int64_t(sum - slack), high = int64_t(sum + slack) + degree + 1;
   *k = scale_exponent(low > 0 ? low : 0, degree, e);
   if (*k != scale_exponent(high, degree, e)) *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
@@ -178,7 +182,7 @@ CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k, 
 constexpr int kSquare = 8;
 template <class E>
 inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out_stride) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES >= 32
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
   if constexpr (sizeof(E) == 4) {
     __m256i row[8], pair[8], four[8];
     for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)(in + r * in_stride));
@@ -301,7 +305,7 @@ struct HalfSweep {
 
 template <bool kAnnealed>
 inline VecF logit_vector(const int32_t* acc, const float* bias, const float* base_bias, float beta, float scale) {
-  const VecF logit = beta * (to_float(load<VecI>(acc)) * scale + load<VecF>(bias));
+  const VecF logit = beta == 0 ? VecF{} : beta * (to_float(load<VecI>(acc)) * scale + load<VecF>(bias));
   if constexpr (kAnnealed) return logit + (1.0f - beta) * load<VecF>(base_bias);
   return logit;
 }
@@ -344,14 +348,14 @@ struct BitPositions {
 // Writes the numbers of a word's set bits, from `first` on; returns where the next goes. Writes up to 16 entries more than that.
 // With AVX no branch depends on the bits: a wrong guess for every word would cost as much as drawing it.
 inline int32_t* list_bits(uint32_t word, int32_t first, int32_t* out) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   const __m512i low =
       _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), low));
   out += __builtin_popcount(word & 0xffff);
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word >> 16), _mm512_add_epi32(low, _mm512_set1_epi32(16))));
   return out + __builtin_popcount(word >> 16);
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   for (int byte = 0; byte < 4; ++byte, word >>= 8, first += 8) {
     const __m256i position = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kBitPositions.of[word & 0xff]));
     _mm256_storeu_si256((__m256i*)out, _mm256_add_epi32(position, _mm256_set1_epi32(first)));
@@ -418,8 +422,8 @@ inline void table_sums_block(const int32_t* rows, int64_t ld, int64_t num_rows, 
       int32_t* entries = table + g * kEntries * kWidth;
       for (int v = 0; v < kVectors; ++v) store(entries + v * kLanes, VecI{});
       for (int m = 1; m < kEntries; ++m) {
-        const int64_t row = first + g * kTableRows + __builtin_ctz(m);
-        if (row >= num_rows) continue;  // such an entry is never looked up: bits beyond the last unit are 0
+        const int64_t base = first + g * kTableRows, row = base + __builtin_ctz(m);
+        if (base + 31 - __builtin_clz(m) >= num_rows) break;  // never looked up: bits beyond the last unit are 0
         for (int v = 0; v < kVectors; ++v)
           store(entries + m * kWidth + v * kLanes,
                 load<VecI>(entries + (m & (m - 1)) * kWidth + v * kLanes) + load<VecI>(rows + row * ld + v * kLanes));
@@ -456,7 +460,7 @@ inline void table_sums(const int32_t* rows, int64_t ld, int64_t num_rows, const 
   }
 }
 
-// log f_{beta'}(left) - log f_beta(left) less its part linear in left (csrc/ops.cpp, bipartite_ais):
+// log f_{beta'}(left) - log f_beta(left) less its part linear in left (gibbs_ext/functional.py, bipartite_ais):
 //   sum_j softplus(x'_j) - softplus(x_j),   softplus(x) = max(x, 0) + log(1 + exp(-|x|)).
 // The logs of up to 32 vectors of units are taken as one log of the product of their ratios, each within [1/2, 2].
 inline double softplus_difference(int64_t n, const int32_t* acc, const float* bias, const float* base_bias, float scale, float beta,

@@ -2,13 +2,14 @@
 #include <atomic>
 #include <cstring>
 
+#include "core/macros.h"
 #include "cpu/bipartite.h"
 
 namespace gibbs {
 namespace baseline {
 extern const Kernels table;
 }
-#if defined(__x86_64__)
+#if GIBBS_X86
 namespace avx2 {
 extern const Kernels table;
 }
@@ -20,7 +21,7 @@ extern const Kernels table;
 namespace {
 
 const Kernels* best() {
-#if defined(__x86_64__)
+#if GIBBS_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return &avx512::table;
@@ -43,7 +44,7 @@ bool set_instruction_set(const char* name) {
   const Kernels* wanted = nullptr;
   if (!std::strcmp(name, "auto")) wanted = best();
   if (!std::strcmp(name, "baseline")) wanted = &baseline::table;
-#if defined(__x86_64__)
+#if GIBBS_X86
   if (!std::strcmp(name, "avx2") && best() != &baseline::table) wanted = &avx2::table;
   if (!std::strcmp(name, "avx512") && best() == &avx512::table) wanted = &avx512::table;
 #endif

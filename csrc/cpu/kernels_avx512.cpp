@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "core/macros.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__x86_64__)
+#if GIBBS_X86
 #include <immintrin.h>
 #endif
 
@@ -11,7 +13,7 @@
 #include "core/threshold.h"
 #include "cpu/bipartite.h"
 
-#if defined(__x86_64__)
+#if GIBBS_X86
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,popcnt"))), \
                              apply_to = function)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // No include guard: included once per instruction set, after cpu/bipartite_kernel.h.
-// Relaxed sweeps and their backward pass (sampling contract, 4), for T = float or double.
+// Relaxed sweeps and their backward pass (csrc/README.md, 4), for T = float or double.
 
 // ---- elementwise functions -----------------------------------------------------------------------------------------------------
 
@@ -32,12 +32,6 @@ inline Vec<double> exp_negative(Vec<double> a) {
   const Vec<int64_t> power = ((Vec<int64_t>)shifted - bit_cast<Vec<int64_t>>(splat(kRounder)) + 1023) << 52;
   return p * (VecD)power;
 }
-template <class V>
-inline V sigmoid(V x) {
-  const V e = exp_negative(x < 0 ? -x : x);
-  const V tail = e / (1 + e);
-  return x < 0 ? tail : 1 - tail;
-}
 
 inline float uniform_of(uint32_t word, float) { return (float(word >> 9) + 0.5f) * 0x1p-23f; }
 inline double uniform_of(uint32_t word, double) { return (double(word) + 0.5) * 0x1p-32; }
@@ -53,9 +47,9 @@ inline RelaxedUnit<T> relax(Relaxation kind, Vec<T> field, const uint32_t* words
   using V = Vec<T>;
   RelaxedUnit<T> out;
   const V x = beta * field;
-  const V q = sigmoid(x);
   const V e = exp_negative(x < 0 ? -x : x);
-  const V variance = e / ((1 + e) * (1 + e));  // q (1 - q) without cancellation
+  const V tail = e / (1 + e), q = x < 0 ? tail : 1 - tail;
+  const V variance = tail / (1 + e);  // q (1 - q) without cancellation
   out.mean = q;
   if (kind == kMeanField) {
     out.value = q;
@@ -69,8 +63,9 @@ inline RelaxedUnit<T> relax(Relaxation kind, Vec<T> field, const uint32_t* words
     for (int l = 0; l < lanes_of<T>; ++l) logit_u[l] = T(__builtin_log(double(u[l])) - __builtin_log1p(-double(u[l])));
     const V y = sharpness * (x + logit_u);
     const V ey = exp_negative(y < 0 ? -y : y);
-    out.value = sigmoid(y);
-    out.slope = sharpness * beta * (ey / ((1 + ey) * (1 + ey)));
+    const V y_tail = ey / (1 + ey);
+    out.value = y < 0 ? y_tail : 1 - y_tail;
+    out.slope = sharpness * beta * (y_tail / (1 + ey));
   } else if (kind == kStraightThrough) {
     out.value = u > 1 - q ? splat(T{1}) : V{};
     out.slope = beta * variance;
@@ -227,8 +222,8 @@ void relaxed_kernel(const RelaxedSweeps<T>& p, const RelaxedChain<T>* chains, T*
 // grad_weight:  (d loss / d left field, zeta_right)  and  (left that the right update saw, d loss / d right field).
 // scratch: [2 * (n1 + n2)]
 template <class T>
-inline void relaxed_backward_chain(const RelaxedSweeps<T>& p, const RelaxedBackwardChain<T>& chain, bool needs_grad_state,
-                                   uint32_t* words, uint8_t* bytes, T* scratch) {
+void relaxed_backward_kernel(const RelaxedSweeps<T>& p, const RelaxedBackwardChain<T>& chain, bool needs_grad_state,
+                             uint32_t* words, uint8_t* bytes, T* scratch) {
   T *slope_left = scratch, *grad_left = scratch + p.n1, *slope_right = grad_left + p.n1, *grad_right = slope_right + p.n2;
   __builtin_memcpy(grad_left, chain.grad_left, size_t(p.n1) * sizeof(T));
   __builtin_memcpy(grad_right, chain.grad_right, size_t(p.n2) * sizeof(T));
@@ -271,12 +266,6 @@ inline void relaxed_backward_chain(const RelaxedSweeps<T>& p, const RelaxedBackw
   __builtin_memcpy(chain.left_factor + p.n1, chain.state, size_t(p.n1) * sizeof(T));
   for (int64_t i = 0; i < p.n1; ++i) chain.grad_state[i] = needs_grad_state ? grad_left[i] : T{};
 }
-template <class T>
-void relaxed_backward_kernel(const RelaxedSweeps<T>& p, const RelaxedBackwardChain<T>* chains, int count, bool needs_grad_state,
-                             uint32_t* words, uint8_t* bytes, T* scratch) {
-  for (int c = 0; c < count; ++c) relaxed_backward_chain(p, chains[c], needs_grad_state, words, bytes, scratch);
-}
-
 template <class T, int kRows, int kVectors>
 inline void outer_products_block(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, int64_t j,
                                  T* out) {

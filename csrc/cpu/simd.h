@@ -35,7 +35,7 @@ inline Vec<T> splat(T x) {
 template <class T>
 inline Vec<T> load_part(const T* p, int64_t count) {
   if (count >= lanes_of<T>) return load<Vec<T>>(p);
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
   if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
 #endif
@@ -61,9 +61,9 @@ inline VecF to_float(VecI v) { return __builtin_convertvector(v, VecF); }
 typedef int16_t VecShort __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));
 inline VecI widen(const int32_t* p) { return load<VecI>(p); }
 inline VecI widen(const int16_t* p) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return (VecI)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   return (VecI)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
 #else
   return __builtin_convertvector(load<VecShort>(p), VecI);
@@ -71,9 +71,9 @@ inline VecI widen(const int16_t* p) {
 }
 inline void store_integers(int32_t* p, VecI v) { store(p, v); }
 inline void store_integers(int16_t* p, VecI v) {  // values of 16 bits
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   const __m256i packed = _mm256_packs_epi32((__m256i)v, (__m256i)v);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
@@ -83,11 +83,11 @@ inline void store_integers(int16_t* p, VecI v) {  // values of 16 bits
 
 // Truncation of 0 <= v <= 2^31 to unsigned.
 inline VecU truncate_to_unsigned(VecF v) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return (VecU)_mm512_cvttps_epu32((__m512)v);
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   return (VecU)_mm256_cvttps_epi32((__m256)v);  // 2^31 gives 0x80000000, which is 2^31 unsigned
-#elif defined(__x86_64__)
+#elif GIBBS_X86
   return (VecU)_mm_cvttps_epi32((__m128)v);
 #else
   return __builtin_convertvector(v, VecU);
@@ -96,11 +96,11 @@ inline VecU truncate_to_unsigned(VecF v) {
 
 // To the nearest integer, ties to even (the default rounding mode).
 inline VecI round_to_int(VecF v) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return (VecI)_mm512_cvtps_epi32((__m512)v);
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   return (VecI)_mm256_cvtps_epi32((__m256)v);
-#elif defined(__x86_64__)
+#elif GIBBS_X86
   return (VecI)_mm_cvtps_epi32((__m128)v);
 #else
   VecI out;
@@ -111,11 +111,11 @@ inline VecI round_to_int(VecF v) {
 
 // Products of the even 32-bit lanes as 64-bit lanes.
 inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return (Vec<uint64_t>)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__x86_64__)
+#elif GIBBS_X86
   return (Vec<uint64_t>)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
   return ((Vec<uint64_t>)a & 0xffffffffu) * ((Vec<uint64_t>)b & 0xffffffffu);
@@ -124,14 +124,14 @@ inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
 
 // Bit l of less / equal: byte l of `bytes` against the top byte of thresholds[l], l < 32.
 inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uint32_t& less, uint32_t& equal) {
-#if defined(__x86_64__) && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   const __m128i t0 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[0], 24));
   const __m128i t1 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[1], 24));
   const __m256i t = _mm256_inserti128_si256(_mm256_castsi128_si256(t0), t1, 1);
   const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
   less = _mm256_cmplt_epu8_mask(r, t);
   equal = _mm256_cmpeq_epi8_mask(r, t);
-#elif defined(__x86_64__) && GIBBS_VECTOR_BYTES == 32
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
   const __m256i a =
       _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
   const __m256i b =
@@ -141,7 +141,7 @@ inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uin
   const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
   equal = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(r, t)));
   less = ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(r, t), r)));
-#elif defined(__x86_64__)
+#elif GIBBS_X86
   less = equal = 0;
   for (int half = 0; half < 2; ++half) {
     const VecU* th = thresholds + 4 * half;

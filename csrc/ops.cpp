@@ -243,6 +243,17 @@ void for_each_row(const Shape& batch, const Shape& strides, const F& f) {
 
 using Bits = std::vector<uint32_t>;
 
+// Bit i is byte i, which is 0 or 1: a multiplication gathers eight of them in the top byte.
+uint32_t bits_of_bytes(const uint8_t* bytes) {
+  uint32_t out = 0;
+  for (int group = 0; group < 4; ++group) {
+    uint64_t eight = 0;
+    for (int i = 0; i < 8; ++i) eight |= uint64_t{bytes[8 * group + i]} << (8 * i);
+    out |= uint32_t(eight * 0x0102040810204080u >> 56) << (8 * group);
+  }
+  return out;
+}
+
 Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, int64_t n) {
   const int64_t words = state_words(n), stride = t.stride(t.dim() - 1);
   Bits out(size_t(p.num_chains() * words));
@@ -254,12 +265,14 @@ Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, i
       for (int64_t w = 0; w < words; ++w) {
         const int64_t count = std::min<int64_t>(32, n - 32 * w);
         const S* from = data + offset + 32 * w * stride;
-        uint32_t ones = 0, zeros = 0;
+        alignas(32) uint8_t is_one[32] = {}, is_bit[32] = {};
         for (int64_t i = 0; i < count; ++i) {
-          ones |= uint32_t(from[i * stride] == S(1)) << i;
-          zeros |= uint32_t(from[i * stride] == S(0)) << i;
+          const S x = from[i * stride];
+          is_one[i] = x == S(1);
+          is_bit[i] = (x == S(0)) | (x == S(1));
         }
-        if (const uint32_t odd = ~(ones | zeros) & (count < 32 ? (1u << count) - 1 : ~0u))
+        const uint32_t ones = bits_of_bytes(is_one), bits = bits_of_bytes(is_bit);
+        if (const uint32_t odd = ~bits & (count < 32 ? (1u << count) - 1 : ~0u))
           fail(op, name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
         row[w] = ones;
       }
@@ -273,9 +286,14 @@ void unpack(const Bits& bits, int64_t n, const Tensor& out) {
   dispatch_state(out.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     S* data = static_cast<S*>(out.mutable_data_ptr());
-    const S values[2] = {S(0), S(1)};
-    for (int64_t row = 0, rows = words ? int64_t(bits.size()) / words : 0; row < rows; ++row)
-      for (int64_t i = 0; i < n; ++i) data[row * n + i] = values[bits[size_t(row * words + i / 32)] >> (i % 32) & 1];
+    S fours[16][4];  // of each four bits
+    for (int i = 0; i < 64; ++i) fours[i / 4][i % 4] = S(i / 4 >> i % 4 & 1);
+    for (int64_t row = 0, rows = words ? int64_t(bits.size()) / words : 0; row < rows; ++row, data += n) {
+      const uint32_t* from = bits.data() + row * words;
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) std::memcpy(data + i, fours[from[i / 32] >> (i % 32) & 15], sizeof fours[0]);
+      for (; i < n; ++i) data[i] = S(from[i / 32] >> (i % 32) & 1);
+    }
   });
 }
 
@@ -410,7 +428,7 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   if (!num_sweeps || !p.num_chains()) {
     check_finite(op, "left_bias", left_parameter);
     check_finite(op, "right_bias", right_parameter);
-    check_finite(op, "weight", p.weight());
+    if (!p.num_chains()) check_finite(op, "weight", p.weight());
   }
 
   Bits left_bits = pack(op, "left", p, left, p.n1);
@@ -471,7 +489,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   if (!num_sweeps || !p.num_chains()) {
     check_finite(op, "left_bias", left_parameter);
     check_finite(op, "right_bias", right_parameter);
-    check_finite(op, "weight", p.weight());
+    if (!p.num_chains()) check_finite(op, "weight", p.weight());
   }
   check_relaxation(op, call, relaxation, sharpness, slope_gradient);
 
@@ -582,7 +600,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   if (!num_sweeps || !p.num_chains()) {
     check_finite(op, "left_bias", left_parameter);
     check_finite(op, "right_bias", right_parameter);
-    check_finite(op, "weight", p.weight());
+    if (!p.num_chains()) check_finite(op, "weight", p.weight());
     check_finite(op, "base_left_bias", base_left);
     check_finite(op, "base_right_bias", base_right);
   }

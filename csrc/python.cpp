@@ -42,7 +42,8 @@ bool interrupted() {
 
 bool warn(const char* message) {
   const py::gil_scoped_acquire gil;
-  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, 1) == 0) return true;
+  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, 5) == 0)
+    return true;  // the caller of gibbs_ext's function
   keep_exception();
   return false;
 }

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -131,16 +132,24 @@ class BiasCache {
     if (offset == last_) return values_.get() + (used_ - 1) * padded_;
     float* out = values_.get() + used_++ * padded_;
     last_ = offset;
+    if (is_double)
+      copy(static_cast<const double*>(bias.data) + offset, bias.stride, out);
+    else
+      copy(static_cast<const float*>(bias.data) + offset, bias.stride, out);
     bool finite = true;
-    for (int64_t i = 0; i < n_; ++i) {
-      const int64_t at = offset + i * bias.stride;
-      out[i] = is_double ? float(static_cast<const double*>(bias.data)[at]) : static_cast<const float*>(bias.data)[at];
-      finite &= std::isfinite(out[i]);
-    }
+    for (int64_t i = 0; i < n_; ++i) finite &= std::fabs(out[i]) <= std::numeric_limits<float>::max();
     return finite ? out : nullptr;
   }
 
  private:
+  template <class T>
+  void copy(const T* from, int64_t stride, float* out) const {
+    if (stride == 1)
+      std::copy_n(from, n_, out);
+    else
+      for (int64_t i = 0; i < n_; ++i) out[i] = float(from[i * stride]);
+  }
+
   int64_t n_, padded_, used_ = 0, last_ = -1;
   Buffer<float> values_;
 };

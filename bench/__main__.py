@@ -3,6 +3,10 @@
 
 import argparse
 import importlib
+import os
+
+# One thread for everybody. These are read when torch and NumPy's BLAS are loaded, hence before.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import torch
 

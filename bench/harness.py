@@ -85,11 +85,13 @@ def history_file() -> Path:
 
 
 def store(results: dict[str, list[dict[str, Any]]]) -> Path:
-    """Replaces the modules' results in this CPU's file; git keeps the older ones."""
+    """Replaces these modules in this CPU's file; git keeps the older ones."""
     path = history_file()
-    kept = json.loads(path.read_text())["results"] if path.exists() else {}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    about = metadata()
+    kept |= {module: {"metadata": about, "results": measured} for module, measured in results.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"metadata": metadata(), "results": kept | results}, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(kept, indent=1, default=str) + "\n")
     return path
 
 
@@ -114,14 +116,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def readme_table() -> str:
-    """What README says of speed: the newest figures kept for each CPU."""
-    parts = []
+    """What README says of speed: the newest figures kept for each CPU. What was measured alike shares a table."""
+    tables: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((HISTORY / "cpu").glob("*.json")):
-        kept = json.loads(path.read_text())
-        about = kept["metadata"]
-        parts.append(f"{about['cpu']}, {about['threads']} thread, PyTorch {about['torch']}, {about['date']}:\n")
-        parts.append(table([result for results in kept["results"].values() for result in results]))
-    return "\n".join(parts)
+        for module in json.loads(path.read_text()).values():
+            about = module["metadata"]
+            heading = f"{about['cpu']}, {about['threads']} thread, PyTorch {about['torch']}, {about['date']}:"
+            tables.setdefault(heading, []).extend(module["results"])
+    return "\n\n".join(f"{heading}\n\n{table(results)}" for heading, results in tables.items())
 
 
 def write_readme() -> None:

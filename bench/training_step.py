@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step of the VAE: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place."""
+"""A step of `make train`: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -8,15 +9,18 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from undirected_vae.config import Config
+from undirected_vae.data import augment, binarise
+from undirected_vae.train import _moving_average
 from undirected_vae.vae import VAE
 
 from .bipartite_gibbs import rand, torch_sweeps
 from .bipartite_gibbs_relaxed import torch_relaxed
 from .harness import OURS, WITHOUT_SAMPLING, Case
 
-BATCH, PIXELS = 100, 784
+SHAPE = (28, 28)
 
 
 def as_models(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
@@ -57,10 +61,11 @@ def step_with(
     coupling: str, gibbs: Callable[..., Any] | None, relaxed: Callable[..., Any] | None
 ) -> Callable[[], object]:
     torch.manual_seed(1)
-    config = Config(coupling=coupling, encoder=(200, 200), decoder=(200, 200), prior_chains=1000, prior_sweeps=20)
-    model = VAE(config, torch.full((PIXELS,), 0.2), BATCH).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    images, index = torch.bernoulli(torch.full((BATCH, PIXELS), 0.2)), torch.arange(BATCH)
+    config = Config(coupling=coupling)
+    gray = torch.bernoulli(torch.full((config.batch_size, math.prod(SHAPE)), 0.2)) * 255
+    model = VAE(config, torch.full_like(gray[0], 0.2), len(gray)).train()
+    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         with ExitStack() as stack:
@@ -68,8 +73,10 @@ def step_with(
                 stack.enter_context(patch("gibbs_ext.chains.bipartite_gibbs", gibbs))
                 stack.enter_context(patch("gibbs_ext.nn.posterior.bipartite_gibbs_relaxed", relaxed))
             optimizer.zero_grad(set_to_none=True)
-            model(images, index).loss.backward()
+            images = binarise(augment(gray, SHAPE, config.augment))
+            model(images, torch.arange(len(gray))).loss.backward()
             optimizer.step()
+            average.update_parameters(model)
 
     return step
 
@@ -77,7 +84,7 @@ def step_with(
 def cases() -> Iterator[Case]:
     for coupling in ("shared", "per_sample"):
         yield Case(
-            f"VAE training step, {coupling} coupling, 100+100, batch {BATCH}",
+            f"step of `make train`, default settings, {coupling} coupling",
             {
                 OURS: step_with(coupling, None, None),
                 "torch.rand": step_with(coupling, peer_gibbs, peer_relaxed),

@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor, nn
 
-from gibbs_ext.distributions import BipartiteBoltzmann
+from gibbs_ext.checks import check_bits, check_integers, check_tensors, reported_as, shown
+from gibbs_ext.distributions import BipartiteBoltzmann, check_model
 from gibbs_ext.functional import bipartite_gibbs
 
 
@@ -17,6 +18,7 @@ def pack_bits(bits: Tensor) -> Tensor:
     Returns:
         [..., ceil(n / 8)] uint8, the last byte filled up with zeros.
     """
+    check_bits("pack_bits", "bits", bits)
     octets = nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
     packed: Tensor = (octets << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
     return packed
@@ -56,11 +58,10 @@ class PersistentChains(nn.Module):
 
     def __init__(self, num_chains: int, model: BipartiteBoltzmann, dataset_size: int | None = None) -> None:
         super().__init__()
-        if num_chains < 1 or (dataset_size is not None and dataset_size < 1):
-            raise ValueError(
-                "PersistentChains: num_chains and dataset_size must be positive, "
-                f"got num_chains={num_chains}, dataset_size={dataset_size}"
-            )
+        check_integers("PersistentChains", 1, num_chains=num_chains)
+        check_model("PersistentChains", model)
+        if dataset_size is not None:
+            check_integers("PersistentChains", 1, dataset_size=dataset_size)
         self.num_left = model.num_left
         self.dataset_size = dataset_size
         shape = (num_chains, *model.batch_shape) if dataset_size is None else (dataset_size, num_chains)
@@ -75,10 +76,13 @@ class PersistentChains(nn.Module):
             )
         if index is None:
             return
+        check_tensors("PersistentChains", index=index)
         if index.dim() != 1 or index.dtype != torch.int64:
             raise ValueError(f"PersistentChains: index must be int64 [B], got {index.dtype} {list(index.shape)}")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.left_bits):
-            raise ValueError(f"PersistentChains: index must be in [0, {self.dataset_size}), got {index.tolist()}")
+            raise ValueError(
+                f"PersistentChains: index must be in [0, {self.dataset_size}), got {shown(index.tolist())}"
+            )
 
     def state(self, index: Tensor | None = None) -> Tensor:
         """The left states, unpacked: a copy.
@@ -98,9 +102,11 @@ class PersistentChains(nn.Module):
 
         Args:
             left: Bits of any dtype, of the shape that :meth:`state` returns.
-            index: [B] int64 data points, with ``dataset_size`` only. Of a point named twice, the last wins.
+            index: [B] int64 data points, with ``dataset_size`` only. Which of several
+                states a point named more than once gets is undefined.
         """
         self._check_index(index)
+        check_tensors("PersistentChains", left=left)
         chains, *batch = self.left_bits.shape[:-1]
         if index is not None:
             chains, batch = self.left_bits.shape[1], [len(index)]
@@ -108,7 +114,8 @@ class PersistentChains(nn.Module):
             raise ValueError(
                 f"PersistentChains: left must have shape {[chains, *batch, self.num_left]}, got {list(left.shape)}"
             )
-        packed = pack_bits(left.detach())
+        with reported_as("PersistentChains", bits="left"):
+            packed = pack_bits(left.detach())
         if index is None:
             self.left_bits.copy_(packed)
         else:
@@ -133,12 +140,13 @@ class PersistentChains(nn.Module):
         Returns:
             left [C, *batch_shape, n1] and right [C, *batch_shape, n2], bits of the parameters' dtype, no gradient.
         """
-        if num_sweeps < 1:
-            raise ValueError(f"PersistentChains: num_sweeps must be at least 1, got {num_sweeps}")
-        left, right = bipartite_gibbs(
-            self.state(index).to(model.weight.dtype), model.left_bias, model.right_bias, model.weight, num_sweeps,
-            generator=generator,
-        )  # fmt: skip
+        check_model("PersistentChains", model)
+        check_integers("PersistentChains", 1, num_sweeps=num_sweeps)
+        with reported_as("PersistentChains"):
+            left, right = bipartite_gibbs(
+                self.state(index).to(model.weight.dtype), model.left_bias, model.right_bias, model.weight, num_sweeps,
+                generator=generator,
+            )  # fmt: skip
         self.store_(left, index)
         return left, right
 

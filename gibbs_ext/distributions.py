@@ -10,6 +10,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import softplus
 
 from gibbs_ext import ops
+from gibbs_ext.checks import check_integers, check_units, expand_to, reported_as, shown
 from gibbs_ext.functional import bipartite_gibbs, bipartite_gibbs_relaxed
 
 ENUMERABLE_UNITS = 25
@@ -24,7 +25,10 @@ def coupling_resolution(model: "BipartiteBoltzmann | Tensor") -> Tensor:
     Returns:
         [...] float64. The logit of a unit is off by at most half of this per neighbour that is 1.
     """
-    return ops.coupling_resolution(model if isinstance(model, Tensor) else model.weight.detach())
+    if not isinstance(model, Tensor):
+        check_model("coupling_resolution", model)
+        model = model.weight
+    return ops.coupling_resolution(model.detach())
 
 
 class BipartiteBoltzmann(Distribution):
@@ -93,28 +97,25 @@ class BipartiteBoltzmann(Distribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "BipartiteBoltzmann":
         """The same models under a larger batch shape, without a copy."""
-        # Distribution.expand exists to avoid validating again; so does building one with validate_args=False.
-        new: BipartiteBoltzmann = BipartiteBoltzmann(
+        return self._with(
             self.left_bias.expand(*batch_shape, -1),
             self.right_bias.expand(*batch_shape, -1),
             self.weight.expand(*batch_shape, -1, -1),
-            validate_args=False,
         )
-        new._validate_args = self._validate_args
-        return new
 
     def detach(self) -> "BipartiteBoltzmann":
         """The same model, its parameters cut from the graph."""
-        return BipartiteBoltzmann(
-            self.left_bias.detach(), self.right_bias.detach(), self.weight.detach(), validate_args=False
-        )
+        return self._with(self.left_bias.detach(), self.right_bias.detach(), self.weight.detach())
+
+    def _with(self, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> "BipartiteBoltzmann":
+        """A model of values that this one has validated, and which goes on validating if this one does."""
+        new = BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., n1 + n2] as views left [..., n1] and right [..., n2]."""
-        if z.shape[-1] != self.num_left + self.num_right:
-            raise ValueError(
-                f"BipartiteBoltzmann: z must have shape [..., {self.num_left + self.num_right}], got {list(z.shape)}"
-            )
+        check_units("BipartiteBoltzmann", "z", z, self.num_left + self.num_right)
         left, right = z.split((self.num_left, self.num_right), dim=-1)
         return left, right
 
@@ -122,13 +123,16 @@ class BipartiteBoltzmann(Distribution):
 
     def fields_of_right(self, left: Tensor) -> Tensor:
         """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable."""
+        check_units("BipartiteBoltzmann", "left", left, self.num_left)
         # einsum, unlike matmul, never materialises a weight that broadcasts over the state's dims.
         return torch.einsum("...i,...ij->...j", left, self.weight) + self.right_bias
 
     def energy_of(self, left: Tensor, right: Tensor) -> Tensor:
         """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not)."""
+        fields = self.fields_of_right(left)
+        check_units("BipartiteBoltzmann", "right", right, self.num_right)
         on_left = torch.einsum("...i,...i->...", left, self.left_bias)
-        return -on_left - torch.einsum("...j,...j->...", self.fields_of_right(left), right)
+        return -on_left - torch.einsum("...j,...j->...", fields, right)
 
     def energy(self, z: Tensor) -> Tensor:
         """``- left_bias . left - right_bias . right - left^T weight right``.
@@ -151,20 +155,25 @@ class BipartiteBoltzmann(Distribution):
         Returns:
             [...]. Differentiable in left and the parameters.
         """
+        fields = self.fields_of_right(left)
         on_left = torch.einsum("...i,...i->...", left, self.left_bias)
-        return -on_left - softplus(self.fields_of_right(left)).sum(-1)
+        return -on_left - softplus(fields).sum(-1)
 
     # Samples --------------------------------------------------------------------------------------------------
 
-    def _start(self, sample_shape: Sequence[int], initial: Tensor | None, num_sweeps: int) -> tuple[Tensor, Tensor]:
+    def _start(
+        self, name: str, sample_shape: Sequence[int], initial: Tensor | None, num_sweeps: int
+    ) -> tuple[Tensor, Tensor]:
         """Starting left states and the schedule of beta.
 
         Without ``initial``, a first sweep at beta = 0 makes the uniform bits, so that they too depend on nothing but
         seed and chain.
         """
+        check_integers(name, 0, num_sweeps=num_sweeps)
         shape = (*sample_shape, *self.batch_shape, self.num_left)
         if initial is not None:
-            return initial.expand(shape), torch.ones(num_sweeps, dtype=torch.float64)
+            initial = expand_to(name, "initial", initial, shape)
+            return initial.to(self.weight.dtype), torch.ones(num_sweeps, dtype=torch.float64)
         beta = torch.ones(1 + num_sweeps, dtype=torch.float64)
         beta[0] = 0
         return self.weight.new_zeros(()).expand(shape), beta
@@ -191,11 +200,13 @@ class BipartiteBoltzmann(Distribution):
             [*sample_shape, *batch_shape, n1 + n2] bits of the parameters' dtype, without gradient. Seed and randomness
             as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
         """
-        left, beta = self._start(sample_shape, initial, num_sweeps)
-        sides = bipartite_gibbs(
-            left, self.left_bias, self.right_bias, self.weight, len(beta), beta=_or_one(beta),
-            generator=generator, seed=seed,
-        )  # fmt: skip
+        name = "BipartiteBoltzmann.sample"
+        left, beta = self._start(name, sample_shape, initial, num_sweeps)
+        with reported_as(name, left="initial"):
+            sides = bipartite_gibbs(
+                left, self.left_bias, self.right_bias, self.weight, len(beta), beta=_or_one(beta),
+                generator=generator, seed=seed,
+            )  # fmt: skip
         return torch.cat(sides, -1)
 
     def rsample(
@@ -219,12 +230,15 @@ class BipartiteBoltzmann(Distribution):
         Returns:
             [*sample_shape, *batch_shape, n1 + n2], differentiable in the parameters.
         """
-        left, beta = self._start(sample_shape, initial, num_sweeps)
-        left, right, _ = bipartite_gibbs_relaxed(
-            left, self.left_bias, self.right_bias, self.weight, len(beta), num_relaxed_sweeps,
-            relaxation=relaxation, sharpness=sharpness, slope_gradient=slope_gradient,
-            beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]), generator=generator, seed=seed,
-        )  # fmt: skip
+        name = "BipartiteBoltzmann.rsample"
+        left, beta = self._start(name, sample_shape, initial, num_sweeps)
+        check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
+        with reported_as(name, left="initial"):
+            left, right, _ = bipartite_gibbs_relaxed(
+                left, self.left_bias, self.right_bias, self.weight, len(beta), num_relaxed_sweeps,
+                relaxation=relaxation, sharpness=sharpness, slope_gradient=slope_gradient,
+                beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]), generator=generator, seed=seed,
+            )  # fmt: skip
         return torch.cat((left, right), -1)
 
     # Probabilities --------------------------------------------------------------------------------------------
@@ -255,13 +269,16 @@ class BipartiteBoltzmann(Distribution):
         """
         from gibbs_ext import estimators  # which imports this module
 
+        name = "BipartiteBoltzmann.log_partition"
         if method == "exact":
-            return estimators.exact_log_partition(self)
+            with reported_as(name):
+                return estimators.exact_log_partition(self)
         if method != "ais":
-            raise ValueError(f"log_partition: method must be 'exact' or 'ais', got {method!r}")
-        result = estimators.annealed_importance_sampling(
-            self, num_chains, betas, base="bias", generator=generator, seed=seed
-        )
+            raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
+        with reported_as(name):
+            result = estimators.annealed_importance_sampling(
+                self, num_chains, betas, base="bias", generator=generator, seed=seed
+            )
         negative_energy = -self.energy(result.samples)
         zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
         return result.log_partition + zero
@@ -284,11 +301,16 @@ class BipartiteBoltzmann(Distribution):
         if log_partition is None:
             if min(self.num_left, self.num_right) > ENUMERABLE_UNITS:
                 raise ValueError(
-                    f"log_prob: a model of {self.num_left} + {self.num_right} units is too large to enumerate; "
-                    "give log_partition, for instance log_partition=model.log_partition('ais')"
+                    f"BipartiteBoltzmann.log_prob: a model of {self.num_left} + {self.num_right} units is too large to "
+                    "enumerate; give log_partition, for instance log_partition=model.log_partition('ais')"
                 )
             log_partition = self.log_partition("exact")
         return -self.energy(z) - log_partition
+
+
+def check_model(name: str, model: object) -> None:
+    if not isinstance(model, BipartiteBoltzmann):
+        raise TypeError(f"{name}: model must be a BipartiteBoltzmann, got {type(model).__name__}")
 
 
 def _or_one(beta: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann
-from gibbs_ext.functional import bipartite_ais, bipartite_gibbs
+from gibbs_ext.checks import check_integers, check_units, expand_to, reported_as, shown
+from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, check_model
+from gibbs_ext.functional import as_beta, as_seed, bipartite_ais, bipartite_gibbs
 
-# Numbers of an enumeration kept in memory at once.
-_CHUNK = 2**22
+# Numbers of an enumeration worked on at once: few enough to stay in the cache.
+_CHUNK = 2**17
 
 
 def exact_log_partition(model: BipartiteBoltzmann) -> Tensor:
@@ -30,6 +31,7 @@ def exact_log_partition(model: BipartiteBoltzmann) -> Tensor:
     Raises:
         ValueError: Both sides have more than 25 units.
     """
+    check_model("exact_log_partition", model)
     n = min(model.num_left, model.num_right)
     if n > ENUMERABLE_UNITS:
         raise ValueError(
@@ -40,24 +42,33 @@ def exact_log_partition(model: BipartiteBoltzmann) -> Tensor:
     if model.num_left > model.num_right:
         bias, other_bias, weight = other_bias, bias, weight.mT
 
-    def log_sum(first: int, last: int, bias: Tensor, other_bias: Tensor, weight: Tensor) -> Tensor:
-        number = torch.arange(first, last, device=weight.device).unsqueeze(-1)
-        states = (number >> torch.arange(n, device=weight.device) & 1).double()  # [states, n]
-        on_side = states @ bias.unsqueeze(-1)
-        fields = states @ weight + other_bias.unsqueeze(-2)  # [..., states, other side]
-        return (on_side.squeeze(-1) + softplus(fields).sum(-1)).logsumexp(-1)
-
-    # A power of two of states, so that chunks tile the enumeration.
+    # States that differ in their first `low` units only are a chunk; its fields are the same but for one offset.
     per_state = max(1, math.prod(model.batch_shape)) * max(model.num_left, model.num_right)
-    step = 1 << max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
-    chunks = [(first, first + step) for first in range(0, 2**n, step)]
-    parameters = (bias, other_bias, weight)
-    if len(chunks) > 1 and torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+    low = max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
+
+    def states(numbers: Tensor, num_units: int) -> Tensor:
+        units = torch.arange(num_units, device=weight.device)
+        return (numbers.unsqueeze(-1) >> units & 1).double()  # [numbers, num_units]
+
+    low_states = states(torch.arange(2**low, device=weight.device), low)
+    on_low = (low_states @ bias[..., :low].unsqueeze(-1)).squeeze(-1)
+    low_fields = low_states @ weight[..., :low, :] + other_bias.unsqueeze(-2)  # [..., states, other side]
+
+    def log_sum(number: Tensor, on_low: Tensor, low_fields: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        state = states(number, n - low)
+        fields = low_fields + state @ weight[..., low:, :]
+        on_side = on_low + (state @ bias[..., low:].unsqueeze(-1)).squeeze(-1)
+        # logaddexp with 0 is softplus, but accurate everywhere.
+        return (on_side + torch.logaddexp(fields, fields.new_zeros(())).sum(-1)).logsumexp(-1)
+
+    chunks = torch.arange(2 ** (n - low), device=weight.device).split(1)
+    tensors = (on_low, low_fields, bias, weight)
+    if len(chunks) > 1 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         # Recompute each chunk in backward rather than keep the whole enumeration.
-        sums = [checkpoint(log_sum, *chunk, *parameters, use_reentrant=False) for chunk in chunks]
+        sums = [checkpoint(log_sum, number, *tensors, use_reentrant=False) for number in chunks]
     else:
-        sums = [log_sum(*chunk, *parameters) for chunk in chunks]
-    return torch.stack(torch.broadcast_tensors(*sums)).logsumexp(0).expand(model.batch_shape)
+        sums = [log_sum(number, *tensors) for number in chunks]
+    return torch.stack(sums).logsumexp(0).expand(model.batch_shape)
 
 
 class AISResult(NamedTuple):
@@ -67,6 +78,15 @@ class AISResult(NamedTuple):
     standard_error: Tensor  # [M] float64: of log_partition, by the spread of the weights (one chain: nan)
     log_weights: Tensor  # [C, M] float64: log Z of the start model not included
     samples: Tensor  # [C, M, n1 + n2] bits; with weights softmax(log_weights) they represent the model
+
+
+def _rising(name: str, schedule: Tensor) -> Tensor:
+    falls = (~(schedule.diff() >= 0)).nonzero().flatten()
+    if not len(falls) and len(schedule) > 1 and schedule[0] == 0 and schedule[-1] == 1:
+        return schedule
+    shown = schedule[falls[0] : falls[0] + 2] if len(falls) else schedule[[0, -1][: len(schedule)]]
+    got = (" then " if len(falls) else " to ").join(f"{value:g}" for value in shown.tolist())
+    raise ValueError(f"{name}: betas must rise from 0 to 1, got {got or 'none'}")
 
 
 @torch.no_grad()
@@ -104,47 +124,42 @@ def annealed_importance_sampling(
 
     Raises:
         ValueError: A schedule that is not from 0 to 1, an unknown base, or ``reverse`` without ``initial``; tensors
-            that do not fit are errors of :func:`gibbs_ext.bipartite_ais`.
+            that do not fit.
 
     Not differentiable. Sweep number 0 draws from the base, 1 to K are the path.
     """
     name = "annealed_importance_sampling"
-    if num_chains < 1:
-        raise ValueError(f"{name}: num_chains must be positive, got {num_chains}")
+    check_model(name, model)
+    check_integers(name, 1, num_chains=num_chains)
     if isinstance(betas, int):
-        if betas < 1:
-            raise ValueError(f"{name}: betas must be a schedule or a positive number of steps, got {betas}")
+        check_integers(name, 1, betas=betas)
         betas = torch.linspace(0, 1, betas + 1, dtype=torch.float64)
-    schedule = torch.as_tensor(betas, dtype=torch.float64)
-    rises = schedule.dim() == 1 and len(schedule) > 1 and bool((schedule.diff() >= 0).all())
-    if not rises or schedule[0] != 0 or schedule[-1] != 1:
-        raise ValueError(f"{name}: betas must rise from 0 to 1")
-    if isinstance(base, str):
-        if base != "bias":
-            raise ValueError(f"{name}: base must be None, 'bias' or a pair of biases, got {base!r}")
-        base_left, base_right = model.left_bias, model.right_bias
-    elif base is None:
-        base_left, base_right = torch.zeros_like(model.left_bias), torch.zeros_like(model.right_bias)
-    else:
-        base_left, base_right = base
+    schedule = _rising(name, as_beta(name, betas, "betas"))
+    if base is None:
+        base = torch.zeros_like(model.left_bias), torch.zeros_like(model.right_bias)
+    elif isinstance(base, str) and base == "bias":
+        base = model.left_bias, model.right_bias
+    elif not isinstance(base, (tuple, list)) or len(base) != 2:
+        raise ValueError(f"{name}: base must be None, 'bias' or a pair of biases, got {shown(base)}")
+    sides = zip(("base[0]", "base[1]"), base, (model.num_left, model.num_right), strict=True)
+    base_left, base_right = (expand_to(name, side, bias, (*model.batch_shape, n)) for side, bias, n in sides)
     if reverse and initial is None:
-        raise ValueError(f"{name}: reverse=True needs initial, exact draws of left from the model")
-    if seed is None:
-        # One seed for the base's draw and the path.
-        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator)
-    elif generator is not None:
-        raise ValueError(f"{name}: give generator or seed, not both")
+        raise ValueError(f"{name}: reverse=True needs initial, exact draws of left from the model, got None")
+    seed = as_seed(name, generator, seed)  # one for the base's draw and the path
 
     shape = (num_chains, *model.batch_shape, model.num_left)
-    if initial is None:
-        nothing = model.weight.new_zeros(())
-        initial, _ = bipartite_gibbs(
-            nothing.expand(shape), base_left, base_right, nothing.expand(model.weight.shape[-2:]), 1, seed=seed
-        )
-    left, right, log_weights = bipartite_ais(
-        initial.expand(shape), model.left_bias, model.right_bias, model.weight, base_left, base_right,
-        schedule.flip(0) if reverse else schedule, sweep_offset=1, seed=seed,
-    )  # fmt: skip
+    with reported_as(name, left="initial", base_left_bias="base[0]", base_right_bias="base[1]"):
+        if initial is None:
+            nothing = model.weight.new_zeros(())
+            with reported_as(name, left_bias="base[0]", right_bias="base[1]"):
+                initial, _ = bipartite_gibbs(
+                    nothing.expand(shape), base_left, base_right, nothing.expand(model.weight.shape[-2:]), 1, seed=seed
+                )
+        left, right, log_weights = bipartite_ais(
+            expand_to(name, "initial", initial, shape).to(model.weight.dtype),
+            model.left_bias, model.right_bias, model.weight, base_left, base_right,
+            schedule.flip(0) if reverse else schedule, sweep_offset=1, seed=seed,
+        )  # fmt: skip
     base_log_partition = softplus(base_left.double()).sum(-1) + softplus(base_right.double()).sum(-1)
     log_ratio = log_weights.logsumexp(0) - math.log(num_chains)
     # Delta method: the relative error of the mean weight.
@@ -174,10 +189,14 @@ def negative_log_likelihood_surrogate(
     Returns:
         [*batch_shape]. Differentiable in the parameters. The seed comes from torch's default generator.
     """
+    name = "negative_log_likelihood_surrogate"
+    check_model(name, model)
+    check_units(name, "data", data, model.num_left, model.num_left + model.num_right)
     positive = model.free_energy(data) if data.shape[-1] == model.num_left else model.energy(data)
-    if chains is None:
-        start = data[..., : model.num_left]
-        left, _ = bipartite_gibbs(start, model.left_bias, model.right_bias, model.weight, num_sweeps)
-    else:
-        left, _ = chains.advance_(model, num_sweeps)
+    with reported_as(name, left="data"):
+        if chains is None:
+            start = data[..., : model.num_left]
+            left, _ = bipartite_gibbs(start, model.left_bias, model.right_bias, model.weight, num_sweeps)
+        else:
+            left, _ = chains.advance_(model, num_sweeps)
     return positive.mean(0) - model.free_energy(left).mean(0)

@@ -13,7 +13,6 @@ Randomness: the word that decides a unit depends on the seed, the chain, the swe
 drawn from the generator per call; so calls that continue a run (or do a part of it) must be given the same ``seed``.
 """
 
-import numbers
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -22,37 +21,28 @@ from torch import Tensor
 
 from gibbs_ext import ops
 from gibbs_ext.autograd import BipartiteGibbsRelaxed
+from gibbs_ext.checks import check_integers, check_tensors, shown
 
 Beta = float | Sequence[float] | Tensor
 
 
-def _check_tensors(name: str, **tensors: object) -> None:
-    for argument, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: {argument} must be a tensor, got {type(tensor).__name__}")
-
-
-def _check_integers(name: str, **values: object) -> None:
-    for argument, value in values.items():
-        # A traced size is a torch.SymInt.
-        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
-            raise TypeError(f"{name}: {argument} must be an integer, got {value!r}")
-
-
-def _as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
+def as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
     """beta as a float64 tensor [1] or [num_sweeps] on the CPU (its length is checked by the op)."""
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     try:
         values = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: {argument} must be a number or a sequence of numbers, got {beta!r}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name}: {argument} must be a number or a sequence of numbers, got {shown(beta)}") from error
     if values.dim() > 1:
         raise ValueError(f"{name}: {argument} must be a number or 1-dimensional, got shape {list(values.shape)}")
     return values.reshape(-1)
 
 
-def _as_seed(name: str, generator: torch.Generator | None, seed: int | Tensor | None) -> Tensor:
+def as_seed(name: str, generator: torch.Generator | None, seed: int | Tensor | None) -> Tensor:
+    """The seed as a 0-dim int64 tensor, drawn from the generator when not given."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{name}: generator must be a torch.Generator, got {shown(generator)}")
     if seed is None:
         try:
             return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator)
@@ -67,9 +57,7 @@ def _as_seed(name: str, generator: torch.Generator | None, seed: int | Tensor | 
             got = f"{seed.dtype} {list(seed.shape)}"
             raise ValueError(f"{name}: seed must be an int or a 0-dim int64 tensor, got {got}")
         return seed
-    _check_integers(name, seed=seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"{name}: seed must fit in 64 bits, got {seed}")
+    check_integers(name, -(2**63), 2**64 - 1, seed=seed)
     return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64)
 
 
@@ -78,7 +66,7 @@ def _as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, in
         if chain_offset.is_floating_point() or chain_offset.is_complex() or chain_offset.dtype == torch.bool:
             raise TypeError(f"{name}: chain_offset must be an integer or an integer tensor, got {chain_offset.dtype}")
         return chain_offset.to(torch.int64), 0
-    _check_integers(name, chain_offset=chain_offset)
+    check_integers(name, chain_offset=chain_offset)
     return None, chain_offset
 
 
@@ -108,7 +96,7 @@ def bipartite_gibbs(
     """Binary block Gibbs sweeps: right given left, then left given right, ``num_sweeps`` times.
 
     ``P(right_j = 1 | left) = sigmoid(beta * (right_bias_j + sum_i weight_ij left_i))`` and likewise for left, in the
-    exact fixed-point arithmetic of the sampling contract: couplings are rounded once to ``coupling_resolution``, and
+    exact fixed-point arithmetic of csrc/README.md: couplings are rounded once to ``coupling_resolution``, and
     the bits that come out depend on neither machine, instruction set, number of threads nor the split of the batch.
 
     Args:
@@ -147,16 +135,16 @@ def bipartite_gibbs(
         True
     """
     name = "bipartite_gibbs"
-    _check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
+    check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
     optional = {"right": right, "clamp_left": clamp_left, "clamp_right": clamp_right}
-    _check_tensors(name, **{argument: tensor for argument, tensor in optional.items() if tensor is not None})
-    _check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
+    check_tensors(name, **{argument: tensor for argument, tensor in optional.items() if tensor is not None})
+    check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
     chains, first_chain = _as_chains(name, chain_offset)
     if weight.dim() >= 2:  # else the op says what is wrong with weight
         clamp_left, clamp_right = _as_clamp(clamp_left, weight.shape[-2]), _as_clamp(clamp_right, weight.shape[-1])
     with torch.no_grad():
         return ops.bipartite_gibbs(
-            left, left_bias, right_bias, weight, _as_beta(name, beta), _as_seed(name, generator, seed),
+            left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
             right, clamp_left, clamp_right, chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
@@ -233,8 +221,8 @@ def bipartite_gibbs_relaxed(
     - ``mean_field``: ``zeta = q``.
 
     Args:
-        left: [..., n1] starting state: of the parameters' dtype, bool or uint8. Values 0 and 1, or anything between
-            if ``num_sweeps`` is 0.
+        left: [..., n1] starting state: of the parameters' dtype, bool or uint8. Values 0 and 1, or any
+            finite ones (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
         left_bias: [..., n1], finite, like all parameters of one dtype: float32 or float64 (half types are computed, and
             returned, in float32).
         right_bias: [..., n2].
@@ -265,15 +253,15 @@ def bipartite_gibbs_relaxed(
     sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`bipartite_gibbs`.
     """
     name = "bipartite_gibbs_relaxed"
-    _check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
-    _check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
+    check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
+    check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
     if not isinstance(sharpness, (int, float)):
-        raise TypeError(f"{name}: sharpness must be a number, got {sharpness!r}")
-    if relaxation not in ops.RELAXATIONS:
-        raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {relaxation!r}")
+        raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
+    if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:
+        raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {shown(relaxation)}")
     chains, first_chain = _as_chains(name, chain_offset)
     *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        left, left_bias, right_bias, weight, _as_beta(name, beta), _as_seed(name, generator, seed),
+        left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
         ops.RELAXATIONS[relaxation], float(sharpness), bool(slope_gradient),
     )  # fmt: skip
@@ -329,11 +317,11 @@ def bipartite_ais(
     name = "bipartite_ais"
     biases = {"left_bias": left_bias, "right_bias": right_bias}
     bases = {"base_left_bias": base_left_bias, "base_right_bias": base_right_bias}
-    _check_tensors(name, left=left, **biases, weight=weight, **bases)
-    _check_integers(name, sweep_offset=sweep_offset)
+    check_tensors(name, left=left, **biases, weight=weight, **bases)
+    check_integers(name, sweep_offset=sweep_offset)
     chains, first_chain = _as_chains(name, chain_offset)
     with torch.no_grad():
         return ops.bipartite_ais(
             left, left_bias, right_bias, weight, base_left_bias, base_right_bias,
-            _as_beta(name, betas, "betas"), _as_seed(name, generator, seed), chains, first_chain, sweep_offset,
+            as_beta(name, betas, "betas"), as_seed(name, generator, seed), chains, first_chain, sweep_offset,
         )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampling contract in plain Python: readable, slow, and the oracle of every test.
+"""The contract of csrc/README.md in plain Python: readable, slow, and the oracle of every test.
 
 Binary sweeps are done in the contract's own integer and float32 arithmetic, so the compiled ops must agree with them
 to the bit. Relaxed sweeps are float64 PyTorch code that autograd differentiates: the oracle of the hand-written
@@ -137,7 +137,7 @@ def round_couplings(weight: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
 
 
 def threshold(logit: NDArray[np.float32]) -> Words:
-    """``sigmoid(logit) * 2^32`` by the contract's float32 steps, each rounded once.
+    """``sigmoid(logit) * 2^32`` by the contract's float32 steps (csrc/README.md), each rounded once.
 
     The small tail is computed and mirrored in integers, so ``threshold(-x) + threshold(x) == 2^32`` (saturating at
     2^32 - 1).
@@ -219,6 +219,16 @@ def _integer_fields(state: NDArray[np.float64], batch: _Batch, transpose: bool) 
     return fields
 
 
+def _logit(beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``beta * field`` in the contract's float32 steps; at beta = 0 it is 0 even where the field overflows."""
+    # twin: csrc/core/threshold.h::binary_logit
+    if np.float32(beta) == 0:
+        return np.zeros(sums.shape, np.float32)
+    with np.errstate(over="ignore"):  # enormous couplings may make a logit infinite, which threshold() defines
+        logit: NDArray[np.float32] = np.float32(beta) * (sums.astype(np.float32) * batch.scale + bias)
+    return logit
+
+
 def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[float]:
     values = torch.as_tensor(beta, dtype=torch.float64).reshape(-1).tolist()
     return values * num_sweeps if len(values) == 1 else values
@@ -265,17 +275,15 @@ def bipartite_gibbs_reference(
         for mask, n in ((clamp_left, n1), (clamp_right, n2))
     ]
 
-    def update(z: NDArray[Any], side: int, fields: NDArray[Any], beta: float, words: Words) -> NDArray[Any]:
-        logit = np.float32(beta) * (fields.astype(np.float32) * batch.scale + biases[side])
-        drawn = (words < threshold(logit)).astype(np.float64)
+    def update(z: NDArray[Any], side: int, sums: NDArray[Any], beta: float, words: Words) -> NDArray[Any]:
+        drawn = (words < threshold(_logit(beta, sums, batch, biases[side]))).astype(np.float64)
         mask = fixed[side]
         return drawn if mask is None else np.where(mask, z, drawn)
 
-    with np.errstate(over="ignore"):  # enormous couplings may make a logit infinite, which threshold() defines
-        for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
-            words = random_words(key, batch.chains, sweep, n1 + n2)
-            z_right = update(z_right, 1, _integer_fields(z_left, batch, transpose=False), b, words[:, n1:])
-            z_left = update(z_left, 0, _integer_fields(z_right, batch, transpose=True), b, words[:, :n1])
+    for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
+        words = random_words(key, batch.chains, sweep, n1 + n2)
+        z_right = update(z_right, 1, _integer_fields(z_left, batch, transpose=False), b, words[:, n1:])
+        z_left = update(z_left, 0, _integer_fields(z_right, batch, transpose=True), b, words[:, :n1])
     return _like(z_left, batch.shape, left.dtype), _like(z_right, batch.shape, left.dtype)
 
 
@@ -404,8 +412,7 @@ def bipartite_ais_reference(
         return total
 
     def draw(b: float, sums: NDArray[Any], bias: NDArray[Any], base: NDArray[Any], words: Words) -> NDArray[Any]:
-        b32 = np.float32(b)
-        logit = b32 * (sums.astype(np.float32) * batch.scale + bias) + (np.float32(1) - b32) * base
+        logit: Any = _logit(b, sums, batch, bias) + (np.float32(1) - np.float32(b)) * base
         return (words < threshold(logit)).astype(np.float64)
 
     for sweep, (before, after) in enumerate(itertools.pairwise(schedule), start=sweep_offset):

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests share: comparisons that cannot pass by accident, models, and thresholds of statistical tests."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +46,39 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 def assert_bits(state: Tensor) -> None:
     assert ((state == 0) | (state == 1)).all(), "not bits"
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def untouched(**tensors: Tensor) -> Iterator[None]:
+    """The block leaves every byte of these tensors as it was."""
+    before = {name: bytes_of(tensor) for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        assert bytes_of(tensor) == before[name], f"{name} was changed"
+
+
+def longest_standstill(function: Callable[[], object]) -> float:
+    """The longest time that other Python threads stood still while ``function`` ran, as a share of its running time."""
+    duration = 0.0
+
+    def run() -> None:
+        nonlocal duration
+        start = time.perf_counter()
+        function()
+        duration = time.perf_counter() - start
+
+    thread = threading.Thread(target=run)
+    last, longest = time.perf_counter(), 0.0
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        last, longest = now, max(longest, now - last)
+    return longest / duration
 
 
 # Models -----------------------------------------------------------------------------------------------------------

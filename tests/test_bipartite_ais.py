@@ -52,6 +52,17 @@ def test_schedules(betas, shared, instruction_set):
         assert_same_bits((new_left, right, log_weights), (left, torch.zeros(9, 31), torch.zeros(9).double()))
 
 
+@pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
+def test_beta_zero_is_the_base_whatever_the_couplings(instruction_set):
+    """Fields that overflow float32: 0 times them is no NaN."""
+    p = random_parameters(30, 40)
+    p = p._replace(weight=p.weight.sign() * 1e37)
+    base, left = base_of(p), random_bits(200, 30)
+    drawn = both(left, *p, *base, [0.0, 0.0, 0.0], seed=4)
+    assert not drawn[2].any()
+    assert_same_bits(drawn[:2], bipartite_gibbs(left, *base, torch.zeros(30, 40), 2, seed=4))
+
+
 def test_sweeps_at_beta_one_are_those_of_bipartite_gibbs():
     p = random_parameters(30, 40)
     left = random_bits(50, 30)

@@ -97,9 +97,33 @@ def test_bad_index(index, message):
     with pytest.raises(ValueError, match=r"^PersistentChains: index must be given"):
         PersistentChains(3, model_of()).state(torch.tensor([0]))
     assert_same_bits(chains.left_bits, before)
-    for bad in ({"num_chains": 0}, {"num_chains": 1, "dataset_size": 0}):
-        with pytest.raises(ValueError, match=r"^PersistentChains: num_chains and dataset_size"):
-            PersistentChains(**bad, model=model_of())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
+        ({"num_chains": 2.5}, "num_chains must be an integer, got 2.5"),
+        ({"dataset_size": 0}, "dataset_size must be at least 1, got 0"),
+        ({"model": 3}, "model must be a BipartiteBoltzmann, got int"),
+    ],
+)
+def test_bad_construction(change, message):
+    with pytest.raises((TypeError, ValueError), match=f"^PersistentChains: {message}$"):
+        PersistentChains(**{"num_chains": 2, "model": model_of(), **change})
+
+
+@pytest.mark.parametrize("value", [7, 0.5, -1, float("nan")])
+def test_only_bits_are_packed(value):
+    bits = torch.ones(3, 13)
+    bits[1, 2] = value
+    with pytest.raises(ValueError, match=f"^pack_bits: bits must hold 0 and 1 only, got {float(value)}$"):
+        pack_bits(bits)
+    chains = PersistentChains(3, model_of())
+    before = chains.left_bits.clone()
+    with pytest.raises(ValueError, match=f"^PersistentChains: left must hold 0 and 1 only, got {float(value)}$"):
+        chains.store_(bits)
+    assert_same_bits(chains.left_bits, before)
 
 
 def test_state_dict_round_trip():

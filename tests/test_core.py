@@ -99,6 +99,7 @@ COUPLINGS = {
     "row": np.random.default_rng(3).standard_normal((1, 129)),
     "column": np.random.default_rng(4).standard_normal((100, 1)) * 1e-3,
     "equal large": np.full((33, 31), 3e5),
+    "sums beyond float32": np.full((4, 5), 1.6e38) * np.array([1, -1, 1, -1, 1]),
 }
 
 

@@ -86,6 +86,9 @@ def test_sample_start_and_seed():
     assert_same_bits(model.sample((6,), 5, initial=left, seed=3), torch.cat(expected, -1))
     assert_same_bits(model.sample((6,), 5, seed=3)[:2], model.sample((2,), 5, seed=3))
     assert_same_bits(model.sample((6,), 0, initial=left)[:, :4], left)
+    for dtype in (torch.bool, torch.uint8, torch.float32):  # the result is of the parameters' dtype all the same
+        assert_same_bits(model.sample((6,), 5, initial=left.to(dtype), seed=3), torch.cat(expected, -1))
+        assert model.rsample((6,), 5, initial=left.to(dtype), seed=3).dtype == torch.float64
     torch.manual_seed(1)
     first = model.sample((6,), 5)
     assert_same_bits(model.sample((6,), 5, generator=torch.Generator().manual_seed(1)), first)
@@ -116,6 +119,17 @@ def test_detach():
     model.weight.requires_grad_()
     assert model.energy(torch.zeros(7).double()).requires_grad
     assert not model.detach().energy(torch.zeros(7).double()).requires_grad
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_copies_validate_as_the_original(validate):
+    model = BipartiteBoltzmann(*random_parameters(4, 3), validate_args=validate)
+    for copy in (model.detach(), model.expand((2,)), model.expand((2,)).detach()):
+        if validate:
+            with pytest.raises(ValueError, match="support"):
+                copy.log_prob(torch.full((7,), 0.5))
+        else:
+            copy.log_prob(torch.full((7,), 0.5))
 
 
 def test_exact_gradient_of_log_prob():
@@ -168,11 +182,50 @@ def test_values_are_validated_on_request():
         model.log_prob(torch.full((7,), 0.5).double())
     with pytest.raises(ValueError, match=r"^BipartiteBoltzmann: z must have shape \[\.\.\., 7\]"):
         model.energy(torch.zeros(6).double())
-    with pytest.raises(ValueError, match=r"^log_partition: method must be"):
+    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann.log_partition: method must be"):
         model.log_partition("guess")
     large = BipartiteBoltzmann(torch.zeros(30), torch.zeros(26), torch.zeros(30, 26))
-    with pytest.raises(ValueError, match=r"^log_prob: a model of 30 \+ 26 units is too large"):
+    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann.log_prob: a model of 30 \+ 26 units is too large"):
         large.log_prob(torch.zeros(56))
+
+
+@pytest.mark.parametrize("method", ["sample", "rsample"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_sweeps": -1}, "num_sweeps must be at least 0, got -1"),
+        ({"num_sweeps": 1.5}, "num_sweeps must be an integer, got 1.5"),
+        ({"initial": torch.zeros(5)}, r"initial must broadcast to shape \[2, 4\], got \[5\]"),
+        ({"initial": torch.zeros(3, 4)}, r"initial must broadcast to shape \[2, 4\], got \[3, 4\]"),
+        ({"initial": [0, 1]}, "initial must be a tensor, got list"),
+        ({"initial": torch.full((4,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"generator": 3}, "generator must be a torch.Generator, got 3"),
+    ],
+)
+def test_bad_samples(method, arguments, message):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^BipartiteBoltzmann.{method}: {message}"):
+        getattr(make(), method)((2,), **arguments)
+
+
+def test_other_bad_calls():
+    model = make()
+    errors = pytest.raises
+    with errors(ValueError, match=r"^BipartiteBoltzmann.rsample: num_relaxed_sweeps must be at least 1, got 0"):
+        model.rsample(num_relaxed_sweeps=0)
+    with errors(ValueError, match=r"^BipartiteBoltzmann.rsample: relaxation must be one of .*, got 'none'"):
+        model.rsample(relaxation="none")
+    for call in (model.free_energy, model.fields_of_right, lambda left: model.energy_of(left, torch.zeros(3))):
+        with errors(ValueError, match=r"^BipartiteBoltzmann: left must have shape \[\.\.\., 4\], got \[2, 5\]"):
+            call(torch.zeros(2, 5))
+        with errors(TypeError, match=r"^BipartiteBoltzmann: left must be a tensor, got int"):
+            call(3)
+    with errors(ValueError, match=r"^BipartiteBoltzmann: right must have shape \[\.\.\., 3\], got \[4\]"):
+        model.energy_of(torch.zeros(4).double(), torch.zeros(4).double())
+    with errors(TypeError, match=r"^BipartiteBoltzmann: z must be a tensor, got list"):
+        model.energy([0])
+    with errors(ValueError, match=r"^BipartiteBoltzmann.log_partition: num_chains must be at least 1, got 0"):
+        model.log_partition(num_chains=0)
 
 
 def test_broadcast_energy_does_not_materialise_the_weight():

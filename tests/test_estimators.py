@@ -64,6 +64,8 @@ def test_exact_log_partition_of_a_wide_model():
 def test_exact_log_partition_says_when_too_large():
     with pytest.raises(ValueError, match=r"^exact_log_partition: the smaller side of 30 \+ 26 units"):
         exact_log_partition(make(30, 26))
+    with pytest.raises(TypeError, match=r"^exact_log_partition: model must be a BipartiteBoltzmann, got int"):
+        exact_log_partition(3)
 
 
 # AIS --------------------------------------------------------------------------------------------------------------
@@ -173,21 +175,64 @@ def test_ais_seed_and_betas():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_chains": 0}, "num_chains must be positive"),
-        ({"betas": 0}, "betas must be a schedule or a positive number"),
-        ({"betas": [0.0]}, "betas must rise from 0 to 1"),
-        ({"betas": [0.0, 0.5]}, "betas must rise from 0 to 1"),
-        ({"betas": [0.0, 0.7, 0.5, 1.0]}, "betas must rise from 0 to 1"),
-        ({"betas": [0.0, math.nan, 1.0]}, "betas must rise from 0 to 1"),
-        ({"base": "data"}, "base must be"),
+        ({"model": 3}, "model must be a BipartiteBoltzmann, got int"),
+        ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
+        ({"num_chains": 2.5}, "num_chains must be an integer, got 2.5"),
+        ({"betas": 0}, "betas must be at least 1, got 0"),
+        ({"betas": "hot"}, "betas must be a number or a sequence of numbers, got 'hot'"),
+        ({"betas": []}, "betas must rise from 0 to 1, got none"),
+        ({"betas": [0.0]}, "betas must rise from 0 to 1, got 0"),
+        ({"betas": [0.0, 0.5]}, "betas must rise from 0 to 1, got 0 to 0.5"),
+        ({"betas": [0.0, 0.7, 0.5, 1.0]}, "betas must rise from 0 to 1, got 0.7 then 0.5"),
+        ({"betas": [0.0, math.nan, 1.0]}, "betas must rise from 0 to 1, got 0 then nan"),
+        ({"betas": torch.zeros(2, 2)}, r"betas must be a number or 1-dimensional, got shape \[2, 2\]"),
+        ({"base": "data"}, "base must be None, 'bias' or a pair of biases, got 'data'"),
+        ({"base": 3}, "base must be None, 'bias' or a pair of biases, got 3"),
+        ({"base": (torch.zeros(3), 1)}, r"base\[1\] must be a tensor, got int"),
+        ({"base": (torch.zeros(4), torch.zeros(2))}, r"base\[0\] must broadcast to shape \[3\], got \[4\]"),
+        ({"base": (torch.zeros(3), torch.zeros(2).double())}, r"base\[0\] must have weight's dtype"),
+        ({"base": (torch.zeros(3).double(), torch.full((2,), math.nan).double())}, r"base\[1\] must be finite"),
         ({"reverse": True}, "reverse=True needs initial"),
+        ({"initial": torch.zeros(5)}, r"initial must broadcast to shape \[4, 3\], got \[5\]"),
+        ({"initial": torch.full((3,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
+        ({"initial": 3}, "initial must be a tensor, got int"),
         ({"seed": 1, "generator": torch.Generator()}, "give generator or seed"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"generator": 3}, "generator must be a torch.Generator, got 3"),
     ],
 )
 def test_bad_arguments(arguments, message):
     good = {"model": make(3, 2), "num_chains": 4, "betas": 5}
-    with pytest.raises(ValueError, match=f"^annealed_importance_sampling: {message}"):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^annealed_importance_sampling: {message}"):
         annealed_importance_sampling(**{**good, **arguments})
+
+
+@pytest.mark.parametrize("base", [(0, 1), (1, 0)])
+def test_nan_in_one_base(base):
+    pair = [
+        torch.zeros(n, dtype=torch.float64).masked_fill(torch.tensor(bad == 1), math.nan)
+        for n, bad in zip((3, 2), base, strict=True)
+    ]
+    with pytest.raises(
+        (ValueError, RuntimeError), match=rf"^annealed_importance_sampling: base\[{base.index(1)}\] must be finite"
+    ):
+        annealed_importance_sampling(make(3, 2), 4, 5, base=pair)
+    with pytest.raises(
+        (ValueError, RuntimeError), match=rf"^annealed_importance_sampling: base\[{base.index(1)}\] must be finite"
+    ):
+        annealed_importance_sampling(make(3, 2), 4, 5, base=pair, initial=torch.zeros(3).double())
+
+
+def test_bad_likelihoods():
+    name = "negative_log_likelihood_surrogate"
+    with pytest.raises(
+        ValueError, match=rf"^{name}: data must have shape \[\.\.\., 3\] or \[\.\.\., 5\], got \[7, 4\]"
+    ):
+        negative_log_likelihood_surrogate(make(3, 2), torch.zeros(7, 4), None)
+    with pytest.raises((ValueError, RuntimeError), match=f"^{name}: data must hold 0 and 1 only, got 0.5"):
+        negative_log_likelihood_surrogate(make(3, 2), torch.full((7, 3), 0.5).double(), None)
+    with pytest.raises(TypeError, match=f"^{name}: num_sweeps must be an integer, got 1.5"):
+        negative_log_likelihood_surrogate(make(3, 2), torch.zeros(7, 3).double(), None, 1.5)
 
 
 # Likelihood -------------------------------------------------------------------------------------------------------

@@ -81,6 +81,24 @@ def test_persistent_chains_are_continued_in_training_only():
         BoltzmannPosterior(7, 5, 4, coupling="none")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"chains_per_point": 0}, {"num_left": 0}, {"num_sweeps": -1}, {"num_relaxed_sweeps": 0}, {"dataset_size": 0},
+     {"num_right": 2.5}, {"rank": 0}],
+)  # fmt: skip
+def test_bad_posterior(change):
+    ((name, value),) = change.items()
+    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: {name} must be .*, got {value}$"):
+        BoltzmannPosterior(**{"in_features": 7, "num_left": 5, "num_right": 4, **change})
+
+
+@pytest.mark.parametrize("change", [{"num_left": 0}, {"num_right": 2.5}, {"num_chains": 0}, {"num_sweeps": 0}])
+def test_bad_prior(change):
+    ((name, value),) = change.items()
+    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPrior: {name} must be .*, got {value}$"):
+        BoltzmannPrior(**{"num_left": 5, "num_right": 4, **change})
+
+
 def test_posterior_is_governed_by_manual_seed():
     posterior = BoltzmannPosterior(7, 5, 4).eval()
     features = torch.randn(6, 7)

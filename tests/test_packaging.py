@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sdist and the wheel hold everything, and the wheel works outside the source tree."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -80,3 +81,30 @@ def test_the_extension_serves_many_versions_of_torch() -> None:
     assert "aoti_torch" in symbols
     assert [s for s in symbols.splitlines() if "at::" in s or "c10::" in s or "torch::" in s] == []
     assert run("nm", "--debug-syms", library).count(" N ") == 0  # -g0
+
+
+@pytest.mark.parametrize(
+    ("complaint", "falls_back"),
+    [("ERROR: No matching distribution found for torch", True), ("ERROR: No space left on device", False)],
+)
+def test_make_takes_the_default_torch_only_where_there_is_no_cpu_build(
+    tmp_path: Path, complaint: str, falls_back: bool
+) -> None:
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "python.stamp").touch()
+    programs = {"pip": f'case "$*" in *+cpu) echo "{complaint}" >&2; exit 1; esac', "nvidia-smi": "exit 1"}
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "PIP=pip", ".venv/torch.stamp"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == falls_back
+    assert (tmp_path / ".venv" / "torch.stamp").exists() == falls_back
+    assert ("pip finds no CPU build" in done.stderr) == falls_back
+    assert (complaint in done.stderr) != falls_back

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench import harness
 
 ROOT = Path(__file__).parents[1]
@@ -34,3 +36,17 @@ def test_every_make_target_exists() -> None:
 def test_the_table_of_speed_is_that_of_the_history() -> None:
     table = TEXT.split(harness.BEGIN)[1].split(harness.END)[0]
     assert table.strip() == harness.readme_table().strip()
+
+
+def test_results_keep_the_metadata_of_their_own_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "HISTORY", tmp_path)
+    result = {"case": "a", "seconds": {harness.OURS: 1.0, "peer": 2.0}, "updates": 10**6, "best_peer": "peer"}
+    result |= {"ratio": 2.0, "wanted": None}
+    metadata = harness.metadata()
+    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2001-01-01"})
+    harness.store({"old": [result], "both": [result]})
+    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2002-02-02"})
+    harness.store({"both": [result | {"case": "b"}]})
+    old, new = re.split(r"\n\n(?=.*2002-02-02:)", harness.readme_table())
+    assert "2001-01-01:" in old
+    assert ("| a " in old, "| b " in old, "| a " in new, "| b " in new) == (True, False, False, True)

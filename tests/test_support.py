@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The helpers must fail when they should."""
 
+import ctypes
+import hashlib
+
 import pytest
 import torch
 from support import (
@@ -10,7 +13,9 @@ from support import (
     awkward,
     chi_square_excess,
     exact_probabilities,
+    longest_standstill,
     random_parameters,
+    untouched,
 )
 
 
@@ -55,3 +60,37 @@ def test_awkward_keeps_values(how: str) -> None:
     moved = awkward(tensor, how)
     assert moved.equal(tensor)
     assert how == "offset" or not moved.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"),
+    [
+        (torch.tensor([1.0, 2.0]), 2.5),
+        (torch.tensor([1.0, float("nan")]), 2.0),
+        (torch.tensor([1.0, 2.0]), float("nan")),
+        (torch.tensor([1.0, 0.0]), -0.0),
+        (torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 3.0),
+        (torch.tensor([True, False]), True),
+        (torch.ones(2, dtype=torch.complex64), 1j),
+        (torch.ones(4, 2)[::2, 1], 0.0),
+    ],
+)
+def test_untouched_fails(tensor: torch.Tensor, value: complex) -> None:
+    with untouched(tensor=tensor, number=torch.tensor(3), nothing=torch.zeros(0)):
+        pass
+    with pytest.raises(AssertionError, match="tensor was changed"), untouched(number=torch.tensor(3), tensor=tensor):
+        tensor[-1] = value
+
+
+def test_longest_standstill_sees_a_held_gil() -> None:
+    assert longest_standstill(lambda: ctypes.PyDLL(None).usleep(500_000)) > 0.5
+    assert longest_standstill(lambda: ctypes.CDLL(None).usleep(500_000)) < 0.5
+    # Released in the first half of the time only.
+    data = bytes(10**6)
+
+    def first_half() -> None:
+        for _ in range(100):
+            hashlib.sha256(data)
+        ctypes.PyDLL(None).usleep(900_000)
+
+    assert longest_standstill(first_half) > 0.3

@@ -137,6 +137,22 @@ def test_npy_and_npz(tmp_path):
     assert torch.equal(three.binary("validation").view(-1, 8, 8), torch.from_numpy(images[50:60] > 127).float())
 
 
+@pytest.mark.parametrize("scale", [np.uint8(1), np.int64(1), 1 / 255], ids=["uint8", "int64", "float"])
+def test_a_dark_split_is_read_as_the_others_are(tmp_path, scale):
+    train = gray(60, 8)
+    dark = (train[:10] > 127).astype(np.uint8)  # gray levels 0 and 1
+    np.savez(tmp_path / "a.npz", train=train * scale, test=dark * scale)
+    data = load(str(tmp_path / "a.npz"))
+    assert torch.equal(data.train, torch.from_numpy(train[:50].reshape(50, -1)))
+    assert torch.equal(data.test, torch.from_numpy(dark.reshape(10, -1)))
+
+
+def test_integer_bits_are_bits(tmp_path):
+    bits = (gray(60, 8) > 127).astype(np.int64)
+    np.savez(tmp_path / "a.npz", train=bits, test=bits)
+    assert torch.equal(load(str(tmp_path / "a.npz")).test, torch.from_numpy(bits * 255).to(torch.uint8).view(60, -1))
+
+
 # Bad files ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +219,8 @@ def test_damaged_file(tmp_path, write, change):
         ({"images": np.full((20, 16), -1)}, "-1"),
         ({"images": np.full((20, 16), 256)}, "256"),
         ({"images": np.full((20, 16), "a")}, "expected numbers"),
+        ({"train": np.zeros((20, 16)), "test": np.zeros((20, 16), np.uint8)}, "train float64, test uint8"),
+        ({"train": np.zeros((20, 16)), "test": np.full((20, 16), np.nan)}, "nan"),
         ({"a": np.zeros((20, 16)), "b": np.zeros((20, 16))}, "one named images"),
         ({"train": np.zeros((20, 16)), "test": np.zeros((20, 25))}, "one size"),
         ({"images": np.array([{}], dtype=object)}, "allow_pickle"),

@@ -75,7 +75,7 @@ def test_planted_fault_without_learning_the_elbo_does_not_improve(tmp_path):
 
 # Kill, Ctrl-C, resume -----------------------------------------------------------------------------------------------
 
-LONG = ("--steps", 160, "--log-every", 8, "--checkpoint-every", 7)
+LONG = ("--steps", 240, "--log-every", 8, "--checkpoint-every", 7)
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +86,43 @@ def uninterrupted(tmp_path_factory):
     return path
 
 
-def interrupt(path, number, step):
-    """Starts the same training in a process of its own and sends it a signal once it has reached this step."""
-    command = [sys.executable, "-m", "undirected_vae", "train", "--run", str(path), "--no-evaluate", *SMALL]
+# Each file takes 20 ms to write, so that many a random moment is one in which a temporary file exists.
+PROGRAM = """
+import os, sys, time
+from undirected_vae.__main__ import main
+fsync = os.fsync
+os.fsync = lambda file: (fsync(file), time.sleep(0.02))
+sys.exit(main())
+"""
+
+
+def interrupt(path, number, step, *, resume=False, delay=0.0, writing=False):
+    """Starts the same training in a process of its own and sends it a signal once it has reached this step.
+
+    Args:
+        delay: seconds from then to the signal.
+        writing: then wait until a checkpoint is being written.
+    """
+    flags = ["--resume", path] if resume else ["--run", path, *SMALL, *LONG]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), *sys.path]),
     }
-    process = subprocess.Popen([*command, *map(str, LONG)], env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PROGRAM, "train", "--no-evaluate", *map(str, flags)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     pattern = re.compile(r'"step": (\d+), .*}\n')
     lines = path / "metrics.jsonl"
-    while process.poll() is None:
+
+    def ready():
         reached = pattern.findall(lines.read_text()) if lines.exists() else []
-        if reached and int(reached[-1]) >= step:
-            break
+        return reached and int(reached[-1]) >= step and (not writing or any(path.glob(".checkpoint.pt.*")))
+
+    while process.poll() is None and not ready():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(number)
+    time.sleep(delay)
+    process.send_signal(number)  # does nothing if the process has ended
     return process.wait(timeout=60), process.stderr.read()
 
 
@@ -125,15 +144,23 @@ def assert_same_run(path, other):
     assert keep[0] == keep[1]
 
 
-def test_kill_at_a_random_moment_then_resume_equals_uninterrupted(tmp_path, uninterrupted):
-    step = random.SystemRandom().randint(8, 130)
-    print("killed after step", step)
-    status, _ = interrupt(tmp_path / "run", signal.SIGKILL, step)
-    assert status == -signal.SIGKILL
-    assert Run.open(tmp_path / "run").load_checkpoint()["step"] < 160
-    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"step": 9')  # as a kill amid a write leaves it
-    assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
-    assert_same_run(tmp_path / "run", uninterrupted)
+def test_kills_at_random_moments_then_resume_equals_uninterrupted(tmp_path, uninterrupted):
+    path, rng = tmp_path / "run", random.Random(int(os.environ.get("GIBBS_TEST_SEED", "0")))
+    moments = (
+        {"step": rng.randint(8, 60), "delay": rng.uniform(0, 0.05)},
+        {"step": rng.randint(61, 120), "writing": True, "resume": True},
+    )
+    for moment in moments:
+        print("kill at", moment)
+        status, text = interrupt(path, signal.SIGKILL, **moment)
+        assert status in (-signal.SIGKILL, 0), text  # 0: on a slow machine training was over first
+        print("leaves", sorted(p.name for p in path.glob(".*")), "and step", Run.open(path).load_checkpoint()["step"])
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # as a kill amid a write leaves it
+    (path / ".checkpoint.pt.1.tmp").write_bytes(b"half a checkpoint")
+    assert main(["train", "--resume", str(path), "--no-evaluate"]) == 0
+    assert not list(path.glob(".*"))
+    assert_same_run(path, uninterrupted)
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +175,23 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves(tmp_path, stopped, uninterrupted):
     assert f"train --resume {path}" in text
     assert "Traceback" not in text
     shutil.copytree(path, tmp_path / "run")
-    assert 24 <= Run.open(tmp_path / "run").load_checkpoint()["step"] < 160
+    assert 24 <= Run.open(tmp_path / "run").load_checkpoint()["step"] < 240
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_ctrl_c_during_the_last_step_is_heeded(tmp_path, monkeypatch):
+    save = Run.save_checkpoint
+
+    def interrupted_save(run, state):
+        if state["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return save(run, state)
+
+    monkeypatch.setattr(Run, "save_checkpoint", interrupted_save)
+    assert main(["train", "--run", str(tmp_path / "run"), *SMALL, "--steps", "3"]) == 130
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] == 3
+    assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_planted_fault_a_resume_that_forgets_the_chains_is_noticed(tmp_path, stopped, uninterrupted):
@@ -166,9 +207,9 @@ def test_planted_fault_a_resume_that_forgets_the_chains_is_noticed(tmp_path, sto
 
 def test_resume_for_longer_and_a_run_is_not_overwritten(tmp_path, uninterrupted, capsys):
     shutil.copytree(uninterrupted, tmp_path / "run")
-    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "170", "--no-evaluate"]) == 0
-    assert Run.open(tmp_path / "run").load_checkpoint()["step"] == 170
-    assert Run.open(tmp_path / "run").config.steps == 170
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "250", "--no-evaluate"]) == 0
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] == 250
+    assert Run.open(tmp_path / "run").config.steps == 250
     assert train(tmp_path / "run") == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "run"), "--left", "13"]) == 2
@@ -212,6 +253,15 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_files_respect_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("exploded",))
@@ -237,8 +287,22 @@ def test_bad_checkpoint(tmp_path, uninterrupted, capsys, damage, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_bad_input_is_one_error(tmp_path, capsys):
+def test_divergence_is_one_error_and_leaves_a_sound_checkpoint(tmp_path, capsys):
+    flags = ("--learning-rate", 1e30, "--steps", 50)
+    for name, more in (("logged", ("--log-every", 1)), ("saved", ("--checkpoint-every", 1)), ("neither", ())):
+        assert train(tmp_path / name, *flags, *more) == 2
+        assert re.search(r"training diverged at step \d+ \(.*\); a smaller learning_rate may help", one_error(capsys))
+        model = Run.open(tmp_path / name).load_checkpoint()["model"]
+        assert all(value.isfinite().all() for value in model.values())
+
+
+def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
     for argv, message in (
+        (["sample", str(uninterrupted), "--count", "0"], "count: expected from 1 to 10000, got 0"),
+        (["sample", str(uninterrupted), "--seed", str(2**70)], "seed: expected from 0 to"),
+        (["sample", str(uninterrupted), "--seed", "-1"], "seed: expected from 0 to"),
+        (["train", "--run", str(tmp_path / "a4"), "--learning-rate", "inf"], "learning_rate: expected a finite number"),
+        (["train", "--run", str(tmp_path / "a5"), "--data-seed", str(2**70)], "data_seed: expected from 0 to"),
         (["evaluate", str(tmp_path)], "no run there"),
         (["train", "--run", str(tmp_path / "a"), "--data", str(tmp_path / "b")], "no such file"),
         (["train", "--run", str(tmp_path / "a2"), "--steps", "0"], "steps: expected at least 1"),
@@ -253,6 +317,7 @@ def test_bad_input_is_one_error(tmp_path, capsys):
 
 def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(uninterrupted, "undirected")
     assert main(["train", *SMALL, "--steps", "20", "--posterior", "directed"]) == 0
     directed = Path("runs/directed-12x8")
     output = capsys.readouterr().out
@@ -262,22 +327,36 @@ def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, mon
         assert (directed / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert list(directed.glob("events.out.tfevents*"))
 
-    assert main(["evaluate", str(uninterrupted), "--against", str(directed), "--test-images", "30"]) == 0
-    output = capsys.readouterr().out
-    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(30 images\)", output)
-    first, second = (json.loads((p / "evaluation.json").read_text()) for p in (uninterrupted, directed))
-    difference = torch.tensor(second["log_likelihood"]) - torch.tensor(first["log_likelihood"])
-    assert abs(float(paired[1]) - difference.mean().item()) < 0.006
-    assert abs(float(paired[2]) - difference.std().item() / 30**0.5) < 0.006
+    full = (directed / "evaluation.json").read_text()
+    assert main(["evaluate", "undirected", "--against", str(directed), "--test-images", "30"]) == 0
+    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(30 images\)", capsys.readouterr().out)
+    first, second = (json.loads((p / "evaluation.json").read_text()) for p in (Path("undirected"), directed))
+    assert (first["images"], second["images"]) == (30, 40)
     # Pairing is what it is for: the digits' own spread cancels.
     assert float(paired[2]) < first["nll_standard_error"]
 
-    assert main(["evaluate", str(directed), "--against", str(directed), "--test-images", "30"]) == 0
-    assert "paired: +0.00 +- 0.00" in capsys.readouterr().out
+    # A smaller evaluation, or one for the sake of a comparison, does not replace the full one.
+    assert (directed / "evaluation.json").read_text() == full
+    assert main(["evaluate", str(directed), "--test-images", "30"]) == 0
+    assert main(["evaluate", "undirected", "--against", str(directed), "--samples", "60"]) == 0
+    assert (directed / "evaluation.json").read_text() == full
+    assert json.loads(Path("undirected/evaluation.json").read_text())["settings"]["samples"] == 60
+
+    capsys.readouterr()
+    assert main(["evaluate", "undirected", "--against", str(directed)]) == 0
+    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(40 images\)", capsys.readouterr().out)
+    assert (directed / "evaluation.json").read_text() == full  # used as it is
+    first = json.loads(Path("undirected/evaluation.json").read_text())
+    difference = torch.tensor(second["log_likelihood"]) - torch.tensor(first["log_likelihood"])
+    assert abs(float(paired[1]) - difference.mean().item()) < 0.006
+    assert abs(float(paired[2]) - difference.std().item() / 40**0.5) < 0.006
 
     assert main(["info", str(directed)]) == 0
     output = capsys.readouterr().out
     assert "step: 20" in output
+    # Both directed networks: weights without biases + 2 per batch normalisation, heads with biases; the prior.
+    encoder, decoder = 784 * 32 + 64 + 33 * 20, 20 * 32 + 64 + 33 * 784
+    assert f"parameters: {encoder + decoder + 12 * 8 + 12 + 8}\n" in output
     assert "test NLL" in output
     assert main(["info"]) == 0
     assert "paper-mnist-200" in capsys.readouterr().out

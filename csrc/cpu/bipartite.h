@@ -65,6 +65,8 @@ struct BinarySweeps {
   int k;
   bool annealed;
   bool allow_tables;
+  const char* next;  // what this thread reads after these sweeps (the next model's couplings), fetched meanwhile; null: nothing
+  int64_t next_bytes;
   StopCheck check;
 };
 

@@ -250,10 +250,12 @@ struct ModelCoupling {
   NarrowCoupling narrow;
   CouplingView weight;
   int k;
+  const char* next = nullptr;  // the couplings that this thread is likely to want next
 };
 
 ModelCoupling round_model(const BipartiteCall& call, int64_t model, const CouplingBuffers& buffers, Progress& progress) {
-  ModelCoupling out = {{buffers.rows.get(), buffers.columns.get(), 0.0f}, {nullptr, nullptr, 0}, weight_of(call, model), 0};
+  ModelCoupling out = {
+      {buffers.rows.get(), buffers.columns.get(), 0.0f}, {nullptr, nullptr, 0}, weight_of(call, model), 0, nullptr};
   if (!exponent_of(out.weight, buffers.sums.get(), &out.k, &out.narrow.shift, progress)) return out;
   out.wide.scale = std::ldexp(1.0f, -out.k);
   if (!call.num_sweeps) return out;
@@ -336,6 +338,8 @@ class TileRunner {
                                  coupling.k,
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
+                                 coupling.next,
+                                 coupling.next ? call_.n1 * call_.n2 * (call_.is_double ? 8 : 4) : 0,
                                  progress_.check()};
     kernels().sweep_tile(sweeps, chains_.data(), tile.end - tile.begin,
                          {acc_left_.get(), acc_right_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
@@ -421,8 +425,11 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double*
     for_each_task(runtime, models, progress, [&] {
       return [&, buffers = std::make_shared<CouplingBuffers>(call),
               runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t model) {
-        const ModelCoupling coupling = round_model(call, model, *buffers, progress);
+        ModelCoupling coupling = round_model(call, model, *buffers, progress);
         note(coupling.wide.scale);
+        const int64_t next = model + std::min<int64_t>(runtime.num_threads, models);
+        if (next < models && chains == 1 && coupling.weight.column_stride == 1 && coupling.weight.row_stride == call.n2)
+          coupling.next = static_cast<const char*>(weight_of(call, next).data);
         for (int64_t t = 0; t < tiles && !progress.stop(); ++t) runner->run(model, interval(t), coupling);
       };
     });

@@ -531,6 +531,13 @@ inline void propagate_by_rows(const TileSide& from, const uint32_t* bits, int32_
 // Measured break-even: a looked-up group of four rows costs about as much as 0.75 of a flipped row (bench/NOTES.md).
 inline bool tables_win(int64_t flips, int64_t count, int64_t n) { return flips * 16 > count * n * 3; }
 
+// A sweep's share of what comes next, into the second-level cache: sweeping leaves the memory idle.
+inline void prefetch_share(const BinarySweeps& p, int64_t sweep) {
+  const int64_t share = p.next_bytes / p.num_sweeps + 64,
+                end = share * (sweep + 1) < p.next_bytes ? share * (sweep + 1) : p.next_bytes;
+  for (int64_t at = share * sweep; at < end; at += 64) __builtin_prefetch(p.next + at, 0, 2);
+}
+
 template <bool kAnnealed>
 inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const TileWorkspace& ws) {
   const TileSide left = {p.n1, 0, ws.acc_left, p.coupling.rows, padded_row(p.n2)};
@@ -575,6 +582,7 @@ inline void sweep_tile_of(const BinarySweeps& p, const BinaryChain* chains, int6
       work = 0;
       if (p.check.stop(p.check.context)) return;
     }
+    prefetch_share(p, sweep);
     const float beta = p.beta[(sweep + kAnnealed) * p.beta_stride];
     const bool last = sweep + 1 == p.num_sweeps;
     if (sweep == 0) {  // left's sums have not been made yet: those of right's starting bits, which flips then correct
@@ -679,6 +687,7 @@ inline void sweep_narrow_chain(const BinarySweeps& p, const BinaryChain& chain, 
       work = 0;
       if (p.check.stop(p.check.context)) return;
     }
+    prefetch_share(p, sweep);
     const float beta = p.beta[sweep * p.beta_stride];
     const RandomStream random = random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep));
     random_bytes(random, 0, (p.n1 + p.n2 + 127) / 128, ws.bytes);

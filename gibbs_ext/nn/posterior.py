@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
+from gibbs_ext.checks import check_integers, shown
 from gibbs_ext.distributions import BipartiteBoltzmann
 from gibbs_ext.functional import bipartite_gibbs_relaxed
 
@@ -67,9 +68,15 @@ class BoltzmannPosterior(nn.Module):
         chains_per_point: int = 1,
     ) -> None:
         super().__init__()
+        name = "BoltzmannPosterior"
+        check_integers(name, 1, in_features=in_features, num_left=num_left, num_right=num_right, rank=rank)
+        check_integers(name, 0, num_sweeps=num_sweeps)
+        check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
+        if dataset_size is not None:
+            check_integers(name, 1, dataset_size=dataset_size)
         outputs = {"per_sample": num_left * num_right, "shared": 0, "low_rank": rank}
         if coupling not in outputs:
-            raise ValueError(f"BoltzmannPosterior: coupling must be one of {', '.join(outputs)}, got {coupling!r}")
+            raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
         self.num_left, self.num_right = num_left, num_right
         self.coupling = coupling
         self.spin_beta = spin_beta

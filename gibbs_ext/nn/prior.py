@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
+from gibbs_ext.checks import check_integers
 from gibbs_ext.distributions import BipartiteBoltzmann
 
 
@@ -26,6 +27,9 @@ class BoltzmannPrior(nn.Module):
 
     def __init__(self, num_left: int, num_right: int, *, num_chains: int = 1000, num_sweeps: int = 20) -> None:
         super().__init__()
+        check_integers(
+            "BoltzmannPrior", 1, num_left=num_left, num_right=num_right, num_chains=num_chains, num_sweeps=num_sweeps
+        )
         self.num_sweeps = num_sweeps
         self.left_bias = nn.Parameter(torch.zeros(num_left))
         self.right_bias = nn.Parameter(torch.zeros(num_right))

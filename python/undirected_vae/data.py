@@ -228,11 +228,12 @@ def _chardata(path: Path) -> Dataset:
                 f"{path}: expected {expected}, got {name} {'missing' if array is None else list(array.shape)}"
             )
         # MATLAB stores an image column by column.
-        return _gray(path, np.asarray(array).T.reshape(-1, 28, 28).transpose(0, 2, 1))
+        return np.asarray(array).T.reshape(-1, 28, 28).transpose(0, 2, 1)
 
-    train = images("data")
+    gray = _gray(path, {name: images(name) for name in ("data", "testdata")})
+    train = gray["data"]
     return _dataset(
-        {"train": train[:-1345], "validation": train[-1345:], "test": images("testdata")}, (28, 28), str(path)
+        {"train": train[:-1345], "validation": train[-1345:], "test": gray["testdata"]}, (28, 28), str(path)
     )
 
 
@@ -276,7 +277,7 @@ def _numpy(path: Path, seed: int) -> Dataset:
         if shape not in ((0, 0), here):
             raise DataError(f"{path}: expected images of one size {shape}, got {name} {list(array.shape)}")
         shape = (int(here[0]), int(here[1]))
-    gray = {name: _gray(path, array) for name, array in parts.items()}
+    gray = _gray(path, parts)
     generator = np.random.default_rng(seed)
     if "images" in gray:
         if len(gray["images"]) < 10:
@@ -294,18 +295,22 @@ def _arrays(loaded: Any) -> Any:
     return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
 
 
-def _gray(path: Path, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """To 0..255: bool and numbers in [0, 1] are probabilities, other numbers gray levels."""
-    if array.dtype == bool or not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        if array.dtype != bool:
-            raise DataError(f"{path}: expected numbers, got an array of {array.dtype}")
-        return array * np.uint8(255)
-    low, high = float(array.min()), float(array.max())
+def _gray(path: Path, parts: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """To 0..255: bits and numbers in [0, 1] are probabilities, other numbers gray levels.
+
+    All parts decide that together: one of them may hold nothing but dark images.
+    """
+    kinds = {array.dtype.kind for array in parts.values()}
+    if len(kinds) > 1 or not kinds <= set("biuf"):
+        types = ", ".join(f"{name} {array.dtype}" for name, array in parts.items())
+        raise DataError(f"{path}: expected numbers, all arrays of one kind, got {types}")
+    low = float(np.min([array.min() for array in parts.values()]))
+    high = float(np.max([array.max() for array in parts.values()]))
     if not (low >= 0 and high <= 255):
         raise DataError(
             f"{path}: expected pixels in [0, 1] or gray levels 0 to 255, got values from {low:g} to {high:g}"
         )
-    return np.rint(array * 255.0 if high <= 1 else array).astype(np.uint8)
+    return {n: np.rint(array * 255.0 if high <= 1 else array).astype(np.uint8) for n, array in parts.items()}
 
 
 def _read(path: Path, expected: str, read: Callable[[], Any]) -> Any:

@@ -6,18 +6,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import Config
+from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
 from .runs import Run, RunError, atomic_write
 from .vae import VAE
 
-SETTINGS = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains", "data_seed", "seed")
+SETTINGS = (*EVALUATION, "data_seed", "seed")
 
 
 @torch.no_grad()
@@ -38,7 +39,6 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     # Chunks that keep the decoder's activations at some 50 MB.
     chunks = images.split(max(1, 16_000_000 // (config.samples * images.shape[1])))
     for chunk in tqdm(chunks, desc="evaluate", unit=" chunks", leave=False):
-        chunk = chunk.to(config.device)
         proposal = model.propose(chunk, config.samples, config.posterior_betas)
         log_joint = model.log_joint(chunk, proposal.left, proposal.right) - log_partition
         weighted.append(_log_mean_exp(log_joint + proposal.log_weight))
@@ -55,7 +55,7 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
         "log_partition_standard_error": error,
         "images": len(images),
         "fingerprint": fingerprint(images),
-        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "settings": settings(config),
         "seconds": time.perf_counter() - began,
         "log_likelihood": [round(value, 4) for value in log_likelihood.tolist()],
     }
@@ -77,32 +77,47 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def evaluate_run(run: Run, data: Dataset, model: VAE | None = None, split: str = "test") -> dict[str, Any]:
-    """Evaluates a run with its own settings and saves the result in its folder."""
+def evaluate_run(
+    run: Run, data: Dataset, model: VAE | None = None, split: str = "test", replace: bool = True
+) -> dict[str, Any]:
+    """Evaluates a run with its own settings and saves the result, but never in place of one of more images.
+
+    Args:
+        replace: whether the result may take the place of an earlier one at all.
+    """
     result = evaluate(model or run.load_model(data), data, run.config, split)
-    path = run.evaluation_path if split == "test" else run.path / f"evaluation_{split}.json"
-    atomic_write(path, (json.dumps(result) + "\n").encode())
+    earlier = saved(run, split)
+    if earlier is None or (replace and earlier["images"] <= result["images"]):
+        atomic_write(_path(run, split), (json.dumps(result) + "\n").encode())
     return result
 
 
-def saved(run: Run, split: str, config: Config) -> dict[str, Any] | None:
-    """An earlier evaluation of the run with the same settings, if there is one newer than its checkpoint."""
-    path = run.evaluation_path if split == "test" else run.path / f"evaluation_{split}.json"
+def saved(run: Run, split: str) -> dict[str, Any] | None:
+    """The run's evaluation, if it has one newer than its checkpoint."""
+    path = _path(run, split)
     try:
         result: dict[str, Any] = json.loads(path.read_text())
         fresh = path.stat().st_mtime >= run.checkpoint_path.stat().st_mtime
-        same = result["settings"] == {name: getattr(config, name) for name in SETTINGS}
-    except (OSError, ValueError, KeyError, TypeError):
+        return result if fresh and {"images", "settings"} <= result.keys() else None
+    except (OSError, ValueError, AttributeError):
         return None
-    return result if fresh and same else None
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Those that an evaluation depends on."""
+    return {name: getattr(config, name) for name in SETTINGS}
+
+
+def _path(run: Run, split: str) -> Path:
+    return run.evaluation_path if split == "test" else run.path / f"evaluation_{split}.json"
 
 
 def summary(result: dict[str, Any]) -> str:
-    settings = result["settings"]
-    ais = f"{settings['prior_ais_chains']} chains x {settings['prior_betas']} betas"
+    used = result["settings"]
+    ais = f"{used['prior_ais_chains']} chains x {used['prior_betas']} betas"
     return (
         f"{result['split']} NLL {result['nll']:.2f} +- {result['nll_standard_error']:.2f} nats, "
-        f"ELBO {result['elbo']:.2f} ({result['images']} images, {settings['samples']} samples each; "
+        f"ELBO {result['elbo']:.2f} ({result['images']} images, {used['samples']} samples each; "
         f"log Z of the prior {result['log_partition']:.2f} +- {result['log_partition_standard_error']:.2f} "
         f"by AIS, {ais}; {result['seconds']:.0f} s)"
     )

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from .config import Config, resolve
 from .data import Dataset, load
 from .vae import VAE
 
+TEMPORARY = ".tmp"
+
 
 class RunError(RuntimeError):
     """A run folder that cannot be used. The message names the folder or file and says why."""
@@ -25,16 +26,15 @@ class RunError(RuntimeError):
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Writes beside `path`, then renames: a reader sees the old file or the new one, also after a crash."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -67,8 +67,11 @@ class Run:
         return cls(path, resolve(file=path / "config.yaml"))
 
     def save_config(self) -> None:
+        """Also clears away what writers that were killed have left."""
         import yaml
 
+        for leftover in self.path.glob(f".*{TEMPORARY}"):
+            leftover.unlink()
         atomic_write(self.path / "config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
 
     def check_space(self, needed: int) -> None:
@@ -117,7 +120,7 @@ class Run:
             raise RunError(
                 f"{self.checkpoint_path}: does not fit {self.path / 'config.yaml'}: {_reason(error)}"
             ) from error
-        return model.to(self.config.device).eval()
+        return model.eval()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The metrics' lines. A last line cut short by a crash is left out."""

@@ -36,10 +36,10 @@ def sample_run(run: Run, data: Dataset, model: VAE | None = None, count: int = 1
     model = model or run.load_model(data)
     model.eval()
     torch.manual_seed(seed)
-    images = data.binary("test", 30, run.config.data_seed).to(run.config.device)
+    images = data.binary("test", 30, run.config.data_seed)
     written = [
-        pictures.grid(run.path / "samples.png", generate(model, count).cpu(), data.shape),
-        pictures.pairs(run.path / "reconstructions.png", images.cpu(), reconstruct(model, images).cpu(), data.shape),
+        pictures.grid(run.path / "samples.png", generate(model, count), data.shape),
+        pictures.pairs(run.path / "reconstructions.png", images, reconstruct(model, images), data.shape),
     ]
     metrics = run.read_metrics()
     if metrics:

@@ -36,7 +36,7 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
     if len(data.train) < config.batch_size:
         raise RunError(f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}")
     torch.manual_seed(config.seed)
-    model = VAE(config, data.mean(), len(data.train)).to(config.device)
+    model = VAE(config, data.mean(), len(data.train))
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average)) if config.average else None
     optimizer = torch.optim.Adam(
         _parameter_groups(model, config.weight_decay), lr=config.learning_rate, eps=config.adam_eps, fused=True
@@ -58,21 +58,19 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
     size = save(start)
     run.check_space(2 * (size + 2 * sum(p.numel() * p.element_size() for p in model.parameters())) + 20_000_000)
 
-    validation = data.binary("validation", 200, config.data_seed).to(config.device)
+    validation = data.binary("validation", 200, config.data_seed)
     evaluated: VAE = average.module if average else model  # type: ignore[assignment]
     steps_per_epoch = len(data.train) // config.batch_size
     order, order_epoch = torch.empty(0), -1
-    with _metrics(run, start) as write, _ctrl_c() as interrupted:
-        progress = tqdm(
-            total=config.steps,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
-        with progress:
-            began = time.perf_counter()
-            for step in range(start, config.steps):
+    interval = 0.5 if sys.stderr.isatty() else 10
+    with (
+        _metrics(run, start) as write,
+        _ctrl_c() as interrupted,
+        tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as progress,
+    ):
+        began = time.perf_counter()
+        for step in range(start, config.steps):
+            with _divergence(step):
                 epoch, position = divmod(step, steps_per_epoch)
                 if epoch != order_epoch:
                     order, order_epoch = (
@@ -84,18 +82,16 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
                 torch.manual_seed(_step_seed(config.seed, step))
                 # Less and less augmentation: the last steps see images as they are.
                 strength = config.augment * (1 - step / config.steps)
-                images = binarise(augment(data.train[index], data.shape, strength)).to(config.device)
+                images = binarise(augment(data.train[index], data.shape, strength))
                 rate = config.learning_rate * learning_rate(config.schedule, step / config.steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 model.train()
-                terms = model(images, index.to(config.device), kl_weight(config.kl_warmup, step / config.steps))
+                terms = model(images, index, kl_weight(config.kl_warmup, step / config.steps))
                 optimizer.zero_grad(set_to_none=True)
                 terms.loss.backward()
                 if not math.isfinite(terms.loss.item()):
-                    raise RunError(
-                        f"the loss became {terms.loss.item()} at step {step}; a smaller learning_rate may help"
-                    )
+                    raise ValueError(f"the loss became {terms.loss.item()}")
                 optimizer.step()
                 if average:
                     average.update_parameters(model)
@@ -111,10 +107,13 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
                     write(line)
                     progress.set_postfix_str(f"ELBO {line['elbo']:.2f}", refresh=False)
                 progress.update()
-                if done % config.checkpoint_every == 0 or done == config.steps or interrupted():
+                stop = interrupted()
+                if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                        raise ValueError("a parameter is not finite")
                     save(done)
-                if interrupted() and done < config.steps:
-                    raise Interrupted
+                if stop:
+                    break
     return evaluated.eval()
 
 
@@ -207,8 +206,20 @@ def _metrics(run: Run, start: int) -> Iterator[Any]:
 
 
 @contextmanager
+def _divergence(step: int) -> Iterator[None]:
+    """The samplers refuse parameters that are not finite."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(f"training diverged at step {step} ({error}); a smaller learning_rate may help") from error
+
+
+@contextmanager
 def _ctrl_c() -> Iterator[Any]:
-    """Ctrl-C (or SIGTERM) is asked for between steps, so that no step is left half done; a second one stops at once."""
+    """Ctrl-C (or SIGTERM) is asked for between steps, so that no step is left half done; a second one stops at once.
+
+    Raises Interrupted at the end, also when that was the last step.
+    """
     received = False
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -224,3 +235,5 @@ def _ctrl_c() -> Iterator[Any]:
     finally:
         for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
+    if received:
+        raise Interrupted

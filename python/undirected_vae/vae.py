@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VAE: encoder, posterior (undirected or factorial), Boltzmann prior, decoder; its objective and its proposals.
 
-Everything about the undirected posterior's gradient is in method.md, "Gradient through the sampler".
+The method is that of Vahdat et al. 2020, "Undirected Graphical Models as Approximate Posteriors" (arXiv 1901.03440).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class VAE(nn.Module):
             divergence = self.prior.energy(sample.left_mean, sample.right) - posterior.energy_of(
                 sample.left_mean, sample.right
             )
-        reconstruction = log_likelihood(self.decoder(torch.cat([sample.left, sample.right], -1)), images)
+        reconstruction = log_bernoulli(self.decoder(torch.cat([sample.left, sample.right], -1)), images)
         loss = (kl_weight * divergence - reconstruction).mean() + kl_weight * self.prior.log_partition_surrogate()
         return Terms(loss, reconstruction.detach(), divergence.detach())
 
@@ -100,7 +100,7 @@ class VAE(nn.Module):
         if isinstance(self.posterior, FactorialPosterior):
             both = self.posterior.parameters_of(features)
             left, right = (torch.bernoulli(torch.sigmoid(logits).expand(num_samples, -1, -1)) for logits in both)
-            log_q = _log_bernoulli(left, both[0]) + _log_bernoulli(right, both[1])
+            log_q = log_bernoulli(both[0], left) + log_bernoulli(both[1], right)
             return Proposal(left, right, -log_q, log_q)
         model = gx.BipartiteBoltzmann(*self.posterior.parameters_of(features))
         # base="bias": the factorial model with the same biases.
@@ -120,7 +120,7 @@ class VAE(nn.Module):
     def log_joint(self, images: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """log p(x, z) + log Z_theta, [K, B]."""
         logits = self.decoder(torch.cat([left, right], -1))
-        return log_likelihood(logits, images) - self.prior.energy(left, right)
+        return log_bernoulli(logits, images) - self.prior.energy(left, right)
 
     @torch.no_grad()
     def elbo(self, images: Tensor, log_partition: float, num_samples: int = 16, num_betas: int = 50) -> Tensor:
@@ -130,11 +130,7 @@ class VAE(nn.Module):
         return (log_joint - proposal.log_q).mean(0)
 
 
-def log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
-    """log p(x | z) of Bernoulli pixels: logits [..., pixels], images broadcast to them -> [...]."""
-    # x * logit - softplus(logit), which unlike binary_cross_entropy_with_logits broadcasts.
-    return (logits * images - F.softplus(logits)).sum(-1)
-
-
-def _log_bernoulli(states: Tensor, logits: Tensor) -> Tensor:
-    return (states * logits - F.softplus(logits)).sum(-1)
+def log_bernoulli(logits: Tensor, bits: Tensor) -> Tensor:
+    """log p(bits) of independent Bernoulli bits: logits [..., n], bits broadcast to them -> [...]."""
+    # bit * logit - softplus(logit), which unlike binary_cross_entropy_with_logits broadcasts.
+    return (logits * bits - F.softplus(logits)).sum(-1)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument checks that tensors' shapes and dtypes do not decide (those are made in C++), and how errors are worded.
+
+A message begins with the name of the function that was called, names the argument, and says what came.
+"""
+
+import contextlib
+import numbers
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: on one line, however long."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def check_tensors(name: str, /, **tensors: object) -> None:
+    for argument, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a tensor, got {type(tensor).__name__}")
+
+
+def check_integers(name: str, minimum: int = _INT64_MIN, maximum: int = _INT64_MAX, /, **values: object) -> None:
+    for argument, value in values.items():
+        # A traced size is a torch.SymInt.
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+            raise TypeError(f"{name}: {argument} must be an integer, got {shown(value)}")
+        number: Any = value  # Integral declares no comparison with int
+        if number < minimum > _INT64_MIN:
+            raise ValueError(f"{name}: {argument} must be at least {minimum}, got {shown(value)}")
+        if not _INT64_MIN <= number <= maximum:
+            raise ValueError(f"{name}: {argument} must fit in 64 bits, got {shown(value)}")
+
+
+def check_units(name: str, argument: str, tensor: Tensor, *num_units: int) -> None:
+    """The last dim of a tensor is one of ``num_units``."""
+    check_tensors(name, **{argument: tensor})
+    if tensor.dim() < 1 or tensor.shape[-1] not in num_units:
+        wanted = " or ".join(f"[..., {n}]" for n in num_units)
+        raise ValueError(f"{name}: {argument} must have shape {wanted}, got {list(tensor.shape)}")
+
+
+def check_bits(name: str, argument: str, tensor: Tensor) -> None:
+    check_tensors(name, **{argument: tensor})
+    odd = tensor[(tensor != 0) & (tensor != 1)]
+    if odd.numel():
+        raise ValueError(f"{name}: {argument} must hold 0 and 1 only, got {odd[0].item()}")
+
+
+def expand_to(name: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    check_tensors(name, **{argument: tensor})
+    try:
+        return tensor.expand(*shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: {argument} must broadcast to shape {list(shape)}, got {list(tensor.shape)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def reported_as(name: str, **arguments: str) -> Iterator[None]:
+    """Errors of this package's functions called inside name ``name`` and, for their arguments, those it was given."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = re.fullmatch(r"[\w.]+: (.*)", str(error), re.DOTALL)
+        if not found:
+            raise
+        text = re.sub(r"\w+", lambda word: arguments.get(word[0], word[0]), found[1])
+        raise type(error)(f"{name}: {text}") from error

@@ -84,18 +84,23 @@ hooks: .venv/lint.stamp
 
 SANITIZE := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Icsrc -Wall -Wextra -Werror -pthread \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
-SANITIZE_OBJECTS := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp))
-SANITIZE_TESTS := $(patsubst %.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp))
+SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
+# Once with the instruction sets of this processor, once with the code for any processor.
+SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))
 
-sanitize: $(SANITIZE_TESTS)
+sanitize: $(SANITIZE_PROGRAMS)
 	@for test in $^; do echo "$$test"; ./$$test || exit 1; done
 
-$(SANITIZE_TESTS): %: %.o $(SANITIZE_OBJECTS)
-	$(CXX) $(SANITIZE) $^ -o $@
+build/sanitize/portable/%.o: SANITIZE += -DGIBBS_PORTABLE
+define SANITIZE_RULES
+$(patsubst %.cpp,build/sanitize/$(1)/%,$(SANITIZE_TESTS)): %: %.o $(patsubst %.cpp,build/sanitize/$(1)/%.o,$(wildcard csrc/cpu/*.cpp))
+	$$(CXX) $$(SANITIZE) $$^ -o $$@
 
-build/sanitize/%.o: %.cpp
-	@mkdir -p $(@D)
-	$(CXX) $(SANITIZE) -MMD -c $< -o $@
+build/sanitize/$(1)/%.o: %.cpp
+	@mkdir -p $$(@D)
+	$$(CXX) $$(SANITIZE) -MMD -c $$< -o $$@
+endef
+$(foreach kind,native portable,$(eval $(call SANITIZE_RULES,$(kind))))
 
 .PRECIOUS: build/sanitize/%.o
 -include $(shell find build/sanitize -name '*.d' 2> /dev/null)

@@ -88,5 +88,11 @@ def test_bad_files(tmp_path, name, text):
         read_file(tmp_path / name)
 
 
+def test_a_preset_that_is_a_list_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("preset: [a]\n")
+    with pytest.raises(ConfigError, match="preset: expected one of"):
+        resolve(file=tmp_path / "c.yaml")
+
+
 def test_every_setting_says_what_it_is():
     assert all(field.metadata["help"] for field in dataclasses.fields(Config))

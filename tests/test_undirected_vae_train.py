@@ -13,13 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("tensorboard")
 from undirected_vae.__main__ import main
-from undirected_vae.runs import Run, RunError, atomic_write
+from undirected_vae.runs import Run, RunError, atomic_write, new_folder
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -217,6 +218,47 @@ def test_resume_for_longer_and_a_run_is_not_overwritten(tmp_path, uninterrupted,
     assert Run.open(tmp_path / "run").config.left == 12
 
 
+def test_resume_can_start_an_average(tmp_path):
+    assert train(tmp_path / "run", "--steps", 3, "--average", 0) == 0
+    assert main(["train", "--resume", str(tmp_path / "run"), "--average", "0.9", "--no-evaluate"]) == 0
+    state = Run.open(tmp_path / "run").load_checkpoint()
+    assert same_state(state["average"], state["model"]) is None
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "5", "--no-evaluate"]) == 0
+
+
+def test_resume_is_refused_where_it_makes_no_sense(tmp_path, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    for flags, message in (
+        (["--steps", "2"], "steps: expected at least 240"),
+        (["--data", "other.npy"], "a run cannot be resumed on other images"),
+        (["--data-seed", "1"], "a run cannot be resumed on other images"),
+    ):
+        assert main(["train", "--resume", str(tmp_path / "run"), *flags]) == 2
+        assert message in one_error(capsys)
+    assert Run.open(tmp_path / "run").config == Run.open(uninterrupted).config
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path, uninterrupted, capsys):
+    shutil.copytree(uninterrupted, tmp_path / "old")
+    for path, flags in ((tmp_path / "new", ["--run"]), (tmp_path / "old", ["--resume"])):
+        with Run(path, None).lock():
+            before = sorted(path.iterdir())
+            assert main(["train", *flags, str(path), "--steps", "250"]) == 2
+            assert f"{path}: another process is training there" in one_error(capsys)
+            assert sorted(path.iterdir()) == before
+    assert train(tmp_path / "new", "--steps", 2) == 0
+    assert [new_folder(tmp_path / "runs" / "name").name for _ in range(3)] == ["name", "name-2", "name-3"]
+
+
+def test_data_of_a_relative_path_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.random.default_rng(0).random((300, 4, 4)) < 0.5)
+    assert train("run", "--data", "images.npy", "--steps", 2, "--batch-size", 20) == 0
+    monkeypatch.chdir("elsewhere")
+    assert main(["evaluate", "../run"]) == 0
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +317,9 @@ class Bomb:
         pytest.param(lambda path: torch.save({"step": 1}, path), id="keys missing"),
         pytest.param(lambda path: torch.save({"step": Bomb()}, path), id="code"),
         pytest.param(lambda path: path.unlink(), id="missing"),
+        pytest.param(lambda path: torch.save(torch.load(path) | {"step": "x"}, path), id="step is text"),
+        pytest.param(lambda path: torch.save(torch.load(path) | {"model": [1]}, path), id="model is a list"),
+        pytest.param(lambda path: torch.save(torch.load(path) | {"model": {}, "average": None}, path), id="no model"),
     ],
 )
 def test_bad_checkpoint(tmp_path, uninterrupted, capsys, damage, monkeypatch):
@@ -285,6 +330,25 @@ def test_bad_checkpoint(tmp_path, uninterrupted, capsys, damage, monkeypatch):
         assert main([*command, str(tmp_path / "run")]) == 2
         assert "checkpoint.pt" in one_error(capsys)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b'{"step": 1}\n', b"\xff\n", b'{"step": 1, "elbo": "x"}\n', b"{\n{}\n"])
+def test_bad_metrics(tmp_path, uninterrupted, capsys, content):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(content)
+    for command in (["train", "--resume"], ["sample"]):
+        assert main([*command, str(tmp_path / "run")]) == 2
+        assert "metrics.jsonl: damaged" in one_error(capsys)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"split": ', "[]"])
+def test_bad_evaluation(tmp_path, uninterrupted, capsys, content):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").write_text(content)
+    assert main(["info", str(tmp_path / "run")]) == 2
+    assert "evaluation.json: damaged" in one_error(capsys)
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main(["info", str(tmp_path / "run")]) == 0
 
 
 def test_divergence_is_one_error_and_leaves_a_sound_checkpoint(tmp_path, capsys):
@@ -303,6 +367,7 @@ def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
         (["sample", str(uninterrupted), "--seed", "-1"], "seed: expected from 0 to"),
         (["train", "--run", str(tmp_path / "a4"), "--learning-rate", "inf"], "learning_rate: expected a finite number"),
         (["train", "--run", str(tmp_path / "a5"), "--data-seed", str(2**70)], "data_seed: expected from 0 to"),
+        (["train", "--run", str(tmp_path / "a6"), "--adam-eps", "0"], "adam_eps: expected at least 1e-12"),
         (["evaluate", str(tmp_path)], "no run there"),
         (["train", "--run", str(tmp_path / "a"), "--data", str(tmp_path / "b")], "no such file"),
         (["train", "--run", str(tmp_path / "a2"), "--steps", "0"], "steps: expected at least 1"),
@@ -358,6 +423,14 @@ def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, mon
     encoder, decoder = 784 * 32 + 64 + 33 * 20, 20 * 32 + 64 + 33 * 784
     assert f"parameters: {encoder + decoder + 12 * 8 + 12 + 8}\n" in output
     assert "test NLL" in output
+    assert "evaluated at" not in output
+    assert main(["train", "--resume", str(directed), "--steps", "21", "--no-evaluate"]) == 0
+    assert main(["info", str(directed)]) == 0
+    assert "evaluated at step 20" in capsys.readouterr().out
+    monkeypatch.setattr("undirected_vae.evaluate.evaluate", None)
+    assert train("other", "--steps", 1, "--data-seed", 1) == 0
+    assert main(["evaluate", "undirected", "--against", "other"]) == 2
+    assert "runs are compared on the same images only" in one_error(capsys)
     assert main(["info"]) == 0
     assert "paper-mnist-200" in capsys.readouterr().out
     assert main(["sample", str(directed), "--count", "5"]) == 0

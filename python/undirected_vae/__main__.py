@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import EVALUATION, MAX_SEED, PRESETS, ConfigError, add_flags, checked, resolve
-from .data import SPLITS, DataError
-from .runs import Run, RunError, free_name
+from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
+from .data import SPLITS, DataError, load
+from .runs import Run, RunError, new_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,24 +91,37 @@ def _train(arguments: dict[str, Any]) -> None:
         arguments.pop(name) for name in ("run", "resume", "preset", "config", "evaluate")
     )
     if resume:
-        run = Run(resume, resolve(preset, file, arguments, base=Run.open(resume).config))
+        before = Run.open(resume).config
+        run = Run(resume, resolve(preset, file, arguments, base=before))
+        # Its persistent chains belong to the images.
+        _require_same_images(before, run.config, "a run cannot be resumed on other images")
         data = run.load_data()
     else:
         config = resolve(preset, file, arguments)
         kind = config.posterior if config.posterior == "directed" else f"{config.posterior}-{config.coupling}"
-        run = Run(path or free_name(Path("runs") / f"{kind}-{config.left}x{config.right}"), config)
-        data = run.load_data()
-        run.create()
-    print(f"{run.path}: {len(data.train)} training images of {data.name}, {run.config.steps} steps", file=sys.stderr)
-    try:
-        model = train(run, data, resume=bool(resume))
-    except Interrupted:
-        print(f"interrupted; the checkpoint is saved, continue with: train --resume {run.path}", file=sys.stderr)
-        raise KeyboardInterrupt from None
-    if finish:
-        print(summary(evaluate_run(run, data, model)))
-        for picture in sample_run(run, data, model):
-            print(picture)
+        data = load(config.data, config.data_seed)
+        run = Run(path or new_folder(Path("runs") / f"{kind}-{config.left}x{config.right}"), config)
+    with run.lock():
+        if not resume:
+            run.create()
+        print(
+            f"{run.path}: {len(data.train)} training images of {data.name}, {run.config.steps} steps", file=sys.stderr
+        )
+        try:
+            model = train(run, data, resume=bool(resume))
+        except Interrupted:
+            print(f"interrupted; the checkpoint is saved, continue with: train --resume {run.path}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+        if finish:
+            print(summary(evaluate_run(run, data, model)))
+            for picture in sample_run(run, data, model):
+                print(picture)
+
+
+def _require_same_images(first: Config, second: Config, problem: str) -> None:
+    images = [f"data {config.data}, data_seed {config.data_seed}" for config in (first, second)]
+    if images[0] != images[1]:
+        raise RunError(f"{problem}: {images[0]}; {images[1]}")
 
 
 def _evaluate(arguments: dict[str, Any]) -> None:
@@ -117,12 +130,14 @@ def _evaluate(arguments: dict[str, Any]) -> None:
     path, against, split = (arguments.pop(name) for name in ("path", "against", "split"))
     run = Run.open(path)
     run.config = run.config.replace(arguments)
-    result = evaluate_run(run, run.load_data(), split=split)
-    print(f"{run.path}: {summary(result)}")
     if against:
         other = Run.open(against)
         other.config = other.config.replace({name: getattr(run.config, name) for name in EVALUATION})
-        other_result = saved(other, split)
+        _require_same_images(run.config, other.config, "runs are compared on the same images only")
+        other_result = saved(other, split, other.load_checkpoint()["step"])
+    result = evaluate_run(run, run.load_data(), split=split)
+    print(f"{run.path}: {summary(result)}")
+    if against:
         if not other_result or other_result["settings"] != settings(other.config):
             other_result = evaluate_run(other, other.load_data(), split=split, replace=False)
         print(f"{other.path}: {summary(other_result)}")
@@ -142,13 +157,11 @@ def _sample(arguments: dict[str, Any]) -> None:
 
 
 def _info(arguments: dict[str, Any]) -> None:
-    import json
-
     import yaml
 
     import gibbs_ext as gx
 
-    from .evaluate import summary
+    from .evaluate import read, summary
     from .vae import VAE
 
     if arguments["path"] is None:
@@ -156,7 +169,8 @@ def _info(arguments: dict[str, Any]) -> None:
         return
     run = Run.open(arguments["path"])
     state = run.load_checkpoint()
-    model = VAE(run.config, state["model"]["encoder.mean"], 1)
+    with run.fitting():
+        model = VAE(run.config, state["model"]["encoder.mean"], 1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         yaml.safe_dump(
@@ -165,8 +179,10 @@ def _info(arguments: dict[str, Any]) -> None:
         ),
         end="",
     )
-    if run.evaluation_path.exists():
-        print(f"result: {summary(json.loads(run.evaluation_path.read_text()))}")
+    result = read(run)
+    if result:
+        step = result.get("step", "unknown")
+        print(f"result: {summary(result)}" + (f", evaluated at step {step}" if step != state["step"] else ""))
 
 
 if __name__ == "__main__":

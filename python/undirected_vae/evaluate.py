@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
-from .runs import Run, RunError, atomic_write
+from .runs import DAMAGED, Run, RunError, atomic_write, blaming
 from .vae import VAE
 
 SETTINGS = (*EVALUATION, "data_seed", "seed")
@@ -85,22 +86,34 @@ def evaluate_run(
     Args:
         replace: whether the result may take the place of an earlier one at all.
     """
-    result = evaluate(model or run.load_model(data), data, run.config, split)
-    earlier = saved(run, split)
+    state = run.load_checkpoint()
+    result = {"step": state["step"]} | evaluate(model or run.load_model(data, state), data, run.config, split)
+    earlier = saved(run, split, state["step"])
     if earlier is None or (replace and earlier["images"] <= result["images"]):
         atomic_write(_path(run, split), (json.dumps(result) + "\n").encode())
     return result
 
 
-def saved(run: Run, split: str) -> dict[str, Any] | None:
-    """The run's evaluation, if it has one newer than its checkpoint."""
+def read(run: Run, split: str = "test") -> dict[str, Any] | None:
+    """The run's evaluation, if it has one, at whatever step."""
     path = _path(run, split)
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        fresh = path.stat().st_mtime >= run.checkpoint_path.stat().st_mtime
-        return result if fresh and {"images", "settings"} <= result.keys() else None
-    except (OSError, ValueError, AttributeError):
+    if not path.exists():
         return None
+    with blaming(path, DAMAGED):
+        result: dict[str, Any] = json.loads(path.read_text())
+        # It is sound if all that is done with it can be.
+        summary(result)
+        compare(result, result)
+    return result
+
+
+def saved(run: Run, split: str, step: int) -> dict[str, Any] | None:
+    """The run's evaluation at this step, if it has a sound one."""
+    with suppress(RunError):
+        result = read(run, split)
+        if result and result.get("step") == step:
+            return result
+    return None
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,23 @@ from .data import Dataset, load
 from .vae import VAE
 
 TEMPORARY = ".tmp"
+DAMAGED = "damaged, or no file of this program"
+CHECKPOINT: dict[str, Any] = {"step": int, "model": dict, "average": (dict, type(None)), "optimizer": dict}
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used. The message names the folder or file and says why."""
+
+
+@contextmanager
+def blaming(path: Path, problem: str, errors: type[Exception] = Exception) -> Iterator[None]:
+    """Whatever fails inside, as a damaged file makes it, becomes one RunError."""
+    try:
+        yield
+    except RunError:
+        raise
+    except errors as error:
+        raise RunError(f"{path}: {problem}: {_reason(error)}") from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -47,18 +64,29 @@ class Run:
         self.metrics_path = path / "metrics.jsonl"
         self.evaluation_path = path / "evaluation.json"
 
-    def create(self) -> None:
-        """Makes the folder (which may exist, without a run in it) and saves the settings."""
-        try:
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the folder if need be and keeps other processes from training in it, until this one leaves or dies."""
+        path = self.path / "train.lock"
+        with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.checkpoint_path.exists():
-                raise RunError(
-                    f"{self.path}: already holds a run; continue it with `train --resume {self.path}`,"
-                    " or choose another folder"
-                )
+            path.touch()
+        with open(path, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{self.path}: another process is training there") from error
+            yield
+
+    def create(self) -> None:
+        """Saves the settings in a folder without a run."""
+        if self.checkpoint_path.exists():
+            raise RunError(
+                f"{self.path}: already holds a run; continue it with `train --resume {self.path}`,"
+                " or choose another folder"
+            )
+        with self.writing():
             self.save_config()
-        except OSError as error:
-            raise RunError(f"{self.path}: the run folder cannot be written: {_reason(error)}") from error
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -73,6 +101,12 @@ class Run:
         for leftover in self.path.glob(f".*{TEMPORARY}"):
             leftover.unlink()
         atomic_write(self.path / "config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
+
+    def writing(self) -> AbstractContextManager[None]:
+        return blaming(self.path, "the run folder cannot be written", OSError)
+
+    def fitting(self) -> AbstractContextManager[None]:
+        return blaming(self.checkpoint_path, f"does not fit {self.path / 'config.yaml'}")
 
     def check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.path).free
@@ -96,52 +130,54 @@ class Run:
     def load_checkpoint(self) -> dict[str, Any]:
         if not self.checkpoint_path.exists():
             raise RunError(f"{self.checkpoint_path}: no such file; the run has no checkpoint")
-        try:
+        with blaming(self.checkpoint_path, DAMAGED):
             # weights_only: a checkpoint from elsewhere cannot execute code.
             state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
-                raise ValueError("it lacks step, model or optimizer")
-        except Exception as error:  # torch.load has no error class of its own
-            raise RunError(
-                f"{self.checkpoint_path}: damaged, or no checkpoint of this program: {_reason(error)}"
-            ) from error
+            for name, kind in CHECKPOINT.items():
+                if not isinstance(state[name], kind):
+                    raise TypeError(f"{name} is of type {type(state[name]).__name__}")
         return state
 
     def load_data(self) -> Dataset:
         return load(self.config.data, self.config.data_seed)
 
-    def load_model(self, data: Dataset) -> VAE:
+    def load_model(self, data: Dataset, state: dict[str, Any] | None = None) -> VAE:
         """The trained model, in eval mode; where a moving average of the parameters was kept, that one."""
-        state = self.load_checkpoint()
+        state = state or self.load_checkpoint()
         model = VAE(self.config, data.mean(), len(data.train))
-        try:
+        with self.fitting():
             model.load_state_dict(state["average"] or state["model"])
-        except (RuntimeError, KeyError) as error:
-            raise RunError(
-                f"{self.checkpoint_path}: does not fit {self.path / 'config.yaml'}: {_reason(error)}"
-            ) from error
         return model.eval()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The metrics' lines. A last line cut short by a crash is left out."""
-        lines = []
-        try:
-            for line in self.metrics_path.read_text().splitlines():
-                lines.append(json.loads(line))
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        return lines
+        if not self.metrics_path.exists():
+            return []
+        with blaming(self.metrics_path, DAMAGED):
+            *lines, last = self.metrics_path.read_text().split("\n")
+            metrics = [json.loads(line) for line in lines]
+            with suppress(json.JSONDecodeError):
+                metrics.append(json.loads(last))
+            for line in metrics:
+                if not isinstance(line, dict) or not {"step", "elbo"} <= line.keys():
+                    raise ValueError(f"expected lines with step and elbo, got {line}")
+                if not all(isinstance(value, (int, float)) for value in line.values()):
+                    raise ValueError(f"expected numbers, got {line}")
+        return metrics
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         atomic_write(self.metrics_path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def free_name(base: Path) -> Path:
-    """`base`, or `base`-2, `base`-3, ... where that is taken."""
-    path, number = base, 1
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
+def new_folder(base: Path) -> Path:
+    """Makes `base`, or `base`-2, `base`-3, ... where that is taken. Two processes never get the same."""
+    with blaming(base, "the run folder cannot be written", OSError):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
     return path
 
 
@@ -150,4 +186,6 @@ def _reason(error: BaseException) -> str:
         return "the disk is full"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -44,6 +44,8 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
     start = 0
     if resume:
         start = _restore(run, model, average, optimizer)
+        if start > config.steps:
+            raise RunError(f"steps: expected at least {start}, which {run.path} has done, got {config.steps}")
         run.save_config()
         run.write_metrics([line for line in run.read_metrics() if line["step"] <= start])
 
@@ -98,6 +100,7 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
 
                 done = step + 1
                 if done % config.log_every == 0 or done in (1, config.steps):
+                    _require_finite(model)
                     line = {"step": done, "reconstruction": terms.reconstruction.mean().item(), "learning_rate": rate}
                     line |= _elbo(model, images, "elbo", "log_partition")
                     if done % config.validate_every == 0 or done in (1, config.steps):
@@ -109,8 +112,7 @@ def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
                 progress.update()
                 stop = interrupted()
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-                        raise ValueError("a parameter is not finite")
+                    _require_finite(model)
                     save(done)
                 if stop:
                     break
@@ -150,6 +152,11 @@ def _elbo(model: VAE, images: Tensor, name: str, partition_name: str) -> dict[st
     return {name: values.mean().item(), partition_name: log_partition}
 
 
+def _require_finite(model: VAE) -> None:
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ValueError("a parameter is not finite")
+
+
 def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
     """L2 on weight matrices and couplings, none on biases and normalisation."""
     parameters = list(model.parameters())
@@ -169,16 +176,13 @@ def _moving_average(decay: float) -> Any:
 
 def _restore(run: Run, model: VAE, average: AveragedModel | None, optimizer: torch.optim.Optimizer) -> int:
     state = run.load_checkpoint()
-    try:
+    with run.fitting():
         model.load_state_dict(state["model"])
         if average:
-            average.module.load_state_dict(state["average"])
+            # A run that kept no average starts one here.
+            average.module.load_state_dict(state["average"] or state["model"])
             average.n_averaged.fill_(state["step"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise RunError(
-            f"{run.checkpoint_path}: does not fit {run.path / 'config.yaml'}: {str(error).splitlines()[0]}"
-        ) from error
     return int(state["step"])
 
 
@@ -187,22 +191,20 @@ def _metrics(run: Run, start: int) -> Iterator[Any]:
     """A function that appends a line to metrics.jsonl and to TensorBoard's events."""
     from torch.utils.tensorboard import SummaryWriter
 
-    try:
-        with (
-            open(run.metrics_path, "a") as file,
-            SummaryWriter(str(run.path), purge_step=start + 1 if start else None) as events,
-        ):
+    with (
+        run.writing(),
+        open(run.metrics_path, "a") as file,
+        SummaryWriter(str(run.path), purge_step=start + 1 if start else None) as events,
+    ):
 
-            def write(line: dict[str, float]) -> None:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                for name, value in line.items():
-                    if name != "step":
-                        events.add_scalar(name, value, line["step"])
+        def write(line: dict[str, float]) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            for name, value in line.items():
+                if name != "step":
+                    events.add_scalar(name, value, line["step"])
 
-            yield write
-    except OSError as error:
-        raise RunError(f"{run.path}: the run folder cannot be written: {error.strerror}") from error
+        yield write
 
 
 @contextmanager

@@ -6,6 +6,8 @@ are those of :mod:`gibbs_ext.functional`; here every argument is explicit, ``bet
 or one per sweep, and ``seed`` a 0-dim int64 tensor.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -265,7 +267,21 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
     def refuse(info: Any, in_dims: Any, *args: Any) -> NoReturn:
         refuse_vmap(name)
 
-    torch.library.register_fake(f"gibbs_ext::{name}", fake)
+    parameters = list(inspect.signature(fake).parameters)
+
+    @functools.wraps(fake)
+    def on_one_device(*args: Any) -> Any:
+        """One stray meta tensor would bring real tensors here, and hand out memory that nobody has filled."""
+        device = args[0].device
+        for parameter, tensor in zip(parameters, args, strict=True):
+            free = parameter in ("beta", "betas", "seed") and device.type == "meta"
+            if isinstance(tensor, Tensor) and tensor.device != device and not free:
+                raise ValueError(
+                    f"{name}: {parameter} must be on {parameters[0]}'s device, {device}, got {tensor.device}"
+                )
+        return fake(*args)
+
+    torch.library.register_fake(f"gibbs_ext::{name}", on_one_device)
     torch.library.register_vmap(f"gibbs_ext::{name}", refuse)
 
 

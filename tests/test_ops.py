@@ -260,6 +260,17 @@ def test_ctrl_c_stops_threads_that_outlast_the_calling_one():
     assert done.stdout == "in time\n"
 
 
+@pytest.mark.parametrize("stray", ["left", "left_bias", "right_bias", "weight", "seed"])
+def test_one_stray_meta_tensor_is_an_error(stray):
+    arguments = {
+        "left": torch.zeros(2, 4), "left_bias": torch.zeros(4), "right_bias": torch.zeros(5),
+        "weight": torch.zeros(4, 5), "seed": torch.tensor(1),
+    }  # fmt: skip
+    arguments[stray] = arguments[stray].to("meta")
+    with pytest.raises(ValueError, match=r"^bipartite_gibbs: \w+ must be on left's device"):
+        gx.bipartite_gibbs(**arguments, num_sweeps=1)
+
+
 def test_import_error_says_what_to_do():
     """The package without its compiled module: one clear message."""
     script = "import sys; sys.modules['gibbs_ext._C'] = None; import gibbs_ext"

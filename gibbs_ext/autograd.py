@@ -4,7 +4,7 @@
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from gibbs_ext import ops
 
@@ -79,9 +79,9 @@ class BipartiteGibbsRelaxedBackward(torch.autograd.Function):
 
 
 # For those who call torch.ops directly, and for graphs that hold the op itself.
-torch.library.register_autograd(
+library.register_autograd(
     "gibbs_ext::bipartite_gibbs_relaxed",
     BipartiteGibbsRelaxed.backward,
     setup_context=BipartiteGibbsRelaxed.setup_context,
 )
-torch.library.register_autograd("gibbs_ext::bipartite_gibbs_relaxed_backward", BipartiteGibbsRelaxedBackward.backward)
+library.register_autograd("gibbs_ext::bipartite_gibbs_relaxed_backward", BipartiteGibbsRelaxedBackward.backward)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 try:
     from gibbs_ext import _C
@@ -281,8 +281,8 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
                 )
         return fake(*args)
 
-    torch.library.register_fake(f"gibbs_ext::{name}", on_one_device)
-    torch.library.register_vmap(f"gibbs_ext::{name}", refuse)
+    library.register_fake(f"gibbs_ext::{name}", on_one_device)
+    library.register_vmap(f"gibbs_ext::{name}", refuse)
 
 
 _register("bipartite_gibbs", bipartite_gibbs_fake)

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 from support import assert_close, assert_same_bits, random_bits, random_parameters
+from torch import library
 
 import gibbs_ext as gx
 from gibbs_ext import ops
@@ -64,7 +65,7 @@ def test_ops_are_found():
 def test_opcheck(op):
     overload = getattr(torch.ops.gibbs_ext, op).default
     for arguments in samples(op):
-        torch.library.opcheck(overload, arguments)
+        library.opcheck(overload, arguments)
 
 
 @pytest.mark.parametrize("op", REGISTERED)

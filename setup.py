@@ -30,7 +30,7 @@ setup(
     ext_modules=[
         Extension(
             "gibbs_ext._C",
-            sources=sorted(["csrc/ops.cpp", "csrc/python.cpp", *glob("csrc/cpu/*.cpp")]),
+            sources=sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
             include_dirs=[os.path.abspath("csrc"), pybind11.get_include(), *include_paths()],
             library_dirs=library_paths(),
             # Not torch_python: with libtorch's stable ABI alone, one binary serves many versions of torch.

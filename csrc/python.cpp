@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +14,8 @@
 #include "core/macros.h"
 #include "core/philox.h"
 #include "cpu/bipartite_driver.h"
+#include "cpu/graph_driver.h"
+#include "graph_layout.h"
 #include "hooks.h"
 
 namespace py = pybind11;
@@ -105,6 +109,21 @@ py::tuple round_couplings(const py::array& weight) {
   return py::make_tuple(out, k);
 }
 
+using LongArray = py::array_t<int64_t, py::array::c_style>;
+
+py::array_t<int32_t> graph_layout(int64_t num_nodes, const LongArray& edges, const std::optional<LongArray>& colors) {
+  if (edges.ndim() != 2 || edges.shape(1) != 2) throw py::value_error("graph_layout: edges must have shape [E, 2]");
+  const std::span<const int64_t> ends(edges.data(), size_t(edges.size()));
+  std::optional<std::span<const int64_t>> given;
+  if (colors) given.emplace(colors->data(), size_t(colors->size()));
+  std::vector<int32_t> layout;
+  {
+    const py::gil_scoped_release nogil;
+    layout = gibbs::graph_layout(num_nodes, ends, given);
+  }
+  return py::array_t<int32_t>(py::ssize_t(layout.size()), layout.data());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -127,10 +146,16 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("threshold", threshold);
   m.def("round_couplings", round_couplings);
+  m.def("graph_layout", graph_layout);
   m.def("set_instruction_set", [](const std::string& name) {
     if (!gibbs::set_instruction_set(name.c_str()))
       throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " +
                             name);
+  });
+  // Which graphs have their probabilities tabulated: for tests and benchmarks.
+  m.def("set_graph_tables", [](const std::string& name) {
+    if (!gibbs::set_table_policy(name.c_str()))
+      throw py::value_error("set_graph_tables: name must be auto, never or always, got " + name);
   });
   m.def("instruction_set", [] { return gibbs::kernels().name; });
   m.def("take_exception", []() -> py::object {

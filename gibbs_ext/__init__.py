@@ -3,28 +3,47 @@
 
 from gibbs_ext import nn
 from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
-from gibbs_ext.distributions import BipartiteBoltzmann, coupling_resolution
+from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.estimators import (
     AISResult,
     annealed_importance_sampling,
-    exact_log_partition,
     negative_log_likelihood_surrogate,
 )
-from gibbs_ext.functional import bipartite_ais, bipartite_gibbs, bipartite_gibbs_relaxed
+from gibbs_ext.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
+from gibbs_ext.functional import (
+    bipartite_ais,
+    bipartite_gibbs,
+    bipartite_gibbs_relaxed,
+    graph_ais,
+    graph_gibbs,
+    graph_gibbs_relaxed,
+)
+from gibbs_ext.graphs import ChimeraGraph, ColoredGraph, boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.ops import CouplingResolutionWarning, build_info
 
 __all__ = [
     "AISResult",
     "BipartiteBoltzmann",
+    "ChimeraGraph",
+    "ColoredGraph",
     "CouplingResolutionWarning",
+    "GraphBoltzmann",
+    "Marginals",
     "PersistentChains",
     "annealed_importance_sampling",
     "bipartite_ais",
     "bipartite_gibbs",
     "bipartite_gibbs_relaxed",
+    "boltzmann_to_ising",
     "build_info",
     "coupling_resolution",
     "exact_log_partition",
+    "exact_marginals",
+    "exact_samples",
+    "graph_ais",
+    "graph_gibbs",
+    "graph_gibbs_relaxed",
+    "ising_to_boltzmann",
     "negative_log_likelihood_surrogate",
     "nn",
     "pack_bits",

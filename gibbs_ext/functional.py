@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block Gibbs sampling of bipartite Boltzmann machines over bits, as functions.
+"""Block Gibbs sampling of Boltzmann machines over bits, as functions.
 
-The model of all of them, with left units z [n1] and right units y [n2] in {0, 1}::
+The bipartite model, with left units z [n1] and right units y [n2] in {0, 1}::
 
     energy(z, y) = - left_bias . z - right_bias . y - z^T weight y,      p(z, y) = exp(-beta * energy(z, y)) / Z(beta)
 
 A sweep draws right given left, then left given right. Batch dims broadcast by stride, from the right: ``weight
 [n1, n2]`` is one model shared by all chains, ``weight [M, n1, n2]`` with a state ``[C, M, n1]`` is M models of C
 chains each.
+
+The model on a coloured graph, with units z [N] in {0, 1} and a coupling [E] for each edge (u_e, v_e)::
+
+    energy(z) = - sum_i bias_i z_i - sum_e coupling_e z_{u_e} z_{v_e},     p(z) = exp(-beta * energy(z)) / Z(beta)
+
+A sweep draws the units of colour 0 given the rest, then those of colour 1, and so on. ``coupling [E]`` is one model
+shared by all chains, ``coupling [M, E]`` with a state ``[C, M, N]`` is M models of C chains each.
 
 Randomness: the word that decides a unit depends on the seed, the chain, the sweep and the unit alone. One seed is
 drawn from the generator per call; so calls that continue a run (or do a part of it) must be given the same ``seed``.
@@ -20,8 +27,9 @@ import torch
 from torch import Tensor
 
 from gibbs_ext import ops
-from gibbs_ext.autograd import BipartiteGibbsRelaxed
+from gibbs_ext.autograd import BipartiteGibbsRelaxed, GraphGibbsRelaxed
 from gibbs_ext.checks import check_integers, check_tensors, shown
+from gibbs_ext.graphs import ColoredGraph
 
 Beta = float | Sequence[float] | Tensor
 
@@ -75,6 +83,19 @@ def _as_clamp(clamp: Tensor | None, num_units: int) -> Tensor | None:
     if clamp is None or (clamp.dim() and clamp.shape[-1] != 1):
         return clamp
     return clamp.expand(*clamp.shape[:-1], num_units)
+
+
+def _as_relaxation(name: str, relaxation: str, sharpness: float) -> int:
+    if not isinstance(sharpness, (int, float)):
+        raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
+    if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:
+        raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {shown(relaxation)}")
+    return ops.RELAXATIONS[relaxation]
+
+
+def check_graph(name: str, graph: object) -> None:
+    if not isinstance(graph, ColoredGraph):
+        raise TypeError(f"{name}: graph must be a ColoredGraph, got {type(graph).__name__}")
 
 
 def bipartite_gibbs(
@@ -255,15 +276,12 @@ def bipartite_gibbs_relaxed(
     name = "bipartite_gibbs_relaxed"
     check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
     check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
-    if not isinstance(sharpness, (int, float)):
-        raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
-    if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:
-        raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {shown(relaxation)}")
+    code = _as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
         left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
-        ops.RELAXATIONS[relaxation], float(sharpness), bool(slope_gradient),
+        code, float(sharpness), bool(slope_gradient),
     )  # fmt: skip
     return tuple(outputs) if return_state else tuple(outputs[:3])
 
@@ -324,4 +342,233 @@ def bipartite_ais(
         return ops.bipartite_ais(
             left, left_bias, right_bias, weight, base_left_bias, base_right_bias,
             as_beta(name, betas, "betas"), as_seed(name, generator, seed), chains, first_chain, sweep_offset,
+        )  # fmt: skip
+
+
+def graph_gibbs(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int,
+    *,
+    beta: Beta = 1.0,
+    clamp: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """Binary block Gibbs sweeps on a coloured graph: colour 0 given the rest, then colour 1, ..., ``num_sweeps`` times.
+
+    ``P(z_i = 1 | rest) = sigmoid(beta * (bias_i + sum of coupling_ij over the neighbours j that are 1))``, in the exact
+    fixed-point arithmetic of csrc/README.md: the bits that come out depend on neither machine, instruction set, number
+    of threads, the split of the batch, nor the route (tables or sums) that was taken.
+
+    Args:
+        state: [..., N] starting state, values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
+            that of the result.
+        bias: [..., N], floating, finite.
+        coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
+        graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
+        num_sweeps: At least 0.
+        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings.
+        clamp: Bool, broadcast to [..., N]; units that keep their value.
+        chain_offset: Chains are numbered row by row over the broadcast batch from here on; an integer tensor,
+            broadcast to the batch shape, numbers them itself. Below 2^48.
+        sweep_offset: Number of the first sweep. Below 2^44.
+        generator: Supplies the seed; the default generator when neither is given.
+        seed: A 64-bit integer, instead of a generator.
+
+    Returns:
+        [*S, N], a new contiguous tensor, S the broadcast of every batch shape.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_gibbs:``.
+        KeyboardInterrupt: Ctrl-C during the call.
+
+    Not differentiable: see :func:`graph_gibbs_relaxed`. Nothing is mutated. Draws one seed from the generator; per chain
+    and sweep, one random word per unit.
+
+    Fastest with many chains that share coupling and bias on a graph of degree at most 8, and with a beta that stays the
+    same for many sweeps.
+
+    Example:
+        >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])
+        >>> state = graph_gibbs(torch.zeros(1000, 3), torch.zeros(3), torch.ones(2), graph, 10, beta=0.5, seed=1)
+        >>> state[:500].equal(graph_gibbs(torch.zeros(500, 3), torch.zeros(3), torch.ones(2), graph, 10, beta=0.5, seed=1))
+        True
+    """
+    name = "graph_gibbs"
+    check_tensors(name, state=state, bias=bias, coupling=coupling, **({} if clamp is None else {"clamp": clamp}))
+    check_graph(name, graph)
+    check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
+    chains, first_chain = _as_chains(name, chain_offset)
+    with torch.no_grad():
+        return ops.graph_gibbs(
+            state, bias, coupling, graph.layout, as_beta(name, beta), as_seed(name, generator, seed),
+            _as_clamp(clamp, graph.num_nodes), chains, first_chain, sweep_offset, num_sweeps,
+        )  # fmt: skip
+
+
+@overload
+def graph_gibbs_relaxed(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int = ...,
+    num_relaxed_sweeps: int = ...,
+    *,
+    relaxation: str = ...,
+    sharpness: float = ...,
+    slope_gradient: bool = ...,
+    beta: Beta = ...,
+    chain_offset: int | Tensor = ...,
+    sweep_offset: int = ...,
+    generator: torch.Generator | None = ...,
+    seed: int | Tensor | None = ...,
+    return_state: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def graph_gibbs_relaxed(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int = ...,
+    num_relaxed_sweeps: int = ...,
+    *,
+    relaxation: str = ...,
+    sharpness: float = ...,
+    slope_gradient: bool = ...,
+    beta: Beta = ...,
+    chain_offset: int | Tensor = ...,
+    sweep_offset: int = ...,
+    generator: torch.Generator | None = ...,
+    seed: int | Tensor | None = ...,
+    return_state: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def graph_gibbs_relaxed(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int = 10,
+    num_relaxed_sweeps: int = 1,
+    *,
+    relaxation: str = "pwl",
+    sharpness: float = 4.0,
+    slope_gradient: bool = True,
+    beta: Beta = 1.0,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    return_state: bool = False,
+) -> tuple[Tensor, ...]:
+    """Binary sweeps without gradient, then relaxed sweeps with it: :func:`bipartite_gibbs_relaxed` on a coloured graph.
+
+    Args:
+        state: [..., N] starting state: of the parameters' dtype, bool or uint8. Values 0 and 1, or any
+            finite ones (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
+        bias: [..., N], finite, of coupling's dtype: float32 or float64 (half types are computed, and returned, in
+            float32).
+        coupling: [..., E].
+        graph: A :class:`ColoredGraph` of N nodes and E edges.
+        num_sweeps: Binary sweeps, at least 0.
+        num_relaxed_sweeps: At least 1.
+        relaxation: ``"pwl"``, ``"concrete"``, ``"straight_through"`` or ``"mean_field"``, as there.
+        sharpness: Positive; of ``pwl`` and ``concrete``.
+        slope_gradient: Whether ``pwl`` lets gradient through its slope.
+        beta: Inverse temperature, one number or one per sweep, binary then relaxed.
+        chain_offset: As in :func:`graph_gibbs`.
+        sweep_offset: Number of the first binary sweep; the relaxed ones follow.
+        generator: Supplies the seed.
+        seed: A 64-bit integer, instead of a generator.
+        return_state: Also return the binary state before the relaxed sweeps, which persistent chains keep.
+
+    Returns:
+        The relaxed state [*S, N] in [0, 1], and mean [*S, N], the q of each unit's last update. For the units of the last
+        colour that is their conditional mean given all others: where a loss is linear in them, as an energy is, it
+        integrates them out. With ``return_state`` also the binary state [*S, N].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with
+            ``graph_gibbs_relaxed:``.
+        KeyboardInterrupt: Ctrl-C during the call.
+
+    Differentiable, once, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta or sharpness, nor
+    through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
+    """
+    name = "graph_gibbs_relaxed"
+    check_tensors(name, state=state, bias=bias, coupling=coupling)
+    check_graph(name, graph)
+    check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
+    code = _as_relaxation(name, relaxation, sharpness)
+    chains, first_chain = _as_chains(name, chain_offset)
+    relaxed, mean, start, _ = GraphGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
+        state, bias, coupling, graph.layout, as_beta(name, beta), as_seed(name, generator, seed),
+        chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
+        code, float(sharpness), bool(slope_gradient),
+    )  # fmt: skip
+    return (relaxed, mean, start) if return_state else (relaxed, mean)
+
+
+def graph_ais(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    base_bias: Tensor,
+    betas: Sequence[float] | Tensor,
+    graph: ColoredGraph,
+    *,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Annealed importance sampling from a factorial base model to one on a coloured graph (Neal 2001).
+
+    The path is ``f_b(z) = exp(-b * energy(z)) * exp((1 - b) * base_bias . z)``. At each step from b to b' of ``betas``
+    every chain adds ``log f_b'(rest) - log f_b(rest)`` to its log-weight, rest being the units of colour 1 and above
+    with those of colour 0 summed out, and then makes one sweep at b'. :func:`bipartite_ais` is the case of two colours.
+
+    :func:`gibbs_ext.annealed_importance_sampling` is the estimator made of it.
+
+    Args:
+        state: [..., N] states 0 and 1, distributed as ``f_betas[0]``; its dtype is that of the states returned.
+        bias: [..., N], floating, finite.
+        coupling: [..., E].
+        base_bias: [..., N].
+        betas: [K + 1], ascending for the usual direction, descending for the reverse one.
+        graph: A :class:`ColoredGraph` of N nodes and E edges.
+        chain_offset: As in :func:`graph_gibbs`.
+        sweep_offset: Number of the first sweep.
+        generator: Supplies the seed.
+        seed: A 64-bit integer, instead of a generator.
+
+    Returns:
+        The state [*S, N] after the last sweep, and log-weights [*S] float64 whose exponentials average to
+        ``Z(betas[-1]) / Z(betas[0])``. Logits are float32, sums float64.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_ais:``.
+        KeyboardInterrupt: Ctrl-C during the call.
+
+    Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, one sweep a step.
+    """
+    name = "graph_ais"
+    check_tensors(name, state=state, bias=bias, coupling=coupling, base_bias=base_bias)
+    check_graph(name, graph)
+    check_integers(name, sweep_offset=sweep_offset)
+    chains, first_chain = _as_chains(name, chain_offset)
+    with torch.no_grad():
+        return ops.graph_ais(
+            state, bias, coupling, graph.layout, base_bias, as_beta(name, betas, "betas"),
+            as_seed(name, generator, seed), chains, first_chain, sweep_offset,
         )  # fmt: skip

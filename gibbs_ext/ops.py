@@ -32,8 +32,20 @@ class CouplingResolutionWarning(UserWarning):
 _C.set_resolution_warning(CouplingResolutionWarning)
 
 build_info = _C.build_info
+set_graph_tables = _C.set_graph_tables
 set_instruction_set = _C.set_instruction_set
 instruction_set = _C.instruction_set
+
+
+def graph_layout(num_nodes: int, edges: Tensor, colors: Tensor | None) -> Tensor:
+    """The int32 tensor that the graph ops read, its format in csrc/core/graph.h.
+
+    Args:
+        num_nodes: At least 1.
+        edges: [E, 2] int64 on the CPU, each edge once.
+        colors: [num_nodes] int64 on the CPU, or None to have them found.
+    """
+    return torch.from_numpy(_C.graph_layout(num_nodes, edges.numpy(), None if colors is None else colors.numpy()))
 
 
 def _call(op: Callable[..., Any], *args: Any) -> Any:
@@ -186,12 +198,141 @@ def coupling_resolution(weight: Tensor) -> Tensor:
     return outputs
 
 
+def graph_gibbs(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    layout: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    clamp: Tensor | None,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+) -> Tensor:
+    """Binary sweeps of a coloured graph; see :func:`gibbs_ext.graph_gibbs`. Not differentiable.
+
+    Args:
+        layout: The graph, int32 on the CPU: :attr:`gibbs_ext.ColoredGraph.layout`.
+
+    Returns:
+        [*S, N] of state's dtype, S the broadcast of every batch shape.
+    """
+    output: Tensor = _call(
+        torch.ops.gibbs_ext.graph_gibbs.default,
+        state, bias, coupling, layout, beta, seed, clamp, chains, chain_offset, sweep_offset, num_sweeps,
+    )  # fmt: skip
+    return output
+
+
+def graph_gibbs_relaxed(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    layout: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+    num_relaxed_sweeps: int,
+    relaxation: int,
+    sharpness: float,
+    slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Binary sweeps, then relaxed ones; see :func:`gibbs_ext.graph_gibbs_relaxed`. Differentiable.
+
+    Returns:
+        The relaxed state [*S, N], mean [*S, N], the state [*S, N] the relaxed sweeps started from, and the fields
+        [num_relaxed_sweeps, *S, N] (before beta) of each relaxed update. The last two carry no gradient: they are what
+        backward needs.
+    """
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.graph_gibbs_relaxed.default,
+        state, bias, coupling, layout, beta, seed, chains, chain_offset, sweep_offset,
+        num_sweeps, num_relaxed_sweeps, relaxation, sharpness, slope_gradient,
+    )  # fmt: skip
+    return outputs
+
+
+def graph_gibbs_relaxed_backward(
+    grad_relaxed: Tensor,
+    grad_mean: Tensor,
+    state: Tensor,
+    fields: Tensor,
+    coupling: Tensor,
+    layout: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+    relaxation: int,
+    sharpness: float,
+    slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of :func:`graph_gibbs_relaxed`, which recomputes the random words. Not differentiable itself.
+
+    Returns:
+        Gradients of state [*S, N], bias [*S, N] (not yet summed over broadcast dims) and coupling (of coupling's own
+        shape).
+    """
+    outputs: tuple[Tensor, Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.graph_gibbs_relaxed_backward.default,
+        grad_relaxed, grad_mean, state, fields, coupling, layout, beta, seed, chains, chain_offset, sweep_offset,
+        num_sweeps, relaxation, sharpness, slope_gradient,
+    )  # fmt: skip
+    return outputs
+
+
+def graph_ais(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    layout: Tensor,
+    base_bias: Tensor,
+    betas: Tensor,
+    seed: Tensor,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+) -> tuple[Tensor, Tensor]:
+    """Annealed importance sampling on a coloured graph; see :func:`gibbs_ext.graph_ais`. Not differentiable.
+
+    Returns:
+        The state [*S, N] of state's dtype, log-weights [*S] float64.
+    """
+    outputs: tuple[Tensor, Tensor] = _call(
+        torch.ops.gibbs_ext.graph_ais.default,
+        state, bias, coupling, layout, base_bias, betas, seed, chains, chain_offset, sweep_offset,
+    )  # fmt: skip
+    return outputs
+
+
+def graph_coupling_resolution(coupling: Tensor, layout: Tensor) -> Tensor:
+    """The fixed-point step 2^-k of each model; see :func:`gibbs_ext.coupling_resolution`.
+
+    Args:
+        coupling: [..., E], floating.
+        layout: As in :func:`graph_gibbs`.
+
+    Returns:
+        [...] float64.
+    """
+    outputs: Tensor = _call(torch.ops.gibbs_ext.graph_coupling_resolution.default, coupling, layout)
+    return outputs
+
+
 # Fake kernels: output shapes and dtypes for torch.compile and meta tensors -----------------------------------------
 
 
-def _batch_shape(weight: Tensor, *tensors: Tensor | None, chains: Tensor | None) -> torch.Size:
+def _batch_shape(own: torch.Size, *tensors: Tensor | None, chains: Tensor | None) -> torch.Size:
+    """Of the couplings' batch shape and that of tensors [..., n]."""
     shapes = [tensor.shape[:-1] for tensor in tensors if tensor is not None]
-    batch: torch.Size = torch.broadcast_shapes(weight.shape[:-2], *shapes, () if chains is None else chains.shape)
+    batch: torch.Size = torch.broadcast_shapes(own, *shapes, () if chains is None else chains.shape)
     return batch
 
 
@@ -205,7 +346,7 @@ def bipartite_gibbs_fake(
     right: Tensor | None, clamp_left: Tensor | None, clamp_right: Tensor | None, chains: Tensor | None,
     chain_offset: int, sweep_offset: int, num_sweeps: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    batch = _batch_shape(weight, left, left_bias, right_bias, right, clamp_left, clamp_right, chains=chains)
+    batch = _batch_shape(weight.shape[:-2], left, left_bias, right_bias, right, clamp_left, clamp_right, chains=chains)
     return left.new_empty((*batch, weight.shape[-2])), left.new_empty((*batch, weight.shape[-1]))
 
 
@@ -214,7 +355,7 @@ def bipartite_gibbs_relaxed_fake(
     chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int, num_relaxed_sweeps: int,
     relaxation: int, sharpness: float, slope_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    batch = _batch_shape(weight, left, left_bias, right_bias, chains=chains)
+    batch = _batch_shape(weight.shape[:-2], left, left_bias, right_bias, chains=chains)
     n1, n2 = weight.shape[-2:]
     shapes = ((*batch, n1), (*batch, n2), (*batch, n1), (*batch, n1), (num_relaxed_sweeps, *batch, n2 + n1))
     left_out, right_out, left_mean, state, fields = (
@@ -240,7 +381,7 @@ def bipartite_ais_fake(
     base_right_bias: Tensor, betas: Tensor, seed: Tensor, chains: Tensor | None, chain_offset: int, sweep_offset: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     biases = (left_bias, right_bias, base_left_bias, base_right_bias)
-    batch = _batch_shape(weight, left, *biases, chains=chains)
+    batch = _batch_shape(weight.shape[:-2], left, *biases, chains=chains)
     return (
         left.new_empty((*batch, weight.shape[-2])),
         left.new_empty((*batch, weight.shape[-1])),
@@ -250,6 +391,50 @@ def bipartite_ais_fake(
 
 def coupling_resolution_fake(weight: Tensor) -> Tensor:
     return weight.new_empty(weight.shape[:-2], dtype=torch.float64)
+
+
+def graph_gibbs_fake(
+    state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor, beta: Tensor, seed: Tensor, clamp: Tensor | None,
+    chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int,
+) -> Tensor:  # fmt: skip
+    batch = _batch_shape(coupling.shape[:-1], state, bias, clamp, chains=chains)
+    return state.new_empty((*batch, state.shape[-1]))
+
+
+def graph_gibbs_relaxed_fake(
+    state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor, beta: Tensor, seed: Tensor, chains: Tensor | None,
+    chain_offset: int, sweep_offset: int, num_sweeps: int, num_relaxed_sweeps: int, relaxation: int, sharpness: float,
+    slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    shape = (*_batch_shape(coupling.shape[:-1], state, bias, chains=chains), state.shape[-1])
+    relaxed, mean, start, fields = (
+        coupling.new_empty(size, dtype=_relaxed_dtype(coupling))
+        for size in (shape, shape, shape, (num_relaxed_sweeps, *shape))
+    )
+    return relaxed, mean, start, fields
+
+
+def graph_gibbs_relaxed_backward_fake(
+    grad_relaxed: Tensor, grad_mean: Tensor, state: Tensor, fields: Tensor, coupling: Tensor, layout: Tensor,
+    beta: Tensor, seed: Tensor, chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int,
+    relaxation: int, sharpness: float, slope_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_state, grad_bias, grad_coupling = (
+        coupling.new_empty(shape, dtype=_relaxed_dtype(coupling)) for shape in (state.shape, state.shape, coupling.shape)
+    )
+    return grad_state, grad_bias, grad_coupling
+
+
+def graph_ais_fake(
+    state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor, base_bias: Tensor, betas: Tensor, seed: Tensor,
+    chains: Tensor | None, chain_offset: int, sweep_offset: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    batch = _batch_shape(coupling.shape[:-1], state, bias, base_bias, chains=chains)
+    return state.new_empty((*batch, state.shape[-1])), state.new_empty(batch, dtype=torch.float64)
+
+
+def graph_coupling_resolution_fake(coupling: Tensor, layout: Tensor) -> Tensor:
+    return coupling.new_empty(coupling.shape[:-1], dtype=torch.float64)
 
 
 # vmap -------------------------------------------------------------------------------------------------------------
@@ -274,7 +459,7 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
         """One stray meta tensor would bring real tensors here, and hand out memory that nobody has filled."""
         device = args[0].device
         for parameter, tensor in zip(parameters, args, strict=True):
-            free = parameter in ("beta", "betas", "seed") and device.type == "meta"
+            free = parameter in ("beta", "betas", "seed", "layout") and device.type == "meta"
             if isinstance(tensor, Tensor) and tensor.device != device and not free:
                 raise ValueError(
                     f"{name}: {parameter} must be on {parameters[0]}'s device, {device}, got {tensor.device}"
@@ -290,3 +475,8 @@ _register("bipartite_gibbs_relaxed", bipartite_gibbs_relaxed_fake)
 _register("bipartite_gibbs_relaxed_backward", bipartite_gibbs_relaxed_backward_fake)
 _register("bipartite_ais", bipartite_ais_fake)
 _register("coupling_resolution", coupling_resolution_fake)
+_register("graph_gibbs", graph_gibbs_fake)
+_register("graph_gibbs_relaxed", graph_gibbs_relaxed_fake)
+_register("graph_gibbs_relaxed_backward", graph_gibbs_relaxed_backward_fake)
+_register("graph_ais", graph_ais_fake)
+_register("graph_coupling_resolution", graph_coupling_resolution_fake)

@@ -5,14 +5,15 @@ Binary sweeps are done in the contract's own integer and float32 arithmetic, so 
 to the bit. Relaxed sweeps are float64 PyTorch code that autograd differentiates: the oracle of the hand-written
 backward. Signatures are those of the public functions, so this is also the "pure-Python sampler" of the benchmarks.
 
-A unit of a bipartite model is numbered left i -> i, right j -> n1 + j. Its random word in one sweep of one chain is
-``(high byte << 24) | low 24 bits``, which two *planes* of Philox counters supply (see :func:`random_words`).
+A unit of a bipartite model is numbered left i -> i, right j -> n1 + j, that of a graph as its node. Its random word in
+one sweep of one chain is ``(high byte << 24) | low 24 bits``, which two *planes* of Philox counters supply (see
+:func:`random_words`).
 """
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -106,6 +107,26 @@ def uniform(words: Words, dtype: torch.dtype) -> NDArray[np.float64]:
 # Fixed point ------------------------------------------------------------------------------------------------------
 
 
+def _round(
+    couplings: NDArray[Any], degree: int, largest_sum: Callable[[NDArray[np.int64]], int]
+) -> tuple[NDArray[np.int32], int]:
+    """Rounds couplings of units with at most ``degree`` neighbours each; ``largest_sum`` is that over any unit's."""
+    # twin: csrc/core/fixed_point.h
+    exact = np.asarray(couplings, dtype=np.float64)
+    largest = float(np.abs(exact).max(initial=0.0))
+    if not largest < 2.0**127:
+        raise ValueError("round_couplings: couplings must be finite and below 2^127 in magnitude")
+    if largest == 0:
+        return np.zeros(exact.shape, np.int32), 30
+    exponent = math.frexp(largest)[1]
+    bits = 30 - (degree - 1).bit_length()
+    # A coupling that underflows here still counts as one: ceil of something positive.
+    scaled = np.maximum(np.ceil(np.ldexp(np.abs(exact), bits - exponent)), exact != 0).astype(np.int64)
+    headroom = (2**31 - 1 - (degree + 1) // 2) // largest_sum(scaled)
+    k = min(30, headroom.bit_length() - 1 + bits - exponent)
+    return np.rint(np.ldexp(exact, k)).astype(np.int32), k
+
+
 def round_couplings(weight: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     """Rounds one model's couplings to integers ``round(weight * 2^k)`` with the largest safe k <= 30.
 
@@ -118,22 +139,29 @@ def round_couplings(weight: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     Returns:
         The couplings [n1, n2] int32 and k.
     """
-    # twin: csrc/core/fixed_point.h
-    exact = np.asarray(weight, dtype=np.float64)
-    largest = float(np.abs(exact).max(initial=0.0))
-    if not largest < 2.0**127:
-        raise ValueError("round_couplings: weight must be finite and below 2^127 in magnitude")
-    if largest == 0:
-        return np.zeros(exact.shape, np.int32), 30
-    degree = max(exact.shape)
-    exponent = math.frexp(largest)[1]
-    bits = 30 - (degree - 1).bit_length()
-    # A weight that underflows here still counts as one: ceil of something positive.
-    scaled = np.maximum(np.ceil(np.ldexp(np.abs(exact), bits - exponent)), exact != 0).astype(np.int64)
-    largest_sum = int(max(scaled.sum(axis=0).max(), scaled.sum(axis=1).max()))
-    headroom = (2**31 - 1 - (degree + 1) // 2) // largest_sum
-    k = min(30, headroom.bit_length() - 1 + bits - exponent)
-    return np.rint(np.ldexp(exact, k)).astype(np.int32), k
+    return _round(weight, max(np.shape(weight)), lambda q: int(max(q.sum(axis=0).max(), q.sum(axis=1).max())))
+
+
+def round_graph_couplings(
+    coupling: NDArray[Any], edges: NDArray[np.int64], num_nodes: int
+) -> tuple[NDArray[np.int32], int]:
+    """:func:`round_couplings` for a graph.
+
+    Args:
+        coupling: [E] float32 or float64, finite, |coupling| < 2^127.
+        edges: [E, 2] node numbers.
+        num_nodes: How many nodes.
+
+    Returns:
+        The couplings [E] int32 and k.
+    """
+
+    def at_nodes(per_edge: NDArray[np.int64]) -> int:
+        sums = np.zeros(num_nodes, np.int64)
+        np.add.at(sums, edges, per_edge[:, None])
+        return int(sums.max(initial=0))
+
+    return _round(coupling, at_nodes(np.ones(len(edges), np.int64)), at_nodes)
 
 
 def threshold(logit: NDArray[np.float32]) -> Words:
@@ -177,32 +205,35 @@ class _Batch(NamedTuple):
 
     shape: torch.Size  # S
     chains: NDArray[np.int64]  # [B]
-    rows_of_model: list[NDArray[np.intp]]  # one entry per weight matrix: the rows that use it
-    coupling: NDArray[np.float64]  # [models, n1, n2] integers, held in float64
+    model_of_row: NDArray[np.int64]  # [B]
+    coupling: NDArray[np.float64]  # [models, n1, n2] or [models, E] integers, held in float64
     scale: NDArray[np.float32]  # [B, 1] 2^-k
 
 
 def _prepare(
-    weight: Tensor, chain_offset: int | Tensor, states: Sequence[Tensor | None], masks: Sequence[Tensor | None] = ()
+    coupling: Tensor, chain_offset: int | Tensor, states: Sequence[Tensor | None], graph: "Graph | None" = None
 ) -> _Batch:
+    """``states``: every tensor [..., units] of the call, masks too. Without a graph, coupling is [..., n1, n2]."""
+    own_dims = 2 if graph is None else 1
+    model_shape, own_shape = coupling.shape[:-own_dims], coupling.shape[-own_dims:]
     shapes = [t.shape[:-1] for t in states if t is not None]
-    # A mask may also be one value for the whole side.
-    shapes += [mask.shape[:-1] for mask in masks if mask is not None]
     if isinstance(chain_offset, Tensor):
         shapes.append(chain_offset.shape)
-    shape = torch.broadcast_shapes(weight.shape[:-2], *shapes)
+    shape = torch.broadcast_shapes(model_shape, *shapes)
     if isinstance(chain_offset, Tensor):
         chains = chain_offset.expand(shape).reshape(-1).numpy().astype(np.int64)
     else:
         chains = chain_offset + np.arange(math.prod(shape), dtype=np.int64)
-    n1, n2 = weight.shape[-2:]
-    models = weight.detach().reshape(-1, n1, n2)
+    models = coupling.detach().reshape(math.prod(model_shape), *own_shape)
     models = models if models.dtype == torch.float64 else models.float()
-    rounded = [round_couplings(model.numpy()) for model in models]
-    coupling = np.stack([q for q, _ in rounded]).astype(np.float64) if rounded else np.zeros((0, n1, n2))
-    model_of_row = torch.arange(len(rounded)).reshape(weight.shape[:-2]).expand(shape).reshape(-1).numpy()
+    if graph is None:
+        rounded = [round_couplings(model.numpy()) for model in models]
+    else:
+        rounded = [round_graph_couplings(model.numpy(), graph.edges.numpy(), graph.num_nodes) for model in models]
+    integers = np.array([q for q, _ in rounded], np.float64).reshape(models.shape)
+    model_of_row = torch.arange(len(rounded)).reshape(model_shape).expand(shape).reshape(-1).numpy()
     scale = np.array([2.0**-k for _, k in rounded], dtype=np.float32)[model_of_row][:, None]
-    return _Batch(shape, chains, [np.flatnonzero(model_of_row == m) for m in range(len(rounded))], coupling, scale)
+    return _Batch(shape, chains, model_of_row, integers, scale)
 
 
 def _rows(tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> NDArray[Any]:
@@ -210,11 +241,17 @@ def _rows(tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> NDArray[Any]
     return tensor.detach().to(dtype).expand(*shape, tensor.shape[-1]).reshape(-1, tensor.shape[-1]).numpy()
 
 
+def _mask(clamp: Tensor | None, num_units: int, shape: torch.Size) -> NDArray[np.bool_] | bool:
+    """A clamp as [B, n]; it may also be one value for all units."""
+    return False if clamp is None else _rows(clamp.expand(*clamp.shape[:-1], num_units), shape, torch.bool)
+
+
 def _integer_fields(state: NDArray[np.float64], batch: _Batch, transpose: bool) -> NDArray[np.float64]:
     """Sums of the couplings to the units that are 1. Exact: every partial sum is an integer below 2^53."""
     coupling = batch.coupling.swapaxes(-1, -2) if transpose else batch.coupling
     fields = np.zeros((state.shape[0], coupling.shape[-1]))
-    for rows, matrix in zip(batch.rows_of_model, coupling, strict=True):
+    for model, matrix in enumerate(coupling):
+        rows = batch.model_of_row == model
         fields[rows] = state[rows] @ matrix
     return fields
 
@@ -226,6 +263,18 @@ def _logit(beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[
         return np.zeros(sums.shape, np.float32)
     with np.errstate(over="ignore"):  # enormous couplings may make a logit infinite, which threshold() defines
         logit: NDArray[np.float32] = np.float32(beta) * (sums.astype(np.float32) * batch.scale + bias)
+    return logit
+
+
+def _draw(logit: NDArray[np.float32], words: Words) -> NDArray[np.float64]:
+    return (words < threshold(logit)).astype(np.float64)
+
+
+def _annealed_logit(
+    beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[np.float32], base: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """That of the path of AIS."""
+    logit: NDArray[np.float32] = _logit(beta, sums, batch, bias) + (np.float32(1) - np.float32(beta)) * base
     return logit
 
 
@@ -266,24 +315,18 @@ def bipartite_gibbs_reference(
     """What :func:`gibbs_ext.bipartite_gibbs` must return, to the bit. Arguments are the same; none are checked."""
     n1, n2 = weight.shape[-2:]
     key = _seed(generator, seed)
-    batch = _prepare(weight, chain_offset, (left, right, left_bias, right_bias), (clamp_left, clamp_right))
+    batch = _prepare(weight, chain_offset, (left, right, left_bias, right_bias, clamp_left, clamp_right))
     z_left = _rows(left, batch.shape, torch.float64)
     z_right = np.zeros((len(z_left), n2)) if right is None else _rows(right, batch.shape, torch.float64)
-    biases = [_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias)]
-    fixed = [
-        None if mask is None else _rows(mask.expand(*mask.shape[:-1], n), batch.shape, torch.bool)
-        for mask, n in ((clamp_left, n1), (clamp_right, n2))
-    ]
-
-    def update(z: NDArray[Any], side: int, sums: NDArray[Any], beta: float, words: Words) -> NDArray[Any]:
-        drawn = (words < threshold(_logit(beta, sums, batch, biases[side]))).astype(np.float64)
-        mask = fixed[side]
-        return drawn if mask is None else np.where(mask, z, drawn)
+    b_left, b_right = (_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias))
+    fixed_left, fixed_right = _mask(clamp_left, n1, batch.shape), _mask(clamp_right, n2, batch.shape)
 
     for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
         words = random_words(key, batch.chains, sweep, n1 + n2)
-        z_right = update(z_right, 1, _integer_fields(z_left, batch, transpose=False), b, words[:, n1:])
-        z_left = update(z_left, 0, _integer_fields(z_right, batch, transpose=True), b, words[:, :n1])
+        logit = _logit(b, _integer_fields(z_left, batch, transpose=False), batch, b_right)
+        z_right = np.where(fixed_right, z_right, _draw(logit, words[:, n1:]))
+        logit = _logit(b, _integer_fields(z_right, batch, transpose=True), batch, b_left)
+        z_left = np.where(fixed_left, z_left, _draw(logit, words[:, :n1]))
     return _like(z_left, batch.shape, left.dtype), _like(z_right, batch.shape, left.dtype)
 
 
@@ -411,18 +454,185 @@ def bipartite_ais_reference(
         total: NDArray[np.float64] = on_left + np.logaddexp(0, logit).sum(-1)
         return total
 
-    def draw(b: float, sums: NDArray[Any], bias: NDArray[Any], base: NDArray[Any], words: Words) -> NDArray[Any]:
-        logit: Any = _logit(b, sums, batch, bias) + (np.float32(1) - np.float32(b)) * base
-        return (words < threshold(logit)).astype(np.float64)
-
     for sweep, (before, after) in enumerate(itertools.pairwise(schedule), start=sweep_offset):
         sums = _integer_fields(z_left, batch, transpose=False)
         log_weights += log_f(after, sums) - log_f(before, sums)
         words = random_words(key, batch.chains, sweep, n1 + n2)
-        z_right = draw(after, sums, b_right, base_right, words[:, n1:])
-        z_left = draw(after, _integer_fields(z_right, batch, transpose=True), b_left, base_left, words[:, :n1])
+        z_right = _draw(_annealed_logit(after, sums, batch, b_right, base_right), words[:, n1:])
+        sums = _integer_fields(z_right, batch, transpose=True)
+        z_left = _draw(_annealed_logit(after, sums, batch, b_left, base_left), words[:, :n1])
     return (
         _like(z_left, batch.shape, left.dtype),
         _like(z_right, batch.shape, left.dtype),
         torch.from_numpy(log_weights).reshape(batch.shape),
     )
+
+
+# Coloured graphs --------------------------------------------------------------------------------------------------
+
+
+class Graph(Protocol):
+    """What a reference wants of a :class:`gibbs_ext.ColoredGraph`."""
+
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def edges(self) -> Tensor: ...  # [E, 2] int64
+    @property
+    def colors(self) -> Tensor: ...  # [N] int64
+
+
+class _Color(NamedTuple):
+    """The n units of a colour with their neighbours, padded to one number of them by edge E, whose coupling is 0."""
+
+    units: NDArray[np.int64]  # [n]
+    neighbors: NDArray[np.int64]  # [n, degree] units
+    edges: NDArray[np.int64]  # [n, degree] which coupling
+
+    def integer_fields(self, state: NDArray[np.float64], batch: _Batch) -> NDArray[np.float64]:
+        """[B, n] sums of the couplings to the neighbours that are 1; exact."""
+        coupling = np.pad(batch.coupling, ((0, 0), (0, 1)))[batch.model_of_row]
+        sums: NDArray[np.float64] = (coupling[:, self.edges] * state[:, self.neighbors]).sum(-1)
+        return sums
+
+    def fields(self, state: Tensor, bias: Tensor, coupling: Tensor) -> Tensor:
+        """[..., n] differentiable fields of a relaxed state."""
+        coupling = torch.nn.functional.pad(coupling, (0, 1))
+        return bias[..., self.units] + (coupling[..., self.edges] * state[..., self.neighbors]).sum(-1)
+
+
+def _colors(graph: Graph) -> list[_Color]:
+    """In the order of a sweep."""
+    edges, colors = graph.edges.numpy(), graph.colors.numpy()
+    degrees = np.bincount(edges.reshape(-1), minlength=graph.num_nodes)
+    neighbors = np.zeros((graph.num_nodes, degrees.max(initial=0)), np.int64)
+    edge_of = np.full_like(neighbors, len(edges))
+    filled = np.zeros_like(degrees)
+    for e, (u, v) in enumerate(edges.tolist()):
+        for here, there in ((u, v), (v, u)):
+            neighbors[here, filled[here]], edge_of[here, filled[here]] = there, e
+            filled[here] += 1
+    classes = [np.flatnonzero(colors == color) for color in range(colors.max(initial=-1) + 1)]
+    return [_Color(units, neighbors[units], edge_of[units]) for units in classes]
+
+
+def graph_gibbs_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    num_sweeps: int,
+    *,
+    beta: float | Sequence[float] | Tensor = 1.0,
+    clamp: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """What :func:`gibbs_ext.graph_gibbs` must return, to the bit. Arguments are the same; none are checked."""
+    key = _seed(generator, seed)
+    batch = _prepare(coupling, chain_offset, (state, bias, clamp), graph)
+    z = _rows(state, batch.shape, torch.float64).copy()
+    biases = _rows(bias, batch.shape, torch.float32)
+    fixed = np.broadcast_to(_mask(clamp, graph.num_nodes, batch.shape), z.shape)
+    colors = _colors(graph)
+    for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
+        words = random_words(key, batch.chains, sweep, graph.num_nodes)
+        for color in colors:
+            units = color.units
+            logit = _logit(b, color.integer_fields(z, batch), batch, biases[:, units])
+            z[:, units] = np.where(fixed[:, units], z[:, units], _draw(logit, words[:, units]))
+    return _like(z, batch.shape, state.dtype)
+
+
+def graph_gibbs_relaxed_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    num_sweeps: int = 10,
+    num_relaxed_sweeps: int = 1,
+    *,
+    relaxation: str = "pwl",
+    sharpness: float = 4.0,
+    slope_gradient: bool = True,
+    beta: float | Sequence[float] | Tensor = 1.0,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    return_state: bool = False,
+) -> tuple[Tensor, ...]:
+    """What :func:`gibbs_ext.graph_gibbs_relaxed` computes, in float64 and differentiable by autograd.
+
+    As :func:`bipartite_gibbs_relaxed_reference` is to its op.
+    """
+    key = _seed(generator, seed)
+    betas = _betas(beta, num_sweeps + num_relaxed_sweeps)
+    start = state.to(torch.float64)
+    if num_sweeps:
+        start = graph_gibbs_reference(
+            start, bias, coupling, graph, num_sweeps, beta=betas[:num_sweeps],
+            chain_offset=chain_offset, sweep_offset=sweep_offset, seed=key,
+        )  # fmt: skip
+    batch = _prepare(coupling, chain_offset, (state, bias), graph)
+    start = start.expand(*batch.shape, graph.num_nodes)
+    zeta, mean = start, torch.zeros_like(start)
+    colors = _colors(graph)
+    for sweep, b in enumerate(betas[num_sweeps:], start=sweep_offset + num_sweeps):
+        words = random_words(key, batch.chains, sweep, graph.num_nodes)
+        u = torch.from_numpy(uniform(words, coupling.dtype)).reshape(start.shape)
+        for color in colors:
+            field = color.fields(zeta, bias.double(), coupling.double())
+            relaxed, q = relax(field, u[..., color.units], b, relaxation, sharpness, slope_gradient)
+            units = torch.from_numpy(color.units)
+            zeta, mean = zeta.index_copy(-1, units, relaxed), mean.index_copy(-1, units, q)
+    return (zeta, mean, start) if return_state else (zeta, mean)
+
+
+def graph_ais_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    base_bias: Tensor,
+    betas: Sequence[float] | Tensor,
+    graph: Graph,
+    *,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`gibbs_ext.graph_ais` must return: states to the bit, log-weights to float64 accuracy."""
+    key = _seed(generator, seed)
+    schedule = _betas(betas, 1)
+    batch = _prepare(coupling, chain_offset, (state, bias, base_bias), graph)
+    biases, bases = (_rows(t, batch.shape, torch.float32) for t in (bias, base_bias))
+    exact_bias, exact_base = (_rows(t, batch.shape, torch.float64) for t in (bias, base_bias))
+    exact_coupling = batch.coupling[batch.model_of_row] * batch.scale.astype(np.float64)
+    z = _rows(state, batch.shape, torch.float64).copy()
+    log_weights = np.zeros(len(z))
+    colors = _colors(graph)
+    summed_out, ends = colors[0], graph.edges.numpy()
+
+    def log_f(b: float) -> NDArray[np.float64]:
+        rest = z.copy()
+        rest[:, summed_out.units] = 0
+        at_units = b * exact_bias + (1 - b) * exact_base
+        inside = (exact_coupling * rest[:, ends[:, 0]] * rest[:, ends[:, 1]]).sum(-1)
+        fields = summed_out.integer_fields(z, batch) * batch.scale.astype(np.float64)
+        total: NDArray[np.float64] = (
+            (rest * at_units).sum(-1) + b * inside + np.logaddexp(0, b * fields + at_units[:, summed_out.units]).sum(-1)
+        )
+        return total
+
+    for sweep, (before, after) in enumerate(itertools.pairwise(schedule), start=sweep_offset):
+        log_weights += log_f(after) - log_f(before)
+        words = random_words(key, batch.chains, sweep, graph.num_nodes)
+        for color in colors:
+            units = color.units
+            sums = color.integer_fields(z, batch)
+            logit = _annealed_logit(after, sums, batch, biases[:, units], bases[:, units])
+            z[:, units] = _draw(logit, words[:, units])
+    return _like(z, batch.shape, state.dtype), torch.from_numpy(log_weights).reshape(batch.shape)

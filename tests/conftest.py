@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-import contextlib
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support import supported_instruction_sets
 
 from gibbs_ext import ops
 
@@ -14,17 +14,6 @@ settings.register_profile(
     "gibbs_ext", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("gibbs_ext")
-
-
-def supported_instruction_sets() -> list[str]:
-    """Those compiled that this CPU has."""
-    names = []
-    for name in ops.build_info()["cpu_instruction_sets"]:
-        with contextlib.suppress(ValueError):
-            ops.set_instruction_set(name)
-            names.append(name)
-    ops.set_instruction_set("auto")
-    return names
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +35,11 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["never", "always"])
+def graph_tables(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with each route that binary sweeps of a graph may take."""
+    ops.set_graph_tables(request.param)
+    yield request.param
+    ops.set_graph_tables("auto")

@@ -5,6 +5,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,23 @@ MODULES = [*ROOT.glob("gibbs_ext/**/*.py"), *ROOT.glob("python/**/*.py")]
 HEADERS = [*ROOT.glob("csrc/core/*"), *ROOT.glob("csrc/cpu/*")]
 SOURCES = [p for d in ("csrc", "gibbs_ext", "python", "tests", "bench") for p in (ROOT / d).rglob("*.*")]
 # Each storey of gibbs_ext imports only from those before it.
-STOREYS = ["ops", "autograd", "functional", "distributions", "chains", "estimators", "nn"]
-# Imported inside a method: BipartiteBoltzmann.log_partition is short for an estimator of a BipartiteBoltzmann.
-UPWARDS = {("distributions", "gibbs_ext.estimators")}
+STOREYS = [
+    "ops",
+    "graphs",
+    "autograd",
+    "functional",
+    "distributions",
+    "exact",
+    "chains",
+    "estimators",
+    "nn",
+    "pictures",
+    "interop",
+]
+# Modules whose names are public, beside those of gibbs_ext itself.
+PUBLIC = {"nn", "pictures", "interop"}
+# Imported inside a method: a model's log_partition is short for the estimators of log Z.
+UPWARDS = {("distributions", "gibbs_ext.estimators"), ("distributions", "gibbs_ext.exact")}
 
 
 def imported(tree: ast.AST, package: str) -> set[str]:
@@ -50,12 +65,12 @@ def violations(path: Path, text: str) -> list[str]:
                 if n.startswith("gibbs_ext.") and n.split(".")[1] in above and (storey, n) not in UPWARDS
             ]
     else:
-        # only gibbs_ext and gibbs_ext.nn are public, and no private name of either
+        # only gibbs_ext and its public modules, and no private name of theirs
         for name in names:
             parts = name.split(".")
             if parts[0] == "gibbs_ext" and (
                 any(part.startswith("_") for part in parts)
-                or (len(parts) > 1 and parts[1] in {*STOREYS[:-1], "reference"})
+                or (len(parts) > 1 and parts[1] in {*STOREYS, "reference"} - PUBLIC)
             ):
                 found.append(name)
     return found
@@ -93,9 +108,13 @@ def test_kernels_include_no_framework(path: Path) -> None:
         ("gibbs_ext/functional.py", "from gibbs_ext.distributions import BipartiteBoltzmann"),
         ("gibbs_ext/chains.py", "def f():\n    from .nn.prior import BoltzmannPrior"),
         ("gibbs_ext/nn/prior.py", "from undirected_vae import vae"),
+        ("gibbs_ext/functional.py", "from gibbs_ext.pictures import draw_chimera"),
+        ("gibbs_ext/pictures.py", "from gibbs_ext.interop.dimod import BlockGibbsSampler"),
         ("undirected_vae/vae.py", "import gibbs_ext.ops"),
         ("undirected_vae/vae.py", "from gibbs_ext import ops"),
         ("undirected_vae/vae.py", "from gibbs_ext.nn.prior import _secret"),
+        ("examples/spin_glass.py", "from gibbs_ext.functional import graph_gibbs"),
+        ("examples/spin_glass.py", "from gibbs_ext.interop.dimod import _schedule"),
     ],
 )
 def test_a_wrong_import_is_found(path: str, text: str) -> None:
@@ -113,6 +132,14 @@ def test_a_wrong_import_is_found(path: str, text: str) -> None:
 )
 def test_a_wrong_include_is_found(path: str, text: str) -> None:
     assert include_violations(Path(path), text)
+
+
+def test_optional_packages_are_not_imported() -> None:
+    program = """
+import sys, gibbs_ext, gibbs_ext.interop, gibbs_ext.pictures
+assert not {"dimod", "matplotlib", "networkx"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_every_source_names_its_licence() -> None:

@@ -3,20 +3,18 @@
 
 #include <stdint.h>
 
+#include "cpu/common.h"
+
 // The CPU kernels of bipartite models, as plain structs of pointers: no framework, no containers (a container's inline functions,
 // compiled once for AVX-512, could be the copy that the linker keeps for every CPU).
 namespace gibbs {
 
 // Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to whole 32-bit
 // words of state bits. Padded fields may hold anything; `bits` beyond the last unit are always 0.
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t padded_row(int64_t n) { return round_up(n, 16); }
 inline int64_t padded_side(int64_t n) { return round_up(n, 32); }
-inline int64_t state_words(int64_t n) { return (n + 31) / 32; }
 // High random bytes come in blocks of 128 units; kernels compute up to one block more than asked for.
 inline int64_t random_bytes_capacity(int64_t units) { return round_up(units, 128) + 3 * 128; }
-
-enum class CouplingStatus { kOk, kNonFinite, kTooLarge };
 
 // A model's couplings as the caller holds them; strides in elements.
 struct CouplingView {
@@ -37,11 +35,6 @@ struct NarrowCoupling {
   int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
   int16_t* columns;  // [n2, padded_row(n1)]
   int shift;         // in units of 2^(shift - k): no |coupling| leaves 16 bits, each is at most half a unit off
-};
-
-struct StopCheck {
-  bool (*stop)(void* context);  // true: leave as soon as possible, the results will not be used
-  void* context;
 };
 
 // One chain. Biases are float32, padded_side() long.
@@ -86,8 +79,6 @@ inline int64_t tile_random_bytes(int64_t units, int64_t count) {
 constexpr int kTableGroups = 4, kTableRows = 4, kTableColumns = 64;
 constexpr int64_t kTableInts = int64_t{kTableGroups} * (1 << kTableRows) * kTableColumns;
 
-enum Relaxation { kPwl = 0, kConcrete = 1, kStraightThrough = 2, kMeanField = 3, kNumRelaxations = 4 };
-
 // Relaxed sweeps of a few chains that share a model; T is float or double. Rows of `weight` are contiguous.
 template <class T>
 struct RelaxedChain {
@@ -118,37 +109,5 @@ struct RelaxedBackwardChain {
 };
 
 constexpr int kRelaxedTile = 4;
-
-struct Kernels {
-  const char* name;
-  bool has_narrow;
-  // k, and the shift of narrow couplings, for one model. sums: scratch of 8 * padded_row(n2) bytes.
-  CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k, int* shift);
-  void (*round_couplings)(const CouplingView&, int k, const RoundedCoupling&);
-  void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
-  void (*sweep_tile)(const BinarySweeps&, const BinaryChain*, int64_t count, const TileWorkspace&);
-  void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
-  void (*thresholds)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
-  // words: [random_bytes_capacity(n1 + n2)] uint32 scratch, bytes: the same number of uint8
-  void (*relaxed_float)(const RelaxedSweeps<float>&, const RelaxedChain<float>*, float* const* fields, int count, uint32_t*,
-                        uint8_t*);
-  void (*relaxed_double)(const RelaxedSweeps<double>&, const RelaxedChain<double>*, double* const* fields, int count, uint32_t*,
-                         uint8_t*);
-  // scratch: [2 * (n1 + n2)]
-  void (*relaxed_backward_float)(const RelaxedSweeps<float>&, const RelaxedBackwardChain<float>&, bool needs_grad_state, uint32_t*,
-                                 uint8_t*, float* scratch);
-  void (*relaxed_backward_double)(const RelaxedSweeps<double>&, const RelaxedBackwardChain<double>&, bool needs_grad_state,
-                                  uint32_t*, uint8_t*, double* scratch);
-  // out[rows begin..end) = sum over `count` outer products left[c] x right[c]
-  void (*outer_products_float)(const float* left, const float* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
-                               int64_t end, float* out);
-  void (*outer_products_double)(const double* left, const double* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
-                                int64_t end, double* out);
-};
-
-// The kernels in force: the best that this CPU runs, or those chosen by set_instruction_set.
-const Kernels& kernels();
-// "auto", "baseline", "avx2" or "avx512"; false where the name is unknown or this CPU or build cannot run it.
-bool set_instruction_set(const char* name);
 
 }  // namespace gibbs

@@ -1,126 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/bipartite_driver.h"
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
-#include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <thread>
 
 namespace gibbs {
 
-Batch::Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim)
-    : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
-  int64_t stride = 1;
-  for (size_t d = sizes_.size(); d-- > 0; stride *= sizes_[d]) contiguous_[d] = stride;
-  for (size_t d = 0; d < sizes_.size(); ++d) {
-    (is_model_dim[d] ? model_dims_ : chain_dims_).push_back(int(d));
-    (is_model_dim[d] ? num_models_ : chains_per_model_) *= sizes_[d];
-  }
-}
-
-int64_t Batch::offset(const std::vector<int64_t>& strides, int64_t model, int64_t chain) const {
-  int64_t at = 0;
-  for (size_t i = model_dims_.size(); i-- > 0; model /= sizes_[size_t(model_dims_[i])])
-    at += model % sizes_[size_t(model_dims_[i])] * strides[size_t(model_dims_[i])];
-  for (size_t i = chain_dims_.size(); i-- > 0; chain /= sizes_[size_t(chain_dims_[i])])
-    at += chain % sizes_[size_t(chain_dims_[i])] * strides[size_t(chain_dims_[i])];
-  return at;
-}
-
 namespace {
-
-// Uninitialised memory on a cache line's boundary. Kernels read padding, so it is cleared once.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)) + 64, 64))))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, size_t(round_up(count * int64_t(sizeof(T)) + 64, 64)));
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-// The first fault, or an interrupt, seen by any thread. Only the calling thread may ask the host whether to stop.
-class Progress {
- public:
-  explicit Progress(const Runtime& runtime) : runtime_(runtime), caller_(std::this_thread::get_id()), asked_(Clock::now()) {}
-  void fail(Outcome outcome) {
-    Outcome none = Outcome::kOk;
-    outcome_.compare_exchange_strong(none, outcome);
-  }
-  bool stop() {
-    if (runtime_.interrupted && std::this_thread::get_id() == caller_) {
-      const auto now = Clock::now();
-      if (now - asked_ > std::chrono::milliseconds(100)) {
-        asked_ = now;
-        if (runtime_.interrupted()) fail(Outcome::kInterrupted);
-      }
-    }
-    return outcome_.load(std::memory_order_relaxed) != Outcome::kOk;
-  }
-  StopCheck check() {
-    return {[](void* self) { return static_cast<Progress*>(self)->stop(); }, this};
-  }
-  Outcome outcome() const { return outcome_.load(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  const Runtime& runtime_;
-  const std::thread::id caller_;
-  Clock::time_point asked_;
-  std::atomic<Outcome> outcome_{Outcome::kOk};
-};
-
-// Tasks are taken in turn by as many threads as there are: their costs differ, and results do not depend on who does what. The calling
-// thread, when it has run out of tasks, goes on asking the host whether to stop until the others have too.
-template <class MakeWorker>
-void for_each_task(const Runtime& runtime, int64_t num_tasks, Progress& progress, const MakeWorker& make_worker) {
-  const int64_t workers = std::min<int64_t>(runtime.num_threads, num_tasks);
-  const std::thread::id caller = std::this_thread::get_id();
-  std::atomic<int64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable finished;
-  int64_t running = 0;  // guarded by mutex
-  const std::function<void(int64_t)> work = [&](int64_t) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      ++running;
-    }
-    const auto leave = [&](void*) {
-      std::unique_lock<std::mutex> lock(mutex);
-      if (--running == 0) finished.notify_all();
-      if (std::this_thread::get_id() != caller) return;
-      while (!finished.wait_for(lock, std::chrono::milliseconds(50), [&] { return running == 0; })) progress.stop();
-    };
-    const std::unique_ptr<void, decltype(leave)> guard(&mutex, leave);  // leaves on an exception, too
-    if (next.load() >= num_tasks) return;
-    auto worker = make_worker();
-    for (int64_t task; (task = next++) < num_tasks && !progress.stop();) worker(task);
-  };
-  if (workers <= 1)
-    work(0);
-  else
-    runtime.parallel(workers, work);
-}
-
-struct Interval {
-  int64_t begin, end;
-};
 
 // The biases of a tile's chains as padded float32; chains whose bias lies at the same place share one copy.
 class BiasCache {
@@ -196,11 +82,6 @@ CouplingView weight_of(const BipartiteCall& call, int64_t model) {
           call.n2,
           call.weight.row_stride,
           call.weight.stride};
-}
-
-uint64_t chain_number(const BipartiteCall& call, int64_t model, int64_t chain) {
-  return uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)]
-                              : call.chain_offset + call.batch.linear(model, chain));
 }
 
 // What the relaxed sweeps of all chains of a model share. `packed`: room for [n1, n2], used where the weight's rows are not contiguous.

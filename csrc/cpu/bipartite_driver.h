@@ -1,72 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <functional>
-#include <vector>
-
-#include "cpu/bipartite.h"
+#include "cpu/driver.h"
 
 // Runs the kernels over a batch: which chains share a model, who computes what on which thread, and where scratch memory lies.
 namespace gibbs {
 
-// A batch of chains, row by row over `sizes`. Dimensions along which the model changes come first in the loops, so that a model's
-// couplings are rounded once.
-class Batch {
- public:
-  Batch() = default;
-  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim);
-  int64_t num_models() const { return num_models_; }
-  int64_t chains_per_model() const { return chains_per_model_; }
-  // Where (model, chain) lies in an operand with these batch strides (one per dimension, 0 where it is broadcast).
-  int64_t offset(const std::vector<int64_t>& strides, int64_t model, int64_t chain) const;
-  // Row-by-row number of (model, chain).
-  int64_t linear(int64_t model, int64_t chain) const { return offset(contiguous_, model, chain); }
-
- private:
-  std::vector<int64_t> sizes_, contiguous_;
-  std::vector<int> model_dims_, chain_dims_;
-  int64_t num_models_ = 1, chains_per_model_ = 1;
-};
-
-// A tensor with the batch's strides; element strides of its own last dimension(s).
-struct Operand {
-  const void* data = nullptr;
-  std::vector<int64_t> batch_strides;
-  int64_t stride = 1;      // of the last dimension; of a weight: of its columns
-  int64_t row_stride = 0;  // of a weight
-};
-
-struct Runtime {
-  int num_threads;
-  // Calls task(0) .. task(count - 1) on up to num_threads threads and waits.
-  void (*parallel)(int64_t count, const std::function<void(int64_t)>& task);
-  // Asked now and then on the calling thread; true: stop. May be null.
-  bool (*interrupted)();
-};
-
-enum class Outcome {
-  kOk,
-  kInterrupted,
-  kNonFiniteWeight,
-  kTooLargeWeight,
-  kNonFiniteLeftBias,
-  kNonFiniteRightBias,
-  kNonFiniteBaseLeftBias,
-  kNonFiniteBaseRightBias
-};
-
-struct BipartiteCall {
+struct BipartiteCall : SweepCall {
   int64_t n1, n2;
-  Batch batch;
-  bool is_double;  // dtype of the parameters
   Operand left_bias, right_bias, weight;
   Operand base_left_bias, base_right_bias;  // annealed
-  const int64_t* chains = nullptr;          // chain numbers; null: chain_offset + linear number
-  std::vector<int64_t> chains_strides;
-  int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;
-  uint64_t seed = 0;
-  std::vector<double> beta;  // 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
 
   // Binary sweeps: state bits, [linear number, state_words(n)].
   uint32_t *left_bits = nullptr, *right_bits = nullptr;
@@ -77,10 +20,6 @@ struct BipartiteCall {
   int64_t narrow_from = 128;  // narrow couplings for sides of more units: below, memory traffic is not what counts
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.
-  int64_t num_relaxed_sweeps = 0;
-  Relaxation relaxation = kPwl;
-  double sharpness = 4;
-  bool slope_gradient = true;
   void *state = nullptr, *left = nullptr, *right = nullptr, *left_mean = nullptr;
   void* fields = nullptr;  // [num_relaxed_sweeps, linear number, n2 + n1]
 };

@@ -263,34 +263,50 @@ void round_narrow_couplings_kernel(const CouplingView& w, int k, const NarrowCou
 
 // ---- binary updates ------------------------------------------------------------------------------------------------------------
 
+// Several vectors step by step: the chain of operations is long, and a processor looks ahead by less than two of them.
+#define GIBBS_EACH _Pragma("GCC unroll 8") for (int k = 0; k < kCount; ++k)
+
 // exp(-a) for 0 <= a <= kThresholdLimit, as core/threshold.h spells it out.
+template <int kCount>
+__attribute__((always_inline)) inline void exp_of_negatives(VecF (&a)[kCount]) {
+  VecI n[kCount];
+  VecF r[kCount], p[kCount];
+  GIBBS_EACH n[k] = (VecI)truncate_to_unsigned(a[k] * kLog2e + 0.5f);
+  GIBBS_EACH r[k] = to_float(n[k]) * kLn2High - a[k];
+  GIBBS_EACH r[k] = r[k] + to_float(n[k]) * kLn2Low;
+  GIBBS_EACH p[k] = r[k] * kExp0 + kExp1;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp2;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp3;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp4;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp5;
+  GIBBS_EACH p[k] = p[k] * (r[k] * r[k]);
+  GIBBS_EACH p[k] = p[k] + r[k];
+  GIBBS_EACH p[k] = p[k] + 1.0f;
+  GIBBS_EACH a[k] = p[k] * (VecF)(((127 - n[k]) << 23) & (n[k] < 127));
+}
 inline VecF exp_of_negative(VecF a) {
-  const VecI n = (VecI)truncate_to_unsigned(a * kLog2e + 0.5f);
-  const VecF nf = to_float(n);
-  VecF r = nf * kLn2High - a;
-  r = r + nf * kLn2Low;
-  VecF p = splat(kExp0);
-  p = p * r + kExp1;
-  p = p * r + kExp2;
-  p = p * r + kExp3;
-  p = p * r + kExp4;
-  p = p * r + kExp5;
-  VecF y = p * (r * r);
-  y = y + r;
-  y = y + 1.0f;
-  const VecI power = ((127 - n) << 23) & (n < 127);
-  return y * (VecF)power;
+  VecF one[1] = {a};
+  exp_of_negatives(one);
+  return one[0];
 }
 inline VecF clipped_magnitude(VecF x) {
   const VecF magnitude = bit_cast<VecF>((VecI)x & 0x7fffffff);
   return magnitude < kThresholdLimit ? magnitude : splat(kThresholdLimit);
 }
+template <int kCount>
+__attribute__((always_inline)) inline void threshold_vectors(const VecF (&x)[kCount], VecU (&out)[kCount]) {
+  VecF e[kCount];
+  GIBBS_EACH e[k] = clipped_magnitude(x[k]);
+  exp_of_negatives(e);
+  GIBBS_EACH e[k] = e[k] / (1.0f + e[k]);
+  GIBBS_EACH out[k] = truncate_to_unsigned(e[k] * 4294967296.0f);
+  GIBBS_EACH out[k] = x[k] > 0.0f ? (0u - out[k]) | (VecU)(out[k] == 0) : out[k];
+}
 inline VecU threshold_vector(VecF x) {
-  const VecF e = exp_of_negative(clipped_magnitude(x));
-  const VecF s = e / (1.0f + e);
-  const VecU tail = truncate_to_unsigned(s * 4294967296.0f);
-  const VecU mirrored = (0u - tail) | (VecU)(tail == 0);
-  return x > 0.0f ? mirrored : tail;
+  const VecF in[1] = {x};
+  VecU out[1];
+  threshold_vectors(in, out);
+  return out[0];
 }
 void thresholds_kernel(const float* logits, int64_t count, uint32_t* out) {
   for (int64_t i = 0; i < count; i += kLanes) store(out + i, threshold_vector(load<VecF>(logits + i)));
@@ -315,12 +331,13 @@ template <bool kAnnealed>
 inline uint32_t sample_word(const HalfSweep& h, int64_t i, const int32_t* acc, const float* bias, const float* base_bias,
                             const uint8_t* bytes, const uint32_t* clamp, const uint32_t* bits) {
   constexpr int kVectors = 32 / kLanes;
+  VecF logits[kVectors];
   VecU thresholds[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = i + v * kLanes;
-    thresholds[v] =
-        threshold_vector(logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale));
+    logits[v] = logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale);
   }
+  threshold_vectors(logits, thresholds);
   uint32_t less, equal;
   compare_high_bytes(thresholds, bytes + i, less, equal);
   const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;

@@ -9,6 +9,10 @@ namespace {
 #include "cpu/bipartite_kernel.h"
 
 #include "cpu/relaxed_kernel.h"
+
+#include "cpu/graph_kernel.h"
+
+#include "cpu/graph_relaxed_kernel.h"
 }  // namespace
 
 extern const Kernels table;
@@ -25,6 +29,23 @@ const Kernels table = {GIBBS_ISA_NAME,
                        relaxed_backward_kernel<float>,
                        relaxed_backward_kernel<double>,
                        outer_products_kernel<float>,
-                       outer_products_kernel<double>};
+                       outer_products_kernel<double>,
+                       round_graph_couplings_kernel<float>,
+                       round_graph_couplings_kernel<double>,
+                       sweep_block_kernel,
+                       sweep_chain_kernel,
+                       relaxed_block_kernel<float>,
+                       relaxed_block_kernel<double>,
+                       relaxed_backward_block_kernel<float>,
+                       relaxed_backward_block_kernel<double>,
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+                       chain_of_table_bit_kernel,
+                       build_tables_kernel,
+                       sweep_tables_kernel};
+#else
+                       nullptr,
+                       nullptr,
+                       nullptr};
+#endif
 }  // namespace GIBBS_ISA
 }  // namespace gibbs

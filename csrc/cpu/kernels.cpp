@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "core/macros.h"
-#include "cpu/bipartite.h"
+#include "cpu/kernels.h"
 
 namespace gibbs {
 namespace baseline {

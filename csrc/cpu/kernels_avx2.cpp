@@ -11,7 +11,7 @@
 #include "core/fixed_point.h"
 #include "core/philox.h"
 #include "core/threshold.h"
-#include "cpu/bipartite.h"
+#include "cpu/kernels.h"
 
 #if GIBBS_X86
 #if defined(__clang__)

@@ -11,7 +11,7 @@
 #include "core/fixed_point.h"
 #include "core/philox.h"
 #include "core/threshold.h"
-#include "cpu/bipartite.h"
+#include "cpu/kernels.h"
 
 #define GIBBS_ISA baseline
 #define GIBBS_ISA_NAME "baseline"

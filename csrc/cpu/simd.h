@@ -178,12 +178,53 @@ inline void philox_rounds(VecU& c0, VecU& c1, VecU& c2, VecU& c3, uint32_t k0, u
     k1 += kPhiloxWeyl1;
   }
 }
-inline PhiloxVectors philox_vectors(const RandomStream& s, VecU groups) {
-  VecU even[4] = {groups, splat(s.c1), splat(s.c2), splat(s.c3)};
-  VecU odd[4] = {(VecU)((Vec<uint64_t>)groups >> 32), even[1], even[2], even[3]};
-  philox_rounds(even[0], even[1], even[2], even[3], s.k0, s.k1);
-  philox_rounds(odd[0], odd[1], odd[2], odd[3], s.k0, s.k1);
+inline PhiloxVectors philox_of_halves(VecU (&even)[4], VecU (&odd)[4], uint32_t k0, uint32_t k1) {
+  philox_rounds(even[0], even[1], even[2], even[3], k0, k1);
+  philox_rounds(odd[0], odd[1], odd[2], odd[3], k0, k1);
   PhiloxVectors out;
   for (int q = 0; q < 4; ++q) out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
   return out;
+}
+inline VecU odd_lanes(VecU v) { return (VecU)((Vec<uint64_t>)v >> 32); }
+// The groups of one chain.
+inline PhiloxVectors philox_vectors(const RandomStream& s, VecU groups) {
+  VecU even[4] = {groups, splat(s.c1), splat(s.c2), splat(s.c3)};
+  VecU odd[4] = {odd_lanes(groups), even[1], even[2], even[3]};
+  return philox_of_halves(even, odd, s.k0, s.k1);
+}
+
+// A chain in each lane.
+struct LaneStreams {
+  VecU c1, c3;
+  uint32_t c2, k0, k1;
+};
+inline LaneStreams lane_streams(uint64_t seed, const uint64_t* chains, uint64_t sweep) {
+  const RandomStream s = random_stream(seed, 0, sweep);
+  LaneStreams out = {{}, {}, s.c2, s.k0, s.k1};
+  for (int l = 0; l < kLanes; ++l) {
+    const RandomStream of_chain = random_stream(seed, chains[l], sweep);
+    out.c1[l] = of_chain.c1;
+    out.c3[l] = of_chain.c3;
+  }
+  return out;
+}
+inline PhiloxVectors philox_lanes(const LaneStreams& s, VecU groups) {
+  VecU even[4] = {groups, s.c1, splat(s.c2), s.c3};
+  VecU odd[4] = {odd_lanes(groups), odd_lanes(s.c1), even[2], odd_lanes(s.c3)};
+  return philox_of_halves(even, odd, s.k0, s.k1);
+}
+
+inline bool any_equal(VecU a, VecU b) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi32((__m256i)a, (__m256i)b));
+#elif GIBBS_X86
+  return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)a, (__m128i)b));
+#else
+  const VecI equal = a == b;
+  int32_t found = 0;
+  for (int l = 0; l < kLanes; ++l) found |= equal[l];
+  return found;
+#endif
 }

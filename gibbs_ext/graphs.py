@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs with colours: what couples to what, and in which order a sweep goes. And their parameters as an Ising model's.
+
+A colour is a block of block Gibbs sampling: nodes of one colour are never coupled, so that a sweep updates all of
+them at once, colour 0 first.
+"""
+
+import functools
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gibbs_ext import ops
+from gibbs_ext.checks import check_integers, check_tensors, check_units, reported_as, shown
+
+if TYPE_CHECKING:
+    import networkx
+
+Integers = Tensor | NDArray[np.integer[Any]] | Iterable[Any]
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_LIMIT = 2**30  # of nodes, and of edges
+
+# Which sign h and J have in an Ising energy.
+CONVENTIONS = {"dimod": 1, "physics": -1}
+
+
+def _as_integers(name: str, argument: str, values: Integers, pairs: bool = False) -> Tensor:
+    """A new int64 tensor [n], or [E, 2]."""
+    wanted = f"{name}: {argument} must be integers of shape {'[E, 2]' if pairs else '[n]'}, got "
+    if not isinstance(values, (Tensor, np.ndarray)):
+        try:
+            items = list(values)
+            # Without items NumPy would know neither shape nor dtype.
+            values = np.array(items) if items else np.empty((0, 2) if pairs else 0, np.int64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(wanted + shown(values)) from error
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        values = torch.from_numpy(values.astype(np.int64, order="C"))
+    if not isinstance(values, Tensor) or values.dtype not in _INTEGERS:
+        raise TypeError(f"{wanted}{values.dtype} {list(values.shape)}")
+    if values.dim() != 1 + pairs or (pairs and values.shape[1] != 2):
+        raise ValueError(wanted + str(list(values.shape)))
+    return values.to("cpu", torch.int64, copy=True).contiguous()
+
+
+class ColoredGraph:
+    """Nodes, edges and a proper colouring: any graph, such as Pegasus, Zephyr or a lattice.
+
+    Node i of the graph is unit i of a model on it, and ``edges[e]`` are the two units that ``coupling[e]`` couples.
+    A sweep updates the nodes of colour 0, then those of colour 1, and so on.
+
+    Args:
+        num_nodes: At least 1, less than 2^30. A node may have no edge.
+        edges: [E, 2] integers in 0 .. num_nodes - 1, as a tensor, an array or pairs. Each edge once, either way round,
+            and none from a node to itself. Their order is kept. Less than 2^30.
+        colors: [num_nodes] integers in 0 .. num_nodes, different at the two ends of every edge. Only their order
+            counts: they are numbered anew from 0 without gaps. None: two colours if the graph is bipartite, the lowest
+            node of each of its components having colour 0; else few, found greedily in linear time (4 on Pegasus, 5 on
+            Zephyr).
+
+    Attributes:
+        num_nodes: N.
+        num_edges: E.
+        num_colors: At least 1; every colour has a node.
+        max_degree: Of the node of most edges; 0 if there is none.
+        edges: [E, 2] int64, as given.
+        colors: [N] int64 in 0 .. num_colors - 1.
+        degrees: [N] int64, number of edges of each node.
+        labels: What each node is called where the graph comes from: here 0 .. N - 1.
+        layout: int32, what the graph ops read; its format is that of csrc/core/graph.h.
+
+    Tensors are on the CPU. A graph does not change once made: copies share it, and it can be a key. Graphs are equal if
+    they have the same nodes, edges (in order, whichever way round) and colours; labels do not count.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``ColoredGraph:``.
+
+    Example:
+        >>> ColoredGraph(4, [(0, 1), (1, 2), (2, 3), (3, 0)]).colors
+        tensor([0, 1, 0, 1])
+    """
+
+    num_nodes: int
+    num_edges: int
+    num_colors: int
+    max_degree: int
+    edges: Tensor
+    colors: Tensor
+    degrees: Tensor
+    labels: tuple[Hashable, ...]
+    layout: Tensor
+
+    def __init__(self, num_nodes: int, edges: Integers, colors: Integers | None = None) -> None:
+        name = "ColoredGraph"
+        check_integers(name, num_nodes=num_nodes)
+        self.edges = _as_integers(name, "edges", edges, pairs=True)
+        given = None if colors is None else _as_integers(name, "colors", colors)
+        self.layout = ops.graph_layout(int(num_nodes), self.edges, given)
+        self.num_nodes, self.num_edges, self.num_colors, self.max_degree = self.layout[:4].tolist()
+        sizes = [4, self.num_colors + 1, self.num_nodes, self.num_nodes + 1]
+        _, color_offsets, order, row_offsets = self.layout[: sum(sizes)].split(sizes)
+        order = order.to(torch.int64)
+        self.colors, self.degrees = torch.empty_like(order), torch.empty_like(order)
+        self.colors[order] = torch.arange(self.num_colors).repeat_interleave(color_offsets.diff())
+        self.degrees[order] = row_offsets.diff().to(torch.int64)
+        self.labels = tuple(range(self.num_nodes))
+
+    @staticmethod
+    def from_networkx(G: "networkx.Graph[Any]", colors: Mapping[Any, int] | Integers | None = None) -> "ColoredGraph":
+        """The graph of a networkx graph, whose nodes, in its own order, are units 0 .. N - 1 and become ``labels``.
+
+        Args:
+            G: An undirected graph without parallel edges. Attributes are not looked at.
+            colors: A colour per node of G, as :class:`ColoredGraph` wants them: by node or in the order of G's nodes.
+
+        Raises:
+            TypeError, ValueError: An argument does not fit; the message begins with ``ColoredGraph.from_networkx:``.
+        """
+        name = "ColoredGraph.from_networkx"
+        if not all(hasattr(G, method) for method in ("nodes", "edges", "is_directed", "is_multigraph")):
+            raise TypeError(f"{name}: G must be a networkx.Graph, got {shown(G)}")
+        if G.is_directed() or G.is_multigraph():
+            raise TypeError(f"{name}: G must be undirected, without parallel edges, got {G} (see networkx.Graph(G))")
+        labels = tuple(G.nodes)
+        unit = {label: i for i, label in enumerate(labels)}
+        edges = np.array([(unit[u], unit[v]) for u, v in G.edges], np.int64).reshape(-1, 2)
+        for node in edges[edges[:, 0] == edges[:, 1], 0][:1]:
+            raise ValueError(f"{name}: G must not have edges from a node to itself, got one at {shown(labels[node])}")
+        given = None
+        if isinstance(colors, Mapping):
+            for label in labels:
+                if label not in colors:
+                    raise ValueError(f"{name}: colors must have every node of G, got none for {shown(label)}")
+            colors = [colors[label] for label in labels]
+        if colors is not None:
+            given = _as_integers(name, "colors", colors)
+        # Found here, because the message is to name nodes by their labels. The length is checked below.
+        if given is not None and len(given) == len(labels):
+            for u, v in edges[(given[edges[:, 0]] == given[edges[:, 1]]).numpy()][:1]:
+                ends = f"{shown(labels[u])} and {shown(labels[v])}"
+                raise ValueError(f"{name}: colors must differ at the two ends of an edge, got {given[u]} at {ends}")
+        with reported_as(name):
+            graph = ColoredGraph(len(labels), edges, given)
+        graph.labels = labels
+        return graph
+
+    def to_networkx(self) -> "networkx.Graph[Any]":
+        """A networkx.Graph of the labels, each node with its ``color``. It may list the edges in another order."""
+        import networkx
+
+        G = networkx.Graph()
+        G.add_nodes_from(
+            (label, {"color": color}) for label, color in zip(self.labels, self.colors.tolist(), strict=True)
+        )
+        G.add_edges_from((self.labels[u], self.labels[v]) for u, v in self.edges.tolist())
+        return G
+
+    @functools.cached_property
+    def _units(self) -> dict[Hashable, int]:
+        return {label: unit for unit, label in enumerate(self.labels)}
+
+    def index(self, label: Hashable) -> int:
+        """The unit that bears a label.
+
+        Raises:
+            ValueError: None does.
+        """
+        if label not in self._units:
+            raise ValueError(f"ColoredGraph.index: label must be one of the graph's, got {shown(label)}")
+        return self._units[label]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ColoredGraph):
+            return NotImplemented
+        return self is other or torch.equal(self.layout, other.layout)
+
+    def __hash__(self) -> int:
+        return hash(self.layout.numpy().tobytes())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ColoredGraph":
+        return self
+
+    def __repr__(self) -> str:
+        return f"ColoredGraph({self._sizes()})"
+
+    def _sizes(self) -> str:
+        return f"num_nodes={self.num_nodes}, num_edges={self.num_edges}, num_colors={self.num_colors}"
+
+
+class ChimeraGraph(ColoredGraph):
+    """A Chimera lattice: rows x cols unit cells, each a complete bipartite graph of 2 x shore nodes.
+
+    Node (row, col, u, k) has the linear index ``((row * cols + col) * 2 + u) * shore + k``, as in D-Wave's
+    ``chimera_graph``. In its cell it is coupled to all nodes of the other side u. Nodes of side 0 are coupled to their
+    likes one row up and down, those of side 1 to their likes in the neighbouring columns. Its colour is
+    ``(row + col + u + 1) % 2``: a single cell is swept as a bipartite model whose left side is side 0.
+
+    The units are the nodes present, in the order of their linear indices, which are their ``labels``. Edges are sorted,
+    the lower node first.
+
+    Args:
+        rows: At least 1.
+        cols: At least 1; ``rows`` if None.
+        shore: Nodes of each side of a cell, at least 1.
+        missing_nodes: Linear indices of nodes left out, as real chips have them.
+        missing_edges: Pairs of linear indices, either way round: edges of the full lattice left out.
+
+    Attributes:
+        rows, cols, shore: As given.
+        coordinates: [N, 4] int64: row, col, u and k of each unit.
+
+    And those of :class:`ColoredGraph`. (Should holes leave no node of colour 0, colour 1 becomes colour 0.)
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``ChimeraGraph:``.
+
+    Example:
+        >>> ChimeraGraph(2, missing_nodes=[0])
+        ChimeraGraph(2, 2, 4, num_nodes=31, num_edges=75, num_colors=2)
+    """
+
+    rows: int
+    cols: int
+    shore: int
+    coordinates: Tensor
+
+    def __init__(
+        self,
+        rows: int,
+        cols: int | None = None,
+        shore: int = 4,
+        *,
+        missing_nodes: Integers = (),
+        missing_edges: Integers = (),
+    ) -> None:
+        name = "ChimeraGraph"
+        cols = rows if cols is None else cols
+        check_integers(name, 1, rows=rows, cols=cols, shore=shore)
+        self.rows, self.cols, self.shore = int(rows), int(cols), int(shore)
+        shape = (self.rows, self.cols, 2, self.shore)
+        total = 2 * self.rows * self.cols * self.shore
+        if max(total, total // 2 * (self.shore + 2)) >= _LIMIT:
+            raise ValueError(f"{name}: rows, cols and shore must make less than 2^30 nodes and edges, got {shape}")
+        node = torch.arange(total).reshape(shape)
+        ends = [
+            (node[:, :, 0, :, None], node[:, :, 1, None, :]),
+            (node[:-1, :, 0], node[1:, :, 0]),
+            (node[:, :-1, 1], node[:, 1:, 1]),
+        ]
+        edges = torch.cat([torch.stack(torch.broadcast_tensors(u, v), -1).reshape(-1, 2) for u, v in ends])
+        keys, by_key = (edges[:, 0] * total + edges[:, 1]).sort()
+        edges = edges[by_key]
+
+        vacant = _as_integers(name, "missing_nodes", missing_nodes)
+        for index in vacant[(vacant < 0) | (vacant >= total)].tolist()[:1]:
+            raise ValueError(f"{name}: missing_nodes must lie in 0 .. {total - 1}, got {index}")
+        present = torch.ones(total, dtype=torch.bool)
+        present[vacant] = False
+        if not present.any():
+            raise ValueError(f"{name}: missing_nodes must leave a node, got all {total}")
+
+        cut = _as_integers(name, "missing_edges", missing_edges, pairs=True)
+        cut_keys = cut.amin(1) * total + cut.amax(1)
+        for u, v in cut[((cut < 0) | (cut >= total)).any(1) | ~torch.isin(cut_keys, keys)].tolist()[:1]:
+            raise ValueError(f"{name}: missing_edges must be edges of the lattice, got ({u}, {v})")
+        edges = edges[present[edges].all(1) & ~torch.isin(keys, cut_keys)]
+
+        unit = present.cumsum(0) - 1
+        coordinates = torch.cartesian_prod(*map(torch.arange, shape))[present]
+        row, col, side, _ = coordinates.unbind(1)
+        super().__init__(len(coordinates), unit[edges], (row + col + side + 1) % 2)
+        self.coordinates = coordinates
+        self.labels = tuple(present.nonzero()[:, 0].tolist())
+
+    def __repr__(self) -> str:
+        return f"ChimeraGraph({self.rows}, {self.cols}, {self.shore}, {self._sizes()})"
+
+
+# Ising --------------------------------------------------------------------------------------------------------------
+
+
+def _sign(name: str, convention: str) -> int:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
+        raise ValueError(f"{name}: convention must be one of {', '.join(CONVENTIONS)}, got {shown(convention)}")
+    return CONVENTIONS[convention]
+
+
+def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: Tensor) -> Tensor:
+    """That one parameter fits the nodes, the other the edges. Returns the edges [E, 2], on the parameters' device."""
+    (on_nodes, on_edges), (nodes, couplings) = parameters, parameters.values()
+    check_tensors(name, **parameters)
+    for argument, tensor in parameters.items():
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != nodes.dtype:
+            raise TypeError(
+                f"{name}: {on_nodes} and {on_edges} must both be float32 or both float64, got {argument} {tensor.dtype}"
+            )
+    if isinstance(edges, ColoredGraph):
+        check_units(name, on_nodes, nodes, edges.num_nodes)
+        pairs = edges.edges
+    else:
+        if not nodes.dim():
+            raise ValueError(f"{name}: {on_nodes} must have shape [..., N], got []")
+        n, pairs = nodes.shape[-1], _as_integers(name, "edges", edges, pairs=True)
+        for u, v in pairs[((pairs < 0) | (pairs >= n)).any(1) | (pairs[:, 0] == pairs[:, 1])].tolist()[:1]:
+            raise ValueError(f"{name}: edges must join two of the nodes 0 .. {n - 1} of {on_nodes}, got ({u}, {v})")
+    check_units(name, on_edges, couplings, len(pairs))
+    try:
+        torch.broadcast_shapes(nodes.shape[:-1], couplings.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: {on_edges} must broadcast with {on_nodes} {list(nodes.shape)}, got {list(couplings.shape)}"
+        ) from None
+    return pairs.to(nodes.device)
+
+
+def _at_nodes(values: Tensor, edges: Tensor, num_nodes: int) -> Tensor:
+    """The sum [..., N] of the values [..., E] of each node's edges."""
+    # Edge by edge: the rounding does not depend on which way round they are.
+    zeros = values.new_zeros(*values.shape[:-1], num_nodes)
+    return zeros.index_add(-1, edges.reshape(-1), values.repeat_interleave(2, -1))
+
+
+def ising_to_boltzmann(
+    h: Tensor, J: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The Boltzmann machine over bits z that an Ising model over spins s = 2 z - 1 is::
+
+        ising_energy(s) = energy(z) + offset,        energy(z) = - bias . z - sum_e coupling_e z_u z_v
+
+    with (u, v) = ``edges[e]``, where the energy of the Ising model is, by convention,
+
+    - ``dimod``: ``ising_energy(s) = + h . s + sum_e J_e s_u s_v``; aligned spins are favoured by negative J;
+    - ``physics``: ``ising_energy(s) = - h . s - sum_e J_e s_u s_v``; they are favoured by positive J.
+
+    Both models give a state the probability ``exp(-beta * energy) / Z``, hence the same one.
+
+    Args:
+        h: [..., N] float32 or float64.
+        J: [..., E], of h's dtype. Batch dims broadcast.
+        edges: The graph, or [E, 2] integers.
+        convention: The sign of h and J.
+
+    Returns:
+        bias [*S, N]; coupling [..., E] with the batch dims of J; offset [*S], to be added to the energy of the model
+        returned to give that of the model it came from. S is the broadcast of the batch shapes.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``ising_to_boltzmann:``.
+
+    Differentiable. Nothing is mutated.
+
+    Example:
+        >>> ising_to_boltzmann(torch.tensor([0.5, 0.0]), torch.tensor([-1.0]), [(0, 1)])
+        (tensor([-3., -2.]), tensor([4.]), tensor(-1.5000))
+    """
+    name = "ising_to_boltzmann"
+    sign = _sign(name, convention)
+    pairs = _check_parameters(name, edges, h=h, J=J)
+    bias = 2 * sign * (_at_nodes(J, pairs, h.shape[-1]) - h)
+    return bias, -4 * sign * J, sign * (J.sum(-1) - h.sum(-1))
+
+
+def boltzmann_to_ising(
+    bias: Tensor, coupling: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`ising_to_boltzmann`, whose formulas and conventions are meant::
+
+        energy(z) = ising_energy(s) + offset
+
+    So with ``dimod``, h, J and offset are those of the BinaryQuadraticModel whose energies are ``energy``. The offset
+    is minus that of the way back.
+
+    Args:
+        bias: [..., N] float32 or float64.
+        coupling: [..., E], of bias's dtype. Batch dims broadcast.
+        edges: The graph, or [E, 2] integers.
+        convention: The sign of h and J.
+
+    Returns:
+        h [*S, N]; J [..., E] with the batch dims of coupling; offset [*S], to be added to the energy of the model
+        returned to give that of the model it came from. S is the broadcast of the batch shapes.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``boltzmann_to_ising:``.
+
+    Differentiable. Nothing is mutated.
+    """
+    name = "boltzmann_to_ising"
+    sign = _sign(name, convention)
+    pairs = _check_parameters(name, edges, bias=bias, coupling=coupling)
+    h = -sign * (bias / 2 + _at_nodes(coupling, pairs, bias.shape[-1]) / 4)
+    return h, -sign * coupling / 4, -(bias.sum(-1) / 2 + coupling.sum(-1) / 4)

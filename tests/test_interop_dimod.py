@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BlockGibbsSampler: dimod's own tests, dwave-samplers' sampler argument by argument, enumeration, and bad input."""
+
+import inspect
+import subprocess
+import sys
+import unittest
+import warnings
+from pathlib import Path
+
+import dimod
+import dimod.testing
+import numpy as np
+import pytest
+import torch
+from dwave.samplers import SimulatedAnnealingSampler
+from dwave.samplers.sa import sampler as dwave_module
+from hypothesis import given
+from hypothesis import strategies as st
+from support import chi_square_excess, z_threshold
+
+import gibbs_ext.interop.dimod as interop
+from gibbs_ext import ChimeraGraph
+from gibbs_ext.interop.dimod import BlockGibbsSampler
+
+ROOT = Path(__file__).parents[1]
+VARTYPES = pytest.mark.parametrize("vartype", ["SPIN", "BINARY"])
+LABELS = ["a", ("a", 1), 7, frozenset({3}), 2.5, "b"]
+
+
+def sample(bqm, **kwargs):
+    """Samples; checks what every sample set must be, and that the model is as it was."""
+    before = bqm.copy()
+    sampleset = BlockGibbsSampler().sample(bqm, **kwargs)
+    assert bqm == before
+    assert set(sampleset.variables) == set(bqm.variables)
+    assert sampleset.vartype is bqm.vartype
+    assert sampleset.record.sample.dtype == np.int8
+    assert np.isin(sampleset.record.sample, list(bqm.vartype.value)).all()
+    dimod.testing.assert_sampleset_energies(sampleset, bqm)
+    dimod.testing.assert_response_energies(sampleset, bqm)
+    return sampleset
+
+
+def states(sampleset, bqm):
+    """[reads, variables in the model's order] as a tensor."""
+    order = [sampleset.variables.index(v) for v in bqm.variables]
+    return torch.from_numpy(sampleset.record.sample[:, order].copy())
+
+
+def random_bqm(num_variables, vartype="SPIN", seed=0, density=0.4, scale=1.0):
+    random = np.random.default_rng(seed)
+    pairs = [(i, j) for j in range(num_variables) for i in range(j) if random.random() < density]
+    linear = dict(enumerate(scale * random.normal(size=num_variables)))
+    return dimod.BinaryQuadraticModel(
+        linear, dict(zip(pairs, scale * random.normal(size=len(pairs)), strict=True)), 0.5, vartype
+    )
+
+
+# As a dimod sampler -----------------------------------------------------------------------------------------------
+
+
+@dimod.testing.load_sampler_bqm_tests(BlockGibbsSampler)
+class TestByDimod(unittest.TestCase):
+    def test_api(self):
+        sampler = BlockGibbsSampler()
+        dimod.testing.assert_sampler_api(sampler)
+        assert isinstance(sampler, dimod.Initialized)
+        with sampler:
+            pass
+
+
+def test_it_takes_the_arguments_of_the_original():
+    ours, theirs = (inspect.signature(c.sample).parameters for c in (BlockGibbsSampler, SimulatedAnnealingSampler))
+    unknown = {"randomize_order", "proposal_acceptance_criteria"}
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in theirs.values() if p.name not in unknown
+    ]
+    sampler, original = BlockGibbsSampler(), SimulatedAnnealingSampler()
+    assert sampler.parameters == {k: v for k, v in original.parameters.items() if k not in unknown}
+    assert set(sampler.parameters) == set(ours) - {"self", "bqm", "kwargs"}
+    assert sampler.properties == original.properties
+
+
+def test_unknown_arguments_are_ignored_with_a_warning():
+    bqm = random_bqm(5)
+    with pytest.warns(dimod.exceptions.SamplerUnknownArgWarning, match="randomize_order"):
+        sampleset = sample(bqm, seed=1, randomize_order=True)
+    assert states(sampleset, bqm).equal(states(sample(bqm, seed=1), bqm))
+
+
+@VARTYPES
+@pytest.mark.parametrize("kind", [dimod.Float64BQM, dimod.Float32BQM, dimod.DictBQM])
+def test_any_labels_and_kinds_of_models(vartype, kind):
+    pairs = [(LABELS[i], LABELS[j]) for i, j in ((0, 1), (2, 1), (3, 2), (0, 3))]  # the last two are isolated
+    bqm = kind({v: i - 2 for i, v in enumerate(LABELS)}, dict.fromkeys(pairs, 1.5), 7, vartype)
+    sampleset = sample(bqm, num_reads=20, seed=1)
+    assert sampleset.first.energy == pytest.approx(dimod.ExactSolver().sample(bqm).first.energy)
+    assert sampleset.info["beta_schedule_type"] == "geometric"
+    assert set(sampleset.info["timing"]) == {"preprocessing_ns", "sampling_ns", "postprocessing_ns"}
+    assert all(isinstance(t, int) and t > 0 for t in sampleset.info["timing"].values())
+
+
+@VARTYPES
+def test_models_with_nothing_in_them(vartype):
+    empty = dimod.BinaryQuadraticModel({}, {}, 1.5, vartype)
+    sampleset = sample(empty, num_reads=3)
+    assert sampleset.record.energy.tolist() == [1.5] * 3
+    assert sampleset.record.sample.shape == (3, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zero = dimod.BinaryQuadraticModel({"a": 0, "b": 0}, {("a", "b"): 0}, 2.0, vartype)
+        fair = states(BlockGibbsSampler().sample(zero, num_reads=20_000, num_sweeps=2), zero) > 0
+    assert chi_square_excess(fair.double(), torch.full((4,), 0.25, dtype=torch.float64)) < 1
+
+
+@VARTYPES
+def test_high_degree(vartype):
+    star = dimod.BinaryQuadraticModel({}, {("hub", i): 1.0 for i in range(500)}, vartype)
+    star.add_linear("hub", -1000)
+    lowest = -1500 if vartype == "SPIN" else -1000
+    assert sample(star, num_reads=5, num_sweeps=100, seed=1).first.energy == lowest
+    complete = random_bqm(50, vartype, density=1)
+    ours, theirs = (
+        s.sample(complete, num_reads=50, num_sweeps=500, seed=1).first.energy
+        for s in (BlockGibbsSampler(), SimulatedAnnealingSampler())
+    )
+    assert ours == pytest.approx(theirs)
+
+
+# Seeds and reads --------------------------------------------------------------------------------------------------
+
+
+@VARTYPES
+def test_seeds_decide_the_samples(vartype):
+    bqm = random_bqm(30, vartype)
+    options = {"num_reads": 20, "num_sweeps": 10, "beta_range": (0.01, 0.1)}
+    one = states(sample(bqm, seed=1, **options), bqm)
+    assert one.equal(states(sample(bqm, seed=1, **options), bqm))
+    assert not one.equal(states(sample(bqm, seed=2, **options), bqm))
+    assert len(one.unique(dim=0)) == 20
+    for seed in (0, 2**32 - 1, np.int64(5)):
+        sample(bqm, seed=seed)
+    assert one[:7].equal(states(sample(bqm, seed=1, **{**options, "num_reads": 7}), bqm))
+    torch.manual_seed(3)
+    drawn = states(sample(bqm, **options), bqm)
+    assert not drawn.equal(states(sample(bqm, **options), bqm))
+    torch.manual_seed(3)
+    assert drawn.equal(states(sample(bqm, **options), bqm))
+
+
+def test_both_vartypes_of_a_model_give_the_same_samples():
+    spin = random_bqm(30)
+    for v in spin.variables:  # so that the conversion is exact
+        spin.set_linear(v, round(8 * spin.get_linear(v)) / 8)
+    for u, v in spin.quadratic:
+        spin.set_quadratic(u, v, round(8 * spin.get_quadratic(u, v)) / 8)
+    binary = spin.change_vartype("BINARY", inplace=False)
+    options = {"num_reads": 20, "num_sweeps": 20, "seed": 1}
+    one, other = sample(spin, **options), sample(binary, **options)
+    assert states(one, spin).equal(2 * states(other, binary) - 1)
+    assert one.record.energy == pytest.approx(other.record.energy)
+    assert one.info["beta_range"] == other.info["beta_range"]
+
+
+@pytest.mark.parametrize("power", [-600, -40, 40, 600])
+def test_units_of_energy_do_not_matter(power):
+    bqm = random_bqm(30)
+    scaled = bqm.copy()
+    scaled.scale(2.0**power)
+    options = {"num_reads": 20, "num_sweeps": 20, "seed": 1}
+    for here, there in ((None, None), (np.array([0.1, 2.0]), np.ldexp([0.1, 2.0], -power))):
+        expected = states(sample(bqm, beta_range=here, **options), bqm)
+        sampleset = BlockGibbsSampler().sample(scaled, beta_range=there, **options)
+        assert states(sampleset, scaled).equal(expected)
+
+
+def test_biases_of_every_size():
+    """Beside an enormous bias, and at betas at which some logit is infinite, the rest is sampled all the same."""
+    bqm = dimod.BinaryQuadraticModel({"a": 1e30, "b": 0.5, "c": 0}, {("b", "c"): -1}, "SPIN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(bqm, num_reads=10, num_sweeps=100, beta_range=(1e-3, 1e6)).first.sample == {
+            "a": -1,
+            "b": -1,
+            "c": -1,
+        }
+        # Couplings that differ by far: the finest are lost to fixed point only below 2^-31 of the largest.
+        chain = dimod.BinaryQuadraticModel({0: 1e-6}, {(i, i + 1): -(10.0 ** (-i)) for i in range(7)}, "SPIN")
+        lowest = sample(chain, num_reads=10, seed=1).first
+    assert set(lowest.sample.values()) == {-1}
+
+
+# Initial states ---------------------------------------------------------------------------------------------------
+
+
+@VARTYPES
+def test_initial_states(vartype):
+    bqm = dimod.BinaryQuadraticModel(dict.fromkeys("cab", 1.0), {}, vartype)
+    low, high = sorted(bqm.vartype.value)
+    given = [{"a": low, "b": high, "c": low}, {"a": high, "b": high, "c": low}]
+    rows = torch.tensor([[low, low, high], [low, high, high]], dtype=torch.int8)  # c, a, b
+
+    def start(**kwargs):
+        return states(sample(bqm, num_sweeps=0, seed=1, **kwargs), bqm)
+
+    assert start(initial_states=given).equal(rows)
+    for generator in ("none", "tile", "random"):
+        assert start(initial_states=given, initial_states_generator=generator).equal(rows)
+        assert start(initial_states=given, initial_states_generator=generator, num_reads=1).equal(rows[:1])
+    tiled = start(initial_states=given, initial_states_generator="tile", num_reads=5)
+    assert tiled.equal(rows[[0, 1, 0, 1, 0]])
+    random = start(initial_states=given, num_reads=500)
+    assert random[:2].equal(rows)
+    assert len(random[2:].unique(dim=0)) == 8
+    original = SimulatedAnnealingSampler().sample(bqm, num_sweeps=0, seed=1, num_reads=50)
+    assert start(num_reads=50).equal(states(original, bqm))
+    # In the other vartype, as a sample set, or as an array with labels.
+    other = dimod.SampleSet.from_samples(given, vartype, energy=0)
+    other.change_vartype("BINARY" if vartype == "SPIN" else "SPIN", inplace=True)
+    assert start(initial_states=other).equal(rows)
+    assert start(initial_states=(rows.numpy(), "cab")).equal(rows)
+
+
+def test_sweeps_start_there():
+    """At beta = 20 no spin of a satisfied ferromagnet flips."""
+    ring = dimod.BinaryQuadraticModel({}, {(i, (i + 1) % 10): -1 for i in range(10)}, "SPIN")
+    up = dict.fromkeys(range(10), 1)
+    sampleset = sample(ring, num_sweeps=50, beta_range=(20, 20), initial_states=up, num_reads=40, seed=1)
+    assert states(sampleset, ring)[0].tolist() == [1] * 10
+    assert not (states(sampleset, ring) == 1).all()
+    tiled = sample(
+        ring, num_sweeps=50, beta_range=(20, 20), initial_states=up, num_reads=40, initial_states_generator="tile"
+    )
+    assert (states(tiled, ring) == 1).all()
+
+
+# Schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Betas that the two samplers sweep at."""
+    betas = {}
+
+    def graph_gibbs(state, bias, coupling, graph, num_sweeps, *, beta, **kwargs):
+        assert len(beta) == num_sweeps
+        assert state.dtype == torch.uint8
+        # The model's coupling is -4 J = 2; the product is what counts.
+        betas["ours"] = (beta * coupling / 2).tolist()
+        return state
+
+    def simulated_annealing(num_reads, h, row, col, J, num_sweeps_per_beta, beta_schedule, seed, state, *args):
+        betas["theirs"] = np.repeat(beta_schedule, num_sweeps_per_beta).tolist()
+        return state, np.zeros(len(state))
+
+    monkeypatch.setattr(interop, "graph_gibbs", graph_gibbs)
+    monkeypatch.setattr(dwave_module, "simulated_annealing", simulated_annealing)
+    return betas
+
+
+SCHEDULES = [
+    {},
+    {"num_sweeps": 7},
+    {"num_sweeps": 1},
+    {"num_sweeps": 0},
+    {"num_sweeps": 12, "num_sweeps_per_beta": 3},
+    {"num_sweeps": 3, "num_sweeps_per_beta": 3},
+    {"num_sweeps": 5, "beta_range": (0.5, 4.0)},
+    {"num_sweeps": 5, "beta_range": [4.0, 0.5], "beta_schedule_type": "linear"},
+    {"num_sweeps": 1, "beta_range": [4.0, 0.5], "beta_schedule_type": "linear"},
+    {"num_sweeps": 6, "beta_range": (0, 3), "beta_schedule_type": "linear", "num_sweeps_per_beta": 2},
+    {"beta_schedule_type": "custom", "beta_schedule": [3, 1, 0, 2]},
+    {"beta_schedule_type": "custom", "beta_schedule": np.linspace(0, 1, 4, dtype=np.float32), "num_sweeps_per_beta": 2},
+    {"beta_schedule_type": "custom", "beta_schedule": (1.5,), "num_sweeps": 3, "num_sweeps_per_beta": 3},
+    {"beta_schedule_type": "custom", "beta_schedule": np.ones(3, int), "beta_range": (1, 1)},
+]
+
+
+@pytest.mark.parametrize("options", SCHEDULES, ids=str)
+def test_schedules_are_those_of_the_original(captured, options):
+    bqm = dimod.BinaryQuadraticModel({"a": 0.75}, {("a", "b"): -0.5}, "SPIN")
+    info = [s.sample(bqm, **options).info for s in (BlockGibbsSampler(), SimulatedAnnealingSampler())]
+    assert captured["ours"] == pytest.approx(captured["theirs"], rel=1e-12)
+    assert info[0]["beta_schedule_type"] == info[1]["beta_schedule_type"]
+    if info[1]["beta_range"] is None:
+        assert info[0]["beta_range"] == [captured["ours"][0], captured["ours"][-1]]
+    else:
+        assert list(info[0]["beta_range"]) == pytest.approx(list(info[1]["beta_range"]), rel=1e-12)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    num_variables=st.integers(1, 12),
+    vartype=st.sampled_from(["SPIN", "BINARY"]),
+    density=st.sampled_from([0.0, 0.3, 1.0]),
+    levels=st.sampled_from([0, 2, 1000]),
+)
+def test_the_default_range_is_that_of_the_original(seed, num_variables, vartype, density, levels):
+    """Biases are multiples of 1 / 64, so that sums are exact and ties are ties."""
+    random = np.random.default_rng(seed)
+    bqm = dimod.BinaryQuadraticModel(
+        {i: random.integers(-levels, levels + 1) / 64 for i in range(num_variables)}, {}, vartype
+    )
+    for i in range(num_variables):
+        for j in range(i):
+            if random.random() < density:
+                bqm.add_quadratic(i, j, random.integers(-levels, levels + 1) / 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, of models without biases
+        expected = SimulatedAnnealingSampler().sample(bqm, num_sweeps=0).info["beta_range"]
+    assert sample(bqm, num_sweeps=0).info["beta_range"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_default_range_knows_rounding_from_a_bias():
+    """A field that cancels in the Ising form, but for rounding, is none."""
+    bqm = dimod.BinaryQuadraticModel({"a": 1.05, "b": 0.0}, {("a", "b"): -0.7}, "BINARY")
+    bqm.add_quadratic("a", "c", -0.35 * 4)
+    assert abs(bqm.spin.get_linear("a")) < 1e-15
+    beta_range = sample(bqm, num_sweeps=0).info["beta_range"]
+    assert beta_range[1] < 1000
+
+
+# Interruption -----------------------------------------------------------------------------------------------------
+
+
+def test_interrupt_function():
+    bqm = random_bqm(10)
+    whole = states(sample(bqm, num_reads=1000, num_sweeps=5, seed=1), bqm)
+    calls = []
+
+    def never():
+        calls.append(None)
+        return False
+
+    assert states(sample(bqm, num_reads=1000, num_sweeps=5, seed=1, interrupt_function=never), bqm).equal(whole)
+    assert len(calls) > 2
+    answers = iter([False, True])
+    part = states(sample(bqm, num_reads=1000, num_sweeps=5, seed=1, interrupt_function=lambda: next(answers)), bqm)
+    assert 0 < len(part) < 1000
+    assert part.equal(whole[: len(part)])
+
+
+# Samples ----------------------------------------------------------------------------------------------------------
+
+
+@VARTYPES
+def test_samples_have_the_boltzmann_distribution(vartype):
+    """All states of 7 variables; alarms once in a million seeds, and beta * 1.05 must trip it."""
+    bqm = random_bqm(7, vartype, density=0.5, scale=1.0)
+    exact = dimod.ExactSolver().sample(bqm)
+    number = states(exact, bqm).gt(0).long() @ (1 << torch.arange(7))
+    probabilities = torch.empty(128, dtype=torch.float64)
+    probabilities[number] = torch.tensor(-0.8 * exact.record.energy).softmax(0)
+
+    def excess(beta):
+        custom = {"beta_schedule_type": "custom", "beta_schedule": [beta] * 30, "num_reads": 200_000}
+        sampleset = BlockGibbsSampler().sample(bqm, **custom)
+        return chi_square_excess((states(sampleset, bqm) > 0).double(), probabilities)
+
+    assert excess(0.8) < 1
+    assert excess(0.8 * 1.05) > 1
+
+
+@VARTYPES
+def test_mean_energy_agrees_with_dwave_samplers(vartype):
+    """On a C4, at one beta, in the mean over independent reads; 3% in beta must show."""
+    random = np.random.default_rng(5)
+    bqm = dimod.BinaryQuadraticModel(
+        dict(enumerate(random.normal(size=128))),
+        {(u, v): random.normal() for u, v in ChimeraGraph(4).edges.tolist()},
+        "SPIN",
+    ).change_vartype(vartype, inplace=False)
+    # With 10 times the reads, 60 sweeps cannot be told from 400 by either sampler.
+    options = {"beta_schedule_type": "custom", "num_reads": 10_000, "seed": int(torch.randint(2**31, ()))}
+
+    def energies(sampler, beta, sweeps=60):
+        return sampler.sample(bqm, beta_schedule=[beta] * sweeps, **options).record.energy
+
+    def z(a, b):
+        return abs(a.mean() - b.mean()) / np.sqrt((a.var() + b.var()) / len(a))
+
+    theirs = energies(SimulatedAnnealingSampler(), 0.4)
+    assert z(energies(BlockGibbsSampler(), 0.4), theirs) < z_threshold()
+    assert z(energies(BlockGibbsSampler(), 0.4 * 1.03), theirs) > z_threshold()
+    assert z(energies(BlockGibbsSampler(), 0.4, sweeps=1), theirs) > z_threshold()
+
+
+@VARTYPES
+def test_the_ground_state_is_found(vartype):
+    bqm = random_bqm(16, vartype, seed=3)
+    lowest = dimod.ExactSolver().sample(bqm).first
+    found = sample(bqm, num_reads=50, num_sweeps=200, seed=1).first
+    assert found.sample == lowest.sample
+    assert found.energy == pytest.approx(lowest.energy)
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+BAD = [
+    ({"seed": -1}, ValueError, "BlockGibbsSampler: seed must be at least 0, got -1"),
+    ({"seed": 2**32}, ValueError, r"BlockGibbsSampler: seed must be below 2\^32, got 4294967296"),
+    ({"seed": 1.5}, TypeError, "BlockGibbsSampler: seed must be an integer, got 1.5"),
+    ({"num_reads": 0}, ValueError, "num_reads"),
+    ({"num_reads": 1.5}, TypeError, "num_reads"),
+    ({"num_sweeps": -1}, ValueError, "BlockGibbsSampler: num_sweeps must be at least 0, got -1"),
+    ({"num_sweeps": "a"}, TypeError, "BlockGibbsSampler: num_sweeps must be an integer, got 'a'"),
+    ({"num_sweeps": 3, "num_sweeps_per_beta": 2}, ValueError, "num_sweeps must be a multiple of .*, 2, got 3"),
+    ({"num_sweeps_per_beta": 0}, ValueError, "num_sweeps_per_beta must be at least 1, got 0"),
+    ({"num_sweeps_per_beta": 1.0}, TypeError, "num_sweeps_per_beta must be an integer, got 1.0"),
+    ({"beta_range": (1,)}, ValueError, r"beta_range must hold two betas, first and last, got \(1,\)"),
+    ({"beta_range": (-1, 1)}, ValueError, r"beta_range must be .*, got \(-1, 1\)"),
+    ({"beta_range": (0, 1)}, ValueError, r"beta_range must be above 0 for a geometric schedule, got \(0, 1\)"),
+    ({"beta_range": "ab"}, (TypeError, ValueError), "beta_range must hold numbers, got 'ab'"),
+    ({"beta_range": 5}, (TypeError, ValueError), "beta_range must be a sequence"),
+    ({"beta_schedule": [1]}, ValueError, r"beta_schedule must be given with .* got \[1\] with 'geometric'"),
+    ({"beta_schedule_type": "custom"}, ValueError, "beta_schedule must be given .* got None with 'custom'"),
+    ({"beta_schedule_type": "cosine"}, ValueError, "beta_schedule_type must be one of .*, got 'cosine'"),
+    ({"beta_schedule_type": "custom", "beta_schedule": []}, ValueError, r"beta_schedule must be .*, got \[\]"),
+    ({"beta_schedule_type": "custom", "beta_schedule": [-1]}, ValueError, r"beta_schedule must be .*, got \[-1\]"),
+    ({"beta_schedule_type": "custom", "beta_schedule": ["a"]}, ValueError, r"beta_schedule must hold .*, got \['a'\]"),
+    (
+        {"beta_schedule_type": "custom", "beta_schedule": [[1]]},
+        (TypeError, ValueError),
+        r"beta_schedule must be .*, got \[\[1\]\]",
+    ),
+    (
+        {"beta_schedule_type": "custom", "beta_schedule": [1, 2], "num_sweeps": 3},
+        ValueError,
+        "num_sweeps must be None or .*, 2 betas x 1, got 3",
+    ),
+    (
+        {"beta_schedule_type": "custom", "beta_schedule": [1, 2], "beta_range": (1, 3)},
+        ValueError,
+        r"beta_range must be None or .*, got \(1, 3\)",
+    ),
+    ({"interrupt_function": 3}, TypeError, "BlockGibbsSampler: interrupt_function must be callable, got 3"),
+    ({"initial_states_generator": "other"}, ValueError, "initial_states_generator"),
+    ({"initial_states_generator": "none"}, ValueError, "initial states"),
+    ({"initial_states_generator": "tile"}, ValueError, "initial states"),
+    ({"initial_states": {"c": 1}}, ValueError, "initial_states"),
+    ({"initial_states": {"a": 3, "b": 1}}, ValueError, "vartype"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), BAD, ids=[str(options) for options, *_ in BAD])
+def test_bad_input(options, kind, message):
+    """One clear error, of the kind that the original raises."""
+    bqm = dimod.BinaryQuadraticModel({"a": 1.0}, {("a", "b"): -1.0}, "SPIN")
+    with pytest.raises(kind, match=message):
+        BlockGibbsSampler().sample(bqm, **options)
+    with pytest.raises(kind):
+        SimulatedAnnealingSampler().sample(bqm, **options)
+
+
+INTEGERS = dimod.SampleSet.from_samples([{"a": 5, "b": 0}], "INTEGER", energy=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta_range": (1, float("nan"))}, r"BlockGibbsSampler: beta_range must be .* finite .*, got \(1, nan\)"),
+        ({"beta_range": (1, float("inf"))}, r"BlockGibbsSampler: beta_range must be .* finite .*, got \(1, inf\)"),
+        ({"beta_range": (1, 1e300)}, "BlockGibbsSampler: beta_range or beta_schedule must be finite"),
+        ({"beta_schedule_type": "cosine", "num_sweeps": 1}, "BlockGibbsSampler: beta_schedule_type must be one of"),
+        ({"initial_states": INTEGERS}, "BlockGibbsSampler: initial_states must have the values of SPIN, got"),
+    ],
+)
+def test_bad_input_that_the_original_lets_pass(options, message):
+    bqm = dimod.BinaryQuadraticModel({"a": 1.0}, {("a", "b"): -1.0}, "SPIN")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        BlockGibbsSampler().sample(bqm, **options)
+
+
+@VARTYPES
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_biases_must_be_finite(vartype, value):
+    for linear, quadratic in (({"a": value}, {}), ({}, {("a", "b"): value})):
+        bqm = dimod.BinaryQuadraticModel(linear, quadratic, vartype)
+        with pytest.raises(ValueError, match=r"^BlockGibbsSampler: bqm must have finite biases, got NaN or inf"):
+            BlockGibbsSampler().sample(bqm)
+
+
+def test_without_dimod_the_error_names_the_extra():
+    program = """
+import sys
+sys.modules["dimod"] = None
+import gibbs_ext, gibbs_ext.interop
+try:
+    import gibbs_ext.interop.dimod
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "gibbs_ext.interop.dimod: needs dimod; pip install 'gibbs_ext[dimod]'"
+
+
+def test_the_module_is_imported_when_first_used():
+    program = """
+import sys, gibbs_ext as gx
+assert "dimod" in dir(gx.interop) and "dimod" not in sys.modules
+assert gx.interop.dimod.BlockGibbsSampler.__name__ == "BlockGibbsSampler"
+assert not hasattr(gx.interop, "other")
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

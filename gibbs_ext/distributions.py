@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boltzmann machines as torch.distributions."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,27 +12,289 @@ from torch.nn.functional import softplus
 
 from gibbs_ext import ops
 from gibbs_ext.checks import check_integers, check_units, expand_to, reported_as, shown
-from gibbs_ext.functional import bipartite_gibbs, bipartite_gibbs_relaxed
+from gibbs_ext.functional import (
+    bipartite_ais,
+    bipartite_gibbs,
+    bipartite_gibbs_relaxed,
+    graph_ais,
+    graph_gibbs,
+    graph_gibbs_relaxed,
+)
+from gibbs_ext.graphs import ColoredGraph
 
 ENUMERABLE_UNITS = 25
 
+_Model = TypeVar("_Model", bound="_Boltzmann")
 
-def coupling_resolution(model: "BipartiteBoltzmann | Tensor") -> Tensor:
+
+def coupling_resolution(model: "BipartiteBoltzmann | GraphBoltzmann | Tensor") -> Tensor:
     """The step 2^-k to which the couplings of each model are rounded in binary sweeps.
 
     Args:
-        model: A model, or its weight [..., n1, n2].
+        model: A model, or the weight [..., n1, n2] of a bipartite one.
 
     Returns:
         [...] float64. The logit of a unit is off by at most half of this per neighbour that is 1.
     """
+    if isinstance(model, GraphBoltzmann):
+        return ops.graph_coupling_resolution(model.coupling.detach(), model.graph.layout)
     if not isinstance(model, Tensor):
         check_model("coupling_resolution", model)
         model = model.weight
     return ops.coupling_resolution(model.detach())
 
 
-class BipartiteBoltzmann(Distribution):
+class _Boltzmann(Distribution):
+    """What the models have in common; a subclass knows its parameters, energies and sweeps."""
+
+    # The parameters and how many dims each has of its own. The last are the couplings, whose dtype all share.
+    _dims: ClassVar[dict[str, int]]
+    support = constraints.independent(constraints.boolean, 1)
+    has_rsample = True
+
+    def __init__(self, num_units: int, validate_args: bool | None) -> None:
+        """Once the parameters are set, and known to fit but for dtypes and batch dims."""
+        name = type(self).__name__
+        parameters = {argument: getattr(self, argument) for argument in self._dims}
+        *_, last = parameters
+        for argument, tensor in parameters.items():
+            if tensor.dtype != self.dtype:
+                wanted = f"{argument} must have the dtype of {last}, {self.dtype}"
+                raise ValueError(f"{name}: {wanted}, got {tensor.dtype}")
+        try:
+            batch_shape = self._broadcast_batch()
+        except RuntimeError as error:
+            shapes = ", ".join(f"{argument} {list(tensor.shape)}" for argument, tensor in parameters.items())
+            raise ValueError(f"{name}: batch dims do not broadcast: {shapes}") from error
+        super().__init__(batch_shape, torch.Size([num_units]), validate_args=validate_args)
+
+    def _check_floating(self, **parameters: object) -> None:
+        name = type(self).__name__
+        for argument, tensor in parameters.items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"{name}: {argument} must be a floating-point tensor, got {got}")
+            dim = self._dims[argument]
+            if tensor.dim() < dim:
+                raise ValueError(f"{name}: {argument} needs {dim} or more dims, got shape {list(tensor.shape)}")
+
+    def _broadcast_batch(self) -> torch.Size:
+        shapes = (getattr(self, argument).shape[:-dim] for argument, dim in self._dims.items())
+        batch_shape: torch.Size = torch.broadcast_shapes(*shapes)
+        return batch_shape
+
+    def _mapped(self: _Model, function: Callable[[Tensor, int], Tensor]) -> _Model:
+        """A model of ``function(parameter, its own dims)``: values that have been validated, or need not be."""
+        new = copy.copy(self)
+        for argument, dim in self._dims.items():
+            setattr(new, argument, function(getattr(self, argument), dim))
+        new._batch_shape = new._broadcast_batch()
+        return new
+
+    def expand(self: _Model, batch_shape: Sequence[int], _instance: Any = None) -> _Model:
+        """The same models under a larger batch shape, without a copy."""
+        return self._mapped(lambda tensor, dim: tensor.expand(*batch_shape, *(-1,) * dim))
+
+    def detach(self: _Model) -> _Model:
+        """The same model, its parameters cut from the graph."""
+        return self._mapped(lambda tensor, _: tensor.detach())
+
+    @property
+    def num_units(self) -> int:
+        return self.event_shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._last.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._last.device
+
+    @property
+    def _biases(self) -> list[Tensor]:
+        *biases, _ = self._dims
+        return [getattr(self, argument) for argument in biases]
+
+    @property
+    def _last(self) -> Tensor:
+        *_, last = self._dims
+        couplings: Tensor = getattr(self, last)
+        return couplings
+
+    @property
+    def _num_state_units(self) -> int:
+        """The first so many units are a chain's state: all that the next sweep depends on."""
+        raise NotImplementedError
+
+    def energy(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> tuple[Tensor, ...]:
+        """z after binary sweeps, in parts of which the first is the chain's next state."""
+        raise NotImplementedError
+
+    def _sweep_relaxed(
+        self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
+    ) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _anneal(self, state: Tensor, bases: list[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        """The parts of z at the end of an AIS path from the model of biases ``bases``, then the log-weights."""
+        raise NotImplementedError
+
+    def _draw_independent(self, biases: list[Tensor], shape: Sequence[int], seed: Tensor) -> Tensor:
+        """States of independent units of these biases: one sweep without couplings."""
+        uncoupled = self._mapped(lambda tensor, dim: tensor.new_zeros(()).expand(tensor.shape[-dim:]))
+        for argument, bias in zip(self._dims, biases, strict=False):
+            setattr(uncoupled, argument, bias)
+        return uncoupled._sweep(self._last.new_zeros(()).expand(shape), 1, seed=seed)[0]
+
+    # Samples --------------------------------------------------------------------------------------------------
+
+    def _start(
+        self, name: str, sample_shape: Sequence[int], initial: Tensor | None, num_sweeps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Starting states and the schedule of beta.
+
+        Without ``initial``, a first sweep at beta = 0 makes the uniform bits, so that they too depend on nothing but
+        seed and chain.
+        """
+        check_integers(name, 0, num_sweeps=num_sweeps)
+        shape = (*sample_shape, *self.batch_shape, self._num_state_units)
+        if initial is not None:
+            initial = expand_to(name, "initial", initial, shape)
+            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64)
+        beta = torch.ones(1 + num_sweeps, dtype=torch.float64)
+        beta[0] = 0
+        return self._last.new_zeros(()).expand(shape), beta
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        num_sweeps: int = 100,
+        *,
+        initial: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Independent chains of ``num_sweeps`` binary Gibbs sweeps.
+
+        Args:
+            sample_shape: Chains per model.
+            num_sweeps: At least 0. How many are enough depends on the model; compare two lengths.
+            initial: States to start from: left [..., n1] of a bipartite model, z [..., N] of a graph. Uniform bits when
+                not given.
+            generator: Supplies the seed.
+            seed: A 64-bit integer, instead of a generator.
+
+        Returns:
+            [*sample_shape, *batch_shape, num_units] bits of the parameters' dtype, without gradient. Seed and
+            randomness as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
+        """
+        name = f"{type(self).__name__}.sample"
+        state, beta = self._start(name, sample_shape, initial, num_sweeps)
+        with reported_as(name, left="initial", state="initial"):
+            parts = self._sweep(state, len(beta), beta=_or_one(beta), generator=generator, seed=seed)
+        return torch.cat(parts, -1)
+
+    def rsample(
+        self,
+        sample_shape: Sequence[int] = (),
+        num_sweeps: int = 100,
+        num_relaxed_sweeps: int = 1,
+        *,
+        relaxation: str = "pwl",
+        sharpness: float = 4.0,
+        slope_gradient: bool = True,
+        initial: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Binary sweeps, then relaxed ones through which gradient flows.
+
+        The values lie in [0, 1] and are those of a relaxation, not of the distribution: the gradient of E[f] that they
+        give is biased by it. Arguments as in :meth:`sample` and :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+
+        Returns:
+            [*sample_shape, *batch_shape, num_units], differentiable in the parameters.
+        """
+        name = f"{type(self).__name__}.rsample"
+        state, beta = self._start(name, sample_shape, initial, num_sweeps)
+        check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
+        with reported_as(name, left="initial", state="initial"):
+            parts = self._sweep_relaxed(
+                state, len(beta), num_relaxed_sweeps, relaxation=relaxation, sharpness=sharpness,
+                slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
+                generator=generator, seed=seed,
+            )  # fmt: skip
+        return torch.cat(parts, -1)
+
+    # Probabilities --------------------------------------------------------------------------------------------
+
+    def log_partition(
+        self,
+        method: str = "ais",
+        *,
+        num_chains: int = 1000,
+        betas: int | Sequence[float] | Tensor = 1000,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """``log Z``.
+
+        Args:
+            method: ``"exact"`` is :func:`gibbs_ext.exact_log_partition`, for a bipartite model with a side of up to 25
+                units or a graph of small width; ``"ais"`` estimates by annealed importance sampling from the factorial
+                model of the same biases; its error is :func:`gibbs_ext.annealed_importance_sampling`'s to tell.
+            num_chains: Of AIS.
+            betas: Of AIS: the number of steps, or the schedule.
+            generator: Supplies the seed of AIS.
+            seed: A 64-bit integer, instead of a generator.
+
+        Returns:
+            [*batch_shape] float64. Differentiable in the parameters: exactly, or through the weighted samples of AIS
+            (``d log Z = - E_p[d energy]``).
+        """
+        from gibbs_ext import estimators, exact  # which import this module
+
+        name = f"{type(self).__name__}.log_partition"
+        model: Any = self
+        if method == "exact":
+            with reported_as(name):
+                return exact.exact_log_partition(model)
+        if method != "ais":
+            raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
+        with reported_as(name):
+            result = estimators.annealed_importance_sampling(
+                model, num_chains, betas, base="bias", generator=generator, seed=seed
+            )
+        negative_energy = -self.energy(result.samples)
+        zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
+        return result.log_partition + zero
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
+        """``-energy(z) - log Z``.
+
+        Args:
+            z: [..., num_units] bits of the parameters' dtype.
+            log_partition: log Z, when known; else it is computed, as by :func:`gibbs_ext.exact_log_partition`.
+
+        Returns:
+            [...] float64. Differentiable in the parameters.
+
+        Raises:
+            ValueError: z is no bits (when validating), or log Z is not given and the model too large to compute it.
+        """
+        if self._validate_args:
+            self._validate_sample(z)
+        if log_partition is None:
+            with reported_as(f"{type(self).__name__}.log_prob"):
+                log_partition = self.log_partition("exact")
+        return -self.energy(z) - log_partition
+
+
+class BipartiteBoltzmann(_Boltzmann):
     """Bits z = (left, right) with couplings between the two sides only: a restricted Boltzmann machine.
 
     ``energy(z) = - left_bias . left - right_bias . right - left^T weight right`` and ``p(z) = exp(-energy(z)) / Z``.
@@ -54,38 +317,21 @@ class BipartiteBoltzmann(Distribution):
         "right_bias": constraints.real_vector,
         "weight": constraints.independent(constraints.real, 2),
     }
-    support = constraints.independent(constraints.boolean, 1)
-    has_rsample = True
+    _dims: ClassVar[dict[str, int]] = {"left_bias": 1, "right_bias": 1, "weight": 2}
 
     def __init__(
         self, left_bias: Tensor, right_bias: Tensor, weight: Tensor, validate_args: bool | None = None
     ) -> None:
-        name = "BipartiteBoltzmann"
-        parameters = (("left_bias", left_bias, 1), ("right_bias", right_bias, 1), ("weight", weight, 2))
-        for argument, tensor, dim in parameters:
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise ValueError(f"{name}: {argument} must be a floating-point tensor, got {got}")
-            if tensor.dim() < dim:
-                raise ValueError(f"{name}: {argument} needs {dim} or more dims, got shape {list(tensor.shape)}")
+        self._check_floating(left_bias=left_bias, right_bias=right_bias, weight=weight)
         n1, n2 = weight.shape[-2:]
         for argument, bias, n in (("left_bias", left_bias, n1), ("right_bias", right_bias, n2)):
             if bias.shape[-1] != n:
                 raise ValueError(
-                    f"{name}: {argument} must have shape [..., {n}] to fit weight {list(weight.shape)}, "
-                    f"got {list(bias.shape)}"
+                    f"{type(self).__name__}: {argument} must have shape [..., {n}] to fit weight "
+                    f"{list(weight.shape)}, got {list(bias.shape)}"
                 )
-            if bias.dtype != weight.dtype:
-                raise ValueError(f"{name}: {argument} must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
-        try:
-            batch_shape = torch.broadcast_shapes(left_bias.shape[:-1], right_bias.shape[:-1], weight.shape[:-2])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name}: batch dims do not broadcast: left_bias {list(left_bias.shape)}, "
-                f"right_bias {list(right_bias.shape)}, weight {list(weight.shape)}"
-            ) from error
         self.left_bias, self.right_bias, self.weight = left_bias, right_bias, weight
-        super().__init__(batch_shape, torch.Size([n1 + n2]), validate_args=validate_args)
+        super().__init__(n1 + n2, validate_args)
 
     @property
     def num_left(self) -> int:
@@ -95,31 +341,15 @@ class BipartiteBoltzmann(Distribution):
     def num_right(self) -> int:
         return self.weight.shape[-1]
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "BipartiteBoltzmann":
-        """The same models under a larger batch shape, without a copy."""
-        return self._with(
-            self.left_bias.expand(*batch_shape, -1),
-            self.right_bias.expand(*batch_shape, -1),
-            self.weight.expand(*batch_shape, -1, -1),
-        )
-
-    def detach(self) -> "BipartiteBoltzmann":
-        """The same model, its parameters cut from the graph."""
-        return self._with(self.left_bias.detach(), self.right_bias.detach(), self.weight.detach())
-
-    def _with(self, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> "BipartiteBoltzmann":
-        """A model of values that this one has validated, and which goes on validating if this one does."""
-        new = BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    @property
+    def _num_state_units(self) -> int:
+        return self.num_left
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., n1 + n2] as views left [..., n1] and right [..., n2]."""
         check_units("BipartiteBoltzmann", "z", z, self.num_left + self.num_right)
         left, right = z.split((self.num_left, self.num_right), dim=-1)
         return left, right
-
-    # Energies -------------------------------------------------------------------------------------------------
 
     def fields_of_right(self, left: Tensor) -> Tensor:
         """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable."""
@@ -159,158 +389,152 @@ class BipartiteBoltzmann(Distribution):
         on_left = torch.einsum("...i,...i->...", left, self.left_bias)
         return -on_left - softplus(fields).sum(-1)
 
-    # Samples --------------------------------------------------------------------------------------------------
-
-    def _start(
-        self, name: str, sample_shape: Sequence[int], initial: Tensor | None, num_sweeps: int
-    ) -> tuple[Tensor, Tensor]:
-        """Starting left states and the schedule of beta.
-
-        Without ``initial``, a first sweep at beta = 0 makes the uniform bits, so that they too depend on nothing but
-        seed and chain.
-        """
-        check_integers(name, 0, num_sweeps=num_sweeps)
-        shape = (*sample_shape, *self.batch_shape, self.num_left)
-        if initial is not None:
-            initial = expand_to(name, "initial", initial, shape)
-            return initial.to(self.weight.dtype), torch.ones(num_sweeps, dtype=torch.float64)
-        beta = torch.ones(1 + num_sweeps, dtype=torch.float64)
-        beta[0] = 0
-        return self.weight.new_zeros(()).expand(shape), beta
-
-    def sample(
-        self,
-        sample_shape: Sequence[int] = (),
-        num_sweeps: int = 100,
-        *,
-        initial: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        seed: int | Tensor | None = None,
-    ) -> Tensor:
-        """Independent chains of ``num_sweeps`` binary Gibbs sweeps.
-
-        Args:
-            sample_shape: Chains per model.
-            num_sweeps: At least 0. How many are enough depends on the model; compare two lengths.
-            initial: [..., n1] left states to start from; uniform bits when not given.
-            generator: Supplies the seed.
-            seed: A 64-bit integer, instead of a generator.
-
-        Returns:
-            [*sample_shape, *batch_shape, n1 + n2] bits of the parameters' dtype, without gradient. Seed and randomness
-            as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
-        """
-        name = "BipartiteBoltzmann.sample"
-        left, beta = self._start(name, sample_shape, initial, num_sweeps)
-        with reported_as(name, left="initial"):
-            sides = bipartite_gibbs(
-                left, self.left_bias, self.right_bias, self.weight, len(beta), beta=_or_one(beta),
-                generator=generator, seed=seed,
-            )  # fmt: skip
-        return torch.cat(sides, -1)
-
-    def rsample(
-        self,
-        sample_shape: Sequence[int] = (),
-        num_sweeps: int = 100,
-        num_relaxed_sweeps: int = 1,
-        *,
-        relaxation: str = "pwl",
-        sharpness: float = 4.0,
-        slope_gradient: bool = True,
-        initial: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        seed: int | Tensor | None = None,
-    ) -> Tensor:
-        """Binary sweeps, then relaxed ones through which gradient flows.
-
-        The values lie in [0, 1] and are those of a relaxation, not of the distribution: the gradient of E[f] that they
-        give is biased by it. Arguments as in :meth:`sample` and :func:`gibbs_ext.bipartite_gibbs_relaxed`.
-
-        Returns:
-            [*sample_shape, *batch_shape, n1 + n2], differentiable in the parameters.
-        """
-        name = "BipartiteBoltzmann.rsample"
-        left, beta = self._start(name, sample_shape, initial, num_sweeps)
-        check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
-        with reported_as(name, left="initial"):
-            left, right, _ = bipartite_gibbs_relaxed(
-                left, self.left_bias, self.right_bias, self.weight, len(beta), num_relaxed_sweeps,
-                relaxation=relaxation, sharpness=sharpness, slope_gradient=slope_gradient,
-                beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]), generator=generator, seed=seed,
-            )  # fmt: skip
-        return torch.cat((left, right), -1)
-
-    # Probabilities --------------------------------------------------------------------------------------------
-
-    def log_partition(
-        self,
-        method: str = "ais",
-        *,
-        num_chains: int = 1000,
-        betas: int | Sequence[float] | Tensor = 1000,
-        generator: torch.Generator | None = None,
-        seed: int | Tensor | None = None,
-    ) -> Tensor:
-        """``log Z``.
-
-        Args:
-            method: ``"exact"`` enumerates the smaller side (up to 25 units); ``"ais"`` estimates by annealed importance
-                sampling from the factorial model of the same biases; its error is
-                :func:`gibbs_ext.annealed_importance_sampling`'s to tell.
-            num_chains: Of AIS.
-            betas: Of AIS: the number of steps, or the schedule.
-            generator: Supplies the seed of AIS.
-            seed: A 64-bit integer, instead of a generator.
-
-        Returns:
-            [*batch_shape] float64. Differentiable in the parameters: exactly, or through the weighted samples of AIS
-            (``d log Z = - E_p[d energy]``).
-        """
-        from gibbs_ext import estimators  # which imports this module
-
-        name = "BipartiteBoltzmann.log_partition"
-        if method == "exact":
-            with reported_as(name):
-                return estimators.exact_log_partition(self)
-        if method != "ais":
-            raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
-        with reported_as(name):
-            result = estimators.annealed_importance_sampling(
-                self, num_chains, betas, base="bias", generator=generator, seed=seed
-            )
-        negative_energy = -self.energy(result.samples)
-        zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
-        return result.log_partition + zero
-
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
-        """``-energy(z) - log Z``.
+        if log_partition is None and min(self.num_left, self.num_right) > ENUMERABLE_UNITS:
+            raise ValueError(
+                f"BipartiteBoltzmann.log_prob: a model of {self.num_left} + {self.num_right} units is too large to "
+                "enumerate; give log_partition, for instance log_partition=model.log_partition('ais')"
+            )
+        return super().log_prob(z, log_partition)
+
+    def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> tuple[Tensor, ...]:
+        return bipartite_gibbs(state, self.left_bias, self.right_bias, self.weight, num_sweeps, **options)
+
+    def _sweep_relaxed(
+        self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
+    ) -> tuple[Tensor, ...]:
+        left, right, _ = bipartite_gibbs_relaxed(
+            state, self.left_bias, self.right_bias, self.weight, num_sweeps, num_relaxed_sweeps, **options
+        )
+        return left, right
+
+    def _anneal(self, state: Tensor, bases: list[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        left_base, right_base = bases
+        return bipartite_ais(
+            state, self.left_bias, self.right_bias, self.weight, left_base, right_base, betas, **options
+        )
+
+
+class GraphBoltzmann(_Boltzmann):
+    """Bits z of a coloured graph's nodes, coupled along its edges.
+
+    ``energy(z) = - sum_i bias_i z_i - sum_e coupling_e z_u z_v``, e = (u, v), and ``p(z) = exp(-energy(z)) / Z``.
+
+    Sampling is block Gibbs, colour by colour: exact only in the limit of many sweeps, and slow to mix where p has
+    well-separated modes, as spin glasses at low temperature do.
+
+    Args:
+        graph: Of N nodes and E edges.
+        bias: [..., N], floating.
+        coupling: [..., E], in the order of ``graph.edges``. Batch dims broadcast to ``batch_shape``; nothing is
+            materialised.
+        validate_args: As of every distribution: whether to check values here and in :meth:`log_prob`.
+
+    Raises:
+        TypeError: No graph.
+        ValueError: Shapes or dtypes do not fit together, or (when validating) a value is not finite.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "bias": constraints.real_vector,
+        "coupling": constraints.real_vector,
+    }
+    _dims: ClassVar[dict[str, int]] = {"bias": 1, "coupling": 1}
+
+    def __init__(self, graph: ColoredGraph, bias: Tensor, coupling: Tensor, validate_args: bool | None = None) -> None:
+        name = type(self).__name__
+        if not isinstance(graph, ColoredGraph):
+            raise TypeError(f"{name}: graph must be a ColoredGraph, got {type(graph).__name__}")
+        self._check_floating(bias=bias, coupling=coupling)
+        sizes = (("bias", bias, graph.num_nodes, "nodes"), ("coupling", coupling, len(graph.edges), "edges"))
+        for argument, tensor, n, what in sizes:
+            if tensor.shape[-1] != n:
+                raise ValueError(
+                    f"{name}: {argument} must have shape [..., {n}] to fit the graph's {what}, got {list(tensor.shape)}"
+                )
+        self.graph, self.bias, self.coupling = graph, bias, coupling
+        super().__init__(graph.num_nodes, validate_args)
+
+    @property
+    def _num_state_units(self) -> int:
+        return self.num_units
+
+    def fields(self, z: Tensor) -> Tensor:
+        """``bias_i + sum of the couplings to neighbours, times their values``: logits of each unit given the others.
 
         Args:
-            z: [..., n1 + n2] bits of the parameters' dtype.
-            log_partition: log Z, when known; else it is enumerated, which needs a side of at most 25 units.
+            z: [..., N] of the parameters' dtype, bits or relaxed values; batch dims broadcast against the model's.
 
         Returns:
-            [...] float64. Differentiable in the parameters.
-
-        Raises:
-            ValueError: z is no bits (when validating), or log Z is not given and the model too large to enumerate.
+            [..., N]. Differentiable in z and the parameters.
         """
-        if self._validate_args:
-            self._validate_sample(z)
-        if log_partition is None:
-            if min(self.num_left, self.num_right) > ENUMERABLE_UNITS:
-                raise ValueError(
-                    f"BipartiteBoltzmann.log_prob: a model of {self.num_left} + {self.num_right} units is too large to "
-                    "enumerate; give log_partition, for instance log_partition=model.log_partition('ais')"
-                )
-            log_partition = self.log_partition("exact")
-        return -self.energy(z) - log_partition
+        check_units("GraphBoltzmann", "z", z, self.num_units)
+        u, v = self._ends(z.device)
+        batch = torch.broadcast_shapes(self.batch_shape, z.shape[:-1])
+        fields = self.bias.expand(*batch, -1)
+        for here, there in ((u, v), (v, u)):
+            from_there = (self.coupling * z.index_select(-1, there)).expand(*batch, -1)
+            fields = fields.scatter_add(-1, here.expand(*batch, -1), from_there)
+        return fields
+
+    def energy(self, z: Tensor) -> Tensor:
+        """``- sum_i bias_i z_i - sum_e coupling_e z_u z_v``.
+
+        Args:
+            z: [..., N] of the parameters' dtype, bits or relaxed values; batch dims broadcast against the model's.
+
+        Returns:
+            [...] energies. Differentiable in z and the parameters.
+        """
+        check_units("GraphBoltzmann", "z", z, self.num_units)
+        u, v = self._ends(z.device)
+        both = z.index_select(-1, u) * z.index_select(-1, v)
+        on_units = torch.einsum("...i,...i->...", z, self.bias)
+        return -on_units - torch.einsum("...e,...e->...", both, self.coupling)
+
+    def free_energy(self, z: Tensor) -> Tensor:
+        """``- log sum_(units of colour 0) exp(-energy(z))``: colour 0 summed out exactly, given the rest of z.
+
+        Args:
+            z: [..., N] of the parameters' dtype. Values of colour 0 do not matter.
+
+        Returns:
+            [...]. Differentiable in the rest of z and the parameters.
+        """
+        check_units("GraphBoltzmann", "z", z, self.num_units)
+        first = (self.graph.colors == 0).to(z.device)
+        rest = z.masked_fill(first, 0)
+        fields = self.fields(rest)
+        # Half of it, since the fields count each coupling at both its ends.
+        energy = -torch.einsum("...i,...i->...", rest, self.bias + fields) / 2
+        return energy - softplus(fields[..., first]).sum(-1)
+
+    def _ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        u, v = self.graph.edges.to(device).unbind(-1)
+        return u, v
+
+    def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> tuple[Tensor, ...]:
+        return (graph_gibbs(state, self.bias, self.coupling, self.graph, num_sweeps, **options),)
+
+    def _sweep_relaxed(
+        self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
+    ) -> tuple[Tensor, ...]:
+        z, _ = graph_gibbs_relaxed(
+            state, self.bias, self.coupling, self.graph, num_sweeps, num_relaxed_sweeps, **options
+        )
+        return (z,)
+
+    def _anneal(self, state: Tensor, bases: list[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        (base,) = bases
+        return graph_ais(state, self.bias, self.coupling, base, betas, self.graph, **options)
 
 
-def check_model(name: str, model: object) -> None:
-    if not isinstance(model, BipartiteBoltzmann):
-        raise TypeError(f"{name}: model must be a BipartiteBoltzmann, got {type(model).__name__}")
+def check_model(name: str, model: object, *kinds: type) -> None:
+    """``kinds``: which models will do, all when none is given."""
+    kinds = kinds or (BipartiteBoltzmann, GraphBoltzmann)
+    if not isinstance(model, kinds):
+        wanted = " or a ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name}: model must be a {wanted}, got {type(model).__name__}")
 
 
 def _or_one(beta: Tensor) -> Tensor:

@@ -4,9 +4,19 @@ import io
 import numpy as np
 import pytest
 import torch
+from graph_support import chimera_cell, random_graph_parameters
 from support import assert_bits, assert_same_bits, chi_square_excess, exact_probabilities, random_parameters
 
-from gibbs_ext import BipartiteBoltzmann, PersistentChains, bipartite_gibbs, pack_bits, unpack_bits
+from gibbs_ext import (
+    BipartiteBoltzmann,
+    ChimeraGraph,
+    GraphBoltzmann,
+    PersistentChains,
+    bipartite_gibbs,
+    graph_gibbs,
+    pack_bits,
+    unpack_bits,
+)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 31, 33, 64, 129])
@@ -24,11 +34,21 @@ def model_of(batch=(), n1=13, n2=9):
     return BipartiteBoltzmann(*random_parameters(n1, n2, (batch, (), batch)))
 
 
+def graph_model_of(batch=()):
+    """13 units, as many as the left side of model_of."""
+    graph = ChimeraGraph(1, 2, 4, missing_nodes=[3, 7, 8])
+    return GraphBoltzmann(graph, *random_graph_parameters(graph, (batch, batch)))
+
+
+MAKERS = pytest.mark.parametrize("make", [model_of, graph_model_of])
+
+
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-def test_state_and_store(batch):
-    model = model_of(batch)
+@MAKERS
+def test_state_and_store(make, batch):
+    model = make(batch)
     chains = PersistentChains(6, model)
-    assert chains.left_bits.shape == (6, *batch, 2)
+    assert chains.bits.shape == (6, *batch, 2)
     state = chains.state()
     assert state.shape == (6, *batch, 13)
     assert 0.3 < state.float().mean() < 0.7
@@ -36,7 +56,7 @@ def test_state_and_store(batch):
     new = 1 - state
     chains.store_(new.float())
     assert_same_bits(chains.state(), new)
-    with pytest.raises(ValueError, match=r"^PersistentChains: left must have shape"):
+    with pytest.raises(ValueError, match=r"^PersistentChains: state must have shape"):
         chains.store_(new[:1])
 
 
@@ -58,10 +78,39 @@ def test_advance_is_bipartite_gibbs(batch):
         chains.advance_(model, 0)
 
 
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_advance_is_graph_gibbs(batch):
+    model = graph_model_of(batch)
+    chains = PersistentChains(6, model)
+    start = chains.state().float()
+    z = chains.advance_(model, 4, generator=torch.Generator().manual_seed(5))
+    expected = graph_gibbs(
+        start, model.bias, model.coupling, model.graph, 4, generator=torch.Generator().manual_seed(5)
+    )
+    assert_same_bits(z, expected)
+    assert_same_bits(chains.state().float(), z)
+    assert not chains.advance_(model, 4).equal(z)
+    with pytest.raises(ValueError, match=r"^PersistentChains: num_sweeps"):
+        chains.advance_(model, 0)
+    with pytest.raises((ValueError, RuntimeError), match=r"^PersistentChains: state"):
+        chains.advance_(graph_model_of((2,)) if batch else GraphBoltzmann(ChimeraGraph(1), *chimera_cell()[0]), 1)
+
+
+def test_chains_per_data_point_of_a_graph():
+    chains = PersistentChains(3, graph_model_of(), dataset_size=10)
+    before = chains.bits.clone()
+    index = torch.tensor([7, 2, 5, 0])
+    z = chains.advance_(graph_model_of((4,)), 2, index)
+    assert z.shape == (3, 4, 13)
+    assert_same_bits(chains.state(index).float(), z)
+    others = torch.tensor([1, 3, 4, 6, 8, 9])
+    assert_same_bits(chains.bits[others], before[others])
+
+
 def test_chains_per_data_point():
     chains = PersistentChains(3, model_of(), dataset_size=10)
-    assert chains.left_bits.shape == (10, 3, 2)
-    before = chains.left_bits.clone()
+    assert chains.bits.shape == (10, 3, 2)
+    before = chains.bits.clone()
     index = torch.tensor([7, 2, 5, 0])
     state = chains.state(index)
     assert state.shape == (3, 4, 13)
@@ -73,8 +122,8 @@ def test_chains_per_data_point():
     assert right.shape == (3, 4, 9)
     assert_same_bits(chains.state(index).float(), left)
     others = torch.tensor([1, 3, 4, 6, 8, 9])
-    assert_same_bits(chains.left_bits[others], before[others])
-    assert not chains.left_bits[index].equal(before[index])
+    assert_same_bits(chains.bits[others], before[others])
+    assert not chains.bits[index].equal(before[index])
 
 
 @pytest.mark.parametrize(
@@ -89,14 +138,14 @@ def test_chains_per_data_point():
 )
 def test_bad_index(index, message):
     chains = PersistentChains(3, model_of(), dataset_size=10)
-    before = chains.left_bits.clone()
+    before = chains.bits.clone()
     with pytest.raises(ValueError, match=f"^PersistentChains: {message}"):
         chains.state(index)
     with pytest.raises(ValueError, match=f"^PersistentChains: {message}"):
         chains.advance_(model_of((1,)), 1, index)
     with pytest.raises(ValueError, match=r"^PersistentChains: index must be given"):
         PersistentChains(3, model_of()).state(torch.tensor([0]))
-    assert_same_bits(chains.left_bits, before)
+    assert_same_bits(chains.bits, before)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +154,7 @@ def test_bad_index(index, message):
         ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
         ({"num_chains": 2.5}, "num_chains must be an integer, got 2.5"),
         ({"dataset_size": 0}, "dataset_size must be at least 1, got 0"),
-        ({"model": 3}, "model must be a BipartiteBoltzmann, got int"),
+        ({"model": 3}, "model must be a BipartiteBoltzmann or a GraphBoltzmann, got int"),
     ],
 )
 def test_bad_construction(change, message):
@@ -120,14 +169,15 @@ def test_only_bits_are_packed(value):
     with pytest.raises(ValueError, match=f"^pack_bits: bits must hold 0 and 1 only, got {float(value)}$"):
         pack_bits(bits)
     chains = PersistentChains(3, model_of())
-    before = chains.left_bits.clone()
-    with pytest.raises(ValueError, match=f"^PersistentChains: left must hold 0 and 1 only, got {float(value)}$"):
+    before = chains.bits.clone()
+    with pytest.raises(ValueError, match=f"^PersistentChains: state must hold 0 and 1 only, got {float(value)}$"):
         chains.store_(bits)
-    assert_same_bits(chains.left_bits, before)
+    assert_same_bits(chains.bits, before)
 
 
-def test_state_dict_round_trip():
-    model = model_of()
+@MAKERS
+def test_state_dict_round_trip(make):
+    model = make()
     chains = PersistentChains(6, model)
     chains.advance_(model, 3)
     file = io.BytesIO()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""log Z: enumeration against brute force, AIS against enumeration; gradients of the likelihood against exact ones."""
+"""AIS against the exact log Z; gradients of the likelihood against exact ones."""
 
 import math
 
 import pytest
 import torch
+from graph_support import chimera_cell, complete_graph, random_graph_parameters
 from support import (
-    BROADCASTS,
     all_states,
     assert_close,
     assert_same_bits,
@@ -18,10 +18,13 @@ from support import (
 
 from gibbs_ext import (
     BipartiteBoltzmann,
+    ChimeraGraph,
+    GraphBoltzmann,
     PersistentChains,
     annealed_importance_sampling,
-    estimators,
     exact_log_partition,
+    exact_marginals,
+    exact_samples,
     negative_log_likelihood_surrogate,
 )
 
@@ -30,42 +33,14 @@ def make(n1, n2, batches=((), (), ()), dtype=torch.float64, scale=1.0):
     return BipartiteBoltzmann(*random_parameters(n1, n2, batches, dtype=dtype, scale=scale))
 
 
-# Enumeration ------------------------------------------------------------------------------------------------------
+# 2 colours of 36 nodes each; and 8 colours.
+GRAPHS = {"chimera": ChimeraGraph(3), "K8": complete_graph(8)}
 
 
-@pytest.mark.parametrize("batches", [tuple(batches) for (_, *batches), _ in BROADCASTS.values()])
-@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (4, 3), (2, 6)])
-@pytest.mark.parametrize("chunk", [None, 16])
-def test_exact_log_partition(batches, n1, n2, chunk, monkeypatch):
-    if chunk:
-        monkeypatch.setattr(estimators, "_CHUNK", chunk)
-    model = make(n1, n2, batches)
-    states = all_states(n1 + n2).reshape(-1, *(1,) * len(model.batch_shape), n1 + n2)
-    expected = (-model.energy(states)).logsumexp(0)
-    actual = exact_log_partition(model)
-    assert actual.dtype == torch.float64
-    assert_close(actual, expected.expand(model.batch_shape), 1e-12)
-
-
-@pytest.mark.parametrize("chunk", [2**22, 64])
-def test_exact_log_partition_gradcheck(chunk, monkeypatch):
-    monkeypatch.setattr(estimators, "_CHUNK", chunk)
-    p = [x.requires_grad_() for x in random_parameters(5, 4, ((2,), (), (2,)), dtype=torch.float64)]
-    assert torch.autograd.gradcheck(lambda *p: exact_log_partition(BipartiteBoltzmann(*p)), p)
-
-
-def test_exact_log_partition_of_a_wide_model():
-    """Zero couplings have a closed form; the enumeration is of many chunks."""
-    bias = torch.randn(300), torch.randn(16)
-    expected = sum(torch.nn.functional.softplus(b.double()).sum() for b in bias)
-    assert_close(exact_log_partition(BipartiteBoltzmann(*bias, torch.zeros(300, 16))), expected, 1e-12)
-
-
-def test_exact_log_partition_says_when_too_large():
-    with pytest.raises(ValueError, match=r"^exact_log_partition: the smaller side of 30 \+ 26 units"):
-        exact_log_partition(make(30, 26))
-    with pytest.raises(TypeError, match=r"^exact_log_partition: model must be a BipartiteBoltzmann, got int"):
-        exact_log_partition(3)
+def make_graph(name, batches=((), ()), **kwargs):
+    """Of a generator of its own, so that the power of the tests does not depend on the seed."""
+    options = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(3)} | kwargs
+    return GraphBoltzmann(GRAPHS[name], *random_graph_parameters(GRAPHS[name], batches, **options))
 
 
 # AIS --------------------------------------------------------------------------------------------------------------
@@ -148,6 +123,66 @@ def test_one_step_of_ais_is_importance_sampling():
     assert_close(again.log_weights, -model.free_energy(initial).double() - 5 * math.log(2), 1e-6)
 
 
+GRAPH_BASES = [None, "bias", "tensor"]
+
+
+@pytest.mark.parametrize("base", GRAPH_BASES)
+@pytest.mark.parametrize("batches", [((), ()), ((3,), (3,)), ((3,), ())])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_ais_of_graphs_is_within_its_error_bars(name, base, batches, dtype):
+    model = make_graph(name, batches, dtype=dtype)
+    result = annealed_importance_sampling(model, 4000, 100, base=0.5 * model.bias if base == "tensor" else base)
+    assert result.log_weights.shape == (4000, *model.batch_shape)
+    assert result.samples.shape == (4000, *model.batch_shape, model.num_units)
+    assert excess(result, exact_log_partition(model)) < 1
+    assert ((result.standard_error > 0) & (result.standard_error < 0.05)).all()
+    # Planted faults: log Z of a model slightly hotter, and one with another coupling.
+    hot = GraphBoltzmann(model.graph, 0.95 * model.bias, 0.95 * model.coupling)
+    assert excess(result, exact_log_partition(hot)) > 1
+    coupling = model.coupling.clone()
+    coupling[..., exact_marginals(model).pair.reshape(-1, model.graph.num_edges).mean(0).argmax()] += 0.3
+    assert excess(result, exact_log_partition(GraphBoltzmann(model.graph, model.bias, coupling))) > 1
+
+
+@pytest.mark.parametrize("base", GRAPH_BASES)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_reverse_ais_of_graphs_is_within_its_error_bars(name, base):
+    model = make_graph(name, ((), (2,)))
+    exact = exact_log_partition(model)
+    options = {"base": 0.5 * model.bias if base == "tensor" else base, "reverse": True}
+    right = annealed_importance_sampling(model, 4000, 100, initial=exact_samples(model, 4000), **options)
+    assert excess(right, exact) < 1
+    # Planted fault: starting draws that are not the model's.
+    uniform = random_bits(4000, 2, model.num_units, dtype=torch.float64)
+    assert excess(annealed_importance_sampling(model, 4000, 100, initial=uniform, **options), exact) > 1
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_forward_and_reverse_bracket_log_z_of_graphs(name):
+    one = make_graph(name, scale=1.5)
+    model, exact = one.expand((2000,)), exact_log_partition(one)
+    forward = annealed_importance_sampling(model, 5, 3).log_partition - exact
+    initial = exact_samples(one, 10_000).unflatten(0, (5, 2000))
+    backward = annealed_importance_sampling(model, 5, 3, reverse=True, initial=initial).log_partition - exact
+    for bias in (-forward, backward):
+        assert bias.mean() / bias.std() * 2000**0.5 > z_threshold()
+
+
+def test_ais_of_a_chimera_cell_is_that_of_a_bipartite_model():
+    p, bipartite = chimera_cell((2,), dtype=torch.float64)
+    cell, rbm = GraphBoltzmann(ChimeraGraph(1), *p), BipartiteBoltzmann(*bipartite)
+    for base in (None, "bias", "tensor"):
+        bases = [base] * 2 if base != "tensor" else [0.5 * p.bias, (0.5 * rbm.left_bias, 0.5 * rbm.right_bias)]
+        ours, theirs = (
+            annealed_importance_sampling(model, 50, 7, base=b, seed=1)
+            for model, b in zip((cell, rbm), bases, strict=True)
+        )
+        assert_same_bits(ours.samples, theirs.samples)
+        for a, b in zip(ours[:3], theirs[:3], strict=True):
+            assert_close(a, b, 1e-5)
+
+
 def test_weighted_samples_are_the_models():
     model = make(5, 4)
     result = annealed_importance_sampling(model, 50_000, 50, base="bias")
@@ -175,7 +210,7 @@ def test_ais_seed_and_betas():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": 3}, "model must be a BipartiteBoltzmann, got int"),
+        ({"model": 3}, "model must be a BipartiteBoltzmann or a GraphBoltzmann, got int"),
         ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
         ({"num_chains": 2.5}, "num_chains must be an integer, got 2.5"),
         ({"betas": 0}, "betas must be at least 1, got 0"),
@@ -203,6 +238,28 @@ def test_ais_seed_and_betas():
 )
 def test_bad_arguments(arguments, message):
     good = {"model": make(3, 2), "num_chains": 4, "betas": 5}
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^annealed_importance_sampling: {message}"):
+        annealed_importance_sampling(**{**good, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base": "data"}, "base must be None, 'bias' or a tensor of biases, got 'data'"),
+        ({"base": (torch.zeros(5), torch.zeros(5))}, "base must be None, 'bias' or a tensor of biases, got "),
+        ({"base": torch.zeros(4)}, r"base must broadcast to shape \[8\], got \[4\]"),
+        ({"base": torch.zeros(8)}, "base must have coupling's dtype"),
+        ({"base": torch.full((8,), math.nan).double()}, "base must be finite"),
+        ({"base": torch.full((8,), math.nan).double(), "initial": torch.zeros(8)}, "base must be finite"),
+        ({"reverse": True}, "reverse=True needs initial, exact draws from the model, got None"),
+        ({"initial": torch.zeros(4)}, r"initial must broadcast to shape \[4, 8\], got \[4\]"),
+        ({"initial": torch.full((8,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
+        ({"betas": [0.0, 0.5]}, "betas must rise from 0 to 1, got 0 to 0.5"),
+    ],
+)
+def test_bad_arguments_with_a_graph(arguments, message):
+    good = {"model": make_graph("K8"), "num_chains": 4, "betas": 5}
+    annealed_importance_sampling(**good)
     with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^annealed_importance_sampling: {message}"):
         annealed_importance_sampling(**{**good, **arguments})
 
@@ -266,6 +323,43 @@ def test_surrogate_gradient_is_that_of_the_likelihood(both_sides, batch):
     assert any(
         (a - e).abs().max() > z_threshold(e.numel()) * 0.5 / count**0.5 for a, e in zip(wrong, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["K8", "chimera"])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_surrogate_gradient_of_a_graph_is_that_of_the_likelihood(name, batch):
+    model, count = make_graph(name, (batch, batch), scale=0.8), 20_000
+    p = [x.requires_grad_() for x in (model.bias, model.coupling)]
+    data = random_bits(30, *batch, model.num_units, dtype=torch.float64)
+    expected = torch.autograd.grad((model.energy(data).mean(0) + exact_log_partition(model)).sum(), p)
+
+    def excess(num_sweeps):
+        loss = negative_log_likelihood_surrogate(model, data, PersistentChains(count, model), num_sweeps)
+        assert loss.shape == batch
+        errors = torch.cat(
+            [(a - e).flatten() for a, e in zip(torch.autograd.grad(loss.sum(), p), expected, strict=True)]
+        )
+        # A moment of `count` chains has a standard error of at most 1 / 2 / sqrt(count).
+        return errors.abs().max() / (z_threshold(len(errors)) * 0.5 / count**0.5)
+
+    assert excess(40) < 1
+    # Planted fault: chains that have not arrived, one sweep from uniform bits.
+    assert excess(1) > 1
+
+
+def test_contrastive_divergence_of_a_graph_starts_at_the_data():
+    model = make_graph("chimera")
+    p = [x.requires_grad_() for x in (model.bias, model.coupling)]
+    # Data drawn from the model stays put on average: the gradient is near zero. Any other data moves.
+    draws = exact_samples(model, 20_000)
+    at_rest = torch.autograd.grad(negative_log_likelihood_surrogate(model, draws, None), p)
+    ones = torch.ones(20_000, model.num_units).double()
+    pushed = torch.autograd.grad(negative_log_likelihood_surrogate(model, ones, None), p)
+    limit = z_threshold(model.num_units + model.graph.num_edges) * 0.5 / 20_000**0.5 * 2**0.5
+    assert all(g.abs().max() < limit for g in at_rest)
+    assert all(g.abs().max() > limit for g in pushed)
+    with pytest.raises(ValueError, match=r"data must have shape \[\.\.\., 72\], got \[7, 36\]"):
+        negative_log_likelihood_surrogate(model, torch.zeros(7, 36).double(), None)
 
 
 def test_contrastive_divergence_starts_at_the_data():

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact answers: a bipartite model's smaller side enumerated, a graph's nodes eliminated one by one.
+
+To eliminate a node is to sum it out: what remains is a table over the states of those of its neighbours that are still
+there (its *scope*), and these become neighbours of one another. The largest scope of an order is its *width*; the work
+and the memory are 2^width. Tables hold logarithms, in float64.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, NoReturn, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gibbs_ext.checks import check_integers
+from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, GraphBoltzmann, check_model
+from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
+
+# Numbers of a table worked on at once: few enough to stay in the cache.
+_CHUNK = 2**17
+# log2 of the numbers in one table (128 MiB), and in all tables held at the same time (2 GiB).
+_MAX_WIDTH, _MAX_TABLES = 24, 28
+# A width at which the search for an order gives up.
+_HOPELESS = 64
+
+# An order of elimination: nodes, one after the other, given their neighbours, which the caller keeps up to date.
+_Order = Callable[[list[set[int]]], Iterable[int]]
+
+
+class Marginals(NamedTuple):
+    """What :func:`exact_marginals` returns; M stands for the model's batch shape."""
+
+    single: Tensor  # [M, N] float64: P(z_i = 1)
+    pair: Tensor  # [M, E] float64: P(z_u = z_v = 1) of each edge (u, v)
+
+
+def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
+    """``log Z``: of a bipartite model by enumerating the smaller side, of a graph by eliminating its nodes.
+
+    Args:
+        model: Bipartite: the smaller of its sides has at most 25 units; 2^20 states of 100 other units take seconds.
+            A graph: of width 24 or less in the order found (a Chimera graph's is shore * min(rows, cols)). Width 16
+            takes less than a second, 20 seconds, 24 minutes and a gigabyte.
+
+    Returns:
+        [*batch_shape] float64. Differentiable in the parameters; for graphs once only, and at several times the cost.
+
+    Raises:
+        ValueError: The model is too large, and how large it is; or a parameter of a graph's is not finite.
+    """
+    name = "exact_log_partition"
+    check_model(name, model)
+    if isinstance(model, BipartiteBoltzmann):
+        return _enumerate(model)
+    differentiable = torch.is_grad_enabled() and (model.bias.requires_grad or model.coupling.requires_grad)
+    log_partition, *marginals = _solve(name, model, _marginals if differentiable else None)
+    if not differentiable:
+        return log_partition
+    bias = model.bias.double().expand(*model.batch_shape, -1)
+    coupling = model.coupling.double().expand(*model.batch_shape, -1)
+    return cast(Tensor, _WithGradient.apply(bias, coupling, log_partition, *marginals))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def exact_marginals(model: GraphBoltzmann) -> Marginals:
+    """Probabilities of units and of coupled pairs, by eliminating the nodes and then going back.
+
+    Args:
+        model: As for :func:`exact_log_partition`; but all tables are kept, so that the width may be about 20.
+
+    Returns:
+        :class:`Marginals`. Not differentiable.
+
+    Raises:
+        ValueError: The graph is too wide, and how wide it is; or a parameter is not finite.
+    """
+    name = "exact_marginals"
+    check_model(name, model, GraphBoltzmann)
+    _, single, pair = _solve(name, model, _marginals)
+    return Marginals(single, pair)
+
+
+@torch.no_grad()
+def exact_samples(model: GraphBoltzmann, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Independent draws from the model itself, no Markov chain: eliminated nodes are drawn in the reverse order.
+
+    Args:
+        model: As for :func:`exact_marginals`.
+        num_samples: C, draws per model.
+        generator: Of the uniform numbers; torch's default one when not given.
+
+    Returns:
+        [C, *batch_shape, N] bits of the parameters' dtype.
+
+    Raises:
+        ValueError: As :func:`exact_marginals`.
+    """
+    name = "exact_samples"
+    check_model(name, model, GraphBoltzmann)
+    check_integers(name, 0, num_samples=num_samples)
+
+    def draw(steps: "list[_Step]", odds: list[Tensor]) -> list[Tensor]:
+        return [_draw(steps, odds, num_samples, generator).to(model.coupling.dtype)]
+
+    _, z = _solve(name, model, draw)
+    return z.movedim(-2, 0)
+
+
+# Enumeration ------------------------------------------------------------------------------------------------------
+
+
+def _enumerate(model: BipartiteBoltzmann) -> Tensor:
+    n = min(model.num_left, model.num_right)
+    if n > ENUMERABLE_UNITS:
+        raise ValueError(
+            f"exact_log_partition: the smaller side of {model.num_left} + {model.num_right} units has more than "
+            f"{ENUMERABLE_UNITS}; use annealed_importance_sampling"
+        )
+    bias, other_bias, weight = model.left_bias.double(), model.right_bias.double(), model.weight.double()
+    if model.num_left > model.num_right:
+        bias, other_bias, weight = other_bias, bias, weight.mT
+
+    # States that differ in their first `low` units only are a chunk; its fields are the same but for one offset.
+    per_state = max(1, math.prod(model.batch_shape)) * max(model.num_left, model.num_right)
+    low = max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
+
+    def states(numbers: Tensor, num_units: int) -> Tensor:
+        units = torch.arange(num_units, device=weight.device)
+        return (numbers.unsqueeze(-1) >> units & 1).double()  # [numbers, num_units]
+
+    low_states = states(torch.arange(2**low, device=weight.device), low)
+    on_low = (low_states @ bias[..., :low].unsqueeze(-1)).squeeze(-1)
+    low_fields = low_states @ weight[..., :low, :] + other_bias.unsqueeze(-2)  # [..., states, other side]
+
+    def log_sum(number: Tensor, on_low: Tensor, low_fields: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        state = states(number, n - low)
+        fields = low_fields + state @ weight[..., low:, :]
+        on_side = on_low + (state @ bias[..., low:].unsqueeze(-1)).squeeze(-1)
+        # logaddexp with 0 is softplus, but accurate everywhere.
+        return (on_side + torch.logaddexp(fields, fields.new_zeros(())).sum(-1)).logsumexp(-1)
+
+    chunks = torch.arange(2 ** (n - low), device=weight.device).split(1)
+    tensors = (on_low, low_fields, bias, weight)
+    if len(chunks) > 1 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        # Recompute each chunk in backward rather than keep the whole enumeration.
+        sums = [checkpoint(log_sum, number, *tensors, use_reentrant=False) for number in chunks]
+    else:
+        sums = [log_sum(number, *tensors) for number in chunks]
+    return torch.stack(sums).logsumexp(0).expand(model.batch_shape)
+
+
+# An order of elimination ------------------------------------------------------------------------------------------
+
+
+class _Step(NamedTuple):
+    """The elimination of one node."""
+
+    node: int
+    scope: list[int]  # the neighbours it has by then, in the order in which they will go
+    couplings: list[tuple[int, int]]  # to them: number of the edge, place in scope
+    children: list["_Step"]  # whose tables are over this node, then some of the scope: their scope begins with it
+
+
+def _fewest_neighbors_first(neighbors: list[set[int]]) -> Iterator[int]:
+    heap = [(len(others), node) for node, others in enumerate(neighbors)]
+    heapq.heapify(heap)
+    gone = set()
+    while heap:
+        degree, node = heapq.heappop(heap)
+        if node not in gone and degree == len(neighbors[node]):
+            yield node  # and the caller eliminates it
+            gone.add(node)
+            for other in neighbors[node]:
+                heapq.heappush(heap, (len(neighbors[other]), other))
+
+
+def _line_by_line(graph: ChimeraGraph) -> tuple[list[int], list[int]]:
+    """Two orders of width shore * cols and shore * rows: by rows and by columns of cells.
+
+    Of a row of cells first the units coupled along it go, one line of them after the other: each line's table is over
+    the row's other units, and these stand between one row and the next.
+    """
+    places = graph.coordinates.tolist()
+
+    def by_rows(node: int) -> tuple[int, ...]:
+        row, col, side, index = places[node]
+        return row, -side, index, col
+
+    def by_columns(node: int) -> tuple[int, ...]:
+        row, col, side, index = places[node]
+        return col, side, index, row
+
+    nodes = range(graph.num_nodes)
+    return sorted(nodes, key=by_rows), sorted(nodes, key=by_columns)
+
+
+def _scopes(neighbors: list[set[int]], order: _Order) -> dict[int, set[int]] | None:
+    """The scope of each node, in the order; None as soon as one has more than _HOPELESS nodes."""
+    neighbors = [set(others) for others in neighbors]
+    scopes = {}
+    for node in order(neighbors):
+        scopes[node] = scope = neighbors[node]
+        if len(scope) > _HOPELESS:
+            return None
+        for other in scope:
+            neighbors[other] |= scope
+            neighbors[other] -= {node, other}
+    return scopes
+
+
+def _plan(name: str, graph: ColoredGraph, keep: bool) -> list[_Step]:
+    """The best order of a few, as steps; refuses what would take too much memory. ``keep``: all tables are kept."""
+    instead = "annealed_importance_sampling" if name == "exact_log_partition" else "graph_gibbs"
+    edges = graph.edges.tolist()
+    neighbors: list[set[int]] = [set() for _ in range(graph.num_nodes)]
+    for u, v in edges:
+        neighbors[u].add(v)
+        neighbors[v].add(u)
+    # The order of the numbers suits lattices, where the fewest neighbours are a poor guide.
+    orders: list[_Order] = [_fewest_neighbors_first, lambda _: range(graph.num_nodes)]
+    if isinstance(graph, ChimeraGraph):
+        by_rows, by_columns = _line_by_line(graph)
+        orders += [lambda _: by_rows, lambda _: by_columns]
+    found = [scopes for order in orders if (scopes := _scopes(neighbors, order)) is not None]
+    sizes = [[len(scope) for scope in scopes.values()] for scopes in found]
+    width, _, best = min(
+        ((max(size), sum(2**n for n in size), i) for i, size in enumerate(sizes)), default=(_HOPELESS, 0, 0)
+    )
+    if width > _MAX_WIDTH:
+        over = "" if found else "over "
+        raise ValueError(
+            f"{name}: the graph needs tables of {over}2^{width} numbers (the least width found is {over}{width}), and "
+            f"2^{_MAX_WIDTH} is the limit; use {instead}"
+        )
+
+    scopes = found[best]
+    position = {node: i for i, node in enumerate(scopes)}
+    steps = {node: _Step(node, sorted(scope, key=position.__getitem__), [], []) for node, scope in scopes.items()}
+    for edge, (u, v) in enumerate(edges):
+        first, second = (u, v) if position[u] < position[v] else (v, u)
+        steps[first].couplings.append((edge, steps[first].scope.index(second)))
+    held = largest = 0
+    for step in steps.values():
+        if step.scope:
+            steps[step.scope[0]].children.append(step)
+        held += 2 ** len(step.scope)
+        largest = max(largest, held)
+        held -= 0 if keep else sum(2 ** len(child.scope) for child in step.children)
+    if largest > 2**_MAX_TABLES:
+        why = ", all of which marginals and gradients need" if keep else ""
+        raise ValueError(
+            f"{name}: the graph's tables hold {largest} numbers at a time (width {width}){why}, and 2^{_MAX_TABLES} is "
+            f"the limit; use {instead}"
+        )
+    return list(steps.values())
+
+
+# Elimination ------------------------------------------------------------------------------------------------------
+
+
+def _solve(
+    name: str, model: GraphBoltzmann, read: Callable[[list[_Step], list[Tensor]], list[Tensor]] | None
+) -> list[Tensor]:
+    """log Z [*batch_shape], and what ``read`` makes of the tables of a few models at a time, [*batch_shape, ...]."""
+    steps = _plan(name, model.graph, keep=read is not None)
+    num_models, parameters = math.prod(model.batch_shape), []
+    for argument, tensor in (("bias", model.bias), ("coupling", model.coupling)):
+        tensor = tensor.detach()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: {argument} must be finite")
+        parameters.append(tensor.double().expand(*model.batch_shape, -1).reshape(num_models, tensor.shape[-1]))
+    at_once = max(1, _CHUNK >> max(len(step.scope) for step in steps))
+    parts = []
+    for bias, coupling in zip(*(p.split(at_once) for p in parameters), strict=True):
+        log_partition, odds = _forward(steps, bias, coupling, keep=read is not None)
+        parts.append([log_partition, *(read(steps, odds) if read else ())])
+    return [torch.cat(p).reshape((*model.batch_shape, *p[0].shape[1:])) for p in zip(*parts, strict=True)]
+
+
+def _forward(steps: list[_Step], bias: Tensor, coupling: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Eliminates.
+
+    Args:
+        steps: Of the graph.
+        bias: [B, N].
+        coupling: [B, E].
+        keep: Whether the tables are wanted.
+
+    Returns:
+        log Z [B] and, if kept, for each step the log-odds of its node given its scope: [B, 2, ..., 2].
+    """
+    zero = bias.new_zeros(())
+    bit = torch.arange(2, dtype=bias.dtype, device=bias.device)
+    log_partition, kept = torch.zeros_like(bias[:, 0]), []
+    tables: dict[int, Tensor] = {}
+    for step in steps:
+        ones = (1,) * len(step.scope)
+        odds = bias[:, step.node].reshape(-1, *ones)
+        for edge, place in step.couplings:
+            odds = odds + coupling[:, edge].reshape(-1, *ones) * bit.reshape(2, *ones[place + 1 :])
+        off, change = zero, zero  # what the children say of the node being 0, and of its being 1 instead
+        for child in sorted(step.children, key=lambda child: len(child.scope)):
+            table = tables.pop(child.node).reshape(-1, 2, *(2 if node in child.scope else 1 for node in step.scope))
+            off = off + table[:, 0]
+            change = change + (table[:, 1] - table[:, 0])
+        odds = odds + change
+        # logaddexp with 0 is softplus, but accurate everywhere.
+        table = off + torch.logaddexp(odds, zero)
+        if step.scope:
+            tables[step.node] = table
+        else:
+            log_partition = log_partition + table
+        if keep:
+            kept.append(odds)
+    return log_partition, kept
+
+
+def _marginals(steps: list[_Step], odds: list[Tensor]) -> list[Tensor]:
+    """single [B, N] and pair [B, E] from what :func:`_forward` kept, which is used up."""
+    num_models = len(odds[0])
+    single = odds[0].new_empty(num_models, len(steps))
+    pair = odds[0].new_empty(num_models, sum(len(step.couplings) for step in steps))
+    probabilities: dict[int, Tensor] = {}  # of the states of a step's scope
+    for step in reversed(steps):
+        scope = probabilities.pop(step.node) if step.scope else odds[0].new_ones(num_models)
+        on = scope * odds.pop().sigmoid()
+        single[:, step.node] = on.reshape(num_models, 2 ** len(step.scope)).sum(-1)
+        for edge, place in step.couplings:
+            pair[:, edge] = on.select(1 + place, 1).reshape(num_models, 2 ** len(step.scope) // 2).sum(-1)
+        both = torch.stack((scope - on, on), 1)
+        for child in step.children:
+            others = [2 + place for place, node in enumerate(step.scope) if node not in child.scope]
+            probabilities[child.node] = both.sum(others) if others else both
+    return [single, pair]
+
+
+def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: torch.Generator | None) -> Tensor:
+    """[B, C, N] bits from what :func:`_forward` kept."""
+    num_models = len(odds[0])
+    z = torch.zeros(num_models, num_samples, len(steps), dtype=torch.int64, device=odds[0].device)
+    for step, table in zip(reversed(steps), reversed(odds), strict=True):
+        state = torch.zeros_like(z[..., 0])
+        for node in step.scope:
+            state = 2 * state + z[..., node]
+        p = table.reshape(num_models, 2 ** len(step.scope)).gather(-1, state).sigmoid()
+        z[..., step.node] = torch.rand(p.shape, dtype=p.dtype, device=p.device, generator=generator) < p
+    return z
+
+
+class _WithGradient(torch.autograd.Function):
+    """log Z [*batch_shape] as a function of bias [*batch_shape, N] and coupling: its gradient is the marginals."""
+
+    @staticmethod
+    def forward(bias: Tensor, coupling: Tensor, log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
+        return log_partition.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        bias, coupling, _, single, pair = inputs
+        ctx.save_for_backward(bias, coupling, single, pair)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        bias_grad, coupling_grad = _Gradient.apply(*grad_outputs, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return bias_grad, coupling_grad, None, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """A function of the parameters, so that asking for its derivative is an error rather than zero."""
+
+    @staticmethod
+    def forward(grad: Tensor, bias: Tensor, coupling: Tensor, single: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+        return grad.unsqueeze(-1) * single, grad.unsqueeze(-1) * pair
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+        raise NotImplementedError("exact_log_partition: second derivatives are not supported")

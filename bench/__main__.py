@@ -12,7 +12,14 @@ import torch
 
 from . import harness
 
-NAMES = ("bipartite_gibbs", "bipartite_gibbs_relaxed", "training_step")
+NAMES = (
+    "bipartite_gibbs",
+    "bipartite_gibbs_relaxed",
+    "graph_gibbs",
+    "graph_gibbs_relaxed",
+    "graph_building",
+    "training_step",
+)
 
 
 def main() -> None:

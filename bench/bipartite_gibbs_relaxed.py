@@ -14,6 +14,11 @@ from .harness import OURS, Case
 SHARPNESS = 4.0
 
 
+def relax(q: Tensor) -> Tensor:
+    slope = SHARPNESS / 4 / (q * (1 - q) + 1e-2)
+    return (0.5 + slope * (torch.rand_like(q) - (1 - q))).clamp(0, 1)
+
+
 def torch_relaxed(
     left: Tensor,
     left_bias: Tensor,
@@ -27,10 +32,6 @@ def torch_relaxed(
     with torch.no_grad():
         left, right = torch_sweeps(left, left_bias, right_bias, weight, num_sweeps, draw)
     left_mean = left
-
-    def relax(q: Tensor) -> Tensor:
-        slope = SHARPNESS / 4 / (q * (1 - q) + 1e-2)
-        return (0.5 + slope * (torch.rand_like(q) - (1 - q))).clamp(0, 1)
 
     for _ in range(num_relaxed_sweeps):
         right = relax(torch.sigmoid(torch.baddbmm(right_bias, left, weight)))

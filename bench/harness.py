@@ -6,14 +6,15 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import gibbs_ext
 
@@ -33,21 +34,49 @@ class Case:
     contenders: dict[str, Callable[[], object]]  # OURS and its peers
     updates: int | None = None  # variable updates a call; None where a call counts as a whole
     wanted: float | None = None  # how many times faster than the best peer
+    rivals: dict[str, float] = field(default_factory=dict)  # peers with a row, and a wanted ratio, of their own
+    # Samples [n] of some quantities, from what a contender returned; their means must agree with those of OURS
+    statistics: Callable[[Any], Sequence[Tensor]] | None = None
+
+
+def check_agreement(case: Case, returned: dict[str, object]) -> None:
+    """That peers do the same work. 1% is left to other kinds of sweeps, which anneal otherwise."""
+    if not case.statistics:
+        return
+    samples = {name: [x.detach().double() for x in case.statistics(value)] for name, value in returned.items()}
+    for name, theirs in samples.items():
+        for x, y in zip(theirs, samples[OURS], strict=True):
+            error = (x.var() / len(x) + y.var() / len(y)).sqrt()
+            # not <=: NaN is no agreement
+            if not (x.mean() - y.mean()).abs() <= 5 * error + 0.01 * y.mean().abs():
+                raise RuntimeError(f"{case.name}: {name} has a mean of {x.mean():g}, {OURS} {y.mean():g}, +- {error:g}")
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of 5 rounds or more. A round calls each contender once: a slow spell of the machine meets all of them."""
-    for call in case.contenders.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in case.contenders}
+    """Medians of 5 rounds or more. A round calls each contender once: a slow spell of the machine meets all of them.
+
+    But a peer that takes twice `seconds`, or half a second and thrice the fastest peer's time, is called only once.
+    """
+    returned: dict[str, object] = {}
+    times: dict[str, list[float]] = {}
+    for name, call in case.contenders.items():
+        start = time.perf_counter()
+        returned[name] = call()
+        times[name] = [time.perf_counter() - start]
+    check_agreement(case, returned)
+    returned.clear()
+    fastest = min(t for name, (t,) in times.items() if name != OURS)
+    slow = {name for name, (t,) in times.items() if t > 2 * seconds or t > max(0.5, 3 * fastest)}
+    repeated = {name: call for name, call in case.contenders.items() if name == OURS or name not in slow}
+    times |= {name: [] for name in repeated}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[OURS]) < 5:
-        for name, call in case.contenders.items():
+        for name, call in repeated.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING)}
+    peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING, *case.rivals)}
     best = min(peers, key=peers.__getitem__)
     return {
         "case": case.name,
@@ -57,7 +86,14 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         "best_peer": best,
         "ratio": peers[best] / medians[OURS],
         "wanted": case.wanted,
+        "rivals": case.rivals,
     }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def cpu_name() -> str:
@@ -99,6 +135,8 @@ def speed(result: dict[str, Any], name: str) -> str:
     seconds = result["seconds"][name]
     if result["updates"]:
         return f"{result['updates'] / seconds / 1e6:.0f} M/s"
+    if WITHOUT_SAMPLING not in result["seconds"]:
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
     share = 1 - result["seconds"][WITHOUT_SAMPLING] / seconds
     return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
 
@@ -107,9 +145,10 @@ def table(results: list[dict[str, Any]]) -> str:
     """A Markdown table with its columns aligned."""
     lines = [["case", OURS, "best peer", "ratio", "wanted"]]
     for result in results:
-        best = f"{speed(result, result['best_peer'])} ({result['best_peer']})"
-        wanted = f"{result['wanted']:g}x" if result["wanted"] else ""
-        lines.append([result["case"], speed(result, OURS), best, f"{result['ratio']:.1f}x", wanted])
+        for peer, wanted in ((result["best_peer"], result["wanted"]), *result.get("rivals", {}).items()):
+            ratio = result["seconds"][peer] / result["seconds"][OURS]
+            aim = f"{wanted:g}x" if wanted else ""
+            lines.append([result["case"], speed(result, OURS), f"{speed(result, peer)} ({peer})", f"{ratio:.1f}x", aim])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])

@@ -181,11 +181,11 @@ CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k, 
 // out[c][r] = in[r][c] of a square block of kSquare integers a side
 constexpr int kSquare = 8;
 template <class E>
-inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out_stride) {
+inline void transpose_square(const E* const (&in)[kSquare], E* const (&out)[kSquare]) {
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
   if constexpr (sizeof(E) == 4) {
     __m256i row[8], pair[8], four[8];
-    for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)(in + r * in_stride));
+    for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)in[r]);
     for (int r = 0; r < 8; r += 2) {
       pair[r] = _mm256_unpacklo_epi32(row[r], row[r + 1]);
       pair[r + 1] = _mm256_unpackhi_epi32(row[r], row[r + 1]);
@@ -196,13 +196,13 @@ inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out
         four[r + 2 * h + 1] = _mm256_unpackhi_epi64(pair[r + h], pair[r + 2 + h]);
       }
     for (int c = 0; c < 4; ++c) {
-      _mm256_storeu_si256((__m256i*)(out + c * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
-      _mm256_storeu_si256((__m256i*)(out + (c + 4) * out_stride), _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
+      _mm256_storeu_si256((__m256i*)out[c], _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
+      _mm256_storeu_si256((__m256i*)out[c + 4], _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
     }
     return;
-  } else {
+  } else if constexpr (sizeof(E) == 2) {
     __m128i row[8], pair[8], four[8];
-    for (int r = 0; r < 8; ++r) row[r] = _mm_loadu_si128((const __m128i*)(in + r * in_stride));
+    for (int r = 0; r < 8; ++r) row[r] = _mm_loadu_si128((const __m128i*)in[r]);
     for (int r = 0; r < 8; r += 2) {  // pair[r], pair[r + 1]: columns 0..3 and 4..7 of two rows
       pair[r] = _mm_unpacklo_epi16(row[r], row[r + 1]);
       pair[r + 1] = _mm_unpackhi_epi16(row[r], row[r + 1]);
@@ -213,14 +213,21 @@ inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out
         four[r + 2 * h + 1] = _mm_unpackhi_epi32(pair[r + h], pair[r + 2 + h]);
       }
     for (int c = 0; c < 4; ++c) {
-      _mm_storeu_si128((__m128i*)(out + 2 * c * out_stride), _mm_unpacklo_epi64(four[c], four[c + 4]));
-      _mm_storeu_si128((__m128i*)(out + (2 * c + 1) * out_stride), _mm_unpackhi_epi64(four[c], four[c + 4]));
+      _mm_storeu_si128((__m128i*)out[2 * c], _mm_unpacklo_epi64(four[c], four[c + 4]));
+      _mm_storeu_si128((__m128i*)out[2 * c + 1], _mm_unpackhi_epi64(four[c], four[c + 4]));
     }
     return;
   }
 #endif
   for (int r = 0; r < kSquare; ++r)
-    for (int c = 0; c < kSquare; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+    for (int c = 0; c < kSquare; ++c) out[c][r] = in[r][c];
+}
+template <class E>
+inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out_stride) {
+  const E* from[kSquare];
+  E* to[kSquare];
+  for (int r = 0; r < kSquare; ++r) from[r] = in + r * in_stride, to[r] = out + r * out_stride;
+  transpose_square(from, to);
 }
 
 // rows[i][j] = w[i][j] * 2^exponent to the nearest integer, ties to even; columns is its transpose. No value leaves E.

@@ -3,7 +3,7 @@
 
 #include <cmath>
 #include <limits>
-#include <numeric>
+#include <type_traits>
 
 namespace gibbs {
 
@@ -67,25 +67,61 @@ Lanes lanes_of_model(const Batch& batch, int64_t model, int64_t block) {
   return out;
 }
 
-// out [n, 16] from a row for each lane; lanes without one become 0. False where a value is not finite as To.
-template <class To, class From>
-bool lanes_from_rows(const From* const* rows, int count, int64_t n, int64_t stride, To* out) {
-  if (count < kChainBlock) std::memset(static_cast<void*>(out), 0, size_t(n * kChainBlock) * sizeof(To));
-  for (int64_t i = 0; i < n; ++i)
-    for (int l = 0; l < count; ++l) out[i * kChainBlock + l] = To(rows[l][i * stride]);
-  bool finite = true;
-  for (int64_t i = 0; i < n * kChainBlock; ++i) finite &= std::fabs(out[i]) <= std::numeric_limits<To>::max();
-  return finite;
-}
 template <class T>
-void rows_from_lanes(const T* lanes, int count, int64_t n, T* const* rows) {
-  constexpr int64_t kUnits = 16;  // of each row at a time
-  for (int64_t begin = 0; begin < n; begin += kUnits) {
-    const int64_t end = std::min(n, begin + kUnits);
-    for (int l = 0; l < count; ++l)
-      for (int64_t i = begin; i < end; ++i) rows[l][i] = lanes[i * kChainBlock + l];
-  }
+bool same_rows(const T* const* rows, int count) {
+  for (int l = 1; l < count; ++l)
+    if (rows[l] != rows[0]) return false;
+  return true;
 }
+
+// Rows of up to `longest` values, one for each chain, as lanes [n, 16], and back.
+template <class T>
+class LaneRows {
+ public:
+  explicit LaneRows(int64_t longest) : zeros_(longest), spare_(longest) {}
+
+  // Lanes without a row become 0. False where a value is not finite as T.
+  template <class From>
+  bool load(const From* const* rows, int count, int64_t n, int64_t stride, T* out) {
+    if constexpr (std::is_same_v<From, T>)
+      if (stride == 1 && !(count > 1 && same_rows(rows, count))) {
+        const T* all[kChainBlock];
+        for (int l = 0; l < kChainBlock; ++l) all[l] = l < count ? rows[l] : zeros_.get();
+        if constexpr (sizeof(T) == 4)
+          return kernels().lanes_from_rows_float(all, n, out);
+        else
+          return kernels().lanes_from_rows_double(all, n, out);
+      }
+    bool finite = true;
+    if (same_rows(rows, count)) {
+      for (int64_t i = 0; i < n; ++i) {
+        const T value = T(rows[0][i * stride]);
+        finite &= std::isfinite(value);
+        std::fill_n(out + i * kChainBlock, kChainBlock, value);
+      }
+      return finite;
+    }
+    if (count < kChainBlock) std::memset(static_cast<void*>(out), 0, size_t(n * kChainBlock) * sizeof(T));
+    for (int64_t i = 0; i < n; ++i)
+      for (int l = 0; l < count; ++l) {
+        out[i * kChainBlock + l] = T(rows[l][i * stride]);
+        finite &= std::isfinite(out[i * kChainBlock + l]);
+      }
+    return finite;
+  }
+  void store(const T* lanes, int count, int64_t n, T* const* rows) {
+    T* all[kChainBlock];
+    for (int l = 0; l < kChainBlock; ++l) all[l] = l < count ? rows[l] : spare_.get();
+    if constexpr (sizeof(T) == 4)
+      kernels().rows_from_lanes_float(lanes, n, all);
+    else
+      kernels().rows_from_lanes_double(lanes, n, all);
+  }
+  T* spare() const { return spare_.get(); }  // a row that nobody reads
+
+ private:
+  Buffer<T> zeros_, spare_;
+};
 
 // masks [n, 16], 0 or -1, from rows of bits, and back.
 void masks_from_bits(const uint32_t* bits, const Lanes& lanes, int64_t n, int32_t* masks) {
@@ -111,26 +147,29 @@ void bits_from_masks(const int32_t* masks, const Lanes& lanes, int64_t n, uint32
 
 // ---- couplings -----------------------------------------------------------------------------------------------------------------
 
-// One model's couplings, as all lanes of its blocks read them.
+// One model's couplings, as all lanes of its blocks read them. Backward passes need no rounded ones.
 template <class T>
 class SharedCoupling {
  public:
-  explicit SharedCoupling(const GraphCall& call)
+  SharedCoupling(const GraphCall& call, bool rounded)
       : call_(call),
         row_(call.graph.num_edges),
-        rounded_(call.graph.num_edges),
+        rounded_(rounded ? call.graph.num_edges : 0),
         halves_(2 * call.graph.num_edges),
-        rounded_halves_(2 * call.graph.num_edges) {}
+        rounded_halves_(rounded ? 2 * call.graph.num_edges : 0),
+        is_rounded_(rounded) {}
   bool load(int64_t model, Progress& progress) {
+    if (model == loaded_) return true;
     const GraphView& g = call_.graph;
     const T* row = row_of<T>(call_, call_.coupling, model, 0);
     for (int64_t e = 0; e < g.num_edges; ++e) row_.get()[e] = row[e * call_.coupling.stride];
-    const CouplingStatus status = round_kernel<T>()(g, row_.get(), 1, &k_, rounded_.get());
-    if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
-    for (int64_t h = 0; h < 2 * g.num_edges; ++h) {
-      halves_.get()[h] = row_.get()[g.edge_of[h]];
-      rounded_halves_.get()[h] = rounded_.get()[g.edge_of[h]];
+    for (int64_t h = 0; h < 2 * g.num_edges; ++h) halves_.get()[h] = row_.get()[g.edge_of[h]];
+    if (is_rounded_) {
+      const CouplingStatus status = round_kernel<T>()(g, row_.get(), 1, &k_, rounded_.get());
+      if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
+      for (int64_t h = 0; h < 2 * g.num_edges; ++h) rounded_halves_.get()[h] = rounded_.get()[g.edge_of[h]];
     }
+    loaded_ = model;
     return true;
   }
   const T* halves() const { return halves_.get(); }
@@ -143,6 +182,8 @@ class SharedCoupling {
   Buffer<int32_t> rounded_;
   Buffer<T> halves_;
   Buffer<int32_t> rounded_halves_;
+  bool is_rounded_;
+  int64_t loaded_ = -1;
   int k_ = 0;
 };
 
@@ -150,12 +191,17 @@ class SharedCoupling {
 template <class T>
 class LaneCoupling {
  public:
-  explicit LaneCoupling(const GraphCall& call)
-      : call_(call), lanes_(call.graph.num_edges * kChainBlock), rounded_(call.graph.num_edges * kChainBlock) {}
+  LaneCoupling(const GraphCall& call, bool rounded)
+      : call_(call),
+        rows_(call.graph.num_edges),
+        lanes_(call.graph.num_edges * kChainBlock),
+        rounded_(rounded ? call.graph.num_edges * kChainBlock : 0),
+        is_rounded_(rounded) {}
   bool load(const Lanes& lanes, Progress& progress) {
-    const T* rows[kChainBlock];
+    const T* rows[kChainBlock] = {};
     for (int l = 0; l < lanes.count; ++l) rows[l] = row_of<T>(call_, call_.coupling, lanes.model[l], 0);
-    lanes_from_rows(rows, lanes.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get());
+    rows_.load(rows, lanes.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get());
+    if (!is_rounded_) return true;
     int k[kChainBlock];
     const CouplingStatus status = round_kernel<T>()(call_.graph, lanes_.get(), kChainBlock, k, rounded_.get());
     if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
@@ -168,8 +214,10 @@ class LaneCoupling {
 
  private:
   const GraphCall& call_;
+  LaneRows<T> rows_;
   Buffer<T> lanes_;
   Buffer<int32_t> rounded_;
+  bool is_rounded_;
   float scale_[kChainBlock];
 };
 
@@ -189,13 +237,6 @@ RelaxedGraphSweeps<T> relaxed_sweeps(const GraphCall& call) {
           call.slope_gradient};
 }
 
-template <class T>
-bool same_rows(const T* const* rows, int count) {
-  for (int l = 1; l < count; ++l)
-    if (rows[l] != rows[0]) return false;
-  return true;
-}
-
 // Scratch memory and code of one thread.
 template <class T>
 class BlockRunner {
@@ -205,7 +246,9 @@ class BlockRunner {
         progress_(progress),
         beta_(beta),
         position_(position),
-        state_(binary() * lane_size()),
+        rows_(call.graph.num_nodes),
+        float_rows_(call.graph.num_nodes),
+        state_(lane_size()),
         clamp_(call.clamp ? lane_size() : 0),
         bias_(binary() * lane_size()),
         base_bias_(call.log_weights ? lane_size() : 0),
@@ -246,7 +289,7 @@ class BlockRunner {
 
   // Biases in float32, one for each lane, or one for all (where `shared` is not null, and then set).
   bool load_bias(const Operand& bias, const Lanes& lanes, float* out, bool* shared, Outcome fault) {
-    const T* rows[kChainBlock];
+    const T* rows[kChainBlock] = {};
     for (int l = 0; l < lanes.count; ++l) rows[l] = row_of<T>(call_, bias, lanes.model[l], lanes.chain[l]);
     const int64_t n = call_.graph.num_nodes;
     bool finite = true;
@@ -256,7 +299,7 @@ class BlockRunner {
         finite &= std::isfinite(out[i]);
       }
     } else {
-      finite = lanes_from_rows(rows, lanes.count, n, bias.stride, out);
+      finite = float_rows_.load(rows, lanes.count, n, bias.stride, out);
     }
     if (!finite) progress_.fail(fault);
     return finite;
@@ -293,26 +336,25 @@ class BlockRunner {
 
   bool run_relaxed(const Lanes& lanes, const T* coupling, bool shared) {
     if (progress_.stop()) return false;
-    const int64_t n = call_.graph.num_nodes, words = state_words(n),
-                  total = call_.batch.num_models() * call_.batch.chains_per_model();
+    const int64_t n = call_.graph.num_nodes, total = call_.batch.num_models() * call_.batch.chains_per_model();
     RelaxedBlock<T> b = {};
     number_chains(lanes, b.number);
-    const T* rows[kChainBlock];
-    for (int l = 0; l < lanes.count; ++l) rows[l] = row_of<T>(call_, call_.bias, lanes.model[l], lanes.chain[l]);
-    if (!lanes_from_rows(rows, lanes.count, n, call_.bias.stride, relaxed_bias_.get()))
+    const T* bias[kChainBlock] = {};
+    for (int l = 0; l < lanes.count; ++l) bias[l] = row_of<T>(call_, call_.bias, lanes.model[l], lanes.chain[l]);
+    if (!rows_.load(bias, lanes.count, n, call_.bias.stride, relaxed_bias_.get()))
       return progress_.fail(Outcome::kNonFiniteBias), false;
-    const auto out = [&](void* base, int64_t offset = 0) {
-      std::vector<T*> result;
-      for (int l = 0; l < lanes.count; ++l) result.push_back(static_cast<T*>(base) + (offset + lanes.linear[l]) * n);
-      return result;
+    T* rows[kChainBlock];
+    const auto rows_of = [&](void* base, int64_t offset = 0) {
+      for (int l = 0; l < lanes.count; ++l) rows[l] = static_cast<T*>(base) + (offset + lanes.linear[l]) * n;
+      return rows;
     };
-    const std::vector<T*> state = out(call_.state);
-    if (call_.num_sweeps)
-      for (int l = 0; l < lanes.count; ++l) {
-        const uint32_t* bits = call_.bits + lanes.linear[l] * words;
-        for (int64_t i = 0; i < n; ++i) state[size_t(l)][i] = T(bits[i / 32] >> (i % 32) & 1);
-      }
-    lanes_from_rows(state.data(), lanes.count, n, 1, value_.get());
+    if (call_.num_sweeps) {
+      masks_from_bits(call_.bits, lanes, n, state_.get());
+      for (int64_t i = 0; i < lane_size(); ++i) value_.get()[i] = T(-state_.get()[i]);
+      rows_.store(value_.get(), lanes.count, n, rows_of(call_.state));
+    } else {
+      rows_.load(rows_of(call_.state), lanes.count, n, 1, value_.get());
+    }
     b.shared_coupling = shared;
     b.coupling = coupling;
     b.bias = relaxed_bias_.get();
@@ -324,10 +366,10 @@ class BlockRunner {
       kernels().relaxed_block_float(relaxed_sweeps<T>(call_), b);
     else
       kernels().relaxed_block_double(relaxed_sweeps<T>(call_), b);
-    rows_from_lanes(value_.get(), lanes.count, n, out(call_.relaxed).data());
-    rows_from_lanes(mean_.get(), lanes.count, n, out(call_.mean).data());
+    rows_.store(value_.get(), lanes.count, n, rows_of(call_.relaxed));
+    rows_.store(mean_.get(), lanes.count, n, rows_of(call_.mean));
     for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep)
-      rows_from_lanes(fields_.get() + sweep * lane_size(), lanes.count, n, out(call_.fields, sweep * total).data());
+      rows_.store(fields_.get() + sweep * lane_size(), lanes.count, n, rows_of(call_.fields, sweep * total));
     return !progress_.stop();
   }
 
@@ -335,6 +377,8 @@ class BlockRunner {
   Progress& progress_;
   const std::vector<float>& beta_;
   const std::vector<int32_t>& position_;
+  LaneRows<T> rows_;
+  LaneRows<float> float_rows_;
   Buffer<int32_t> state_, clamp_;
   Buffer<float> bias_, base_bias_;
   Buffer<uint32_t> words_;
@@ -393,7 +437,8 @@ int64_t num_segments(const std::vector<float>& beta) {  // runs of equal beta
 // Whether 64-chain blocks by table are to be used for a model's chains, `chains` of them in each thread.
 bool use_tables(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
   const GraphView& g = call.graph;
-  if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights || call.tables == TablePolicy::kNever)
+  if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights || call.tables == TablePolicy::kNever ||
+      call.tables == TablePolicy::kChains)
     return false;
   for (int64_t c = 1; c < call.batch.chains_per_model(); ++c)
     if (call.batch.offset(call.bias.batch_strides, 0, c) != call.batch.offset(call.bias.batch_strides, 0, 0)) return false;
@@ -493,8 +538,8 @@ class TableRunner {
     }
     const auto beta_at = [&](int64_t sweep) { return beta_.size() > 1 ? beta_[size_t(sweep)] : beta_[0]; };
     for (int64_t sweep = 0, end; sweep < call_.num_sweeps; sweep = end) {
-      for (end = sweep + 1; end < call_.num_sweeps && beta_at(end) == beta_at(sweep); ++end) {
-      }
+      end = beta_.size() > 1 ? sweep + 1 : call_.num_sweeps;
+      while (end < call_.num_sweeps && beta_at(end) == beta_at(sweep)) ++end;
       kernels().build_tables(table_model, beta_at(sweep), table_.get());
       for (const TableBlock& b : all) {
         kernels().sweep_tables(table_model, table_.get(), beta_at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, b,
@@ -655,7 +700,7 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
 
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = make_runner(), coupling = std::make_shared<LaneCoupling<T>>(call)](int64_t block) {
+      return [&, runner = make_runner(), coupling = std::make_shared<LaneCoupling<T>>(call, true)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
         for (int l = 0; l < lanes.count; ++l) note(coupling->scale()[l]);
@@ -682,7 +727,7 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
   const bool by_block = (!tables && !by_chain) || call.num_relaxed_sweeps;
   struct ModelData {
     ModelData(const GraphCall& c, bool tables, bool by_chain)
-        : coupling(c),
+        : coupling(c, true),
           table(tables ? std::make_unique<TableData>(c) : nullptr),
           chain(by_chain ? std::make_unique<ChainData>(c) : nullptr) {}
     bool load(int64_t model, Progress& p) {
@@ -739,10 +784,11 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
 template <class T>
 class BackwardRunner {
  public:
-  BackwardRunner(const GraphBackwardCall& back, Progress& progress)
+  explicit BackwardRunner(const GraphBackwardCall& back)
       : back_(back),
         call_(back.forward),
-        progress_(progress),
+        rows_(call_.graph.num_nodes),
+        edge_rows_(call_.graph.num_edges),
         fields_(call_.num_relaxed_sweeps * lane_size()),
         start_(lane_size()),
         grad_value_(lane_size()),
@@ -760,14 +806,14 @@ class BackwardRunner {
   void run(const Lanes& lanes, const T* coupling, bool shared) {
     const int64_t n = call_.graph.num_nodes, total = call_.batch.num_models() * call_.batch.chains_per_model();
     const auto load = [&](const void* base, int64_t offset, T* out) {
-      const T* rows[kChainBlock];
+      const T* rows[kChainBlock] = {};
       for (int l = 0; l < lanes.count; ++l) rows[l] = static_cast<const T*>(base) + (offset + lanes.linear[l]) * n;
-      lanes_from_rows(rows, lanes.count, n, 1, out);
+      rows_.load(rows, lanes.count, n, 1, out);
     };
     const auto save = [&](const T* from, void* base) {
-      T* rows[kChainBlock];
+      T* rows[kChainBlock] = {};
       for (int l = 0; l < lanes.count; ++l) rows[l] = static_cast<T*>(base) + lanes.linear[l] * n;
-      rows_from_lanes(from, lanes.count, n, rows);
+      rows_.store(from, lanes.count, n, rows);
     };
     for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep)
       load(call_.fields, sweep * total, fields_.get() + sweep * lane_size());
@@ -794,13 +840,26 @@ class BackwardRunner {
     save(grad_value_.get(), back_.grad_state);
     save(grad_bias_.get(), back_.grad_bias);
   }
-  // Sums the lanes of one model into out [num_edges].
-  void reduce(int begin, int end, T* out) const {
-    for (int64_t e = 0; e < call_.graph.num_edges; ++e) {
-      T sum = 0;
-      for (int l = begin; l < end; ++l) sum += grad_coupling_.get()[e * kChainBlock + l];
-      out[e] = sum;
+  // The gradient of couplings that all lanes share, out [num_edges].
+  void reduce(T* out) const {
+    if constexpr (sizeof(T) == 4)
+      kernels().sum_lanes_float(grad_coupling_.get(), call_.graph.num_edges, out);
+    else
+      kernels().sum_lanes_double(grad_coupling_.get(), call_.graph.num_edges, out);
+  }
+  // Of the models of mixed lanes, into grad_coupling [model, num_edges].
+  void reduce(const Lanes& lanes, T* grad_coupling) {
+    const int64_t edges = call_.graph.num_edges;
+    const int chains = int(call_.batch.chains_per_model());
+    for (int64_t e = 0; chains > 1 && e < edges; ++e) {  // sums to the front of each model's lanes
+      T* lane = grad_coupling_.get() + e * kChainBlock;
+      for (int l = 0; l < lanes.count; ++l)
+        if (l % chains) lane[l - l % chains] += lane[l];
     }
+    T* rows[kChainBlock];
+    std::fill_n(rows, kChainBlock, edge_rows_.spare());
+    for (int l = 0; l < lanes.count; l += chains) rows[l] = grad_coupling + lanes.model[l] * edges;
+    edge_rows_.store(grad_coupling_.get(), kChainBlock, edges, rows);
   }
 
  private:
@@ -808,7 +867,7 @@ class BackwardRunner {
 
   const GraphBackwardCall& back_;
   const GraphCall& call_;
-  Progress& progress_;
+  LaneRows<T> rows_, edge_rows_;
   Buffer<T> fields_, start_, grad_value_, grad_mean_, grad_bias_, value_, slope_, grad_coupling_;
   Buffer<uint32_t> words_;
 };
@@ -826,30 +885,29 @@ Outcome run_backward(const GraphBackwardCall& back, const Runtime& runtime) {
   }
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
-              coupling = std::make_shared<LaneCoupling<T>>(call)](int64_t block) {
+      return [&, runner = std::make_shared<BackwardRunner<T>>(back),
+              coupling = std::make_shared<LaneCoupling<T>>(call, false)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
         runner->clear();
         runner->run(lanes, coupling->lanes(), false);
-        for (int l = 0; l < lanes.count; l += int(chains))
-          runner->reduce(l, l + int(chains), grad_coupling + lanes.model[l] * edges);
+        runner->reduce(lanes, grad_coupling);
       };
     });
     return progress.outcome();
   }
   // A model's blocks are dealt out to slices, whose sums are added up in order: whatever the number of threads, one order of summation.
-  const int64_t blocks = num_blocks(batch), slices = std::min(blocks, std::max<int64_t>(1, 64 / models));
+  const int64_t blocks = num_blocks(batch), slices = std::min(blocks, std::max<int64_t>(1, 16 / models));
   std::vector<T> partial(size_t(slices > 1 ? models * slices * edges : 0));
   for_each_task(runtime, models * slices, progress, [&] {
-    return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
-            coupling = std::make_shared<SharedCoupling<T>>(call)](int64_t task) {
+    return [&, runner = std::make_shared<BackwardRunner<T>>(back),
+            coupling = std::make_shared<SharedCoupling<T>>(call, false)](int64_t task) {
       const int64_t model = task / slices, slice = task % slices;
       if (!coupling->load(model, progress)) return;
       runner->clear();
       for (int64_t block = slice * blocks / slices; block < (slice + 1) * blocks / slices && !progress.stop(); ++block)
         runner->run(lanes_of_model(batch, model, block), coupling->halves(), true);
-      runner->reduce(0, kChainBlock, slices > 1 ? partial.data() + task * edges : grad_coupling + model * edges);
+      runner->reduce(slices > 1 ? partial.data() + task * edges : grad_coupling + model * edges);
     };
   });
   if (slices > 1)

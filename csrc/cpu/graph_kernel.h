@@ -55,6 +55,66 @@ inline void draw_words(const BlockStreams& s, int64_t num_nodes, uint32_t* words
   }
 }
 
+// ---- rows and lanes ------------------------------------------------------------------------------------------------------------
+
+// out [n, kChainBlock] = the transpose of kChainBlock rows [n]. False where a value is not finite.
+template <class T>
+bool lanes_from_rows_kernel(const T* const* rows, int64_t n, T* out) {
+  using Bits = FloatBits<T>;
+  using Int = typename Bits::Int;
+  Vec<Int> largest = {};
+  int64_t i = 0;
+  for (; i + kSquare <= n; i += kSquare) {
+    for (int half = 0; half < kChainBlock; half += kSquare) {
+      const Int* from[kSquare];
+      Int* to[kSquare];
+      for (int r = 0; r < kSquare; ++r) {
+        from[r] = (const Int*)(rows[half + r] + i);
+        to[r] = (Int*)(out + (i + r) * kChainBlock + half);
+      }
+      transpose_square(from, to);
+    }
+    for (int64_t at = i * kChainBlock; at < (i + kSquare) * kChainBlock; at += lanes_of<T>)
+      largest = vector_max(largest, load<Vec<Int>>((const Int*)(out + at)) & Int(~(Int(1) << (8 * sizeof(T) - 1))));
+  }
+  bool finite = true;
+  for (int l = 0; l < lanes_of<T>; ++l) finite &= largest[l] >> Bits::kMantissa != Bits::kExponentMask;
+  for (; i < n; ++i)
+    for (int l = 0; l < kChainBlock; ++l) {
+      out[i * kChainBlock + l] = rows[l][i];
+      finite &= __builtin_isfinite(rows[l][i]) != 0;
+    }
+  return finite;
+}
+template <class T>
+void rows_from_lanes_kernel(const T* lanes, int64_t n, T* const* rows) {
+  using Int = typename FloatBits<T>::Int;
+  int64_t i = 0;
+  for (; i + kSquare <= n; i += kSquare)
+    for (int half = 0; half < kChainBlock; half += kSquare) {
+      const Int* from[kSquare];
+      Int* to[kSquare];
+      for (int r = 0; r < kSquare; ++r) {
+        from[r] = (const Int*)(lanes + (i + r) * kChainBlock + half);
+        to[r] = (Int*)(rows[half + r] + i);
+      }
+      transpose_square(from, to);
+    }
+  for (; i < n; ++i)
+    for (int l = 0; l < kChainBlock; ++l) rows[l][i] = lanes[i * kChainBlock + l];
+}
+// out [n] = sums over the lanes, in one order whatever the instruction set.
+template <class T>
+void sum_lanes_kernel(const T* lanes, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    T sum[kChainBlock / 2];
+    for (int l = 0; l < kChainBlock / 2; ++l) sum[l] = lanes[i * kChainBlock + l] + lanes[i * kChainBlock + kChainBlock / 2 + l];
+    for (int width = kChainBlock / 4; width; width /= 2)
+      for (int l = 0; l < width; ++l) sum[l] += sum[l + width];
+    out[i] = sum[0];
+  }
+}
+
 // ---- rounding of couplings -----------------------------------------------------------------------------------------------------
 
 // kB models at once, or one: w [num_edges, kB], k [kB], out [num_edges, kB]. As scale_exponent_of and round_couplings_of do it for

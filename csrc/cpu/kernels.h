@@ -33,7 +33,14 @@ struct Kernels {
   void (*outer_products_double)(const double* left, const double* right, int64_t count, int64_t n1, int64_t n2, int64_t begin,
                                 int64_t end, double* out);
 
-  // Graphs. k [models] and out [num_edges, models] (or null: k only) for couplings w [num_edges, models], models 1 or kChainBlock.
+  // Graphs. kChainBlock rows [n] as lanes [n, kChainBlock] (false where a value is not finite), back, and the sums over the lanes.
+  bool (*lanes_from_rows_float)(const float* const* rows, int64_t n, float* out);
+  bool (*lanes_from_rows_double)(const double* const* rows, int64_t n, double* out);
+  void (*rows_from_lanes_float)(const float* lanes, int64_t n, float* const* rows);
+  void (*rows_from_lanes_double)(const double* lanes, int64_t n, double* const* rows);
+  void (*sum_lanes_float)(const float* lanes, int64_t n, float* out);
+  void (*sum_lanes_double)(const double* lanes, int64_t n, double* out);
+  // k [models] and out [num_edges, models] (or null: k only) for couplings w [num_edges, models], models 1 or kChainBlock.
   CouplingStatus (*round_graph_couplings_float)(const GraphView&, const float* w, int models, int* k, int32_t* out);
   CouplingStatus (*round_graph_couplings_double)(const GraphView&, const double* w, int models, int* k, int32_t* out);
   void (*sweep_block)(const GraphSweeps&, const BinaryBlock&);

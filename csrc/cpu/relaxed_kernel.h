@@ -33,54 +33,75 @@ inline Vec<double> exp_negative(Vec<double> a) {
   return p * (VecD)power;
 }
 
-inline float uniform_of(uint32_t word, float) { return (float(word >> 9) + 0.5f) * 0x1p-23f; }
-inline double uniform_of(uint32_t word, double) { return (double(word) + 0.5) * 0x1p-32; }
+template <int kCount>
+__attribute__((always_inline)) inline void exp_negatives(VecF (&a)[kCount]) {
+  GIBBS_EACH a[k] = a[k] < kThresholdLimit ? a[k] : splat(kThresholdLimit);
+  exp_of_negatives(a);
+}
+template <int kCount>
+__attribute__((always_inline)) inline void exp_negatives(Vec<double> (&a)[kCount]) {
+  GIBBS_EACH a[k] = exp_negative(a[k]);
+}
+
+// Uniforms in (0, 1) of one vector of words.
+typedef uint32_t VecWords __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));  // as many as a vector has doubles
+inline VecF uniforms(const uint32_t* words, VecF) { return (to_float((VecI)(load<VecU>(words) >> 9)) + 0.5f) * 0x1p-23f; }
+inline Vec<double> uniforms(const uint32_t* words, Vec<double>) {
+  return (__builtin_convertvector(load<VecWords>(words), Vec<double>) + 0.5) * 0x1p-32;
+}
 
 template <class T>
 struct RelaxedUnit {
-  Vec<T> value, mean, slope;  // zeta, q, d zeta / d field
+  Vec<T> value, mean, slope, mean_slope;  // zeta, q, d zeta / d field, d q / d field
 };
 
-// One vector of units. `words` are their random words.
-template <class T>
-inline RelaxedUnit<T> relax(Relaxation kind, Vec<T> field, const uint32_t* words, T beta, T sharpness, bool slope_gradient) {
+// Several vectors of units, step by step as in exp_of_negatives. `words` are their random words.
+template <class T, int kCount>
+__attribute__((always_inline)) inline void relax(Relaxation kind, const Vec<T> (&field)[kCount],
+                                                 const uint32_t* const (&words)[kCount], T beta, T sharpness, bool slope_gradient,
+                                                 RelaxedUnit<T> (&out)[kCount]) {
   using V = Vec<T>;
-  RelaxedUnit<T> out;
-  const V x = beta * field;
-  const V e = exp_negative(x < 0 ? -x : x);
-  const V tail = e / (1 + e), q = x < 0 ? tail : 1 - tail;
-  const V variance = tail / (1 + e);  // q (1 - q) without cancellation
-  out.mean = q;
+  V e[kCount], tail[kCount], q[kCount], variance[kCount], u[kCount];
+  GIBBS_EACH e[k] = beta * field[k];
+  GIBBS_EACH e[k] = e[k] < 0 ? -e[k] : e[k];
+  exp_negatives(e);
+  GIBBS_EACH tail[k] = e[k] / (1 + e[k]);
+  GIBBS_EACH q[k] = beta * field[k] < 0 ? tail[k] : 1 - tail[k];
+  GIBBS_EACH variance[k] = tail[k] / (1 + e[k]);  // q (1 - q) without cancellation
+  GIBBS_EACH out[k].mean = q[k];
+  GIBBS_EACH out[k].mean_slope = beta * variance[k];
   if (kind == kMeanField) {
-    out.value = q;
-    out.slope = beta * variance;
-    return out;
+    GIBBS_EACH out[k].value = q[k];
+    GIBBS_EACH out[k].slope = out[k].mean_slope;
+    return;
   }
-  V u;
-  for (int l = 0; l < lanes_of<T>; ++l) u[l] = uniform_of(words[l], T{});
+  GIBBS_EACH u[k] = uniforms(words[k], V{});
   if (kind == kConcrete) {
-    V logit_u;
-    for (int l = 0; l < lanes_of<T>; ++l) logit_u[l] = T(__builtin_log(double(u[l])) - __builtin_log1p(-double(u[l])));
-    const V y = sharpness * (x + logit_u);
-    const V ey = exp_negative(y < 0 ? -y : y);
-    const V y_tail = ey / (1 + ey);
-    out.value = y < 0 ? y_tail : 1 - y_tail;
-    out.slope = sharpness * beta * (y_tail / (1 + ey));
+    V y[kCount];
+    GIBBS_EACH {
+      V logit_u;
+      for (int l = 0; l < lanes_of<T>; ++l) logit_u[l] = T(__builtin_log(double(u[k][l])) - __builtin_log1p(-double(u[k][l])));
+      y[k] = sharpness * (beta * field[k] + logit_u);
+      e[k] = y[k] < 0 ? -y[k] : y[k];
+    }
+    exp_negatives(e);
+    GIBBS_EACH tail[k] = e[k] / (1 + e[k]);
+    GIBBS_EACH out[k].value = y[k] < 0 ? tail[k] : 1 - tail[k];
+    GIBBS_EACH out[k].slope = sharpness * beta * (tail[k] / (1 + e[k]));
   } else if (kind == kStraightThrough) {
-    out.value = u > 1 - q ? splat(T{1}) : V{};
-    out.slope = beta * variance;
+    GIBBS_EACH out[k].value = u[k] > 1 - q[k] ? splat(T{1}) : V{};
+    GIBBS_EACH out[k].slope = out[k].mean_slope;
   } else {
-    const V denominator = variance + T(1e-2);
-    const V slope = (sharpness / 4) / denominator;
-    const V distance = u - (1 - q);
-    const V linear = T(0.5) + slope * distance;
-    out.value = linear < 0 ? V{} : (linear > 1 ? splat(T{1}) : linear);
-    V d_linear = slope;  // d linear / d q
-    if (slope_gradient) d_linear -= distance * slope * (1 - 2 * q) / denominator;
-    const V inside = linear > 0 ? (linear < 1 ? d_linear : V{}) : V{};
-    out.slope = inside * (beta * variance);
+    V denominator[kCount], slope[kCount], distance[kCount], linear[kCount];
+    GIBBS_EACH denominator[k] = variance[k] + T(1e-2);
+    GIBBS_EACH slope[k] = (sharpness / 4) / denominator[k];
+    GIBBS_EACH distance[k] = u[k] - (1 - q[k]);
+    GIBBS_EACH linear[k] = T(0.5) + slope[k] * distance[k];
+    GIBBS_EACH out[k].value = linear[k] < 0 ? V{} : (linear[k] > 1 ? splat(T{1}) : linear[k]);
+    if (slope_gradient) GIBBS_EACH slope[k] -= distance[k] * slope[k] * (1 - 2 * q[k]) / denominator[k];  // d linear / d q
+    GIBBS_EACH slope[k] = linear[k] > 0 ? (linear[k] < 1 ? slope[k] : V{}) : V{};
+    GIBBS_EACH out[k].slope = slope[k] * out[k].mean_slope;
   }
-  return out;
 }
 
 // ---- products with the coupling matrix -----------------------------------------------------------------------------------------
@@ -171,17 +192,30 @@ inline void add_column_products(const T* weight, int64_t row_stride, int64_t n1,
 
 // ---- forward -------------------------------------------------------------------------------------------------------------------
 
+template <class T, int kCount>
+inline void relax_units(const RelaxedSweeps<T>& p, int64_t i, int64_t n, const T* fields, const uint32_t* words, T beta, T* value,
+                        T* mean, T* slope) {
+  constexpr int kL = lanes_of<T>;
+  Vec<T> field[kCount];
+  const uint32_t* word[kCount];
+  RelaxedUnit<T> r[kCount];
+  GIBBS_EACH field[k] = load_part(fields + i + k * kL, n - i - k * kL);
+  GIBBS_EACH word[k] = words + i + k * kL;
+  relax<T, kCount>(p.relaxation, field, word, beta, p.sharpness, p.slope_gradient, r);
+  GIBBS_EACH {
+    const int64_t at = i + k * kL;
+    if (value) store_part(value + at, r[k].value, n - at);
+    if (mean) store_part(mean + at, r[k].mean, n - at);
+    if (slope) store_part(slope + at, r[k].slope, n - at);
+  }
+}
 template <class T>
 inline void relax_side(const RelaxedSweeps<T>& p, int64_t n, const T* fields, const uint32_t* words, T beta, T* value, T* mean,
                        T* slope) {
-  for (int64_t i = 0; i < n; i += lanes_of<T>) {
-    const int64_t left_over = n - i;
-    const RelaxedUnit<T> r =
-        relax<T>(p.relaxation, load_part(fields + i, left_over), words + i, beta, p.sharpness, p.slope_gradient);
-    if (value) store_part(value + i, r.value, left_over);
-    if (mean) store_part(mean + i, r.mean, left_over);
-    if (slope) store_part(slope + i, r.slope, left_over);
-  }
+  constexpr int kCount = 4, kL = lanes_of<T>;
+  int64_t i = 0;
+  for (; i + kCount * kL <= n; i += kCount * kL) relax_units<T, kCount>(p, i, n, fields, words, beta, value, mean, slope);
+  for (; i < n; i += kL) relax_units<T, 1>(p, i, n, fields, words, beta, value, mean, slope);
 }
 
 template <class T>

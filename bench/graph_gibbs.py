@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binary sweeps on coloured graphs: spin glasses without fields, couplings J uniform in [-1, 1].
+
+Peers see the units sorted by colour, chains last: a colour is a contiguous [n, C] part of the state. Lists of
+neighbours are made beforehand (as is our graph), couplings are arranged in the call. dwave-samplers gets its model and
+starting states ready-made; its `sample` converts them, sweeps and builds a SampleSet (the sweeps are over 98% of it).
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import dimod
+import numpy as np
+import torch
+from dwave.graphs import pegasus_graph
+from dwave.samplers import SimulatedAnnealingSampler
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+import gibbs_ext as gx
+
+from .harness import OURS, Case
+
+Array = np.ndarray
+DWAVE = "dwave-samplers"
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+
+
+class Lists:
+    """Units sorted by colour, and the neighbours of each. Rows are padded with unit 0 at the edge number num_edges."""
+
+    def __init__(self, graph: gx.ColoredGraph) -> None:
+        self.order = graph.colors.argsort(stable=True)
+        self.position = self.order.argsort()
+        of_unit: list[list[tuple[int, int]]] = [[] for _ in range(graph.num_nodes)]
+        for edge, (u, v) in enumerate(self.position[graph.edges].tolist()):
+            of_unit[u].append((v, edge))
+            of_unit[v].append((u, edge))
+        padding = (0, graph.num_edges)
+        rows = torch.tensor([row + [padding] * (graph.max_degree - len(row)) for row in of_unit])
+        self.neighbors, self.edges = rows.unbind(-1)  # [N, k]
+        ends = [0, *graph.colors.bincount().cumsum(0).tolist()]
+        self.colors = [slice(*pair) for pair in pairwise(ends)]
+
+    def weights(self, coupling: Tensor) -> Tensor:
+        """[N, k] of couplings [E], or [N, k, M] of couplings [E, M]."""
+        padded = torch.cat([coupling, coupling.new_zeros(1, *coupling.shape[1:])])
+        return padded.index_select(0, self.edges.flatten()).view(*self.edges.shape, *coupling.shape[1:])
+
+
+# Ways to beta * (bias + weight . state), [n, C]. Each is made once a call for each colour, from bias [n, 1 or C],
+# weights [n, k] or [n, k, C] and neighbours [n, k].
+Field = Callable[[Tensor, float], Tensor]
+
+
+def gather(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -> Field:
+    field, values = (torch.empty(len(bias), shape[1]) for _ in range(2))
+    columns = [
+        (i, w if w.dim() == 2 else w[:, None]) for i, w in zip(neighbors.T.contiguous(), weight.unbind(1), strict=True)
+    ]
+
+    def run(state: Tensor, beta: float) -> Tensor:
+        torch.mul(bias, beta, out=field) if bias.shape == field.shape else field.copy_(bias).mul_(beta)
+        for index, w in columns:
+            field.addcmul_(torch.index_select(state, 0, index, out=values), w, value=beta)
+        return field
+
+    return run
+
+
+def bag(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -> Field:
+    return lambda state, beta: embedding_bag(neighbors, state, per_sample_weights=weight * beta, mode="sum").add_(
+        bias, alpha=beta
+    )
+
+
+def matrix(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size, *, sparse: bool) -> Field:
+    a = torch.zeros(len(bias), shape[0]).scatter_add_(1, neighbors, weight)
+    if sparse:
+        a = a.to_sparse_csr()
+    else:  # only the columns that this colour is coupled to: with two colours, half of them
+        used = a.any(0).nonzero()[:, 0]
+        first, end = int(used[0]), int(used[-1]) + 1
+        a = a[:, first:end].contiguous()
+    field = torch.empty(len(bias), shape[1])
+    given = slice(None) if sparse else slice(first, end)
+    return lambda state, beta: torch.addmm(bias.expand_as(field), a, state[given], beta=beta, alpha=beta, out=field)
+
+
+def torch_sweeps(
+    lists: Lists,
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    betas: Sequence[float],
+    field: Callable[..., Field],
+    draw: Callable[[Tensor], object] = Tensor.uniform_,
+) -> Tensor:
+    """state [N, C], bias [N, 1 or C] by colour; coupling [E], or [E, C] of one chain a model. Returns [N, C]."""
+    state, weight = state.clone(), lists.weights(coupling)
+    steps = [
+        (state[c], torch.empty_like(state[c]), field(bias[c], weight[c], lists.neighbors[c], state.shape))
+        for c in lists.colors
+    ]
+    for beta in betas:
+        for part, u, run in steps:
+            p = run(state, beta).sigmoid_()
+            draw(u)
+            torch.lt(u, p, out=part)
+    return state
+
+
+def torch_gibbs(lists: Lists, *args: Any) -> Tensor:
+    """[C, N] in the order of the nodes."""
+    return torch_sweeps(lists, *args)[lists.position].T
+
+
+def numpy_uniform(rng: np.random.Generator) -> Callable[[Tensor], object]:
+    """Two thirds of the time of Tensor.uniform_."""
+    return lambda u: rng.random(dtype=np.float32, out=u.numpy())
+
+
+def numpy_gibbs(
+    lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Sequence[float], rng: np.random.Generator
+) -> Array:
+    """As torch_gibbs."""
+    states, biases, weight = state.numpy().copy(), bias.numpy(), lists.weights(coupling).numpy()
+    if weight.ndim == 2:
+        weight = weight[:, :, None]
+    # Columns, contiguous
+    indices = lists.neighbors.T.contiguous().numpy()
+    weights = np.ascontiguousarray(weight.swapaxes(0, 1))
+    scratch = [tuple(np.empty_like(states[c]) for _ in range(2)) for c in lists.colors]
+    for beta in betas:
+        for c, (p, u) in zip(lists.colors, scratch, strict=True):
+            p[:] = biases[c]
+            for index, w in zip(indices[:, c], weights[:, c], strict=True):
+                np.take(states, index, axis=0, out=u, mode="clip")
+                u *= w
+                p += u
+            # u < 1 / (1 + exp(-field)), without the division
+            np.exp(np.multiply(p, -beta, out=p), out=p)
+            p += 1
+            p *= rng.random(dtype=np.float32, out=u)
+            np.less(p, 1, out=states[c])
+    return states[lists.position.numpy()].T
+
+
+def dwave_gibbs(bqm: dimod.BinaryQuadraticModel, states: Any, betas: Sequence[float]) -> Array:
+    """Metropolis's rule, the default; with Gibbs's it is as fast."""
+    sampleset = SimulatedAnnealingSampler().sample(
+        bqm, initial_states=states, beta_schedule_type="custom", beta_schedule=betas, seed=1
+    )
+    return sampleset.record.sample > 0
+
+
+def ising_energy(graph: gx.ColoredGraph, J: Tensor, bits: Tensor | Array) -> Tensor:
+    """[C] of bits, or of values between, [C, N]; J [E] or [C, E]."""
+    spins = 2 * torch.as_tensor(bits).float() - 1
+    return (spins[:, graph.edges[:, 0]] * spins[:, graph.edges[:, 1]] * J).sum(1)
+
+
+def case(
+    name: str,
+    graph: gx.ColoredGraph,
+    chains: int,
+    betas: Sequence[float],
+    wanted: float | None = None,
+    rivals: dict[str, float] | None = None,
+    models: bool = False,
+) -> Case:
+    """`chains` chains, of one model or each of its own; a sweep at each of betas."""
+    torch.manual_seed(1)
+    lists = Lists(graph)
+    bits = torch.randint(2, (chains, graph.num_nodes), dtype=torch.uint8)
+    J = torch.rand(*([chains] if models else []), graph.num_edges) * 2 - 1
+    bias, coupling, _ = gx.ising_to_boltzmann(J.new_zeros(*J.shape[:-1], graph.num_nodes), J, graph)
+    beta = torch.tensor(betas)
+    peer = (
+        lists,
+        bits.T[lists.order].float(),
+        (bias if models else bias[None]).T[lists.order].contiguous(),
+        coupling.movedim(-1, 0).contiguous(),
+        betas,
+    )
+    rng = np.random.default_rng(1)
+    contenders: dict[str, Callable[[], object]] = {
+        OURS: lambda: gx.graph_gibbs(bits, bias, coupling, graph, len(betas), beta=beta, seed=1),
+        "torch, gather": lambda: torch_gibbs(*peer, gather),
+        "NumPy": lambda: numpy_gibbs(*peer, rng),
+    }
+    if models:
+        contenders["torch, gather, NumPy's random"] = lambda: torch_gibbs(*peer, gather, numpy_uniform(rng))
+    else:
+        contenders["torch, embedding_bag"] = lambda: torch_gibbs(*peer, bag)
+        contenders["torch, embedding_bag, NumPy's random"] = lambda: torch_gibbs(*peer, bag, numpy_uniform(rng))
+        contenders["torch, sparse"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=True))
+        contenders["torch, dense"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=False))
+        edges = [(u, v) for u, v in graph.edges.tolist()]
+        bqm = dimod.BinaryQuadraticModel.from_ising(
+            dict.fromkeys(range(graph.num_nodes), 0.0), dict(zip(edges, J.tolist(), strict=True))
+        )
+        states = 2 * bits.numpy().astype(np.int8) - 1, list(range(graph.num_nodes))
+        contenders[DWAVE] = lambda: dwave_gibbs(bqm, states, betas)
+    return Case(
+        name,
+        contenders,
+        updates=chains * graph.num_nodes * len(betas),
+        wanted=wanted,
+        rivals=rivals or {},
+        statistics=lambda bits: [ising_energy(graph, J, bits)],
+    )
+
+
+def threads_case(name: str, graph: gx.ColoredGraph, chains: int, beta: float, num_sweeps: int) -> Case:
+    """gibbs_ext on two threads, the peer being itself on one."""
+    one = case(name, graph, chains, [beta] * num_sweeps)
+    run = one.contenders[OURS]
+
+    def on_two_threads() -> object:
+        torch.set_num_threads(2)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(1)
+
+    return dataclasses.replace(one, contenders={OURS: on_two_threads, "1 thread": run}, wanted=1.8)
+
+
+def cases() -> Iterator[Case]:
+    fixed, annealing = [0.5] * 100, torch.linspace(0.1, 3, 100).tolist()
+    for size in (8, 16):
+        graph = gx.ChimeraGraph(size)
+        for chains in (256, 1024):
+            yield case(f"Chimera C{size}, {chains} chains, 100 sweeps", graph, chains, fixed, 30, {DWAVE: 30})
+        yield case(f"Chimera C{size}, 1024 chains, annealed over 100 betas", graph, 1024, annealing, 30, {DWAVE: 30})
+    yield threads_case("Chimera C16, 1024 chains, 100 sweeps, 2 threads", graph, 1024, 0.5, 100)
+    pegasus = gx.ColoredGraph.from_networkx(pegasus_graph(6))
+    yield case("Pegasus P6, 256 chains, 100 sweeps", pegasus, 256, fixed, rivals={DWAVE: 5})
+    for num_sweeps in (100, 10):
+        yield case(
+            f"Chimera C8, 128 models, {num_sweeps} sweeps", gx.ChimeraGraph(8), 128, fixed[:num_sweeps], 10, models=True
+        )

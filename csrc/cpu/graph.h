@@ -16,6 +16,12 @@ constexpr int kChainBlock = 16;
 // Random words of one sweep: high bytes of 16 units a vector, [random_groups(num_nodes) * 4, chains].
 inline int64_t random_groups(int64_t num_nodes) { return (num_nodes + 127) / 128 * 8; }
 
+// What the six highest bits of a random word tell of a unit: with a logit less than `zero` it draws 0, with one of at least `one` it draws 1
+// (csrc/core/threshold.h). In between, for one word in 64, only the whole word and the whole threshold tell.
+struct LogitBounds {
+  float zero[64], one[64];
+};
+
 struct GraphSweeps {
   GraphView graph;
   int64_t num_sweeps;
@@ -23,22 +29,32 @@ struct GraphSweeps {
   const float* beta;        // num_sweeps values beta_stride apart; annealed: num_sweeps + 1 values, the first the starting one
   int64_t beta_stride;      // 0 or 1
   const int32_t* position;  // [num_nodes] of each node in the order of a sweep, annealed runs only
+  const LogitBounds* bounds;
   StopCheck check;
+};
+
+// A unit some of whose chains are not decided yet, and from what they will be.
+struct OpenUnit {
+  union {
+    uint32_t thresholds[kChainBlock];
+    float logits[kChainBlock];
+  };
+  int32_t node;
+  uint32_t lanes;  // bits: which chains
 };
 
 struct BinaryBlock {
   uint64_t number[kChainBlock];  // the chains' numbers in the random counter
   float scale[kChainBlock];      // 2^-k
   bool shared_coupling, shared_bias;
-  const int32_t* coupling;    // rounded: shared [2 num_edges] by half-edge, else [num_edges, kChainBlock]
-  const float* bias;          // shared [num_nodes], else [num_nodes, kChainBlock]
-  const float* base_bias;     // [num_nodes, kChainBlock], annealed runs only, which share no bias
-  int32_t* state;             // [num_nodes, kChainBlock], 0 or -1, mutated
-  const int32_t* clamp;       // [num_nodes, kChainBlock], 0 or -1; null: none
-  double* log_weight;         // [kChainBlock], added to; null: not annealed
-  uint32_t* words;            // scratch: [random_groups * 4, kChainBlock]
-  int32_t* open_nodes;        // scratch: [num_nodes + 1]
-  uint32_t* open_thresholds;  // scratch: [num_nodes + 1, kChainBlock]
+  const int32_t* coupling;  // rounded: shared [2 num_edges] by half-edge, else [num_edges, kChainBlock]
+  const float* bias;        // shared [num_nodes], else [num_nodes, kChainBlock]
+  const float* base_bias;   // [num_nodes, kChainBlock], annealed runs only, which share no bias
+  int32_t* state;           // [num_nodes, kChainBlock], 0 or -1, mutated
+  const int32_t* clamp;     // [num_nodes, kChainBlock], 0 or -1; null: none
+  double* log_weight;       // [kChainBlock], added to; null: not annealed
+  uint32_t* words;          // scratch: [random_groups * 4, kChainBlock]
+  OpenUnit* open;           // scratch: [num_nodes + 1]
 };
 
 // Whole words of every unit, then their high bytes.

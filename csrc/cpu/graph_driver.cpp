@@ -4,6 +4,9 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
+
+#include "core/threshold.h"
 
 namespace gibbs {
 
@@ -26,6 +29,30 @@ const T* row_of(const SweepCall& call, const Operand& operand, int64_t model, in
 
 Outcome fault_of(CouplingStatus status) {
   return status == CouplingStatus::kNonFinite ? Outcome::kNonFiniteCoupling : Outcome::kTooLargeCoupling;
+}
+
+// threshold() is within 178 of a function that rises; so whatever it is at one logit, it is at most 356 less at any larger one.
+// Bounds are taken with ten times that to spare.
+const LogitBounds& logit_bounds() {
+  static const LogitBounds bounds = [] {
+    constexpr int64_t kSpare = 4096;
+    // The least logit found, by halving an interval, whose threshold is at least `wanted`.
+    const auto logit_of = [](int64_t wanted) {
+      float low = -kThresholdLimit, high = kThresholdLimit;
+      for (int step = 0; step < 60; ++step) {
+        const float middle = 0.5f * (low + high);
+        (int64_t{threshold(middle)} >= wanted ? high : low) = middle;
+      }
+      return std::pair(low, high);
+    };
+    LogitBounds out;
+    for (int64_t k = 0; k < 64; ++k) {
+      out.zero[k] = k == 0 ? -std::numeric_limits<float>::infinity() : logit_of((k << 26) - kSpare).first;
+      out.one[k] = k == 63 ? std::numeric_limits<float>::quiet_NaN() : logit_of((k + 1 << 26) + kSpare).second;
+    }
+    return out;
+  }();
+  return bounds;
 }
 
 // ---- which chains lie side by side ---------------------------------------------------------------------------------------------
@@ -254,8 +281,7 @@ class BlockRunner {
         base_bias_(call.log_weights ? lane_size() : 0),
         words_(call.num_relaxed_sweeps ? relaxed_words(call.graph.num_nodes)
                                        : random_groups(call.graph.num_nodes) * 4 * kChainBlock),
-        open_nodes_(binary() * (call.graph.num_nodes + 1)),
-        open_thresholds_(binary() * (call.graph.num_nodes + 1) * kChainBlock),
+        open_(binary() * (call.graph.num_nodes + 1)),
         relaxed_bias_(relaxed() * lane_size()),
         value_(relaxed() * lane_size()),
         mean_(relaxed() * lane_size()),
@@ -322,10 +348,10 @@ class BlockRunner {
     b.clamp = call_.clamp ? clamp_.get() : nullptr;
     b.log_weight = annealed ? log_weight : nullptr;
     b.words = words_.get();
-    b.open_nodes = open_nodes_.get();
-    b.open_thresholds = open_thresholds_.get();
-    const GraphSweeps sweeps = {call_.graph,  call_.num_sweeps,         call_.seed,       uint64_t(call_.sweep_offset),
-                                beta_.data(), beta_.size() > 1 ? 1 : 0, position_.data(), progress_.check()};
+    b.open = open_.get();
+    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed,       uint64_t(call_.sweep_offset),
+                                beta_.data(),     beta_.size() > 1 ? 1 : 0, position_.data(), &logit_bounds(),
+                                progress_.check()};
     kernels().sweep_block(sweeps, b);
     if (progress_.stop()) return false;
     bits_from_masks(state_.get(), lanes, n, call_.bits);
@@ -382,8 +408,7 @@ class BlockRunner {
   Buffer<int32_t> state_, clamp_;
   Buffer<float> bias_, base_bias_;
   Buffer<uint32_t> words_;
-  Buffer<int32_t> open_nodes_;
-  Buffer<uint32_t> open_thresholds_;
+  Buffer<OpenUnit> open_;
   Buffer<T> relaxed_bias_, value_, mean_, fields_;
 };
 
@@ -662,8 +687,9 @@ class ChainRunner {
     unpack(call_.bits, state_.get());
     if (call_.clamp) unpack(call_.clamp, clamp_.get());
     const SingleChain c = {chain_number(call_, model, chain), state_.get(), call_.clamp ? clamp_.get() : nullptr, bytes_.get()};
-    const GraphSweeps sweeps = {call_.graph,  call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
-                                beta_.data(), beta_.size() > 1 ? 1 : 0, nullptr,    progress_.check()};
+    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
+                                beta_.data(),     beta_.size() > 1 ? 1 : 0, nullptr,    &logit_bounds(),
+                                progress_.check()};
     kernels().sweep_chain(sweeps, data.model(bias_.get()), c);
     uint32_t* bits = call_.bits + linear * words;
     std::fill_n(bits, words, 0u);

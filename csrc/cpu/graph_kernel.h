@@ -242,18 +242,91 @@ inline void add_energy_difference(const GraphSweeps& p, const BinaryBlock& b, fl
   for (int l = 0; l < kChainBlock; ++l) b.log_weight[l] += (double(next_beta) - double(beta)) * sum[l];
 }
 
-// Units with a lane whose high byte equals its threshold's, one lane in 256. As with tables (Ties), nothing branches on them when they
-// come up: their thresholds are kept, and at the end of the colour they draw their low bits.
+// Units not all of whose chains are decided by the first bits of their words. As with tables (Ties), nothing branches on them when they come
+// up: what decides them is kept, and at the end of the colour they draw the rest of their words.
 struct OpenUnits {
-  int32_t* node;         // [num_nodes + 1]
-  uint32_t* thresholds;  // [num_nodes + 1, kChainBlock]
+  OpenUnit* unit;  // [num_nodes + 1]
   int64_t count;
 };
+
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+
+// Most logits need no sigmoid: they are compared with what the six highest bits of the word ask for. One chain in 64 stays open, with its
+// logit; vectors of those, of any units, compute thresholds and draw low bits.
+struct Bounds {
+  explicit Bounds(const LogitBounds& b) {
+    for (int i = 0; i < 4; ++i) zero[i] = _mm512_loadu_ps(b.zero + 16 * i), one[i] = _mm512_loadu_ps(b.one + 16 * i);
+  }
+  // Of the bound that the low six bits of `index` name.
+  static __m512 look_up(const __m512 (&table)[4], __m512i index, __mmask16 high) {
+    return _mm512_mask_blend_ps(high, _mm512_permutex2var_ps(table[0], index, table[1]),
+                                _mm512_permutex2var_ps(table[2], index, table[3]));
+  }
+  __m512 zero[4], one[4];
+};
+
+// keep: chains that are clamped
+inline void decide(const Bounds& bounds, OpenUnits& open, VecF logit, const uint32_t* words, int64_t node, __mmask16 keep,
+                   int32_t* state) {
+  const __m512i bits = _mm512_srli_epi32(_mm512_loadu_si512(words), unsigned(8 * (node & 3) + 2));
+  const __mmask16 high = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(32));
+  const __mmask16 ones = _mm512_cmp_ps_mask((__m512)logit, Bounds::look_up(bounds.one, bits, high), _CMP_GE_OQ);
+  const __mmask16 zeros = _mm512_cmp_ps_mask((__m512)logit, Bounds::look_up(bounds.zero, bits, high), _CMP_LT_OQ);
+  const uint32_t undecided = uint32_t(__mmask16(~(ones | zeros | keep)));
+  OpenUnit& next = open.unit[open.count];
+  store(next.logits, logit);
+  next.node = int32_t(node);
+  next.lanes = undecided;
+  open.count += undecided != 0;
+  const __m512i now = _mm512_movm_epi32(ones);
+  _mm512_storeu_si512(state, keep ? _mm512_mask_loadu_epi32(now, keep, state) : now);
+}
+
+inline void close_units(const BinaryBlock& b, const BlockStreams& streams, OpenUnits& open) {
+  alignas(64) uint32_t all_c1[kLanes], all_c3[kLanes];
+  const LaneStreams& of_lanes = streams.vector[0];
+  store(all_c1, of_lanes.c1), store(all_c3, of_lanes.c3);
+  alignas(64) float logit[kLanes] = {};
+  alignas(64) int32_t at[kLanes] = {}, word[kLanes] = {};
+  alignas(64) uint32_t high[kLanes] = {}, group[kLanes] = {}, c1[kLanes] = {}, c3[kLanes] = {};
+  int lanes = 0;
+  const auto decide_lanes = [&] {
+    const LaneStreams of_open = {load<VecU>(c1), load<VecU>(c3), of_lanes.c2, of_lanes.k0, of_lanes.k1};
+    const PhiloxVectors r = philox_lanes(of_open, load<VecU>(group));
+    const VecI w = load<VecI>(word);
+    const VecU low = w < 2 ? (w == 0 ? r.word[0] : r.word[1]) : (w == 2 ? r.word[2] : r.word[3]);
+    alignas(64) int32_t ones[kLanes];
+    store(ones, (VecI)((load<VecU>(high) << 24 | (low & 0xffffff)) < threshold_vector(load<VecF>(logit))));
+    for (int l = 0; l < lanes; ++l) b.state[at[l]] = ones[l];
+    lanes = 0;
+  };
+  for (int64_t t = 0; t < open.count; ++t) {
+    const OpenUnit& unit = open.unit[t];
+    const int64_t node = unit.node;
+    const uint32_t* words = word_of_high_bytes(b.words, node);
+    for (uint32_t rest = unit.lanes; rest; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest), l = lanes;
+      logit[l] = unit.logits[lane];
+      at[l] = int32_t(node * kChainBlock + lane);
+      word[l] = int32_t(node >> 3 & 3);
+      high[l] = words[lane] >> (8 * (node & 3)) & 0xff;
+      group[l] = kLowPlane | uint32_t((node >> 5) * 8 + (node & 7));
+      c1[l] = all_c1[lane];
+      c3[l] = all_c3[lane];
+      if (++lanes == kLanes) decide_lanes();
+    }
+  }
+  if (lanes) decide_lanes();
+  open.count = 0;
+}
+
+#else
+
 inline void close_units(const BinaryBlock& b, const BlockStreams& streams, OpenUnits& open) {
   for (int64_t t = 0; t < open.count; ++t) {
-    const int64_t node = open.node[t];
+    const int64_t node = open.unit[t].node;
     for (int v = 0; v < kBlockVectors; ++v) {
-      const VecU threshold = load<VecU>(open.thresholds + t * kChainBlock + v * kLanes);
+      const VecU threshold = load<VecU>(open.unit[t].thresholds + v * kLanes);
       const VecU byte = (load<VecU>(word_of_high_bytes(b.words, node) + v * kLanes) >> uint32_t(8 * (node & 3))) & 0xff;
       VecI ones = (VecI)(byte == threshold >> 24) & (VecI)(low_bits(streams.vector[v], node) < (threshold & 0xffffff));
       const int64_t at = node * kChainBlock + v * kLanes;
@@ -264,12 +337,17 @@ inline void close_units(const BinaryBlock& b, const BlockStreams& streams, OpenU
   open.count = 0;
 }
 
+#endif
+
 // What the updates of one sweep share.
 struct BlockSweep {
   VecF scale[kBlockVectors];
   float beta, last_beta;  // last_beta: annealed runs only
   OpenUnits open;
   BlockSoftplus softplus;
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  Bounds bounds;
+#endif
 };
 
 // kUnits units of one colour, from position `first` on: independent of each other, so they are taken step by step together.
@@ -278,7 +356,6 @@ __attribute__((always_inline)) inline void update_units(const GraphView& g, cons
                                                         bool sum_out) {
   constexpr int kVectors = kUnits * kBlockVectors;
   VecF logits[kVectors];
-  VecU thresholds[kVectors];
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; ++u) {
     const int64_t node = g.order[first + u], begin = g.row_offsets[first + u], end = g.row_offsets[first + u + 1];
@@ -301,6 +378,15 @@ __attribute__((always_inline)) inline void update_units(const GraphView& g, cons
     if constexpr (kAnnealed)
       if (sum_out) s.softplus.end_of_unit();
   }
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#pragma GCC unroll 4
+  for (int u = 0; u < kUnits; ++u) {
+    const int64_t node = g.order[first + u];
+    const __mmask16 keep = kClamped ? _mm512_movepi32_mask(_mm512_loadu_si512(b.clamp + node * kChainBlock)) : 0;
+    decide(s.bounds, s.open, logits[u], word_of_high_bytes(b.words, node), node, keep, b.state + node * kChainBlock);
+  }
+#else
+  VecU thresholds[kVectors];
   threshold_vectors(logits, thresholds);
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; ++u) {
@@ -313,7 +399,7 @@ __attribute__((always_inline)) inline void update_units(const GraphView& g, cons
       const VecU threshold = thresholds[u * kBlockVectors + v];
       const VecU byte = (load<VecU>(words + v * kLanes) >> uint32_t(8 * (node & 3))) & 0xff, high = threshold >> 24;
       VecI ones = (VecI)(byte < high);
-      store(s.open.thresholds + s.open.count * kChainBlock + v * kLanes, threshold);
+      store(s.open.unit[s.open.count].thresholds + v * kLanes, threshold);
       tie |= any_equal(byte, high);
       if constexpr (kClamped) {
         const VecI clamp = load<VecI>(b.clamp + at);
@@ -321,16 +407,21 @@ __attribute__((always_inline)) inline void update_units(const GraphView& g, cons
       }
       store(b.state + at, ones);
     }
-    s.open.node[s.open.count] = int32_t(node);
+    s.open.unit[s.open.count].node = int32_t(node);
     s.open.count += tie;
   }
+#endif
 }
 
 template <bool kSharedCoupling, bool kSharedBias, bool kAnnealed, bool kClamped>
 void sweep_block_of(const GraphSweeps& p, const BinaryBlock& b) {
   constexpr int kUnits = kBlockVectors < 4 ? 4 / kBlockVectors : 1;
   const GraphView& g = p.graph;
-  BlockSweep s = {{}, 0, 0, {b.open_nodes, b.open_thresholds, 0}, BlockSoftplus(b.log_weight)};
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  BlockSweep s = {{}, 0, 0, {b.open, 0}, BlockSoftplus(b.log_weight), Bounds(*p.bounds)};
+#else
+  BlockSweep s = {{}, 0, 0, {b.open, 0}, BlockSoftplus(b.log_weight)};
+#endif
   for (int v = 0; v < kBlockVectors; ++v) s.scale[v] = load<VecF>(b.scale + v * kLanes);
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
     if (p.check.stop(p.check.context)) return;

@@ -4,8 +4,8 @@
 
 // kCount vectors of a block, from element at[0], at[1], ... on.
 template <class T, int kCount>
-__attribute__((always_inline)) inline void relax_at(const RelaxedGraphSweeps<T>& p, const T* fields, const int64_t (&at)[kCount], const uint32_t* words, T beta,
-                     RelaxedUnit<T> (&out)[kCount]) {
+__attribute__((always_inline)) inline void relax_at(const RelaxedGraphSweeps<T>& p, const T* fields, const int64_t (&at)[kCount],
+                                                    const uint32_t* words, T beta, RelaxedUnit<T> (&out)[kCount]) {
   Vec<T> field[kCount];
   const uint32_t* word[kCount];
   GIBBS_EACH field[k] = load<Vec<T>>(fields + at[k]);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block Gibbs sampling of Boltzmann machines over bits, reproducible to the bit, and differentiable when relaxed."""
 
-from gibbs_ext import nn
+from gibbs_ext import interop, nn, pictures
 from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.estimators import (
@@ -43,9 +43,11 @@ __all__ = [
     "graph_ais",
     "graph_gibbs",
     "graph_gibbs_relaxed",
+    "interop",
     "ising_to_boltzmann",
     "negative_log_likelihood_surrogate",
     "nn",
     "pack_bits",
+    "pictures",
     "unpack_bits",
 ]

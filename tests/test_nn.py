@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import math
 
 import pytest
 import torch
+from graph_support import graph_named
 from support import assert_bits, assert_close, assert_same_bits, exact_left_samples, z_threshold
 
-from gibbs_ext import exact_log_partition
+from gibbs_ext import ColoredGraph, exact_log_partition
 from gibbs_ext.nn import BoltzmannPosterior, BoltzmannPrior
 
 COUPLINGS = ["per_sample", "shared", "low_rank"]
+SIDES = {"num_left": 5, "num_right": 4}
+# Two colours, and three.
+ON_GRAPHS = ["chimera with holes", "odd ring"]
+
+
+def units(kind):
+    return SIDES if kind == "sides" else {"graph": graph_named(kind)}
+
+
+def complete_bipartite(n1, n2):
+    """left is nodes 0 .. n1 - 1 and of colour 1: updated last."""
+    edges = torch.cartesian_prod(torch.arange(n1), n1 + torch.arange(n2))
+    return ColoredGraph(n1 + n2, edges, [1] * n1 + [0] * n2)
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -41,6 +56,148 @@ def test_parameters_are_those_of_the_method(coupling):
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("kind", ON_GRAPHS)
+def test_parameters_on_a_graph(kind, coupling):
+    """coupling = 2 t J, bias_i = t (b_i - sum of J at i), J = 1.5 / sqrt(largest degree) * raw."""
+    graph = graph_named(kind)
+    posterior = BoltzmannPosterior(7, graph=graph, coupling=coupling, rank=3, spin_beta=2.0).double()
+    features = torch.randn(6, 7, dtype=torch.float64)
+    u, v = graph.edges.T
+    if coupling == "shared":
+        raw = posterior.raw_coupling.expand(6, -1)
+    else:
+        raw = features @ posterior.head.weight.mT
+        raw = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-2).sqrt()
+        if coupling == "low_rank":
+            raw = torch.einsum("er,br,er->be", posterior.factor[u], raw, posterior.factor[v])
+    spin = 1.5 / math.sqrt(graph.max_degree) * raw
+    at_units = torch.zeros(6, graph.num_nodes, dtype=torch.float64)
+    for e, (i, j) in enumerate(graph.edges.tolist()):
+        at_units[:, i] += spin[:, e]
+        at_units[:, j] += spin[:, e]
+    bias, strength = posterior.parameters_of(features)
+    assert strength.shape == ((graph.num_edges,) if coupling == "shared" else (6, graph.num_edges))
+    assert_close(strength.expand(6, -1), 4 * spin, 1e-12)
+    assert_close(bias, 2 * (posterior.bias(features) - at_units), 1e-12)
+    # Without biases, flipping every bit leaves the energy: the units are fair.
+    torch.nn.init.zeros_(posterior.bias.weight)
+    torch.nn.init.zeros_(posterior.bias.bias)
+    model = posterior.distribution(features)
+    assert model.batch_shape == (6,)
+    z = (torch.rand(6, graph.num_nodes) < 0.5).double()
+    assert_close(model.energy(1 - z), model.energy(z), 1e-12)
+
+
+def matched(coupling, dataset_size=None):
+    """The same posterior twice: on two sides, and on their complete bipartite graph."""
+    settings = {"coupling": coupling, "rank": 3, "dataset_size": dataset_size}
+    sides = BoltzmannPosterior(7, 5, 4, **settings).double()
+    on_graph = BoltzmannPosterior(7, graph=complete_bipartite(5, 4), **settings).double()
+    state = sides.state_dict()
+    if coupling == "shared":
+        state["raw_coupling"] = state["raw_coupling"].flatten()
+    if coupling == "low_rank":
+        state["factor"] = torch.cat((state.pop("left_factor"), state.pop("right_factor")))
+    if dataset_size:
+        on_graph.chains.store_(
+            torch.cat((sides.chains.state(index := torch.arange(dataset_size)), torch.zeros(1, dataset_size, 4)), -1),
+            index,
+        )
+        state["chains.bits"] = on_graph.chains.bits
+    on_graph.load_state_dict(state)
+    return sides, on_graph
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("index", [None, torch.tensor([3, 1, 4, 15, 9, 2])], ids=["no index", "index"])
+def test_complete_bipartite_graph_is_the_two_sides(coupling, index):
+    posteriors = matched(coupling, 20)
+    priors = (
+        BoltzmannPrior(5, 4, num_chains=30).double(),
+        BoltzmannPrior(graph=complete_bipartite(5, 4), num_chains=30).double(),
+    )
+    with torch.no_grad():
+        priors[1].bias.copy_(torch.cat((priors[0].left_bias.normal_(), priors[0].right_bias.normal_())))
+        priors[1].coupling.copy_(priors[0].weight.normal_().flatten())
+        priors[1].chains.store_(torch.cat((priors[0].chains.state(), torch.ones(30, 4)), -1))
+    features = torch.randn(6, 7, dtype=torch.float64)
+    results = []
+    for posterior, prior in zip(posteriors, priors, strict=True):
+        torch.manual_seed(5)
+        inputs = features.clone().requires_grad_()
+        sample = posterior(inputs, index)
+        energies = prior.energy(sample.z_mean), sample.model.detach().energy(sample.z_mean)
+        loss = (energies[0] - energies[1] + sample.z.square().sum(-1)).sum() + prior.log_partition_surrogate()
+        loss.backward()
+        coupling_grad = (prior.weight if prior.graph is None else prior.coupling).grad
+        shared = [posterior.bias.weight, *([posterior.head.weight] if coupling != "shared" else [])]
+        results.append(
+            [sample.z, sample.z_mean, *energies, loss, inputs.grad, coupling_grad.flatten(), *(p.grad for p in shared)]
+        )
+    for on_sides, on_graph in zip(*results, strict=True):
+        assert_close(on_graph, on_sides, 1e-10)
+    assert results[0][0].std() > 0.1
+    if index is not None:
+        states = [posterior.chains.state(index) for posterior in posteriors]
+        assert_same_bits(states[1][..., :5], states[0])
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("kind", ON_GRAPHS)
+def test_sample_on_a_graph(kind, coupling, chains):
+    graph = graph_named(kind)
+    posterior = BoltzmannPosterior(7, graph=graph, coupling=coupling, chains_per_point=chains, dataset_size=20)
+    features = torch.randn(6, 7, requires_grad=True)
+    for index in (None, torch.arange(6)):
+        sample = posterior(features, index)
+        shape = (6, graph.num_nodes) if chains == 1 else (chains, 6, graph.num_nodes)
+        assert sample.z.shape == sample.z_mean.shape == shape
+        assert ((sample.z >= 0) & (sample.z <= 1)).all()
+        # Only the last colour, given the rest.
+        last = graph.colors == graph.num_colors - 1
+        assert_same_bits(sample.z_mean[..., ~last], sample.z[..., ~last])
+        conditional = torch.sigmoid(sample.model.fields(sample.z))
+        assert_close(sample.z_mean[..., last], conditional[..., last], 1e-5)
+        assert (sample.z_mean - sample.z)[..., last].abs().max() > 0.05
+        posterior.zero_grad()
+        features.grad = None
+        (sample.z_mean.sum() + sample.model.energy(sample.z).sum()).backward()
+        for name, parameter in posterior.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+        assert features.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_parameters_at_zero_give_fair_bits(coupling):
+    posterior = BoltzmannPosterior(7, graph=graph_named("chimera"), coupling=coupling, chains_per_point=2000)
+    for parameter in posterior.parameters():
+        torch.nn.init.zeros_(parameter)
+    posterior.relaxation = "straight_through"
+    sample = posterior(torch.randn(2, 7))
+    bits, means = sample.z, sample.z_mean
+    assert_bits(bits)
+    assert_close(means[..., graph_named("chimera").colors == 1], torch.full((2000, 2, 16), 0.5), 0)
+    assert (bits.mean(0) - 0.5).abs().max() < z_threshold(64) * 0.5 / 2000**0.5
+
+
+@pytest.mark.parametrize("kind", ["no edges", "no edges, 3 colours", "one node", "some isolated"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_graphs_with_few_edges(kind, coupling):
+    graph = graph_named(kind)
+    posterior = BoltzmannPosterior(7, graph=graph, coupling=coupling, dataset_size=6)
+    prior = BoltzmannPrior(graph=graph, num_chains=10)
+    sample = posterior(torch.randn(6, 7), torch.arange(6))
+    (
+        prior.energy(sample.z_mean).sum() - sample.model.energy(sample.z).sum() + prior.log_partition_surrogate()
+    ).backward()
+    assert all(p.grad.isfinite().all() for p in [*posterior.bias.parameters(), *prior.parameters()])
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("chains", [1, 3])
 def test_sample(coupling, chains):
     posterior = BoltzmannPosterior(7, 5, 4, coupling=coupling, chains_per_point=chains, dataset_size=20)
@@ -52,6 +209,8 @@ def test_sample(coupling, chains):
         assert sample.right.shape == (*leading, 6, 4)
         assert sample.model.energy_of(sample.left, sample.right).shape == (*leading, 6)
         assert ((sample.left >= 0) & (sample.left <= 1)).all()
+        assert_same_bits(sample.model.split(sample.z), (sample.left, sample.right))
+        assert_same_bits(sample.model.split(sample.z_mean), (sample.left_mean, sample.right))
         posterior.zero_grad()
         features.grad = None
         (sample.left_mean.sum() + (sample.right**2).sum()).backward()
@@ -59,26 +218,27 @@ def test_sample(coupling, chains):
         assert features.grad.abs().max() > 0
 
 
-def test_persistent_chains_are_continued_in_training_only():
-    posterior = BoltzmannPosterior(7, 5, 4, num_sweeps=0, dataset_size=20)
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+def test_persistent_chains_are_continued_in_training_only(kind):
+    posterior = BoltzmannPosterior(7, **units(kind), num_sweeps=0, dataset_size=20)
     features, index = torch.randn(6, 7), torch.tensor([3, 1, 4, 15, 9, 2])
-    before = posterior.chains.left_bits.clone()
+    before = posterior.chains.bits.clone()
     posterior(features, index)  # no binary sweeps: the state stays
-    assert_same_bits(posterior.chains.left_bits, before)
+    assert_same_bits(posterior.chains.bits, before)
     posterior.num_sweeps = 10
     posterior.eval()(features, index)
-    assert_same_bits(posterior.chains.left_bits, before)
+    assert_same_bits(posterior.chains.bits, before)
     posterior.train()
     posterior(features)  # no index: chains of its own
-    assert_same_bits(posterior.chains.left_bits, before)
+    assert_same_bits(posterior.chains.bits, before)
     posterior(features, index)
-    changed = (posterior.chains.left_bits != before).flatten(1).any(1)
+    changed = (posterior.chains.bits != before).flatten(1).any(1)
     assert not changed[[i for i in range(20) if i not in index.tolist()]].any()
     assert changed.any()
     with pytest.raises(ValueError, match=r"^BoltzmannPosterior: index needs"):
-        BoltzmannPosterior(7, 5, 4)(features, index)
+        BoltzmannPosterior(7, **units(kind))(features, index)
     with pytest.raises(ValueError, match=r"^BoltzmannPosterior: coupling must be one of"):
-        BoltzmannPosterior(7, 5, 4, coupling="none")
+        BoltzmannPosterior(7, **units(kind), coupling="none")
 
 
 @pytest.mark.parametrize(
@@ -99,33 +259,64 @@ def test_bad_prior(change):
         BoltzmannPrior(**{"num_left": 5, "num_right": 4, **change})
 
 
-def test_posterior_is_governed_by_manual_seed():
-    posterior = BoltzmannPosterior(7, 5, 4).eval()
+@pytest.mark.parametrize("module", [lambda **units: BoltzmannPosterior(7, **units), BoltzmannPrior])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "num_left must be an integer, got None"),
+        ({"num_left": 5}, "num_right must be an integer, got None"),
+        ({"graph": 3}, "graph must be a ColoredGraph, got int"),
+        ({"graph": ColoredGraph(2, [(0, 1)]), "num_left": 5}, "num_left must be None when a graph is given, got 5"),
+        ({"graph": ColoredGraph(2, [(0, 1)]), "num_right": 4}, "num_right must be None when a graph is given, got 4"),
+    ],
+)
+def test_either_two_sides_or_a_graph(module, given, message):
+    with pytest.raises((TypeError, ValueError), match=f"^Boltzmann(Posterior|Prior): {message}$"):
+        module(**given)
+
+
+def test_no_right_on_a_graph():
+    prior = BoltzmannPrior(graph=graph_named("one edge"))
+    with pytest.raises(ValueError, match=r"^BoltzmannPrior: right must be None when a graph is given$"):
+        prior.energy(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"z must have shape \[..., 2\], got \[3\]$"):
+        prior.energy(torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+def test_posterior_is_governed_by_manual_seed(kind):
+    posterior = BoltzmannPosterior(7, **units(kind)).eval()
     features = torch.randn(6, 7)
     torch.manual_seed(3)
     first, second = posterior(features), posterior(features)
     torch.manual_seed(3)
-    assert_same_bits(posterior(features)[:3], first[:3])
-    assert not second.left.equal(first.left)
+    assert_same_bits(posterior(features)[:-1], first[:-1])
+    assert not second.z.equal(first.z)
 
 
 @pytest.mark.parametrize("module", ["posterior", "prior"])
-def test_state_dict_round_trip(module):
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+def test_state_dict_round_trip(module, kind):
     def make():
-        return (
-            BoltzmannPosterior(7, 5, 4, dataset_size=9) if module == "posterior" else BoltzmannPrior(5, 4, num_chains=7)
-        )
+        if module == "prior":
+            return BoltzmannPrior(**units(kind), num_chains=7)
+        return BoltzmannPosterior(7, **units(kind), dataset_size=9)
 
     first, second = make(), make()
-    assert any("left_bits" in key for key in first.state_dict())
+    assert any("bits" in key for key in first.state_dict())
     second.load_state_dict(first.state_dict())
     for key, value in first.state_dict().items():
         assert_same_bits(second.state_dict()[key], value)
+    # As a moving average of the parameters makes it.
+    third = copy.deepcopy(first)
+    assert third.graph is first.graph
+    assert all(value.equal(first.state_dict()[key]) for key, value in third.state_dict().items())
 
 
-def test_log_partition_surrogate_has_the_gradient_of_log_z():
+@pytest.mark.parametrize("kind", ["sides", "odd ring", "one edge"])
+def test_log_partition_surrogate_has_the_gradient_of_log_z(kind):
     count = 20_000
-    prior = BoltzmannPrior(5, 4, num_chains=count, num_sweeps=30)
+    prior = BoltzmannPrior(**units(kind), num_chains=count, num_sweeps=30)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_()
@@ -136,7 +327,7 @@ def test_log_partition_surrogate_has_the_gradient_of_log_z():
         assert (a - e).abs().max() < z_threshold(29) * 0.5 / count**0.5, name
     # Planted fault: parameters that moved after the chains did.
     with torch.no_grad():
-        prior.weight += 0.2
+        parameters[-1].add_(0.2)
     moved = torch.autograd.grad(exact_log_partition(prior.distribution()), parameters)
     assert (
         max(float((a - e).abs().max()) for a, e in zip(actual, moved, strict=True)) > z_threshold(29) * 0.5 / count**0.5
@@ -151,4 +342,6 @@ def test_prior_chains_advance():
     assert not prior.chains.state().equal(before)
     assert prior.energy(torch.zeros(5), torch.zeros(4)).item() == 0
     left = exact_left_samples(prior.distribution(), 10)
-    assert prior.energy(left, torch.ones(10, 4)).requires_grad
+    energies = prior.energy(left, torch.ones(10, 4))
+    assert energies.requires_grad
+    assert_close(prior.energy(torch.cat((left, torch.ones(10, 4)), -1)), energies, 1e-6)

@@ -39,6 +39,31 @@ def test_order_default_preset_file_flags(tmp_path):
     assert flags() == {}
 
 
+def test_settings_that_fit_together_only_when_all_are_known(tmp_path):
+    (tmp_path / "c.toml").write_text('prior = "chimera"\nchimera-rows = 2\nleft = 40\n')
+    config = resolve(file=tmp_path / "c.toml", flags=flags("--right", "40"))
+    assert config.num_latents == 80
+    with pytest.raises(ConfigError, match="left, right: expected 40, 40"):
+        resolve(file=tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_latents"),
+    [
+        ({"left": 12, "right": 8}, 20),
+        ({"left": 12, "right": 8, "chimera_rows": 9}, 20),  # no Chimera
+        ({"posterior": "directed", "left": 12, "right": 8}, 20),
+        ({"posterior": "chimera", "prior": "chimera"}, 200),
+        # No bipartite machine: its sides are of no account, as the rank is of a coupling that has none.
+        ({"posterior": "chimera", "prior": "chimera", "chimera_rows": 2, "chimera_shore": 3, "left": 7}, 60),
+        ({"posterior": "directed", "prior": "chimera", "chimera_rows": 1, "chimera_cols": 1, "left": 7}, 8),
+        ({"prior": "chimera"}, 200),
+    ],
+)
+def test_number_of_latents(settings, num_latents):
+    assert Config(**settings).num_latents == num_latents
+
+
 def test_every_preset_is_valid_and_has_the_papers_figures():
     for name in PRESETS:
         resolve(preset=name)
@@ -65,7 +90,16 @@ def test_yaml_numbers_in_scientific_notation(tmp_path):
         ({"learning_rate": float("inf")}, "learning_rate: expected a finite number"),
         ({"learning_rate": 10**400}, "learning_rate: expected a finite number"),
         ({"seed": 2**32}, "seed: expected from 0 to 4294967295"),
-        ({"posterior": "both"}, "posterior: expected one of undirected, directed, got 'both'"),
+        ({"posterior": "both"}, "posterior: expected one of undirected, directed, chimera, got 'both'"),
+        ({"prior": "directed"}, "prior: expected one of bipartite, chimera, got 'directed'"),
+        ({"chimera_rows": 0}, "chimera_rows: expected from 1 to 100, got 0"),
+        ({"chimera_shore": 101}, "chimera_shore: expected from 1 to 100, got 101"),
+        (
+            {"posterior": "chimera", "left": 12},
+            r"left, right: expected 100, 100, half of the Chimera's 200 latent bits each "
+            r"\(posterior chimera, prior bipartite\), got 12, 100$",
+        ),
+        ({"prior": "chimera", "chimera_cols": 2}, r"left, right: expected 40, 40, .*, got 100, 100$"),
         ({"encoder": 200}, "encoder: expected a list of integers"),
         ({"encoder": [0]}, "encoder: expected at least 1"),
         ({"slope_gradient": 1}, "slope_gradient: expected true or false"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bound that `evaluate` reports against enumeration of all latents, and the objective's parts."""
 
+import copy
 import itertools
 import math
 
@@ -10,27 +11,34 @@ import torch
 from scipy import stats
 
 pytest.importorskip("tqdm")
-from support import FALSE_ALARM
+from support import FALSE_ALARM, assert_close
 
+import gibbs_ext as gx
 from undirected_vae.config import Config
 from undirected_vae.data import Dataset
 from undirected_vae.evaluate import compare, evaluate
 from undirected_vae.runs import RunError
-from undirected_vae.vae import VAE, log_bernoulli
+from undirected_vae.vae import VAE, chimera, log_bernoulli
 
+# 8 latents, 4 of each colour; the bipartite machine beside it has as many on each side.
+CHIMERA = {"chimera_rows": 1, "chimera_cols": 2, "chimera_shore": 2, "left": 4, "right": 4}
 KINDS = {
     "per_sample": {"coupling": "per_sample"},
     "shared": {"coupling": "shared"},
     "low_rank": {"coupling": "low_rank", "rank": 2},
     "directed": {"posterior": "directed"},
+    "chimera-chimera-per_sample": {"posterior": "chimera", "prior": "chimera", "coupling": "per_sample", **CHIMERA},
+    "chimera-chimera-shared": {"posterior": "chimera", "prior": "chimera", "coupling": "shared", **CHIMERA},
+    "chimera-bipartite-low_rank": {"posterior": "chimera", "coupling": "low_rank", "rank": 2, **CHIMERA},
+    "undirected-chimera": {"prior": "chimera", **CHIMERA},
+    "directed-chimera": {"posterior": "directed", "prior": "chimera", **CHIMERA},
 }
 
 
 def small(**settings):
-    """A model of 4 + 3 latents for 9 pixels, far from its initial values, and 12 images."""
-    config = Config(
-        left=4, right=3, encoder=(5,), decoder=(6,), samples=5000, posterior_betas=20, prior_betas=200, **settings
-    )
+    """A model of 4 + 3 latents (or 8) for 9 pixels, far from its initial values, and 12 images."""
+    size = {"left": 4, "right": 3, "encoder": (5,), "decoder": (6,)}
+    config = Config(samples=5000, posterior_betas=20, prior_betas=200, **{**size, **settings})
     torch.manual_seed(1)
     images = (torch.rand(12, 9) < 0.4).to(torch.uint8) * 255
     data = Dataset(images, images, images, (3, 3), "test")
@@ -43,10 +51,9 @@ def small(**settings):
 
 
 def exact_log_likelihood(model, images):
-    bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=7)))
-    left, right = bits[:, :4], bits[:, 4:]
+    bits = torch.tensor(list(itertools.product([0.0, 1.0], repeat=model.prior.distribution().num_units)))
     with torch.no_grad():
-        log_prior = torch.log_softmax(-model.prior.energy(left, right), 0)
+        log_prior = torch.log_softmax(-model.prior.energy(bits), 0)
         log_joint = log_bernoulli(model.decoder(bits)[:, None], images) + log_prior[:, None]
     return torch.logsumexp(log_joint, 0).double()
 
@@ -76,7 +83,58 @@ def test_objective_has_gradients_everywhere_and_keeps_chains(kind):
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
     chains = [name for name in model.state_dict() if "chains" in name]
-    assert len(chains) == (1 if kind == "directed" else 2)
+    assert len(chains) == (1 if kind.startswith("directed") else 2)
+
+
+def test_beside_a_bipartite_machine_chimera_is_numbered_as_left_then_right():
+    config = Config(prior="chimera", chimera_rows=3, chimera_cols=2, left=24, right=24)
+    graph, original = chimera(config), gx.ChimeraGraph(3, 2, 4)
+    assert chimera(config.replace({"posterior": "chimera"})) == original
+    assert chimera(config.replace({"posterior": "directed"})) == original
+    left = torch.arange(48) < 24
+    assert graph.colors.equal(left.long())
+    # Couplings go from left to right only: the energies of all models are linear in left.
+    assert (left[graph.edges].sum(1) == 1).all()
+    # Of each colour, in their own order.
+    number = torch.cat([(original.colors == color).nonzero()[:, 0] for color in (1, 0)])
+    assert {frozenset(edge) for edge in number[graph.edges].tolist()} == set(map(frozenset, original.edges.tolist()))
+
+
+@pytest.mark.parametrize("coupling", ["per_sample", "shared", "low_rank"])
+@pytest.mark.parametrize("kinds", [("undirected", "chimera"), ("chimera", "bipartite"), ("chimera", "chimera")])
+def test_one_cell_is_the_bipartite_machine(kinds, coupling):
+    """K(4, 4) either way: the same objective and gradients."""
+    cell = {"chimera_rows": 1, "chimera_cols": 1, "left": 4, "right": 4, "coupling": coupling, "rank": 2}
+    results = []
+    _, data, first = small(**cell)
+    for posterior, prior in (("undirected", "bipartite"), kinds):
+        model = small(posterior=posterior, prior=prior, **cell)[2].double().train()
+        state = copy.deepcopy(first.state_dict())
+        if posterior == "chimera":
+            if coupling == "shared":
+                state["posterior.raw_coupling"] = state["posterior.raw_coupling"].flatten()
+            if coupling == "low_rank":
+                factors = [state.pop(f"posterior.{side}_factor") for side in ("left", "right")]
+                state["posterior.factor"] = torch.cat(factors)
+        if prior == "chimera":
+            state["prior.bias"] = torch.cat([state.pop(f"prior.{side}_bias") for side in ("left", "right")])
+            state["prior.coupling"] = state.pop("prior.weight").flatten()
+        # A byte holds left, or all units, left first; right is drawn anew.
+        model.load_state_dict(state)
+        torch.manual_seed(3)
+        terms = model(data.binary("train").double(), torch.arange(12), 0.5)
+        terms.loss.backward()
+        shared = {
+            name: parameter.grad
+            for name, parameter in model.named_parameters()
+            if name in dict(first.named_parameters())
+        }
+        results.append({"loss": terms.loss.detach(), "divergence": terms.divergence} | shared)
+    names = results[0].keys() & results[1].keys()
+    assert len(names) > 8
+    for name in names:
+        value, expected = (result[name].flatten() for result in reversed(results))
+        assert_close(value, expected, 1e-8)
 
 
 def test_gradient_of_the_prior_is_that_of_the_log_likelihood():

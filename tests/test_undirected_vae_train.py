@@ -20,7 +20,10 @@ import torch
 pytest.importorskip("mlxtend")
 pytest.importorskip("tensorboard")
 from undirected_vae.__main__ import main
+from undirected_vae.config import resolve
 from undirected_vae.runs import Run, RunError, atomic_write, new_folder
+from undirected_vae.train import _parameter_groups
+from undirected_vae.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -29,6 +32,8 @@ SMALL = {
     "--samples": 50, "--posterior-betas": 20, "--prior-betas": 200, "--prior-ais-chains": 50, "--test-images": 40,
 }  # fmt: skip
 SMALL = [str(word) for pair in SMALL.items() for word in pair]
+# 24 latents; 12 on the right too, for a bipartite machine beside it.
+CHIMERA = ("--chimera-rows", 1, "--chimera-cols", 3, "--right", 12)
 IMPROVEMENT = 20  # nats, in 200 steps
 
 
@@ -56,8 +61,13 @@ def metrics(path):
         ("--coupling", "low_rank"),
         ("--posterior", "directed"),
         ("--posterior", "directed", "--relaxation", "concrete", "--sharpness", 10),
+        ("--posterior", "chimera", "--prior", "chimera", "--coupling", "shared", *CHIMERA),
+        ("--posterior", "chimera", "--prior", "chimera", "--coupling", "per_sample", *CHIMERA),
+        ("--posterior", "chimera", "--prior", "bipartite", "--coupling", "low_rank", *CHIMERA),
+        ("--posterior", "undirected", "--prior", "chimera", *CHIMERA),
+        ("--posterior", "directed", "--prior", "chimera", *CHIMERA),
     ],
-    ids=lambda flags: "-".join(map(str, flags[1::2])),
+    ids=lambda flags: "-".join(map(str, flags[1:6:2])),
 )
 def test_200_steps_improve_the_elbo(tmp_path, flags):
     assert train(tmp_path / "run", "--steps", 200, "--log-every", 100, *flags) == 0
@@ -181,6 +191,25 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves(tmp_path, stopped, uninterrupted):
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize("prior", ["chimera", "bipartite"])
+def test_resume_on_a_chimera_equals_uninterrupted(tmp_path, monkeypatch, prior):
+    flags = ["--posterior", "chimera", "--prior", prior, *CHIMERA, "--steps", 16, "--log-every", 4]
+    assert train(tmp_path / "whole", *flags) == 0
+    save = Run.save_checkpoint
+
+    def interrupted_save(run, state):
+        if state["step"] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return save(run, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", interrupted_save)
+        assert train(tmp_path / "run", *flags, "--checkpoint-every", 7) == 130
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] in (7, 8)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_ctrl_c_during_the_last_step_is_heeded(tmp_path, monkeypatch):
     save = Run.save_checkpoint
 
@@ -199,7 +228,7 @@ def test_planted_fault_a_resume_that_forgets_the_chains_is_noticed(tmp_path, sto
     shutil.copytree(stopped[0], tmp_path / "run")
     run = Run.open(tmp_path / "run")
     state = run.load_checkpoint()
-    state["model"]["prior.chains.left_bits"].zero_()
+    state["model"]["prior.chains.bits"].zero_()
     run.save_checkpoint(state)
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-evaluate"]) == 0
     with pytest.raises(AssertionError):
@@ -371,6 +400,7 @@ def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
         (["evaluate", str(tmp_path)], "no run there"),
         (["train", "--run", str(tmp_path / "a"), "--data", str(tmp_path / "b")], "no such file"),
         (["train", "--run", str(tmp_path / "a2"), "--steps", "0"], "steps: expected at least 1"),
+        (["train", "--run", str(tmp_path / "a7"), "--prior", "chimera", "--left", "3"], "left, right: expected 100"),
         (["train", "--run", str(tmp_path / "a3"), "--batch-size", "5000"], "batch_size: expected at most"),
     ):
         assert main(argv) == 2
@@ -434,3 +464,41 @@ def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, mon
     assert main(["info"]) == 0
     assert "paper-mnist-200" in capsys.readouterr().out
     assert main(["sample", str(directed), "--count", "5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "of_machines"),
+    [
+        # Edges of 1 x 3 cells of shore 4: 3 * 16 inside, 2 * 4 between. And biases.
+        (("--posterior", "chimera", "--prior", "chimera"), "chimera-shared-chimera-1x3x4", 56 + 56 + 24),
+        (("--posterior", "directed", "--prior", "chimera"), "directed-chimera-1x3x4", 56 + 24),
+        (("--posterior", "chimera"), "chimera-shared-bipartite-1x3x4", 56 + 144 + 24),
+    ],
+)
+def test_whole_program_on_a_chimera(tmp_path, capsys, monkeypatch, flags, name, of_machines):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chimera.yaml").write_text("chimera_rows: 1\nchimera_cols: 3\nleft: 12\nright: 12\n")
+    arguments = [word for word in SMALL if word not in ("--left", "--right", "12", "8")]
+    assert main(["train", *arguments, "--config", "chimera.yaml", "--steps", "20", *flags]) == 0
+    path = Path("runs") / name
+    output = capsys.readouterr().out
+    assert re.search(r"test NLL [\d.]+ \+- [\d.]+ nats", output)
+    assert str(path / "samples.png") in output
+    assert main(["evaluate", str(path), "--test-images", "30"]) == 0
+    assert main(["sample", str(path), "--count", "5"]) == 0
+    assert main(["info", str(path)]) == 0
+    networks = 784 * 32 + 64 + 33 * 24 + 24 * 32 + 64 + 33 * 784
+    assert f"parameters: {networks + of_machines}\n" in capsys.readouterr().out
+    assert main(["train", "--resume", str(path), "--steps", "21", "--chimera-rows", "2", "--left", "24",
+                 "--right", "24"]) == 2  # fmt: skip
+    assert "does not fit" in one_error(capsys)
+
+
+def test_couplings_of_a_graph_decay_like_weights():
+    config = resolve(flags={"posterior": "chimera", "prior": "chimera"})
+    model = VAE(config, torch.full((9,), 0.5), 10)
+    decayed, others = (group["params"] for group in _parameter_groups(model, 0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {"prior.coupling", "posterior.raw_coupling", "decoder.output.weight"} <= {names[id(p)] for p in decayed}
+    assert {"prior.bias", "posterior.bias.bias"} <= {names[id(p)] for p in others}
+    assert len(decayed) + len(others) == len(names)

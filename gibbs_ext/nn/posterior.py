@@ -2,45 +2,70 @@
 """A Boltzmann machine whose parameters a network computes: one model per data point."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, shown
-from gibbs_ext.distributions import BipartiteBoltzmann
-from gibbs_ext.functional import bipartite_gibbs_relaxed
+from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.functional import bipartite_gibbs_relaxed, graph_gibbs_relaxed
+from gibbs_ext.graphs import ColoredGraph, ising_to_boltzmann
+from gibbs_ext.nn.structure import boltzmann, coupling_shape
 
 
 class BoltzmannSample(NamedTuple):
-    """A relaxed sample of B posteriors; with chains_per_point > 1 the tensors have that dim in front."""
+    """A relaxed sample of B bipartite posteriors; with chains_per_point > 1 the tensors have that dim in front."""
 
     left: Tensor  # [B, n1] in [0, 1]
     right: Tensor  # [B, n2] in [0, 1]
     left_mean: Tensor  # [B, n1]: the conditional mean of left given right, for what is linear in left
     model: BipartiteBoltzmann  # batch shape [B]
 
+    @property
+    def z(self) -> Tensor:
+        """Both sides, [B, n1 + n2]."""
+        return torch.cat((self.left, self.right), -1)
+
+    @property
+    def z_mean(self) -> Tensor:
+        """:attr:`z` with left replaced by its conditional mean."""
+        return torch.cat((self.left_mean, self.right), -1)
+
+
+class GraphSample(NamedTuple):
+    """A relaxed sample of B posteriors on a graph; with chains_per_point > 1 the tensors have that dim in front."""
+
+    z: Tensor  # [B, N] in [0, 1]
+    z_mean: Tensor  # [B, N]: z, units of the last colour replaced by their conditional mean, for what is linear in them
+    model: GraphBoltzmann  # batch shape [B]
+
 
 class BoltzmannPosterior(nn.Module):
-    """``q(left, right | x)``, an undirected approximate posterior (Vahdat, Andriyash, Macready, ICML 2020).
+    """``q(z | x)``, an undirected approximate posterior (Vahdat, Andriyash, Macready, ICML 2020).
 
-    A linear layer maps features of x to raw biases b1, b2 and raw couplings. The latter are batch-normalised, scaled by
-    ``1.5 / sqrt(n1)`` and read as spin couplings J at inverse temperature ``t = spin_beta``; in bits that is
-    ``weight = 2 t J``, ``left_bias = t (b1 - sum_j J_ij)``, ``right_bias = t (b2 - sum_i J_ij)``, so that b = 0
-    gives fair bits.
+    It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
+
+    A linear layer maps features of x to raw biases b and raw couplings. The latter are batch-normalised, scaled by
+    ``1.5 / sqrt(d)`` and read as spin couplings J at inverse temperature ``t = spin_beta``; in bits that is
+    ``coupling = 2 t J`` and ``bias_i = t (b_i - sum of J over unit i's couplings)``, so that b = 0 gives fair bits.
+    d = n1, or the graph's largest degree: of how many couplings a unit's field is the sum. So its size does not depend
+    on the model's, and both are the same on a complete bipartite graph with n1 >= n2.
 
     Args:
         in_features: F.
         num_left: n1.
         num_right: n2.
-        coupling: ``"per_sample"``, every coupling from the features (the paper's; n1 * n2 outputs); ``"shared"``, one
-            learnt matrix for all data points; ``"low_rank"``, ``J ~ U diag(s(x)) V^T`` with s from the features.
+        graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
+        coupling: ``"per_sample"``, every coupling from the features (the paper's; n1 * n2 or E outputs); ``"shared"``,
+            couplings learnt for all data points together; ``"low_rank"``, ``J ~ U diag(s(x)) V^T`` with s from the
+            features (on a graph U = V, [N, rank], of which the entries at the edges count).
         rank: Length of s, for ``"low_rank"``.
         spin_beta: t.
         num_sweeps: Binary sweeps a sample makes from where its chain stands, without gradient.
         num_relaxed_sweeps: Relaxed sweeps that follow, with gradient.
-        relaxation: See :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+        relaxation: See :func:`gibbs_ext.bipartite_gibbs_relaxed`, :func:`gibbs_ext.graph_gibbs_relaxed`.
         sharpness: Of the relaxation.
         slope_gradient: Of the relaxation.
         dataset_size: Keep persistent chains for that many data points.
@@ -53,9 +78,10 @@ class BoltzmannPosterior(nn.Module):
     def __init__(
         self,
         in_features: int,
-        num_left: int,
-        num_right: int,
+        num_left: int | None = None,
+        num_right: int | None = None,
         *,
+        graph: ColoredGraph | None = None,
         coupling: str = "per_sample",
         rank: int = 16,
         spin_beta: float = 2.0,
@@ -69,67 +95,81 @@ class BoltzmannPosterior(nn.Module):
     ) -> None:
         super().__init__()
         name = "BoltzmannPosterior"
-        check_integers(name, 1, in_features=in_features, num_left=num_left, num_right=num_right, rank=rank)
+        check_integers(name, 1, in_features=in_features, rank=rank)
+        shape = coupling_shape(name, num_left, num_right, graph)
         check_integers(name, 0, num_sweeps=num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
         if dataset_size is not None:
             check_integers(name, 1, dataset_size=dataset_size)
-        outputs = {"per_sample": num_left * num_right, "shared": 0, "low_rank": rank}
+        outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank}
         if coupling not in outputs:
             raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
+        self.graph, self.coupling_shape = graph, shape
         self.num_left, self.num_right = num_left, num_right
         self.coupling = coupling
         self.spin_beta = spin_beta
         self.num_sweeps, self.num_relaxed_sweeps = num_sweeps, num_relaxed_sweeps
         self.relaxation, self.sharpness, self.slope_gradient = relaxation, sharpness, slope_gradient
         self.chains_per_point = chains_per_point
-        self.bias = nn.Linear(in_features, num_left + num_right)
-        if coupling == "shared":
-            self.raw_coupling = nn.Parameter(0.01 * torch.randn(num_left, num_right))
-        else:
+        # Of the units: those of each side, or all.
+        sizes = shape if graph is None else (graph.num_nodes,)
+        self.bias = nn.Linear(in_features, sum(sizes))
+        self.raw_coupling: nn.Parameter | None = None
+        if outputs[coupling]:
             # Batch normalisation subtracts the mean, and with it any bias.
             self.head = nn.Linear(in_features, outputs[coupling], bias=False)
             self.norm = nn.BatchNorm1d(outputs[coupling], eps=1e-2, momentum=0.01)
+        else:  # also per_sample on a graph without edges
+            self.raw_coupling = nn.Parameter(0.01 * torch.randn(shape))
         if coupling == "low_rank":
             # Unit variance of U diag(s) V^T for s of unit variance, as per_sample has it.
-            self.left_factor = nn.Parameter(torch.randn(num_left, rank) / math.sqrt(rank))
-            self.right_factor = nn.Parameter(torch.randn(num_right, rank))
+            if graph is None:
+                self.left_factor = nn.Parameter(torch.randn(shape[0], rank) / math.sqrt(rank))
+                self.right_factor = nn.Parameter(torch.randn(shape[1], rank))
+            else:
+                self.factor = nn.Parameter(torch.randn(graph.num_nodes, rank) / rank**0.25)
         self.chains: PersistentChains | None = None
         if dataset_size is not None:
-            shape_only = BipartiteBoltzmann(
-                torch.zeros(num_left), torch.zeros(num_right), torch.zeros(()).expand(num_left, num_right)
-            )
-            self.chains = PersistentChains(chains_per_point, shape_only, dataset_size)
+            shape_only = [*(torch.zeros(size) for size in sizes), torch.zeros(()).expand(shape)]
+            self.chains = PersistentChains(chains_per_point, boltzmann(graph, shape_only), dataset_size)
 
-    def parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parameters_of(self, features: Tensor) -> tuple[Tensor, ...]:
         """The posterior's parameters.
 
         Args:
             features: [B, F].
 
         Returns:
-            left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared coupling), all with
-            gradient. In training mode, updates the moving averages of the batch normalisation.
+            left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared coupling); or, on a
+            graph, bias [B, N] and coupling [B, E] ([E]). All with gradient. In training mode, updates the moving
+            averages of the batch normalisation.
         """
-        t = self.spin_beta
-        raw_left, raw_right = (t * self.bias(features)).split((self.num_left, self.num_right), dim=-1)
-        scale = 2 * t * 1.5 / math.sqrt(self.num_left)
-        if self.coupling == "shared":
-            weight = scale * self.raw_coupling
+        t, graph = self.spin_beta, self.graph
+        bias = t * self.bias(features)
+        scale = 2 * t * 1.5 / math.sqrt(self.coupling_shape[0] if graph is None else max(1, graph.max_degree))
+        if self.raw_coupling is not None:
+            coupling = scale * self.raw_coupling
         else:
             strength = scale * self.norm(self.head(features))
             if self.coupling == "per_sample":
-                weight = strength.unflatten(-1, (self.num_left, self.num_right))
+                coupling = strength.unflatten(-1, self.coupling_shape)
+            elif graph is None:
+                coupling = (self.left_factor * strength.unsqueeze(-2)) @ self.right_factor.mT
             else:
-                weight = (self.left_factor * strength.unsqueeze(-2)) @ self.right_factor.mT
+                u, v = graph.edges.unbind(-1)
+                coupling = strength @ (self.factor[u] * self.factor[v]).mT
+        if graph is not None:
+            # The formula of the class, for h = t b / 2 and t J / 2.
+            return ising_to_boltzmann(bias / 2, coupling / 4, graph, convention="physics")[:2]
+        left, right = bias.split(self.coupling_shape, dim=-1)
         # t sum_j J_ij is half of weight's sum.
-        return raw_left - weight.sum(-1) / 2, raw_right - weight.sum(-2) / 2, weight
+        return left - coupling.sum(-1) / 2, right - coupling.sum(-2) / 2, coupling
 
-    def distribution(self, features: Tensor) -> BipartiteBoltzmann:
+    def distribution(self, features: Tensor) -> BipartiteBoltzmann | GraphBoltzmann:
         """The posteriors of features [B, F] as a distribution of batch shape [B]."""
-        return BipartiteBoltzmann(*self.parameters_of(features), validate_args=False)
+        return boltzmann(self.graph, self.parameters_of(features))
 
-    def forward(self, features: Tensor, index: Tensor | None = None) -> BoltzmannSample:
+    def forward(self, features: Tensor, index: Tensor | None = None) -> BoltzmannSample | GraphSample:
         """A relaxed sample of each posterior, differentiable in the features and in this module's parameters.
 
         Args:
@@ -139,26 +179,39 @@ class BoltzmannPosterior(nn.Module):
                 the chains start from uniform bits.
 
         Returns:
-            :class:`BoltzmannSample`. The seed comes from torch's default generator.
+            :class:`BoltzmannSample`, or :class:`GraphSample` on a graph. Both have ``z``, ``z_mean`` and ``model``, so
+            that ``model.energy(z_mean)`` is the energy with the units updated last integrated out. The seed comes from
+            torch's default generator.
         """
         model = self.distribution(features)
-        num_sweeps = self.num_sweeps
-        beta = torch.ones(num_sweeps + self.num_relaxed_sweeps, dtype=torch.float64)
+        num_sweeps, num_relaxed_sweeps = self.num_sweeps, self.num_relaxed_sweeps
+        beta = torch.ones(num_sweeps + num_relaxed_sweeps, dtype=torch.float64)
         if index is None:
             # A first sweep at beta = 0 makes uniform bits.
             num_sweeps, beta = num_sweeps + 1, torch.cat([beta.new_zeros(1), beta])
-            start = features.new_zeros(()).expand(self.chains_per_point, len(features), self.num_left)
+            start = features.new_zeros(()).expand(self.chains_per_point, len(features), model._num_state_units)
         elif self.chains is None:
             raise ValueError("BoltzmannPosterior: index needs a posterior built with dataset_size")
         else:
             start = self.chains.state(index)
-        left, right, left_mean, state = bipartite_gibbs_relaxed(
-            start, model.left_bias, model.right_bias, model.weight, num_sweeps, self.num_relaxed_sweeps,
-            relaxation=self.relaxation, sharpness=self.sharpness, slope_gradient=self.slope_gradient, beta=beta,
-            return_state=True,
-        )  # fmt: skip
+        relaxation: dict[str, Any] = {
+            "relaxation": self.relaxation, "sharpness": self.sharpness, "slope_gradient": self.slope_gradient
+        }  # fmt: skip
+        if isinstance(model, BipartiteBoltzmann):
+            left, right, left_mean, state = bipartite_gibbs_relaxed(
+                start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps,
+                beta=beta, return_state=True, **relaxation,
+            )  # fmt: skip
+        else:
+            z, mean, state = graph_gibbs_relaxed(
+                start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps,
+                beta=beta, return_state=True, **relaxation,
+            )  # fmt: skip
+            updated_last = (model.graph.colors == model.graph.num_colors - 1).to(z.device)
+            z_mean = torch.where(updated_last, mean, z)
         if self.chains is not None and index is not None and self.training:
             self.chains.store_(state, index)
-        if self.chains_per_point == 1:
-            left, right, left_mean = left.squeeze(0), right.squeeze(0), left_mean.squeeze(0)
-        return BoltzmannSample(left, right, left_mean, model)
+        chains = 0 if self.chains_per_point == 1 else slice(None)
+        if isinstance(model, BipartiteBoltzmann):
+            return BoltzmannSample(left[chains], right[chains], left_mean[chains], model)
+        return GraphSample(z[chains], z_mean[chains], model)

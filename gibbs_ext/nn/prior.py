@@ -6,15 +6,20 @@ from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers
-from gibbs_ext.distributions import BipartiteBoltzmann
+from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.graphs import ColoredGraph
+from gibbs_ext.nn.structure import boltzmann, coupling_shape
 
 
 class BoltzmannPrior(nn.Module):
-    """``p(left, right)``: a bipartite Boltzmann machine trained by persistent contrastive divergence.
+    """``p(z)``: a Boltzmann machine trained by persistent contrastive divergence.
+
+    It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
 
     Args:
         num_left: n1.
         num_right: n2.
+        graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
         num_chains: Persistent chains that supply the gradient of log Z.
         num_sweeps: Sweeps they make per :meth:`log_partition_surrogate`.
 
@@ -22,34 +27,59 @@ class BoltzmannPrior(nn.Module):
         left_bias: Parameter [n1], initially 0.
         right_bias: Parameter [n2], initially 0.
         weight: Parameter [n1, n2], initially N(0, 0.01^2), which breaks the symmetry between units.
+        bias: Parameter [N], initially 0: on a graph, in place of the above.
+        coupling: Parameter [E], initially N(0, 0.01^2): on a graph.
         chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``.
     """
 
-    def __init__(self, num_left: int, num_right: int, *, num_chains: int = 1000, num_sweeps: int = 20) -> None:
+    def __init__(
+        self,
+        num_left: int | None = None,
+        num_right: int | None = None,
+        *,
+        graph: ColoredGraph | None = None,
+        num_chains: int = 1000,
+        num_sweeps: int = 20,
+    ) -> None:
         super().__init__()
-        check_integers(
-            "BoltzmannPrior", 1, num_left=num_left, num_right=num_right, num_chains=num_chains, num_sweeps=num_sweeps
-        )
-        self.num_sweeps = num_sweeps
-        self.left_bias = nn.Parameter(torch.zeros(num_left))
-        self.right_bias = nn.Parameter(torch.zeros(num_right))
-        self.weight = nn.Parameter(0.01 * torch.randn(num_left, num_right))
+        shape = coupling_shape("BoltzmannPrior", num_left, num_right, graph)
+        check_integers("BoltzmannPrior", 1, num_chains=num_chains, num_sweeps=num_sweeps)
+        self.graph, self.num_sweeps = graph, num_sweeps
+        coupling = nn.Parameter(0.01 * torch.randn(shape))
+        if graph is None:
+            self.left_bias, self.right_bias = (nn.Parameter(torch.zeros(n)) for n in shape)
+            self.weight = coupling
+        else:
+            self.bias = nn.Parameter(torch.zeros(graph.num_nodes))
+            self.coupling = coupling
         self.chains = PersistentChains(num_chains, self.distribution())
 
-    def distribution(self) -> BipartiteBoltzmann:
+    def distribution(self) -> BipartiteBoltzmann | GraphBoltzmann:
         """The model of the current parameters; gradient flows into them."""
-        return BipartiteBoltzmann(self.left_bias, self.right_bias, self.weight, validate_args=False)
+        if self.graph is None:
+            return boltzmann(None, (self.left_bias, self.right_bias, self.weight))
+        return boltzmann(self.graph, (self.bias, self.coupling))
 
-    def energy(self, left: Tensor, right: Tensor) -> Tensor:
-        """Energies [...] of left [..., n1] and right [..., n2], bits or relaxed. Differentiable in all."""
-        return self.distribution().energy_of(left, right)
+    def energy(self, z: Tensor, right: Tensor | None = None) -> Tensor:
+        """Energies [...] of bits or relaxed values. Differentiable in them and in the parameters.
+
+        Args:
+            z: [..., N]; of a bipartite prior left and right in one, [..., n1 + n2].
+            right: [..., n2], bipartite only: z is then left alone, [..., n1].
+        """
+        model = self.distribution()
+        if right is None:
+            return model.energy(z)
+        if not isinstance(model, BipartiteBoltzmann):
+            raise ValueError("BoltzmannPrior: right must be None when a graph is given")
+        return model.energy_of(z, right)
 
     def log_partition_surrogate(self) -> Tensor:
         """A scalar whose gradient estimates that of log Z; its value means nothing.
 
-        ``mean_chains(-free_energy(left))``: minus the mean of d energy, right integrated out. Mutates ``chains``, which
-        make ``num_sweeps`` sweeps first. The seed comes from torch's default generator.
+        ``mean_chains(-free_energy)``: minus the mean of d energy, right (on a graph, colour 0) integrated out. Mutates
+        ``chains``, which make ``num_sweeps`` sweeps first. The seed comes from torch's default generator.
         """
         model = self.distribution()
-        left, _ = self.chains.advance_(model, self.num_sweeps)
-        return -model.free_energy(left).mean()
+        state = self.chains.advance_(model, self.num_sweeps)
+        return -model.free_energy(state if isinstance(state, Tensor) else state[0]).mean()

@@ -98,9 +98,8 @@ def _train(arguments: dict[str, Any]) -> None:
         data = run.load_data()
     else:
         config = resolve(preset, file, arguments)
-        kind = config.posterior if config.posterior == "directed" else f"{config.posterior}-{config.coupling}"
         data = load(config.data, config.data_seed)
-        run = Run(path or new_folder(Path("runs") / f"{kind}-{config.left}x{config.right}"), config)
+        run = Run(path or new_folder(Path("runs") / _folder(config)), config)
     with run.lock():
         if not resume:
             run.create()
@@ -116,6 +115,13 @@ def _train(arguments: dict[str, Any]) -> None:
             print(summary(evaluate_run(run, data, model)))
             for picture in sample_run(run, data, model):
                 print(picture)
+
+
+def _folder(config: Config) -> str:
+    kind = config.posterior if config.posterior == "directed" else f"{config.posterior}-{config.coupling}"
+    if not config.has_chimera:
+        return f"{kind}-{config.left}x{config.right}"
+    return f"{kind}-{config.prior}-{config.chimera_rows}x{config.chimera_cols}x{config.chimera_shore}"
 
 
 def _require_same_images(first: Config, second: Config, problem: str) -> None:

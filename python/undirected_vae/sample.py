@@ -19,16 +19,15 @@ from .vae import VAE
 @torch.no_grad()
 def generate(model: VAE, count: int, num_betas: int = 2000) -> Tensor:
     """Mean images [count, pixels] of the prior's latents, annealed from independent bits (it mixes slowly)."""
-    prior = model.prior.distribution()
-    latents = gx.annealed_importance_sampling(prior, count, num_betas, base="bias").samples
-    return torch.sigmoid(model.decoder(latents.to(prior.weight)))
+    latents = gx.annealed_importance_sampling(model.prior.distribution(), count, num_betas, base="bias").samples
+    return torch.sigmoid(model.decoder(latents))
 
 
 @torch.no_grad()
 def reconstruct(model: VAE, images: Tensor) -> Tensor:
     """Mean images of one posterior sample each, [B, pixels]."""
     proposal = model.propose(images, 1, 200)
-    return torch.sigmoid(model.decoder(torch.cat([proposal.left[0], proposal.right[0]], -1)))
+    return torch.sigmoid(model.decoder(proposal.z[0]))
 
 
 def sample_run(run: Run, data: Dataset, model: VAE | None = None, count: int = 100, seed: int = 0) -> list[Path]:

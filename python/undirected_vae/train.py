@@ -159,11 +159,12 @@ def _require_finite(model: VAE) -> None:
 
 def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
     """L2 on weight matrices and couplings, none on biases and normalisation."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        # The couplings of a graph are one number per edge.
+        (decayed if parameter.dim() >= 2 or name.endswith("coupling") else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _moving_average(decay: float) -> Any:

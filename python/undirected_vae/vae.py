@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VAE: encoder, posterior (undirected or factorial), Boltzmann prior, decoder; its objective and its proposals.
 
+Posterior and prior are bipartite or on a Chimera graph, each by itself. The latent bits are one vector z [N]: left,
+then right; or the Chimera's units.
+
 The method is that of Vahdat et al. 2020, "Undirected Graphical Models as Approximate Posteriors" (arXiv 1901.03440).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +36,21 @@ class Terms(NamedTuple):
 class Proposal(NamedTuple):
     """Binary samples that stand for q(z | x), with what the importance-weighted bound needs."""
 
-    left: Tensor  # [K, B, n1]
-    right: Tensor  # [K, B, n2]
+    z: Tensor  # [K, B, N]
     log_weight: Tensor  # [K, B] mean over k of exp(log_weight) * f(z) is an unbiased estimate of sum_z f(z)
     log_q: Tensor  # [K, B] log q(z | x); undirected: with AIS's estimate of log Z_phi(x)
+
+
+def chimera(config: Config) -> gx.ColoredGraph:
+    """The Chimera graph; beside a bipartite machine with its units numbered anew, colour 1 first, as left.
+
+    Then left is what a sweep updates last, and has no couplings inside, in both.
+    """
+    graph = gx.ChimeraGraph(config.chimera_rows, config.chimera_cols, config.chimera_shore)
+    if not config.has_bipartite:
+        return graph
+    order = graph.colors.argsort(descending=True, stable=True)
+    return gx.ColoredGraph(graph.num_nodes, order.argsort()[graph.edges], graph.colors[order])
 
 
 class VAE(nn.Module):
@@ -44,31 +58,33 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder = Encoder(mean, config.encoder, config.dropout)
         features = config.encoder[-1] if config.encoder else mean.shape[0]
-        relaxation = {
+        relaxation: dict[str, Any] = {
             "relaxation": config.relaxation,
             "sharpness": config.sharpness,
             "slope_gradient": config.slope_gradient,
         }
         self.posterior: FactorialPosterior | gx.nn.BoltzmannPosterior
+        units: dict[str, dict[str, Any]] = {"bipartite": {"num_left": config.left, "num_right": config.right}}
+        if config.has_chimera:
+            units["chimera"] = {"graph": chimera(config)}
         if config.posterior == "directed":
-            self.posterior = FactorialPosterior(features, config.left, config.right, **relaxation)  # type: ignore[arg-type]
+            self.posterior = FactorialPosterior(features, config.num_latents, **relaxation)
         else:
             self.posterior = gx.nn.BoltzmannPosterior(
                 features,
-                config.left,
-                config.right,
+                **units["chimera" if config.posterior == "chimera" else "bipartite"],
                 coupling=config.coupling,
                 rank=config.rank,
                 spin_beta=config.spin_beta,
                 num_sweeps=config.posterior_sweeps,
                 num_relaxed_sweeps=config.relaxed_sweeps,
                 dataset_size=dataset_size,
-                **relaxation,  # type: ignore[arg-type]
+                **relaxation,
             )
         self.prior = gx.nn.BoltzmannPrior(
-            config.left, config.right, num_chains=config.prior_chains, num_sweeps=config.prior_sweeps
+            **units[config.prior], num_chains=config.prior_chains, num_sweeps=config.prior_sweeps
         )
-        self.decoder = Decoder(config.left + config.right, mean, config.decoder, config.dropout)
+        self.decoder = Decoder(config.num_latents, mean, config.decoder, config.dropout)
 
     def forward(self, images: Tensor, index: Tensor, kl_weight: float = 1.0) -> Terms:
         """One step's objective on binary images [B, pixels] with the numbers `index` [B] in the training set."""
@@ -76,20 +92,14 @@ class VAE(nn.Module):
         if isinstance(self.posterior, FactorialPosterior):
             sample = self.posterior(features)
             # The prior's energy is linear in each unit: its mean under a factorial posterior is its value at the means.
-            divergence = (
-                negative_entropy(sample.left_logits)
-                + negative_entropy(sample.right_logits)
-                + self.prior.energy(torch.sigmoid(sample.left_logits), torch.sigmoid(sample.right_logits))
-            )
+            divergence = negative_entropy(sample.logits) + self.prior.energy(torch.sigmoid(sample.logits))
         else:
             sample = self.posterior(features, index)
-            # Energies are linear in left, so left_mean integrates it out.
+            # Energies are linear in left (colour 1), so its conditional mean integrates it out.
             # log q's own parameters are detached: the score has mean zero.
-            posterior = sample.model.detach()
-            divergence = self.prior.energy(sample.left_mean, sample.right) - posterior.energy_of(
-                sample.left_mean, sample.right
-            )
-        reconstruction = log_bernoulli(self.decoder(torch.cat([sample.left, sample.right], -1)), images)
+            z = sample.z_mean
+            divergence = self.prior.energy(z) - sample.model.detach().energy(z)
+        reconstruction = log_bernoulli(self.decoder(sample.z), images)
         loss = (kl_weight * divergence - reconstruction).mean() + kl_weight * self.prior.log_partition_surrogate()
         return Terms(loss, reconstruction.detach(), divergence.detach())
 
@@ -98,18 +108,18 @@ class VAE(nn.Module):
         """Binary samples of the posterior: exact ones of a factorial posterior, AIS's of an undirected one."""
         features = self.encoder(images)
         if isinstance(self.posterior, FactorialPosterior):
-            both = self.posterior.parameters_of(features)
-            left, right = (torch.bernoulli(torch.sigmoid(logits).expand(num_samples, -1, -1)) for logits in both)
-            log_q = log_bernoulli(both[0], left) + log_bernoulli(both[1], right)
-            return Proposal(left, right, -log_q, log_q)
-        model = gx.BipartiteBoltzmann(*self.posterior.parameters_of(features))
+            logits = self.posterior.logits(features)
+            z = torch.bernoulli(torch.sigmoid(logits).expand(num_samples, -1, -1))
+            log_q = log_bernoulli(logits, z)
+            return Proposal(z, -log_q, log_q)
+        model = self.posterior.distribution(features)
         # base="bias": the factorial model with the same biases.
         result = gx.annealed_importance_sampling(model, num_samples, num_betas, base="bias")
-        left, right = model.split(result.samples)
-        energy, log_partition = model.energy_of(left, right), result.log_partition.to(left)
+        z = result.samples
+        energy, log_partition = model.energy(z), result.log_partition.to(z)
         # Each sample's own weight, scaled so that their mean is Z_phi.
-        log_weight = torch.log_softmax(result.log_weights, 0).to(left) + math.log(num_samples) + log_partition
-        return Proposal(left, right, log_weight + energy, -energy - log_partition)
+        log_weight = torch.log_softmax(result.log_weights, 0).to(z) + math.log(num_samples) + log_partition
+        return Proposal(z, log_weight + energy, -energy - log_partition)
 
     def prior_log_partition(self, num_chains: int, num_betas: int) -> tuple[float, float]:
         """log Z_theta by AIS and its standard error."""
@@ -117,16 +127,15 @@ class VAE(nn.Module):
         return float(result.log_partition), float(result.standard_error)
 
     @torch.no_grad()
-    def log_joint(self, images: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def log_joint(self, images: Tensor, z: Tensor) -> Tensor:
         """log p(x, z) + log Z_theta, [K, B]."""
-        logits = self.decoder(torch.cat([left, right], -1))
-        return log_bernoulli(logits, images) - self.prior.energy(left, right)
+        return log_bernoulli(self.decoder(z), images) - self.prior.energy(z)
 
     @torch.no_grad()
     def elbo(self, images: Tensor, log_partition: float, num_samples: int = 16, num_betas: int = 50) -> Tensor:
         """An estimate of each image's ELBO with binary samples, [B]."""
         proposal = self.propose(images, num_samples, num_betas)
-        log_joint = self.log_joint(images, proposal.left, proposal.right) - log_partition
+        log_joint = self.log_joint(images, proposal.z) - log_partition
         return (log_joint - proposal.log_q).mean(0)
 
 

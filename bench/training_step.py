@@ -32,7 +32,7 @@ def as_models(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tenso
 
 
 def peer_gibbs(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, **_: Any) -> Any:
-    return (t.squeeze(0) for t in torch_sweeps(*as_models(left, left_bias, right_bias, weight), num_sweeps, rand))
+    return tuple(t.squeeze(0) for t in torch_sweeps(*as_models(left, left_bias, right_bias, weight), num_sweeps, rand))
 
 
 def peer_relaxed(
@@ -70,7 +70,7 @@ def step_with(
     def step() -> None:
         with ExitStack() as stack:
             if gibbs and relaxed:
-                stack.enter_context(patch("gibbs_ext.chains.bipartite_gibbs", gibbs))
+                stack.enter_context(patch("gibbs_ext.distributions.bipartite_gibbs", gibbs))
                 stack.enter_context(patch("gibbs_ext.nn.posterior.bipartite_gibbs_relaxed", relaxed))
             optimizer.zero_grad(set_to_none=True)
             images = binarise(augment(gray, SHAPE, config.augment))

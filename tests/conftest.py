@@ -37,7 +37,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["never", "always"])
+@pytest.fixture(params=["never", "always", "chains"])
 def graph_tables(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test with each route that binary sweeps of a graph may take."""
     ops.set_graph_tables(request.param)

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gibbs_ext import BipartiteBoltzmann
+from gibbs_ext import BipartiteBoltzmann, ops
 
 FALSE_ALARM = 1e-6  # of each statistical test, were it run with a fresh seed
 
@@ -79,6 +79,17 @@ def longest_standstill(function: Callable[[], object]) -> float:
         now = time.perf_counter()
         last, longest = now, max(longest, now - last)
     return longest / duration
+
+
+def supported_instruction_sets() -> list[str]:
+    """Those compiled that this CPU has."""
+    names = []
+    for name in ops.build_info()["cpu_instruction_sets"]:
+        with contextlib.suppress(ValueError):
+            ops.set_instruction_set(name)
+            names.append(name)
+    ops.set_instruction_set("auto")
+    return names
 
 
 # Models -----------------------------------------------------------------------------------------------------------

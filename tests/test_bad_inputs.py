@@ -3,48 +3,70 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from graph_support import ROUTES, taking
 from hypothesis import given
 from hypothesis import strategies as st
 from support import untouched
 
 import gibbs_ext as gx
 
-CALLS = ["bipartite_gibbs", "bipartite_gibbs_relaxed", "bipartite_ais"]
+CALLS = [f"{kind}_{op}" for kind in ("bipartite", "graph") for op in ("gibbs", "gibbs_relaxed", "ais")]
 N1, N2, BATCH = 4, 6, 3
+N, E = 8, 9
+EDGES = [(i, (i + 1) % N) for i in range(N)] + [(0, 4)]
 
 
 def good(name):
     """Keyword arguments of a call that works, every tensor of them given."""
-    arguments = {
-        "left": torch.randint(2, (BATCH, N1)).float(),
-        "left_bias": torch.randn(BATCH, N1),
-        "right_bias": torch.randn(N2),
-        "weight": torch.randn(BATCH, N1, N2),
-        "chain_offset": torch.arange(BATCH),
-        "sweep_offset": 3,
-        "seed": 1,
-    }
-    if name == "bipartite_gibbs":
+    arguments = {"chain_offset": torch.arange(BATCH), "sweep_offset": 3, "seed": 1}
+    on_graph = name.startswith("graph")
+    if on_graph:
         arguments |= {
-            "num_sweeps": 2,
-            "beta": torch.tensor([0.5, 1.0]),
-            "right": torch.randint(2, (BATCH, N2)).float(),
-            "clamp_left": torch.zeros(BATCH, N1, dtype=torch.bool),
-            "clamp_right": torch.ones(N2, dtype=torch.bool),
+            "state": torch.randint(2, (BATCH, N)).float(),
+            "bias": torch.randn(N),
+            "coupling": torch.randn(BATCH, E),
+            "graph": gx.ColoredGraph(N, EDGES),
         }
-    elif name == "bipartite_gibbs_relaxed":
+    else:
+        arguments |= {
+            "left": torch.randint(2, (BATCH, N1)).float(),
+            "left_bias": torch.randn(BATCH, N1),
+            "right_bias": torch.randn(N2),
+            "weight": torch.randn(BATCH, N1, N2),
+        }
+    if name.endswith("_gibbs"):
+        arguments |= {"num_sweeps": 2, "beta": torch.tensor([0.5, 1.0])}
+        if on_graph:
+            arguments["clamp"] = torch.zeros(BATCH, N, dtype=torch.bool)
+        else:
+            arguments |= {
+                "right": torch.randint(2, (BATCH, N2)).float(),
+                "clamp_left": torch.zeros(BATCH, N1, dtype=torch.bool),
+                "clamp_right": torch.ones(N2, dtype=torch.bool),
+            }
+    elif name.endswith("_relaxed"):
         arguments |= {"num_sweeps": 1, "num_relaxed_sweeps": 2, "beta": torch.tensor([0.5, 1.0, 1.0]), "sharpness": 4.0}
     else:
-        arguments |= {"base_left_bias": torch.randn(N1), "base_right_bias": torch.randn(N2)}
         arguments["betas"] = torch.tensor([0.0, 1.0])
+        if on_graph:
+            arguments["base_bias"] = torch.randn(N)
+        else:
+            arguments |= {"base_left_bias": torch.randn(N1), "base_right_bias": torch.randn(N2)}
     return arguments
 
 
-PARAMETERS = ("left_bias", "right_bias", "weight", "base_left_bias", "base_right_bias")
-SIDES = (*PARAMETERS, "left", "right", "clamp_left", "clamp_right")
+def state_of(name):
+    return "state" if name.startswith("graph") else "left"
+
+
+COUPLINGS = ("weight", "coupling")
+PARAMETERS = (*COUPLINGS, "left_bias", "right_bias", "base_left_bias", "base_right_bias", "bias", "base_bias")
+MASKS = ("clamp_left", "clamp_right", "clamp")
+SIDES = (*PARAMETERS, *MASKS, "left", "right", "state")
 
 
 def faults(name):
@@ -73,7 +95,7 @@ def faults(name):
                 wrong = value.clone()
                 wrong.view(-1)[place] = number
                 yield {key: wrong}, key
-        if key != "weight":
+        if key not in COUPLINGS:
             yield {key: value.double()}, key
     for key in integers:
         for number in (1.0, "2", None, True, torch.tensor(2.5), -1, -(2**40), -(2**70), 2**63, 2**70):
@@ -90,25 +112,33 @@ def faults(name):
         yield {"generator": generator}, "generator"
         yield {"generator": generator, "seed": None}, "generator"
 
-    beta = "betas" if name == "bipartite_ais" else "beta"
+    beta = "betas" if name.endswith("ais") else "beta"
     for schedule in (torch.zeros(2, 2), torch.tensor([math.nan]), torch.tensor([math.inf] * 2), "hot", None, 10**400,
                      torch.zeros(0), torch.ones(1, requires_grad=True), [0.5, "x"], [1.0, 1e39]):  # fmt: skip
         yield {beta: schedule}, beta
-    if name != "bipartite_ais":  # whose schedule may have any length
+    if beta == "beta":  # that of AIS may have any length
         yield {beta: torch.zeros(7)}, beta
 
+    key = state_of(name)
     for number in (0.5, math.nan, 2.0, -1.0):
-        state = arguments["left"].clone()
+        state = arguments[key].clone()
         state[1, 2] = number
-        yield {"left": state}, "left"
+        yield {key: state}, key
     for dtype in (torch.int64, torch.complex64):
-        yield {"left": arguments["left"].to(dtype)}, "left"
-    if name == "bipartite_gibbs":
-        for key in ("clamp_left", "clamp_right"):
+        yield {key: arguments[key].to(dtype)}, key
+    for key in MASKS:
+        if key in arguments:
             for dtype in (torch.uint8, torch.float32, torch.int64):
                 yield {key: arguments[key].to(dtype)}, key
+    if name == "bipartite_gibbs":
         yield {"right": None}, "right"
-    if name == "bipartite_gibbs_relaxed":
+    if "graph" in arguments:
+        graph = arguments["graph"]
+        for thing in (None, 3, "chimera", graph.layout, graph.edges, EDGES, SimpleNamespace(**vars(graph))):
+            yield {"graph": thing}, "graph"
+        for other in (gx.ColoredGraph(N, EDGES[:-1]), gx.ColoredGraph(N + 1, EDGES), gx.ChimeraGraph(1)):
+            yield {"graph": other}, "graph"
+    if name.endswith("_relaxed"):
         for number in (0.0, -1.0, math.nan, math.inf, 1e39, "4", None):
             yield {"sharpness": number}, "sharpness"
         for thing in ("", "PWL", 0, None, ["pwl"]):
@@ -152,11 +182,11 @@ def test_parameters_are_checked_even_if_nothing_is_to_do(name, parameter, number
     one = {key: arguments[key][0] if arguments[key].shape[:1] == (BATCH,) else arguments[key] for key in arguments
            if isinstance(arguments[key], torch.Tensor) and key != "chain_offset"}  # fmt: skip
     one[parameter].view(-1)[-1] = number
-    beta = {"betas": torch.tensor([1.0])} if name == "bipartite_ais" else {"beta": torch.ones(1)}
-    idle = {} if name == "bipartite_ais" else {"num_sweeps": 0}
+    beta = {"betas": torch.tensor([1.0])} if name.endswith("ais") else {"beta": torch.ones(1)}
+    idle = {} if name.endswith("ais") else {"num_sweeps": 0}
     arguments |= {**one, "chain_offset": 0, **beta}
     check_error(name, {**arguments, **idle}, parameter)
-    empty = {"left": torch.zeros(0, N1)}
+    empty = {state_of(name): torch.zeros(0, N if "graph" in arguments else N1)}
     if name == "bipartite_gibbs":
         empty["right"] = torch.zeros(0, N2)
     check_error(name, {**arguments, **empty}, parameter)
@@ -179,12 +209,15 @@ def test_any_shapes_either_work_or_say_why(name, data):
     del arguments["chain_offset"]
     sizes = st.lists(st.integers(0, 3), max_size=2)
     n1, n2 = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    units = {"left": (n1,), "left_bias": (n1,), "base_left_bias": (n1,), "clamp_left": (n1,), "weight": (n1, n2)}
+    own_shapes = dict.fromkeys(("left", "left_bias", "base_left_bias", "clamp_left"), (n1,)) | {"weight": (n1, n2)}
+    if "graph" in arguments:
+        arguments["graph"] = gx.ColoredGraph(n1, EDGES[: n1 - 1])
+        own_shapes = dict.fromkeys(("state", "bias", "base_bias", "clamp"), (n1,)) | {"coupling": (n1 - 1,)}
     batches = []
     for key in SIDES:
         if key in arguments:
             batch = data.draw(sizes)
-            own = units.get(key, (n2,))
+            own = own_shapes.get(key, (n2,))
             if data.draw(st.integers(0, 9)) == 0:
                 own = (*own[:-1], own[-1] + 1)
             arguments[key] = torch.zeros((*batch, *own), dtype=arguments[key].dtype)
@@ -195,9 +228,13 @@ def test_any_shapes_either_work_or_say_why(name, data):
         if not str(error).startswith(f"{name}: "):
             raise
         return
-    shape, (n1, n2) = torch.broadcast_shapes(*batches), arguments["weight"].shape[-2:]
-    assert outputs[0].shape == (*shape, n1)
-    assert outputs[1].shape == (*shape, n2)
+    shape = torch.broadcast_shapes(*batches)
+    if "graph" in arguments:
+        assert (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape == (*shape, n1)
+    else:
+        n1, n2 = arguments["weight"].shape[-2:]
+        assert outputs[0].shape == (*shape, n1)
+        assert outputs[1].shape == (*shape, n2)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +246,7 @@ def test_any_shapes_either_work_or_say_why(name, data):
         (torch.full((3, 3), 2.0**127), "weight must be less than"),
         (torch.full((3, 3), 1e200, dtype=torch.float64), "weight must be less than"),
         (torch.zeros(0, 3), "weight must have at least one unit"),
-        ([1], "model must be a BipartiteBoltzmann, got list"),
+        ([1], "model must be a BipartiteBoltzmann or a GraphBoltzmann, got list"),
     ],
 )
 def test_coupling_resolution(weight, message):
@@ -221,3 +258,68 @@ def test_biases_must_be_finite_in_float32():
     bias, weight = torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
     with pytest.raises((ValueError, RuntimeError), match=r"^bipartite_gibbs: right_bias"):
         gx.bipartite_gibbs(bias, bias, torch.full_like(bias, 1e300), weight, 1, seed=0)
+
+
+# Graphs: each route reads the parameters in its own way --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("graph")])
+@pytest.mark.parametrize("own", [(), ("bias",), ("coupling",), ("bias", "coupling")], ids="-".join)
+@pytest.mark.parametrize("tables", ROUTES)
+def test_every_route_checks_parameters(name, own, tables):
+    """Shared by 100 chains, or one for each of them: any one bad number is found."""
+    arguments = good(name) | {"state": torch.zeros(100, N), "chain_offset": 0}
+    arguments = {key: value for key, value in arguments.items() if key != "clamp"}
+    for key, size in (("bias", N), ("base_bias", N), ("coupling", E)):
+        if key in arguments:
+            arguments[key] = torch.zeros(100, size) if key in own else torch.zeros(size)
+    with taking(tables=tables):
+        getattr(gx, name)(**arguments)
+        for key in ("bias", "base_bias", "coupling"):
+            if key not in arguments:
+                continue
+            for place in (0, arguments[key].numel() // 2, -1):
+                for number in (math.nan, math.inf, -math.inf, *[2.0**127] * (key == "coupling")):
+                    wrong = arguments[key].clone()
+                    wrong.view(-1)[place] = number
+                    check_error(name, arguments | {key: wrong}, key)
+
+
+def layouts():
+    """Layouts that are none, from what torch.ops lets anyone pass."""
+    layout = gx.ColoredGraph(N, EDGES).layout
+    yield from (layout[:-1], layout[:3], torch.cat((layout, layout)), layout.long(), layout.float(), layout[:, None])
+    yield from (torch.zeros(0, dtype=torch.int32), torch.zeros_like(layout), layout.repeat_interleave(2)[::2])
+    for place in range(len(layout)):
+        for number in (-1, 10**6, 2**31 - 1, -(2**31)):
+            if place != 3 or number < 0:  # a max_degree may be larger than it need be
+                wrong = layout.clone()
+                wrong[place] = number
+                yield wrong
+
+
+@pytest.mark.parametrize("op", ["graph_gibbs", "graph_gibbs_relaxed", "graph_ais", "graph_coupling_resolution"])
+def test_layouts_that_are_none(op):
+    """No number in it may lead outside a tensor."""
+    state, bias, coupling, seed = torch.zeros(3, N), torch.zeros(N), torch.zeros(E), torch.tensor(1)
+    one = torch.ones(2, dtype=torch.float64)
+    rest = {
+        "graph_gibbs": (one, seed, None, None, 0, 0, 2),
+        "graph_gibbs_relaxed": (one, seed, None, 0, 0, 1, 1, 0, 4.0, True),
+        "graph_ais": (bias, one, seed, None, 0, 0),
+        "graph_coupling_resolution": (),
+    }[op]
+    first = (coupling,) if op == "graph_coupling_resolution" else (state, bias, coupling)
+    call = getattr(torch.ops.gibbs_ext, op)
+    call(*first, gx.ColoredGraph(N, EDGES).layout, *rest)
+    for layout in layouts():
+        with pytest.raises((ValueError, RuntimeError), match=rf"^{op}: (layout|coupling|state|bias) must "):
+            call(*first, layout, *rest)
+
+
+def test_a_coupling_too_large():
+    for value in (2.0**127, -(2.0**127), 3e38):
+        arguments = good("graph_gibbs") | {"coupling": torch.full((E,), value)}
+        check_error("graph_gibbs", arguments, "coupling")
+    with pytest.warns(gx.CouplingResolutionWarning):
+        gx.graph_gibbs(**good("graph_gibbs") | {"coupling": torch.full((E,), 1.7e38)})

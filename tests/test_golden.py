@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sampling contract does not change by accident: values of earlier versions, kept as text."""
 
-from golden.regenerate import FILE, vectors
+from golden.regenerate import FILE, GRAPH_FILE, graph_vectors, reference_resolution, vectors
 
 import gibbs_ext
-from gibbs_ext import _C, reference
+from gibbs_ext import _C, ops, reference
 
-GOLDEN = FILE.read_text().splitlines()
+GOLDEN, GRAPH_GOLDEN = (file.read_text().splitlines() for file in (FILE, GRAPH_FILE))
 
 
 def test_compiled(instruction_set):
@@ -15,3 +15,15 @@ def test_compiled(instruction_set):
 
 def test_reference():
     assert list(vectors(reference, reference.bipartite_gibbs_reference, reference.bipartite_ais_reference)) == GOLDEN
+
+
+def test_graphs_compiled(instruction_set, graph_tables):
+    def resolution(coupling, graph):
+        return float(ops.graph_coupling_resolution(coupling, graph.layout))
+
+    assert list(graph_vectors(gibbs_ext.graph_gibbs, gibbs_ext.graph_ais, resolution)) == GRAPH_GOLDEN
+
+
+def test_graphs_reference():
+    vectors = graph_vectors(reference.graph_gibbs_reference, reference.graph_ais_reference, reference_resolution)
+    assert list(vectors) == GRAPH_GOLDEN

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from graph_support import random_graph_parameters
 from support import assert_close, assert_same_bits, random_bits, random_parameters
 from torch import library
 
@@ -48,8 +49,36 @@ def samples(op):
             yield (left.bool(), *p, p[0], p[1], schedule, SEED, chains, 0, 3)
         elif op == "coupling_resolution":
             yield (p[2],)
+        elif op.startswith("graph_"):
+            yield from graph_samples(op, batches[1:], state, dtype)
         else:
             raise NotImplementedError(f"{op} has no samples: add some")
+
+
+def graph_samples(op, batches, state, dtype):
+    graph = gx.ColoredGraph(7, [(i, (i + 1) % 7) for i in range(7)])
+    p = [x.requires_grad_(op == "graph_gibbs_relaxed") for x in random_graph_parameters(graph, batches, dtype=dtype)]
+    z, chains, layout = random_bits(*state, 7, dtype=dtype), torch.arange(state[-1]), graph.layout
+    schedule = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
+    if op == "graph_gibbs":
+        yield (z.bool(), *p, layout, ONE, SEED, None, None, 0, 0, 2)
+        yield (z, *p, layout, schedule, SEED, torch.zeros(7, dtype=torch.bool), chains, 0, 4, 3)
+    elif op == "graph_gibbs_relaxed":
+        for code in ops.RELAXATIONS.values():
+            yield (z, *p, layout, ONE, SEED, None, 0, 0, 2, 1, code, 4.0, True)
+        yield (z, *p, layout, schedule, SEED, chains, 0, 4, 1, 2, 0, 3.0, False)
+        yield (z.requires_grad_(), *p, layout, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
+    elif op == "graph_gibbs_relaxed_backward":
+        numbers = (layout, ONE, SEED, None, 0, 0, 2)
+        *outputs, state_out, fields = ops.graph_gibbs_relaxed(z, *p, *numbers, 2, 0, 4.0, True)
+        yield (*(torch.randn_like(out) for out in outputs), state_out, fields, p[1], *numbers, 0, 4.0, True)
+    elif op == "graph_ais":
+        yield (z, *p, layout, torch.zeros_like(p[0]), schedule, SEED, None, 0, 0)
+        yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
+    elif op == "graph_coupling_resolution":
+        yield (p[1], layout)
+    else:
+        raise NotImplementedError(f"{op} has no samples: add some")
 
 
 REGISTERED = sorted(
@@ -58,7 +87,7 @@ REGISTERED = sorted(
 
 
 def test_ops_are_found():
-    assert len(REGISTERED) >= 5
+    assert len(REGISTERED) >= 10
 
 
 @pytest.mark.parametrize("op", REGISTERED)
@@ -85,6 +114,12 @@ def test_half_parameters_have_float32_fakes():
     real = ops.bipartite_gibbs_relaxed(*arguments)
     meta = ops.bipartite_gibbs_relaxed(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
     assert [x.dtype for x in real] == [x.dtype for x in meta]
+    graph = gx.ChimeraGraph(1)
+    p = random_graph_parameters(graph, dtype=torch.bfloat16)
+    arguments = (torch.zeros(8), *p, graph.layout, ONE, SEED, None, 0, 0, 2, 1, 0, 4.0, True)
+    real = ops.graph_gibbs_relaxed(*arguments)
+    meta = ops.graph_gibbs_relaxed(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
+    assert [x.dtype for x in real] == [x.dtype for x in meta]
 
 
 # torch.compile ----------------------------------------------------------------------------------------------------
@@ -103,6 +138,18 @@ def test_compile_binary(backend):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_binary_on_a_graph(backend):
+    graph = gx.ChimeraGraph(1, 2)
+    p, state = random_graph_parameters(graph), random_bits(4, 16)
+
+    def sample(state, *p):
+        return 2 * gx.graph_gibbs(state, *p, graph, 3, beta=[0.5, 1.0, 1.5], clamp=torch.tensor(False), seed=3)
+
+    compiled = torch.compile(sample, fullgraph=True, backend=backend)
+    assert_same_bits(compiled(state, *p), sample(state, *p))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile_relaxed_with_gradient(backend):
     p, left = random_parameters(5, 7, ((4,), (4,), (4,)), dtype=torch.float64), random_bits(4, 5, dtype=torch.float64)
 
@@ -110,10 +157,26 @@ def test_compile_relaxed_with_gradient(backend):
         left, right, left_mean = gx.bipartite_gibbs_relaxed(left, *(3 * x for x in p), 2, 2, seed=3)
         return (left**2).sum() + right.sum() * left_mean.mean()
 
+    assert_compiled_gradients(loss, left, p, backend)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_relaxed_with_gradient_on_a_graph(backend):
+    graph = gx.ChimeraGraph(1, 2)
+    p = random_graph_parameters(graph, ((4,), (4,)), dtype=torch.float64)
+
+    def loss(state, *p):
+        zeta, mean = gx.graph_gibbs_relaxed(state, *(3 * x for x in p), graph, 2, 2, seed=3)
+        return (zeta**2).sum() + mean.sum() * zeta.mean()
+
+    assert_compiled_gradients(loss, random_bits(4, 16, dtype=torch.float64), p, backend)
+
+
+def assert_compiled_gradients(loss, state, parameters, backend):
     gradients = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend=backend)):
-        leaves = [x.clone().requires_grad_() for x in p]
-        value = function(left, *leaves)
+        leaves = [x.clone().requires_grad_() for x in parameters]
+        value = function(state, *leaves)
         gradients.append((value.detach(), *torch.autograd.grad(value, leaves)))
     for compiled, eager in zip(*gradients, strict=True):
         assert_close(compiled, eager, 1e-12)
@@ -146,6 +209,10 @@ def test_compile_ais():
     p, left = random_parameters(5, 7), random_bits(4, 5)
     function = lambda left: gx.bipartite_ais(left, *p, p[0], p[1], [0.0, 0.5, 1.0], seed=2)  # noqa: E731
     assert_same_bits(torch.compile(function, fullgraph=True, backend="aot_eager")(left), function(left))
+    graph = gx.ChimeraGraph(1)
+    p, state = random_graph_parameters(graph), random_bits(4, 8)
+    function = lambda state: gx.graph_ais(state, *p, p[0], [0.0, 0.5, 1.0], graph, seed=2)  # noqa: E731
+    assert_same_bits(torch.compile(function, fullgraph=True, backend="aot_eager")(state), function(state))
 
 
 # functorch --------------------------------------------------------------------------------------------------------
@@ -161,6 +228,19 @@ def test_func_grad():
     assert_close(torch.func.grad(loss)(p.weight), torch.autograd.grad(loss(leaf), leaf)[0], 1e-12)
 
 
+def test_func_grad_on_a_graph():
+    graph = gx.ChimeraGraph(1)
+    p, state = random_graph_parameters(graph, dtype=torch.float64), random_bits(4, 8, dtype=torch.float64)
+
+    def loss(*p):
+        return gx.graph_gibbs_relaxed(state, *p, graph, 2, seed=1)[0].sum()
+
+    leaves = [x.clone().requires_grad_() for x in p]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    for actual, wanted in zip(torch.func.grad(loss, argnums=(0, 1))(*p), expected, strict=True):
+        assert_close(actual, wanted, 1e-12)
+
+
 @pytest.mark.parametrize("seed", [{"seed": 1}, {}])
 @pytest.mark.parametrize("randomness", ["error", "same", "different"])
 @pytest.mark.parametrize("name", ["bipartite_gibbs", "bipartite_gibbs_relaxed", "bipartite_ais"])
@@ -171,6 +251,19 @@ def test_vmap_says_why_not(name, seed, randomness):
         torch.vmap(lambda left: getattr(gx, name)(left, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 5))
     with pytest.raises(NotImplementedError, match=r"^coupling_resolution: torch.vmap"):
         torch.vmap(gx.coupling_resolution)(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("seed", [{"seed": 1}, {}])
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("name", ["graph_gibbs", "graph_gibbs_relaxed", "graph_ais"])
+def test_vmap_on_a_graph_says_why_not(name, seed, randomness):
+    graph = gx.ChimeraGraph(1)
+    p = random_graph_parameters(graph)
+    rest = (p[0], [0.0, 1.0], graph) if name == "graph_ais" else (graph, 2)
+    with pytest.raises(NotImplementedError, match=f"^{name}: torch.vmap is not supported"):
+        torch.vmap(lambda state: getattr(gx, name)(state, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 8))
+    with pytest.raises(NotImplementedError, match=r"^graph_coupling_resolution: torch.vmap"):
+        torch.vmap(lambda coupling: ops.graph_coupling_resolution(coupling, graph.layout))(torch.zeros(2, 16))
 
 
 # Ctrl-C, and the module itself ------------------------------------------------------------------------------------
@@ -213,7 +306,63 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(("chains", "models"), [(1, ""), (512, ""), (64, "64, ")])
 def test_ctrl_c_stops_within_a_second(call, chains, models):
-    script = textwrap.dedent(INTERRUPTED).format(call=CALLS[call], chains=chains, models=models, threads=2)
+    assert_stops(INTERRUPTED.format(call=CALLS[call], chains=chains, models=models, threads=2))
+
+
+INTERRUPTED_ON_A_GRAPH = """
+    import threading, time, os, signal, torch, gibbs_ext as gx
+    torch.set_num_threads(2)
+    gx.ops.set_graph_tables("{tables}")
+    graph = gx.ChimeraGraph(4)
+    state, bias = torch.zeros({chains}, 128), torch.zeros(128, requires_grad=True)
+    coupling = 0.1 * torch.randn({models}graph.num_edges)
+    before = [x.clone() for x in (state, bias, coupling)]
+    sent = []
+
+    def interrupt():
+        time.sleep(0.5)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        {call}
+    except KeyboardInterrupt:
+        print("late" if time.perf_counter() - sent[0] > 1 else "in time")
+        assert all(x.equal(y) for x, y in zip((state, bias, coupling), before))
+        gx.graph_gibbs(state[:1], bias, coupling, graph, 1)
+        try:
+            gx.graph_gibbs(state[:, :3], bias, coupling, graph, 1)
+        except KeyboardInterrupt:
+            print("an old interruption came back")
+        except (RuntimeError, ValueError):
+            print("and works on")
+"""
+
+GRAPH_CALLS = {
+    "graph_gibbs": "gx.graph_gibbs(state, bias, coupling, graph, 10**8)",
+    "graph_gibbs_relaxed": "gx.graph_gibbs_relaxed(state, bias, coupling, graph, 10**8)",
+    "graph_ais": "gx.graph_ais(state, bias, coupling, bias, torch.linspace(0, 1, 10**7), graph)",
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "chains", "models", "tables"),
+    [
+        ("graph_gibbs", 512, "", "always"),
+        ("graph_gibbs", 512, "", "never"),
+        ("graph_gibbs", 1, "", "auto"),
+        ("graph_gibbs", 64, "64, ", "auto"),
+        ("graph_gibbs_relaxed", 512, "", "auto"),
+        ("graph_ais", 512, "", "auto"),
+    ],
+)
+def test_ctrl_c_on_a_graph(call, chains, models, tables):
+    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=GRAPH_CALLS[call], chains=chains, models=models, tables=tables))
+
+
+def assert_stops(script):
+    script = textwrap.dedent(script)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["in time", "and works on", ""]

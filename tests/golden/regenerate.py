@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes bipartite.txt from the Python reference.
+"""Writes bipartite.txt and graph.txt from the Python reference.
 
 What it holds is the sampling contract: a line that changes is a breaking change, which CHANGELOG.md must name. Run
 ``python tests/golden/regenerate.py`` then, and at no other time.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,9 +13,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import torch
 
-from gibbs_ext import pack_bits
+from gibbs_ext import ChimeraGraph, ColoredGraph, pack_bits, reference
 
-FILE = Path(__file__).with_name("bipartite.txt")
+FILE, GRAPH_FILE = (Path(__file__).with_name(name) for name in ("bipartite.txt", "graph.txt"))
 
 
 def parameters(n1: int, n2: int, models: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -55,8 +56,48 @@ def vectors(core: ModuleType | SimpleNamespace, gibbs, ais) -> Iterator[str]:
         yield f"bipartite_ais {name} = {hexadecimal(left)} {hexadecimal(right)}"
 
 
-if __name__ == "__main__":
-    from gibbs_ext import reference
+GRAPHS = {
+    "chimera": ChimeraGraph(2),
+    "chimera with holes": ChimeraGraph(3, 3, missing_nodes=[0, 9, 30], missing_edges=[(1, 5), (32, 56)]),
+    "K5": ColoredGraph(5, [(i, j) for i in range(5) for j in range(i)], range(5)),
+    "star of 12": ColoredGraph(13, [(12, i) for i in range(12)], [0] * 12 + [1]),
+    "no edges": ColoredGraph(3, [], [1, 0, 1]),
+}
 
+
+def graph_vectors(gibbs, ais, resolution) -> Iterator[str]:
+    """One line each; ``resolution`` gives 2^-k of the couplings of one model on a graph."""
+    for name, graph in GRAPHS.items():
+        n, e = torch.arange(graph.num_nodes), torch.arange(graph.num_edges)
+        for scale in [1e-6, 1.0, 3.7, 1e5]:
+            coupling = ((e * 7 % 11 - 5) / 16 * scale).float()
+            yield f"coupling_resolution {name} {scale} = {resolution(coupling, graph)}"
+        for models, chains, seed in [(0, 70, 1), (3, 2, -5)]:
+            m = torch.arange(max(models, 1))
+            bias, coupling = (n * 5 % 9 - 4) / 8, ((e * 7 + m[:, None] * 5) % 11 - 5) / 8
+            coupling = coupling if models else coupling[0]
+            start = torch.zeros(chains, *([models] if models else []), graph.num_nodes)
+            options = {"seed": seed, "chain_offset": 2**33, "sweep_offset": 7}
+            beta = torch.tensor([0.25, 0.25, 0.5, 1.25, 1.25])
+            z = gibbs(start, bias, coupling, graph, 5, beta=beta, **options)
+            yield f"graph_gibbs {name} {models} {chains} {seed} = {digest(z)}"
+            z, _ = ais(start, bias, coupling, bias / 2, torch.linspace(0, 1, 6).double(), graph, **options)
+            yield f"graph_ais {name} {models} {chains} {seed} = {digest(z)}"
+
+
+def digest(state: torch.Tensor) -> str:
+    """Of all chains; the last one's bits tell more."""
+    packed = pack_bits(state).numpy().tobytes()
+    return f"{hashlib.sha256(packed).hexdigest()[:16]} {hexadecimal(state.reshape(-1, state.shape[-1])[-1])}"
+
+
+def reference_resolution(coupling: torch.Tensor, graph: ColoredGraph) -> float:
+    _, k = reference.round_graph_couplings(coupling.numpy(), graph.edges.numpy(), graph.num_nodes)
+    return float(2.0**-k)
+
+
+if __name__ == "__main__":
     lines = vectors(reference, reference.bipartite_gibbs_reference, reference.bipartite_ais_reference)
     FILE.write_text("\n".join(lines) + "\n")
+    lines = graph_vectors(reference.graph_gibbs_reference, reference.graph_ais_reference, reference_resolution)
+    GRAPH_FILE.write_text("\n".join(lines) + "\n")

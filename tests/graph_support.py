@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of graphs share: graphs of every kind, parameters of their batches, and answers by enumeration."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from support import supported_instruction_sets
+from torch import Tensor
+
+from gibbs_ext import ChimeraGraph, ColoredGraph, ops
+
+
+class GraphParameters(NamedTuple):
+    bias: Tensor
+    coupling: Tensor
+
+
+# Batch shapes of (state, bias, coupling), and what they broadcast to.
+GRAPH_BROADCASTS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
+    "single": (((), (), ()), ()),
+    "shared": (((7,), (), ()), (7,)),
+    "per_model": (((5,), (5,), (5,)), (5,)),
+    "chains_of_models": (((3, 4), (4,), (4,)), (3, 4)),
+    "models_of_chains": (((4, 3), (4, 1), (4, 1)), (4, 3)),
+    "bias_per_chain": (((6,), (6,), ()), (6,)),
+    "coupling_per_chain": (((1,), (), (6,)), (6,)),
+    "outer": (((3, 1), (4,), (3, 1)), (3, 4)),
+    "state_shared": (((), (2, 3), (2, 1)), (2, 3)),
+}
+
+
+# Every way to the same bits: instruction sets, and routes of binary sweeps (where a route cannot go, another is taken).
+ROUTES = ["never", "always", "chains"]
+WAYS = list(itertools.product(supported_instruction_sets(), ROUTES))
+
+
+@contextlib.contextmanager
+def taking(instruction_set: str = "auto", tables: str = "auto") -> Iterator[None]:
+    """A way of WAYS, or a part of one. What is asserted in the block names it."""
+    ops.set_instruction_set(instruction_set)
+    ops.set_graph_tables(tables)
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{instruction_set}, tables {tables}: {error}") from error
+    finally:
+        ops.set_instruction_set("auto")
+        ops.set_graph_tables("auto")
+
+
+# Graphs -----------------------------------------------------------------------------------------------------------
+
+
+def as_edges(pairs: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def complete_graph(n: int) -> ColoredGraph:
+    """n colours."""
+    return ColoredGraph(n, as_edges([(i, j) for i in range(n) for j in range(i)]))
+
+
+def star_graph(rays: int) -> ColoredGraph:
+    """The hub is a node in the middle, of the second colour."""
+    hub = rays // 2
+    colors = torch.zeros(rays + 1, dtype=torch.int64)
+    colors[hub] = 1
+    return ColoredGraph(rays + 1, as_edges([(hub, i) for i in range(rays + 1) if i != hub]), colors)
+
+
+def random_graph(num_nodes: int, num_edges: int, seed: int = 0) -> ColoredGraph:
+    """Edges in random order and orientation."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.triu_indices(num_nodes, num_nodes, 1).T
+    edges = pairs[torch.randperm(len(pairs), generator=generator)[:num_edges]]
+    swap = torch.rand(len(edges), generator=generator) < 0.5
+    return ColoredGraph(num_nodes, torch.where(swap[:, None], edges.flip(-1), edges))
+
+
+def grid_graph(rows: int, cols: int) -> ColoredGraph:
+    at = torch.arange(rows * cols).reshape(rows, cols)
+    edges = [torch.stack((at[:, 1:], at[:, :-1]), -1), torch.stack((at[1:], at[:-1]), -1)]
+    return ColoredGraph(rows * cols, torch.cat([e.reshape(-1, 2) for e in edges]))
+
+
+_GRAPHS = {
+    "one node": lambda: ColoredGraph(1, as_edges([])),
+    "one edge": lambda: ColoredGraph(2, as_edges([(1, 0)])),
+    "no edges": lambda: ColoredGraph(37, as_edges([])),
+    "no edges, 3 colours": lambda: ColoredGraph(5, as_edges([]), torch.tensor([2, 0, 1, 0, 2])),
+    "chimera": lambda: ChimeraGraph(2),
+    "chimera of 200": lambda: ChimeraGraph(5),
+    "chimera with holes": lambda: ChimeraGraph(2, 3, missing_nodes=[0, 5, 17, 46], missing_edges=[(1, 6), (36, 44)]),
+    "chimera of shore 5": lambda: ChimeraGraph(2, 1, 5),  # degrees 6 and 7
+    "K3": lambda: complete_graph(3),
+    "K20": lambda: complete_graph(20),
+    "grid": lambda: grid_graph(5, 7),
+    "odd ring": lambda: ColoredGraph(9, as_edges([(i, (i + 1) % 9) for i in range(9)])),
+    "star of 5": lambda: star_graph(5),
+    "star of 8": lambda: star_graph(8),
+    "star of 9": lambda: star_graph(9),
+    "star of 20": lambda: star_graph(20),
+    "star of 300": lambda: star_graph(300),
+    "some isolated": lambda: random_graph(40, 15),
+    "pegasus-like": lambda: random_graph(48, 48 * 15 // 2),
+    "random of 16": lambda: random_graph(16, 60),
+    "a colour each": lambda: ColoredGraph(18, grid_graph(3, 6).edges, torch.arange(18).flip(0)),
+}
+GRAPHS = list(_GRAPHS)
+
+
+@functools.cache
+def graph_named(name: str) -> ColoredGraph:
+    return _GRAPHS[name]()
+
+
+def degrees(graph: ColoredGraph) -> Tensor:
+    return torch.bincount(graph.edges.reshape(-1), minlength=graph.num_nodes)
+
+
+def random_graph_parameters(
+    graph: ColoredGraph,
+    batches: Sequence[Sequence[int]] = ((), ()),
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> GraphParameters:
+    """Bias and coupling of the given batch shapes; couplings such that fields are of order ``scale``."""
+    bias, coupling = (
+        torch.randn(*batch, n, dtype=torch.float64, generator=generator)
+        for batch, n in zip(batches, (graph.num_nodes, len(graph.edges)), strict=True)
+    )
+    degree = max(1, int(degrees(graph).max()))
+    return GraphParameters((scale * bias).to(dtype), (2 * scale / degree**0.5 * coupling).to(dtype))
+
+
+def chimera_cell(shape: Sequence[int] = (), **options) -> tuple[GraphParameters, tuple[Tensor, Tensor, Tensor]]:
+    """Parameters of ChimeraGraph(1), and the same as left_bias, right_bias and weight of a bipartite model."""
+    graph = ChimeraGraph(1)
+    p = random_graph_parameters(graph, (shape, shape), **options)
+    weight = torch.zeros(*shape, 8, 8, dtype=p.coupling.dtype)
+    u, v = graph.edges.unbind(-1)
+    weight[..., u, v] = weight[..., v, u] = p.coupling
+    return p, (p.bias[..., :4], p.bias[..., 4:], weight[..., :4, 4:])
+
+
+# Enumeration: tensors [2^N] over all states, whose number has unit 0 as its lowest bit -----------------------------
+
+
+def where(of_states: Tensor, *ones: int) -> Tensor:
+    """A view of the states in which these units are 1."""
+    for unit in sorted(ones, reverse=True):  # the dims of lower units are still to be split
+        of_states = halves(of_states, unit)[1]
+    return of_states
+
+
+def halves(of_states: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+    """Views of the states in which a unit is 0, and 1. The last dim counts the states of the units below."""
+    split = of_states.unflatten(-1, (-1, 2, 2**unit))
+    return split.select(-2, 0), split.select(-2, 1)
+
+
+def exact_energies(graph: ColoredGraph, parameters: GraphParameters) -> Tensor:
+    """[2^N] float64, as the contract writes it."""
+    energies = torch.zeros(2**graph.num_nodes, dtype=torch.float64)
+    for i, b in enumerate(parameters.bias.tolist()):
+        where(energies, i).sub_(b)
+    for (u, v), c in zip(graph.edges.tolist(), parameters.coupling.tolist(), strict=True):
+        where(energies, u, v).sub_(c)
+    return energies
+
+
+def exact_graph_probabilities(graph: ColoredGraph, parameters: GraphParameters, beta: float = 1.0) -> Tensor:
+    """[2^N] float64, by brute force."""
+    return (-beta * exact_energies(graph, parameters)).softmax(0)
+
+
+def exact_sweeps(graph: ColoredGraph, parameters: GraphParameters, num_sweeps: int, beta: float = 1.0) -> Tensor:
+    """[2^N] float64: the distribution after so many sweeps from all zeros, unit by unit."""
+    energies = exact_energies(graph, parameters)
+    p = torch.zeros_like(energies)
+    p[0] = 1
+    updates = []
+    for unit in graph.colors.argsort(stable=True).tolist():
+        low, high = halves(energies, unit)
+        updates.append((*halves(p, unit), torch.sigmoid(beta * (low - high))))
+    for _ in range(num_sweeps):
+        for zero, one, conditional in updates:
+            total = zero + one
+            torch.mul(total, conditional, out=one)
+            torch.sub(total, one, out=zero)
+    return p

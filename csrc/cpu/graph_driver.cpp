@@ -48,7 +48,7 @@ const LogitBounds& logit_bounds() {
     LogitBounds out;
     for (int64_t k = 0; k < 64; ++k) {
       out.zero[k] = k == 0 ? -std::numeric_limits<float>::infinity() : logit_of((k << 26) - kSpare).first;
-      out.one[k] = k == 63 ? std::numeric_limits<float>::quiet_NaN() : logit_of((k + 1 << 26) + kSpare).second;
+      out.one[k] = k == 63 ? std::numeric_limits<float>::quiet_NaN() : logit_of(((k + 1) << 26) + kSpare).second;
     }
     return out;
   }();

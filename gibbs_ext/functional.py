@@ -395,8 +395,9 @@ def graph_gibbs(
 
     Example:
         >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])
-        >>> state = graph_gibbs(torch.zeros(1000, 3), torch.zeros(3), torch.ones(2), graph, 10, beta=0.5, seed=1)
-        >>> state[:500].equal(graph_gibbs(torch.zeros(500, 3), torch.zeros(3), torch.ones(2), graph, 10, beta=0.5, seed=1))
+        >>> model = torch.zeros(3), torch.ones(2), graph
+        >>> state = graph_gibbs(torch.zeros(1000, 3), *model, 10, beta=0.5, seed=1)
+        >>> state[:500].equal(graph_gibbs(torch.zeros(500, 3), *model, 10, beta=0.5, seed=1))
         True
     """
     name = "graph_gibbs"
@@ -493,9 +494,9 @@ def graph_gibbs_relaxed(
         return_state: Also return the binary state before the relaxed sweeps, which persistent chains keep.
 
     Returns:
-        The relaxed state [*S, N] in [0, 1], and mean [*S, N], the q of each unit's last update. For the units of the last
-        colour that is their conditional mean given all others: where a loss is linear in them, as an energy is, it
-        integrates them out. With ``return_state`` also the binary state [*S, N].
+        The relaxed state [*S, N] in [0, 1], and mean [*S, N], the q of each unit's last update. For the units of the
+        last colour that is their conditional mean given all others: where a loss is linear in them, as an energy is,
+        it integrates them out. With ``return_state`` also the binary state [*S, N].
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with

@@ -420,7 +420,8 @@ def graph_gibbs_relaxed_backward_fake(
     relaxation: int, sharpness: float, slope_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_state, grad_bias, grad_coupling = (
-        coupling.new_empty(shape, dtype=_relaxed_dtype(coupling)) for shape in (state.shape, state.shape, coupling.shape)
+        coupling.new_empty(shape, dtype=_relaxed_dtype(coupling))
+        for shape in (state.shape, state.shape, coupling.shape)
     )
     return grad_state, grad_bias, grad_coupling
 

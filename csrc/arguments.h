@@ -410,11 +410,11 @@ inline void check_finite(const char* op, const char* name, const Tensor& t) {
 }
 
 // Says so where rounding may be felt: resolution is the coarsest 2^-k of any model.
-inline void warn_of_resolution(const char* op, const char* name, double resolution, int64_t degree) {
-  if (double(degree) * resolution <= kResolutionLimit || !hooks.warn) return;
+inline void warn_of_resolution(const char* op, const char* name, double resolution, int64_t neighbors) {
+  if (double(neighbors) * resolution <= kResolutionLimit || !hooks.warn) return;
   std::ostringstream out;
-  out << op << ": " << name << " is so large that rounding it to fixed point is felt: resolution " << resolution << " for "
-      << degree << " units";
+  out << op << ": " << name << " is so large that rounding it to fixed point is felt: resolution " << resolution
+      << " for units of up to " << neighbors << " neighbours";
   if (!hooks.warn(out.str().c_str())) throw std::runtime_error(std::string(op) + ": stopped by a warning");
 }
 

@@ -7,7 +7,8 @@ namespace gibbs {
 
 namespace {
 
-// The graph that a layout describes. Nothing in it leads outside any tensor, whoever made it.
+// The graph that a layout describes. Nothing in it leads outside any tensor, whoever made it: that is read again by every call, at about a
+// nanosecond a number. Whether its colouring is proper, only gibbs_ext._C.graph_layout checks.
 GraphView read_layout(const char* op, const Tensor& layout) {
   if (!layout.is_cpu() || layout.scalar_type() != ScalarType::Int || layout.dim() != 1 || !layout.is_contiguous())
     fail(op, "layout must be a contiguous 1-D int32 tensor on the CPU, the layout of a ColoredGraph, got ",
@@ -137,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
   const Tensor start = output(p.with_batch({n})), relaxed = output(p.with_batch({n})), mean = output(p.with_batch({n})),
                fields = output(p.with_batch({n}, {num_relaxed_sweeps}));
-  const Bits bits = read_start(op, "state", p, state, n, num_sweeps, start);
-  call.bits = const_cast<uint32_t*>(bits.data());
+  Bits bits = read_start(op, "state", p, state, n, num_sweeps, start);
+  call.bits = bits.data();
   call.state = start.mutable_data_ptr();
   call.relaxed = relaxed.mutable_data_ptr();
   call.mean = mean.mutable_data_ptr();

@@ -90,6 +90,7 @@ struct RelaxedGraphSweeps {
   Relaxation relaxation;
   T sharpness;
   bool slope_gradient;
+  StopCheck check;
 };
 
 template <class T>

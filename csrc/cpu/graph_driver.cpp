@@ -191,6 +191,8 @@ class SharedCoupling {
     const T* row = row_of<T>(call_, call_.coupling, model, 0);
     for (int64_t e = 0; e < g.num_edges; ++e) row_.get()[e] = row[e * call_.coupling.stride];
     for (int64_t h = 0; h < 2 * g.num_edges; ++h) halves_.get()[h] = row_.get()[g.edge_of[h]];
+    if (!std::all_of(row_.get(), row_.get() + g.num_edges, [](T x) { return std::isfinite(x); }))
+      return progress.fail(Outcome::kNonFiniteCoupling), false;
     if (is_rounded_) {
       const CouplingStatus status = round_kernel<T>()(g, row_.get(), 1, &k_, rounded_.get());
       if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
@@ -227,7 +229,8 @@ class LaneCoupling {
   bool load(const Lanes& lanes, Progress& progress) {
     const T* rows[kChainBlock] = {};
     for (int l = 0; l < lanes.count; ++l) rows[l] = row_of<T>(call_, call_.coupling, lanes.model[l], 0);
-    rows_.load(rows, lanes.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get());
+    if (!rows_.load(rows, lanes.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get()))
+      return progress.fail(Outcome::kNonFiniteCoupling), false;
     if (!is_rounded_) return true;
     int k[kChainBlock];
     const CouplingStatus status = round_kernel<T>()(call_.graph, lanes_.get(), kChainBlock, k, rounded_.get());
@@ -251,7 +254,7 @@ class LaneCoupling {
 // ---- blocks of 16 --------------------------------------------------------------------------------------------------------------
 
 template <class T>
-RelaxedGraphSweeps<T> relaxed_sweeps(const GraphCall& call) {
+RelaxedGraphSweeps<T> relaxed_sweeps(const GraphCall& call, Progress& progress) {
   const bool schedule = call.beta.size() > 1;
   return {call.graph,
           call.num_relaxed_sweeps,
@@ -261,7 +264,8 @@ RelaxedGraphSweeps<T> relaxed_sweeps(const GraphCall& call) {
           schedule ? 1 : 0,
           call.relaxation,
           T(call.sharpness),
-          call.slope_gradient};
+          call.slope_gradient,
+          progress.check()};
 }
 
 // Scratch memory and code of one thread.
@@ -389,9 +393,10 @@ class BlockRunner {
     b.fields = fields_.get();
     b.words = words_.get();
     if constexpr (sizeof(T) == 4)
-      kernels().relaxed_block_float(relaxed_sweeps<T>(call_), b);
+      kernels().relaxed_block_float(relaxed_sweeps<T>(call_, progress_), b);
     else
-      kernels().relaxed_block_double(relaxed_sweeps<T>(call_), b);
+      kernels().relaxed_block_double(relaxed_sweeps<T>(call_, progress_), b);
+    if (progress_.stop()) return false;
     rows_.store(value_.get(), lanes.count, n, rows_of(call_.relaxed));
     rows_.store(mean_.get(), lanes.count, n, rows_of(call_.mean));
     for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep)
@@ -426,10 +431,11 @@ void transpose_bits(uint32_t* word) {
 }
 
 // Rows of bits of up to 64 chains, in the order of a table block's bits, as words [n] of 64 chains, and back.
+template <class Word>
 struct TableRows {
-  const uint32_t* row[kTableChains];  // null: no such chain
+  Word* row[kTableChains];  // null: no such chain
 };
-void words_from_rows(const TableRows& rows, int64_t n, uint64_t* out) {
+void words_from_rows(const TableRows<const uint32_t>& rows, int64_t n, uint64_t* out) {
   for (int64_t w = 0; w < state_words(n); ++w) {
     uint32_t half[2][32];
     for (int p = 0; p < kTableChains; ++p) half[p / 32][p % 32] = rows.row[p] ? rows.row[p][w] : 0;
@@ -438,14 +444,14 @@ void words_from_rows(const TableRows& rows, int64_t n, uint64_t* out) {
     for (int64_t i = 0; i < count; ++i) out[32 * w + i] = half[0][i] | uint64_t{half[1][i]} << 32;
   }
 }
-void rows_from_words(const uint64_t* words, int64_t n, const TableRows& rows) {
+void rows_from_words(const uint64_t* words, int64_t n, const TableRows<uint32_t>& rows) {
   for (int64_t w = 0; w < state_words(n); ++w) {
     uint32_t half[2][32] = {};
     const int64_t count = std::min<int64_t>(32, n - 32 * w);
     for (int64_t i = 0; i < count; ++i) half[0][i] = uint32_t(words[32 * w + i]), half[1][i] = uint32_t(words[32 * w + i] >> 32);
     transpose_bits(half[0]), transpose_bits(half[1]);
     for (int p = 0; p < kTableChains; ++p)
-      if (rows.row[p]) const_cast<uint32_t*>(rows.row[p])[w] = half[p / 32][p % 32];
+      if (rows.row[p]) rows.row[p][w] = half[p / 32][p % 32];
   }
 }
 
@@ -519,10 +525,6 @@ class TableData {
   float scale_ = 0;
 };
 
-struct Interval {
-  int64_t begin, end;
-};
-
 // Scratch memory and code of one thread, which sweeps `blocks` of one model's blocks. All blocks make the sweeps at one beta before
 // the tables of the next are built.
 class TableRunner {
@@ -550,7 +552,7 @@ class TableRunner {
         b.number[l] = chain < call_.batch.chains_per_model() ? chain_number(call_, model, chain) : 0;
       }
       b.state = state_.get() + at * (n + 1);
-      words_from_rows(rows(call_.bits, model, block), n, b.state);
+      words_from_rows(rows<const uint32_t>(call_.bits, model, block), n, b.state);
       if (call_.clamp) {
         uint64_t* clamp = clamp_.get() + at * n;
         words_from_rows(rows(call_.clamp, model, block), n, clamp);
@@ -578,8 +580,9 @@ class TableRunner {
   }
 
  private:
-  TableRows rows(const uint32_t* bits, int64_t model, int64_t block) const {
-    TableRows out;
+  template <class Word>
+  TableRows<Word> rows(Word* bits, int64_t model, int64_t block) const {
+    TableRows<Word> out;
     for (int p = 0; p < kTableChains; ++p) {
       const int64_t chain = block * kTableChains + kernels().chain_of_table_bit(p);
       out.row[p] = chain < call_.batch.chains_per_model()
@@ -608,7 +611,8 @@ bool use_chains(const GraphCall& call) {
   for (int64_t color = 0; color < g.num_colors; ++color)
     positions += round_up(g.color_offsets[color + 1] - g.color_offsets[color], kChainBlock);
   // Small colours and a few units of many neighbours leave most of the rows empty.
-  return positions <= 4 * g.num_nodes + 4 * kChainBlock && positions * g.max_degree <= 8 * g.num_edges + 4096;
+  return positions <= 4 * g.num_nodes + 4 * kChainBlock && positions * g.max_degree <= 8 * g.num_edges + 4096 &&
+         positions < std::numeric_limits<int32_t>::max();
 }
 
 // One model, as its single chains read it.
@@ -705,6 +709,12 @@ class ChainRunner {
   Buffer<uint8_t> bytes_;
 };
 
+// How the binary sweeps of a model are made, `chains` of its chains in each thread.
+TablePolicy route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
+  if (call.num_sweeps && use_tables(call, beta, chains)) return TablePolicy::kAlways;
+  return call.num_sweeps && use_chains(call) ? TablePolicy::kChains : TablePolicy::kNever;
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -722,14 +732,14 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
   const std::vector<float> beta(call.beta.begin(), call.beta.end());
   std::vector<int32_t> position(call.log_weights ? size_t(call.graph.num_nodes) : 0);
   for (size_t pos = 0; pos < position.size(); ++pos) position[size_t(call.graph.order[pos])] = int32_t(pos);
-  const auto make_runner = [&] { return std::make_shared<BlockRunner<T>>(call, beta, position, progress); };
 
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = make_runner(), coupling = std::make_shared<LaneCoupling<T>>(call, true)](int64_t block) {
+      return [&, runner = std::make_shared<BlockRunner<T>>(call, beta, position, progress),
+              coupling = std::make_shared<LaneCoupling<T>>(call, call.num_sweeps > 0)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
-        for (int l = 0; l < lanes.count; ++l) note(coupling->scale()[l]);
+        for (int l = 0; l < lanes.count && call.num_sweeps; ++l) note(coupling->scale()[l]);
         if (call.num_sweeps && !runner->run_binary(lanes, *coupling)) return;
         if (call.num_relaxed_sweeps) runner->run_relaxed(lanes, *coupling);
       };
@@ -738,24 +748,18 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
     return progress.outcome();
   }
 
-  // Enough models: each thread takes whole models. Few: threads share one model's blocks.
+  // Enough models: each thread takes whole models. Few: threads share one model's chains.
   const int64_t threads = models >= runtime.num_threads ? 1 : runtime.num_threads;
-  const bool tables = call.num_sweeps && use_tables(call, beta, (chains + threads - 1) / threads);
+  const TablePolicy route = route_of(call, beta, (chains + threads - 1) / threads);
   const int64_t table_blocks = (chains + kTableChains - 1) / kTableChains, groups = std::min(threads, table_blocks);
-  const auto group_of = [&](int64_t g) { return Interval{g * table_blocks / groups, (g + 1) * table_blocks / groups}; };
-  const int64_t largest_group = (table_blocks + groups - 1) / groups;
-  const bool by_chain = call.num_sweeps && !tables && use_chains(call);
-  const auto run_block = [&](int64_t model, int64_t block, BlockRunner<T>& runner, const SharedCoupling<T>& coupling) {
-    const Lanes lanes = lanes_of_model(batch, model, block);
-    if (call.num_sweeps && !tables && !by_chain && !runner.run_binary(lanes, coupling)) return;
-    if (call.num_relaxed_sweeps) runner.run_relaxed(lanes, coupling);
-  };
-  const bool by_block = (!tables && !by_chain) || call.num_relaxed_sweeps;
-  struct ModelData {
-    ModelData(const GraphCall& c, bool tables, bool by_chain)
-        : coupling(c, true),
-          table(tables ? std::make_unique<TableData>(c) : nullptr),
-          chain(by_chain ? std::make_unique<ChainData>(c) : nullptr) {}
+  // A model's work: binary sweeps by another route than blocks, then what blocks do, binary sweeps included if it is their route.
+  const int64_t binary_tasks = route == TablePolicy::kAlways ? groups : route == TablePolicy::kChains ? chains : 0;
+  const int64_t block_tasks = route == TablePolicy::kNever || call.num_relaxed_sweeps ? num_blocks(batch) : 0;
+  struct Model {
+    Model(const GraphCall& c, TablePolicy route)
+        : coupling(c, c.num_sweeps > 0),
+          table(route == TablePolicy::kAlways ? std::make_unique<TableData>(c) : nullptr),
+          chain(route == TablePolicy::kChains ? std::make_unique<ChainData>(c) : nullptr) {}
     bool load(int64_t model, Progress& p) {
       if (!coupling.load(model, p)) return false;
       if (chain) chain->load(coupling);
@@ -765,40 +769,47 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
     std::unique_ptr<TableData> table;
     std::unique_ptr<ChainData> chain;
   };
-  const auto make_chain_runner = [&](const ModelData& data) {
-    return std::make_shared<ChainRunner>(call, beta, data.chain->num_positions(), progress);
+  struct Runners {
+    std::unique_ptr<TableRunner> table;
+    std::unique_ptr<ChainRunner> chain;
+    std::unique_ptr<BlockRunner<T>> block;
+  };
+  const auto run_binary = [&](Runners& runners, int64_t model, const Model& data, int64_t task) {
+    if (data.table) {
+      if (!runners.table) runners.table = std::make_unique<TableRunner>(call, beta, (table_blocks + groups - 1) / groups, progress);
+      runners.table->run(model, {task * table_blocks / groups, (task + 1) * table_blocks / groups}, *data.table);
+    } else {
+      if (!runners.chain) runners.chain = std::make_unique<ChainRunner>(call, beta, data.chain->num_positions(), progress);
+      runners.chain->template run<T>(model, task, *data.chain);
+    }
+  };
+  const auto run_block = [&](Runners& runners, int64_t model, const Model& data, int64_t task) {
+    if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, progress);
+    const Lanes lanes = lanes_of_model(batch, model, task);
+    if (call.num_sweeps && route == TablePolicy::kNever && !runners.block->run_binary(lanes, data.coupling)) return;
+    if (call.num_relaxed_sweeps) runners.block->run_relaxed(lanes, data.coupling);
   };
   if (threads == 1) {
     for_each_task(runtime, models, progress, [&] {
-      const auto data = std::make_shared<ModelData>(call, tables, by_chain);
-      return [&, data, runner = by_block ? make_runner() : nullptr, chain_runner = by_chain ? make_chain_runner(*data) : nullptr,
-              table_runner = tables ? std::make_shared<TableRunner>(call, beta, table_blocks, progress) : nullptr](int64_t model) {
+      return [&, data = std::make_shared<Model>(call, route), runners = std::make_shared<Runners>()](int64_t model) {
         if (!data->load(model, progress)) return;
         note(data->coupling.scale());
-        if (tables && !table_runner->run(model, group_of(0), *data->table)) return;
-        for (int64_t c = 0; by_chain && c < chains && !progress.stop(); ++c) chain_runner->template run<T>(model, c, *data->chain);
-        for (int64_t block = 0; by_block && block < num_blocks(batch) && !progress.stop(); ++block)
-          run_block(model, block, *runner, data->coupling);
+        for (int64_t t = 0; t < binary_tasks && !progress.stop(); ++t) run_binary(*runners, model, *data, t);
+        for (int64_t t = 0; t < block_tasks && !progress.stop(); ++t) run_block(*runners, model, *data, t);
       };
     });
   } else {
-    ModelData data(call, tables, by_chain);
+    Model data(call, route);
+    const auto share = [&](int64_t tasks, const auto& run, int64_t model) {
+      if (tasks)
+        for_each_task(runtime, tasks, progress, [&] {
+          return [&, model, runners = std::make_shared<Runners>()](int64_t t) { run(*runners, model, data, t); };
+        });
+    };
     for (int64_t model = 0; model < models && !progress.stop() && data.load(model, progress); ++model) {
       note(data.coupling.scale());
-      if (tables)
-        for_each_task(runtime, groups, progress, [&] {
-          return [&, runner = std::make_shared<TableRunner>(call, beta, largest_group, progress)](int64_t g) {
-            runner->run(model, group_of(g), *data.table);
-          };
-        });
-      if (by_chain)
-        for_each_task(runtime, chains, progress, [&] {
-          return [&, runner = make_chain_runner(data)](int64_t c) { runner->template run<T>(model, c, *data.chain); };
-        });
-      if (by_block)
-        for_each_task(runtime, num_blocks(batch), progress, [&] {
-          return [&, runner = make_runner()](int64_t block) { run_block(model, block, *runner, data.coupling); };
-        });
+      share(binary_tasks, run_binary, model);
+      share(block_tasks, run_block, model);
     }
   }
   *coarsest_resolution = double(coarsest.load());
@@ -810,9 +821,10 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
 template <class T>
 class BackwardRunner {
  public:
-  explicit BackwardRunner(const GraphBackwardCall& back)
+  BackwardRunner(const GraphBackwardCall& back, Progress& progress)
       : back_(back),
         call_(back.forward),
+        progress_(progress),
         rows_(call_.graph.num_nodes),
         edge_rows_(call_.graph.num_edges),
         fields_(call_.num_relaxed_sweeps * lane_size()),
@@ -860,9 +872,10 @@ class BackwardRunner {
     b.slope = slope_.get();
     b.words = words_.get();
     if constexpr (sizeof(T) == 4)
-      kernels().relaxed_backward_block_float(relaxed_sweeps<T>(call_), b);
+      kernels().relaxed_backward_block_float(relaxed_sweeps<T>(call_, progress_), b);
     else
-      kernels().relaxed_backward_block_double(relaxed_sweeps<T>(call_), b);
+      kernels().relaxed_backward_block_double(relaxed_sweeps<T>(call_, progress_), b);
+    if (progress_.stop()) return;
     save(grad_value_.get(), back_.grad_state);
     save(grad_bias_.get(), back_.grad_bias);
   }
@@ -893,6 +906,7 @@ class BackwardRunner {
 
   const GraphBackwardCall& back_;
   const GraphCall& call_;
+  Progress& progress_;
   LaneRows<T> rows_, edge_rows_;
   Buffer<T> fields_, start_, grad_value_, grad_mean_, grad_bias_, value_, slope_, grad_coupling_;
   Buffer<uint32_t> words_;
@@ -911,7 +925,7 @@ Outcome run_backward(const GraphBackwardCall& back, const Runtime& runtime) {
   }
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = std::make_shared<BackwardRunner<T>>(back),
+      return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
               coupling = std::make_shared<LaneCoupling<T>>(call, false)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
@@ -926,7 +940,7 @@ Outcome run_backward(const GraphBackwardCall& back, const Runtime& runtime) {
   const int64_t blocks = num_blocks(batch), slices = std::min(blocks, std::max<int64_t>(1, 16 / models));
   std::vector<T> partial(size_t(slices > 1 ? models * slices * edges : 0));
   for_each_task(runtime, models * slices, progress, [&] {
-    return [&, runner = std::make_shared<BackwardRunner<T>>(back),
+    return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
             coupling = std::make_shared<SharedCoupling<T>>(call, false)](int64_t task) {
       const int64_t model = task / slices, slice = task % slices;
       if (!coupling->load(model, progress)) return;

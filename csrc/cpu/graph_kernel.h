@@ -222,21 +222,22 @@ template <bool kShared>
 inline void add_energy_difference(const GraphSweeps& p, const BinaryBlock& b, float beta, float next_beta) {
   const GraphView& g = p.graph;
   const int32_t first = g.color_offsets[1];
+  const bool coupled = g.num_colors > 2;  // whether any two of these units are
   double sum[kChainBlock] = {};
   for (int64_t pos = first; pos < g.num_nodes; ++pos) {
-    const int64_t node = g.order[pos];
-    for (int v = 0; v < kBlockVectors; ++v) {
-      VecI acc = {};
-      for (int32_t h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; ++h) {
-        const int64_t other = g.neighbors[h];
-        if (p.position[other] < first || p.position[other] > pos) continue;  // each edge once
-        acc += coupling_vector<kShared>(b.coupling, g, h, v) & load<VecI>(b.state + other * kChainBlock + v * kLanes);
-      }
-      for (int l = 0; l < kLanes; ++l) {
-        const int64_t at = node * kChainBlock + v * kLanes + l;
-        const double on_unit = double(acc[l]) * double(b.scale[v * kLanes + l]) + double(b.bias[at]) - double(b.base_bias[at]);
-        sum[v * kLanes + l] += b.state[at] ? on_unit : 0.0;
-      }
+    const int64_t at = int64_t{g.order[pos]} * kChainBlock;
+    VecI acc[kBlockVectors] = {};
+    for (int32_t h = g.row_offsets[pos]; coupled && h < g.row_offsets[pos + 1]; ++h) {
+      const int64_t other = g.neighbors[h];
+      if (p.position[other] < first || p.position[other] > pos) continue;  // each edge once
+      for (int v = 0; v < kBlockVectors; ++v)
+        acc[v] += coupling_vector<kShared>(b.coupling, g, h, v) & load<VecI>(b.state + other * kChainBlock + v * kLanes);
+    }
+    alignas(64) int32_t sums[kChainBlock];
+    for (int v = 0; v < kBlockVectors; ++v) store(sums + v * kLanes, acc[v]);
+    for (int l = 0; l < kChainBlock; ++l) {
+      const double of_unit = double(sums[l]) * double(b.scale[l]) + double(b.bias[at + l]) - double(b.base_bias[at + l]);
+      sum[l] -= double(b.state[at + l]) * of_unit;  // a state is 0 or -1
     }
   }
   for (int l = 0; l < kChainBlock; ++l) b.log_weight[l] += (double(next_beta) - double(beta)) * sum[l];
@@ -248,6 +249,27 @@ struct OpenUnits {
   OpenUnit* unit;  // [num_nodes + 1]
   int64_t count;
 };
+
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+
+// Units and chains picked one by one, a vector of them at a time: their low 24 random bits.
+struct PickedLanes {
+  // Lane l: the word of `unit` in the chain with these counter words.
+  void set(int l, int64_t unit, uint32_t of_c1, uint32_t of_c3) {
+    group[l] = kLowPlane | uint32_t((unit >> 5) * 8 + (unit & 7));
+    word[l] = int32_t(unit >> 3 & 3);
+    c1[l] = of_c1, c3[l] = of_c3;
+  }
+  VecU low_bits(uint32_t c2, uint32_t k0, uint32_t k1) const {
+    const PhiloxVectors r = philox_lanes({load<VecU>(c1), load<VecU>(c3), c2, k0, k1}, load<VecU>(group));
+    const VecI w = load<VecI>(word);
+    return (w < 2 ? (w == 0 ? r.word[0] : r.word[1]) : (w == 2 ? r.word[2] : r.word[3])) & 0xffffff;
+  }
+  alignas(64) uint32_t group[kLanes] = {}, c1[kLanes] = {}, c3[kLanes] = {};
+  alignas(64) int32_t word[kLanes] = {};
+};
+
+#endif
 
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
 
@@ -283,20 +305,17 @@ inline void decide(const Bounds& bounds, OpenUnits& open, VecF logit, const uint
 }
 
 inline void close_units(const BinaryBlock& b, const BlockStreams& streams, OpenUnits& open) {
-  alignas(64) uint32_t all_c1[kLanes], all_c3[kLanes];
   const LaneStreams& of_lanes = streams.vector[0];
-  store(all_c1, of_lanes.c1), store(all_c3, of_lanes.c3);
+  alignas(64) uint32_t c1[kLanes], c3[kLanes], high[kLanes] = {};
+  store(c1, of_lanes.c1), store(c3, of_lanes.c3);
   alignas(64) float logit[kLanes] = {};
-  alignas(64) int32_t at[kLanes] = {}, word[kLanes] = {};
-  alignas(64) uint32_t high[kLanes] = {}, group[kLanes] = {}, c1[kLanes] = {}, c3[kLanes] = {};
+  int64_t at[kLanes] = {};
+  PickedLanes picked;
   int lanes = 0;
   const auto decide_lanes = [&] {
-    const LaneStreams of_open = {load<VecU>(c1), load<VecU>(c3), of_lanes.c2, of_lanes.k0, of_lanes.k1};
-    const PhiloxVectors r = philox_lanes(of_open, load<VecU>(group));
-    const VecI w = load<VecI>(word);
-    const VecU low = w < 2 ? (w == 0 ? r.word[0] : r.word[1]) : (w == 2 ? r.word[2] : r.word[3]);
+    const VecU word = load<VecU>(high) << 24 | picked.low_bits(of_lanes.c2, of_lanes.k0, of_lanes.k1);
     alignas(64) int32_t ones[kLanes];
-    store(ones, (VecI)((load<VecU>(high) << 24 | (low & 0xffffff)) < threshold_vector(load<VecF>(logit))));
+    store(ones, (VecI)(word < threshold_vector(load<VecF>(logit))));
     for (int l = 0; l < lanes; ++l) b.state[at[l]] = ones[l];
     lanes = 0;
   };
@@ -306,13 +325,10 @@ inline void close_units(const BinaryBlock& b, const BlockStreams& streams, OpenU
     const uint32_t* words = word_of_high_bytes(b.words, node);
     for (uint32_t rest = unit.lanes; rest; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest), l = lanes;
-      logit[l] = unit.logits[lane];
-      at[l] = int32_t(node * kChainBlock + lane);
-      word[l] = int32_t(node >> 3 & 3);
+      picked.set(l, node, c1[lane], c3[lane]);
       high[l] = words[lane] >> (8 * (node & 3)) & 0xff;
-      group[l] = kLowPlane | uint32_t((node >> 5) * 8 + (node & 7));
-      c1[l] = all_c1[lane];
-      c3[l] = all_c3[lane];
+      logit[l] = unit.logits[lane];
+      at[l] = node * kChainBlock + lane;
       if (++lanes == kLanes) decide_lanes();
     }
   }
@@ -705,18 +721,15 @@ class Ties {
     count_ += bits != 0;
   }
   void decide() {
-    alignas(64) int32_t node[kLanes] = {}, bit[kLanes] = {}, word[kLanes] = {}, sum[kLanes] = {};
-    alignas(64) uint32_t group[kLanes] = {}, c1[kLanes] = {}, c3[kLanes] = {};
+    alignas(64) int32_t node[kLanes] = {}, bit[kLanes] = {}, sum[kLanes] = {};
     alignas(64) float bias[kLanes] = {};
+    PickedLanes picked;
     int lanes = 0;
     const auto decide_lanes = [&] {
       const VecF logit = block_logit(load<VecI>(sum), splat(m_.scale), load<VecF>(bias), beta_, nullptr);
-      const LaneStreams streams = {load<VecU>(c1), load<VecU>(c3), c2_, uint32_t(m_.seed), uint32_t(m_.seed >> 32)};
-      const PhiloxVectors r = philox_lanes(streams, load<VecU>(group));
-      const VecI w = load<VecI>(word);
-      const VecU low = w < 2 ? (w == 0 ? r.word[0] : r.word[1]) : (w == 2 ? r.word[2] : r.word[3]);
+      const VecU low = picked.low_bits(c2_, uint32_t(m_.seed), uint32_t(m_.seed >> 32));
       alignas(64) int32_t one[kLanes];
-      store(one, (VecI)((low & 0xffffff) < (threshold_vector(logit) & 0xffffff)));
+      store(one, (VecI)(low < (threshold_vector(logit) & 0xffffff)));
       for (int l = 0; l < lanes; ++l) states_.add(node[l], bit[l], one[l]);
       lanes = 0;
     };
@@ -727,10 +740,7 @@ class Ties {
         const int l = lanes;
         node[l] = int32_t(n);
         bit[l] = __builtin_ctzll(bits);
-        group[l] = kLowPlane | uint32_t((n >> 5) * 8 + (n & 7));
-        word[l] = int32_t(n >> 3 & 3);
-        c1[l] = c1_[bit[l]];
-        c3[l] = c3_[bit[l]];
+        picked.set(l, n, c1_[bit[l]], c3_[bit[l]]);
         bias[l] = m_.bias[n];
         int32_t total = 0;
         for (int k = 0; k < kDegree; ++k) total += states_.mask(neighbors[k], bit[l]) & coupling[k];

@@ -43,6 +43,7 @@ void relaxed_block_of(const RelaxedGraphSweeps<T>& p, const RelaxedBlock<T>& b) 
   const GraphView& g = p.graph;
   constexpr int kVectors = kChainBlock / lanes_of<T>, kUnits = kVectors < 4 ? 4 / kVectors : 1;
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
+    if (p.check.stop(p.check.context)) return;
     const T beta = T(p.beta[sweep * p.beta_stride]);
     T* fields = b.fields + sweep * g.num_nodes * kChainBlock;
     draw_words(block_streams(p.seed, b.number, p.first_sweep + uint64_t(sweep)), g.num_nodes, b.words);
@@ -89,6 +90,7 @@ void relaxed_backward_block_of(const RelaxedGraphSweeps<T>& p, const RelaxedBack
   for (; from + kCount * kL <= size; from += kCount * kL) last_values<T, kCount>(p, b, from);
   for (; from < size; from += kL) last_values<T, 1>(p, b, from);
   for (int64_t sweep = last; sweep >= 0; --sweep) {
+    if (p.check.stop(p.check.context)) return;
     if (sweep > 0) draw(sweep - 1);
     for (int64_t pos = g.num_nodes - 1; pos >= 0; --pos) {
       const int64_t node = g.order[pos], begin = g.row_offsets[pos], end = g.row_offsets[pos + 1];

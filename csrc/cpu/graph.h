@@ -81,16 +81,13 @@ struct SingleChain {
 };
 
 template <class T>
-struct RelaxedGraphSweeps {
+struct RelaxedGraphSweep {
   GraphView graph;
-  int64_t num_sweeps;
-  uint64_t seed, first_sweep;
-  const double* beta;
-  int64_t beta_stride;
+  uint64_t seed, sweep;
+  T beta;
   Relaxation relaxation;
   T sharpness;
   bool slope_gradient;
-  StopCheck check;
 };
 
 template <class T>
@@ -99,9 +96,9 @@ struct RelaxedBlock {
   bool shared_coupling;
   const T* coupling;  // shared [2 num_edges] by half-edge, else [num_edges, kChainBlock]
   const T* bias;      // [num_nodes, kChainBlock]
-  T* value;           // [num_nodes, kChainBlock], in: where the sweeps start; mutated
+  T* value;           // [num_nodes, kChainBlock], mutated
   T* mean;            // [num_nodes, kChainBlock]
-  T* fields;          // [num_sweeps, num_nodes, kChainBlock]
+  T* fields;          // [num_nodes, kChainBlock]
   uint32_t* words;    // scratch: relaxed_words(num_nodes)
 };
 
@@ -110,14 +107,14 @@ struct RelaxedBackwardBlock {
   uint64_t number[kChainBlock];
   bool shared_coupling;
   const T* coupling;
-  const T* fields;     // [num_sweeps, num_nodes, kChainBlock]
+  const T* fields;     // [num_nodes, kChainBlock] of the sweep that is recomputed
   const T* start;      // [num_nodes, kChainBlock] the value that the sweeps started from
   T* grad_value;       // [num_nodes, kChainBlock], in: of the final value; out: of the starting one
-  const T* grad_mean;  // [num_nodes, kChainBlock]
+  const T* grad_mean;  // [num_nodes, kChainBlock] of the last sweep's means
   T* grad_bias;        // [num_nodes, kChainBlock]
   T* grad_coupling;    // [num_edges, kChainBlock], added to
-  T *value, *slope;    // scratch: [num_nodes, kChainBlock]
-  uint32_t* words;
+  T *value, *slope;    // [num_nodes, kChainBlock] kept from one sweep to the next
+  uint32_t* words;     // scratch: relaxed_words(num_nodes)
 };
 
 // ---- blocks of 64 chains that share couplings and biases: probabilities by table -------------------------------------------------

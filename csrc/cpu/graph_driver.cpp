@@ -254,18 +254,14 @@ class LaneCoupling {
 // ---- blocks of 16 --------------------------------------------------------------------------------------------------------------
 
 template <class T>
-RelaxedGraphSweeps<T> relaxed_sweeps(const GraphCall& call, Progress& progress) {
-  const bool schedule = call.beta.size() > 1;
+RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t sweep) {  // the relaxed sweeps are numbered from 0
   return {call.graph,
-          call.num_relaxed_sweeps,
           call.seed,
-          uint64_t(call.sweep_offset + call.num_sweeps),
-          call.beta.data() + (schedule ? call.num_sweeps : 0),
-          schedule ? 1 : 0,
+          uint64_t(call.sweep_offset + call.num_sweeps + sweep),
+          T(call.beta.size() > 1 ? call.beta[size_t(call.num_sweeps + sweep)] : call.beta[0]),
           call.relaxation,
           T(call.sharpness),
-          call.slope_gradient,
-          progress.check()};
+          call.slope_gradient};
 }
 
 // Scratch memory and code of one thread.
@@ -289,7 +285,7 @@ class BlockRunner {
         relaxed_bias_(relaxed() * lane_size()),
         value_(relaxed() * lane_size()),
         mean_(relaxed() * lane_size()),
-        fields_(call.num_relaxed_sweeps * lane_size()) {}
+        fields_(relaxed() * lane_size()) {}
 
   bool run_binary(const Lanes& lanes, const SharedCoupling<T>& coupling) {
     BinaryBlock b = {};
@@ -392,15 +388,16 @@ class BlockRunner {
     b.mean = mean_.get();
     b.fields = fields_.get();
     b.words = words_.get();
-    if constexpr (sizeof(T) == 4)
-      kernels().relaxed_block_float(relaxed_sweeps<T>(call_, progress_), b);
-    else
-      kernels().relaxed_block_double(relaxed_sweeps<T>(call_, progress_), b);
-    if (progress_.stop()) return false;
+    for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep) {
+      if (progress_.stop()) return false;
+      if constexpr (sizeof(T) == 4)
+        kernels().relaxed_block_float(relaxed_sweep<T>(call_, sweep), b);
+      else
+        kernels().relaxed_block_double(relaxed_sweep<T>(call_, sweep), b);
+      rows_.store(fields_.get(), lanes.count, n, rows_of(call_.fields, sweep * total));
+    }
     rows_.store(value_.get(), lanes.count, n, rows_of(call_.relaxed));
     rows_.store(mean_.get(), lanes.count, n, rows_of(call_.mean));
-    for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep)
-      rows_.store(fields_.get() + sweep * lane_size(), lanes.count, n, rows_of(call_.fields, sweep * total));
     return !progress_.stop();
   }
 
@@ -827,7 +824,7 @@ class BackwardRunner {
         progress_(progress),
         rows_(call_.graph.num_nodes),
         edge_rows_(call_.graph.num_edges),
-        fields_(call_.num_relaxed_sweeps * lane_size()),
+        fields_(lane_size()),
         start_(lane_size()),
         grad_value_(lane_size()),
         grad_mean_(lane_size()),
@@ -853,8 +850,6 @@ class BackwardRunner {
       for (int l = 0; l < lanes.count; ++l) rows[l] = static_cast<T*>(base) + lanes.linear[l] * n;
       rows_.store(from, lanes.count, n, rows);
     };
-    for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep)
-      load(call_.fields, sweep * total, fields_.get() + sweep * lane_size());
     load(call_.state, 0, start_.get());
     load(back_.grad_relaxed, 0, grad_value_.get());
     load(back_.grad_mean, 0, grad_mean_.get());
@@ -871,11 +866,24 @@ class BackwardRunner {
     b.value = value_.get();
     b.slope = slope_.get();
     b.words = words_.get();
+    const int64_t last = call_.num_relaxed_sweeps - 1;
+    load(call_.fields, last * total, fields_.get());
     if constexpr (sizeof(T) == 4)
-      kernels().relaxed_backward_block_float(relaxed_sweeps<T>(call_, progress_), b);
+      kernels().relaxed_backward_begin_float(relaxed_sweep<T>(call_, last), b);
     else
-      kernels().relaxed_backward_block_double(relaxed_sweeps<T>(call_, progress_), b);
-    if (progress_.stop()) return;
+      kernels().relaxed_backward_begin_double(relaxed_sweep<T>(call_, last), b);
+    for (int64_t sweep = last; sweep >= 0; --sweep) {
+      if (progress_.stop()) return;
+      RelaxedGraphSweep<T> before = {};
+      if (sweep > 0) {
+        before = relaxed_sweep<T>(call_, sweep - 1);
+        load(call_.fields, (sweep - 1) * total, fields_.get());
+      }
+      if constexpr (sizeof(T) == 4)
+        kernels().relaxed_backward_block_float(call_.graph, sweep > 0 ? &before : nullptr, b, sweep == last);
+      else
+        kernels().relaxed_backward_block_double(call_.graph, sweep > 0 ? &before : nullptr, b, sweep == last);
+    }
     save(grad_value_.get(), back_.grad_state);
     save(grad_bias_.get(), back_.grad_bias);
   }

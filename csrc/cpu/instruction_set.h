@@ -42,6 +42,8 @@ const Kernels table = {GIBBS_ISA_NAME,
                        sweep_chain_kernel,
                        relaxed_block_kernel<float>,
                        relaxed_block_kernel<double>,
+                       relaxed_backward_begin_kernel<float>,
+                       relaxed_backward_begin_kernel<double>,
                        relaxed_backward_block_kernel<float>,
                        relaxed_backward_block_kernel<double>,
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32

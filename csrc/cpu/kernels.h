@@ -45,10 +45,16 @@ struct Kernels {
   CouplingStatus (*round_graph_couplings_double)(const GraphView&, const double* w, int models, int* k, int32_t* out);
   void (*sweep_block)(const GraphSweeps&, const BinaryBlock&);
   void (*sweep_chain)(const GraphSweeps&, const ChainModel&, const SingleChain&);
-  void (*relaxed_block_float)(const RelaxedGraphSweeps<float>&, const RelaxedBlock<float>&);
-  void (*relaxed_block_double)(const RelaxedGraphSweeps<double>&, const RelaxedBlock<double>&);
-  void (*relaxed_backward_block_float)(const RelaxedGraphSweeps<float>&, const RelaxedBackwardBlock<float>&);
-  void (*relaxed_backward_block_double)(const RelaxedGraphSweeps<double>&, const RelaxedBackwardBlock<double>&);
+  void (*relaxed_block_float)(const RelaxedGraphSweep<float>&, const RelaxedBlock<float>&);
+  void (*relaxed_block_double)(const RelaxedGraphSweep<double>&, const RelaxedBlock<double>&);
+  // Backward: begin with the last sweep and its fields, then undo it and the ones before, given each time the sweep before (null: the
+  // first is undone) and its fields.
+  void (*relaxed_backward_begin_float)(const RelaxedGraphSweep<float>&, const RelaxedBackwardBlock<float>&);
+  void (*relaxed_backward_begin_double)(const RelaxedGraphSweep<double>&, const RelaxedBackwardBlock<double>&);
+  void (*relaxed_backward_block_float)(const GraphView&, const RelaxedGraphSweep<float>* before, const RelaxedBackwardBlock<float>&,
+                                       bool last);
+  void (*relaxed_backward_block_double)(const GraphView&, const RelaxedGraphSweep<double>* before,
+                                        const RelaxedBackwardBlock<double>&, bool last);
   // Null where bytes cannot be shuffled by vectors.
   int (*chain_of_table_bit)(int bit);
   // table: [num_nodes << degree]

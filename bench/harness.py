@@ -90,12 +90,6 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     }
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def cpu_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()

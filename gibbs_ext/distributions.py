@@ -16,6 +16,7 @@ from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
     bipartite_gibbs_relaxed,
+    check_graph,
     graph_ais,
     graph_gibbs,
     graph_gibbs_relaxed,
@@ -34,7 +35,7 @@ def coupling_resolution(model: "BipartiteBoltzmann | GraphBoltzmann | Tensor") -
         model: A model, or the weight [..., n1, n2] of a bipartite one.
 
     Returns:
-        [...] float64. The logit of a unit is off by at most half of this per neighbour that is 1.
+        [...] float64. The field of a unit, before beta, is off by at most half of this per neighbour that is 1.
     """
     if isinstance(model, GraphBoltzmann):
         return ops.graph_coupling_resolution(model.coupling.detach(), model.graph.layout)
@@ -66,6 +67,8 @@ class _Boltzmann(Distribution):
         except RuntimeError as error:
             shapes = ", ".join(f"{argument} {list(tensor.shape)}" for argument, tensor in parameters.items())
             raise ValueError(f"{name}: batch dims do not broadcast: {shapes}") from error
+        if not batch_shape.numel():
+            validate_args = False  # PyTorch's own checks trip over no values
         super().__init__(batch_shape, torch.Size([num_units]), validate_args=validate_args)
 
     def _check_floating(self, **parameters: object) -> None:
@@ -278,7 +281,9 @@ class _Boltzmann(Distribution):
 
         Args:
             z: [..., num_units] bits of the parameters' dtype.
-            log_partition: log Z, when known; else it is computed, as by :func:`gibbs_ext.exact_log_partition`.
+            log_partition: log Z, when known; else it is computed, as by :func:`gibbs_ext.exact_log_partition`: up to 25
+                units on a bipartite model's smaller side, or a Chimera graph of up to 6 cells across; one of up to
+                5 x 11 cells where its gradient is needed.
 
         Returns:
             [...] float64. Differentiable in the parameters.
@@ -443,8 +448,7 @@ class GraphBoltzmann(_Boltzmann):
 
     def __init__(self, graph: ColoredGraph, bias: Tensor, coupling: Tensor, validate_args: bool | None = None) -> None:
         name = type(self).__name__
-        if not isinstance(graph, ColoredGraph):
-            raise TypeError(f"{name}: graph must be a ColoredGraph, got {type(graph).__name__}")
+        check_graph(name, graph)
         self._check_floating(bias=bias, coupling=coupling)
         sizes = (("bias", bias, graph.num_nodes, "nodes"), ("coupling", coupling, len(graph.edges), "edges"))
         for argument, tensor, n, what in sizes:
@@ -526,7 +530,7 @@ class GraphBoltzmann(_Boltzmann):
 
     def _anneal(self, state: Tensor, bases: list[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, ...]:
         (base,) = bases
-        return graph_ais(state, self.bias, self.coupling, base, betas, self.graph, **options)
+        return graph_ais(state, self.bias, self.coupling, self.graph, base, betas, **options)
 
 
 def check_model(name: str, model: object, *kinds: type) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gibbs_ext.checks import check_integers
 from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, GraphBoltzmann, check_model
+from gibbs_ext.functional import as_seed
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 
 # Numbers of a table worked on at once: few enough to stay in the cache.
@@ -84,26 +85,34 @@ def exact_marginals(model: GraphBoltzmann) -> Marginals:
 
 
 @torch.no_grad()
-def exact_samples(model: GraphBoltzmann, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+def exact_samples(
+    model: GraphBoltzmann,
+    num_samples: int,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
     """Independent draws from the model itself, no Markov chain: eliminated nodes are drawn in the reverse order.
 
     Args:
         model: As for :func:`exact_marginals`.
         num_samples: C, draws per model.
-        generator: Of the uniform numbers; torch's default one when not given.
+        generator: Supplies the seed; the default generator when neither is given.
+        seed: A 64-bit integer, instead of a generator. PyTorch's generators look at its lower 32 bits.
 
     Returns:
         [C, *batch_shape, N] bits of the parameters' dtype.
 
     Raises:
-        ValueError: As :func:`exact_marginals`.
+        TypeError, ValueError: As :func:`exact_marginals`; or num_samples, generator or seed do not fit.
     """
     name = "exact_samples"
     check_model(name, model, GraphBoltzmann)
     check_integers(name, 0, num_samples=num_samples)
+    source = torch.Generator(model.device).manual_seed(int(as_seed(name, generator, seed)))
 
     def draw(steps: "list[_Step]", odds: list[Tensor]) -> list[Tensor]:
-        return [_draw(steps, odds, num_samples, generator).to(model.coupling.dtype)]
+        return [_draw(steps, odds, num_samples, source).to(model.coupling.dtype)]
 
     _, z = _solve(name, model, draw)
     return z.movedim(-2, 0)
@@ -270,7 +279,7 @@ def _solve(
     for argument, tensor in (("bias", model.bias), ("coupling", model.coupling)):
         tensor = tensor.detach()
         if not tensor.isfinite().all():
-            raise ValueError(f"{name}: {argument} must be finite")
+            raise ValueError(f"{name}: {argument} must be finite, got NaN or inf")
         parameters.append(tensor.double().expand(*model.batch_shape, -1).reshape(num_models, tensor.shape[-1]))
     at_once = max(1, _CHUNK >> max(len(step.scope) for step in steps))
     parts = []
@@ -337,12 +346,12 @@ def _marginals(steps: list[_Step], odds: list[Tensor]) -> list[Tensor]:
     return [single, pair]
 
 
-def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: torch.Generator | None) -> Tensor:
+def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: torch.Generator) -> Tensor:
     """[B, C, N] bits from what :func:`_forward` kept."""
     num_models = len(odds[0])
-    z = torch.zeros(num_models, num_samples, len(steps), dtype=torch.int64, device=odds[0].device)
+    z = torch.zeros(num_models, num_samples, len(steps), dtype=torch.uint8, device=odds[0].device)
     for step, table in zip(reversed(steps), reversed(odds), strict=True):
-        state = torch.zeros_like(z[..., 0])
+        state = torch.zeros_like(z[..., 0], dtype=torch.int64)
         for node in step.scope:
             state = 2 * state + z[..., node]
         p = table.reshape(num_models, 2 ** len(step.scope)).gather(-1, state).sigmoid()

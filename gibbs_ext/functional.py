@@ -387,11 +387,12 @@ def graph_gibbs(
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_gibbs:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable: see :func:`graph_gibbs_relaxed`. Nothing is mutated. Draws one seed from the generator; per chain
-    and sweep, one random word per unit.
+    Not differentiable: see :func:`graph_gibbs_relaxed`. Nothing is mutated. Draws one seed from the generator; per
+    chain and sweep, one random word per unit.
 
     Fastest with many chains that share coupling and bias on a graph of degree at most 8, and with a beta that stays the
-    same for many sweeps.
+    same for many sweeps. The chains of one model are dealt to threads in blocks of 16 (64 with tables), so that fewer
+    chains use fewer threads.
 
     Example:
         >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])
@@ -524,9 +525,9 @@ def graph_ais(
     state: Tensor,
     bias: Tensor,
     coupling: Tensor,
+    graph: ColoredGraph,
     base_bias: Tensor,
     betas: Sequence[float] | Tensor,
-    graph: ColoredGraph,
     *,
     chain_offset: int | Tensor = 0,
     sweep_offset: int = 0,
@@ -545,9 +546,9 @@ def graph_ais(
         state: [..., N] states 0 and 1, distributed as ``f_betas[0]``; its dtype is that of the states returned.
         bias: [..., N], floating, finite.
         coupling: [..., E].
+        graph: A :class:`ColoredGraph` of N nodes and E edges.
         base_bias: [..., N].
         betas: [K + 1], ascending for the usual direction, descending for the reverse one.
-        graph: A :class:`ColoredGraph` of N nodes and E edges.
         chain_offset: As in :func:`graph_gibbs`.
         sweep_offset: Number of the first sweep.
         generator: Supplies the seed.

@@ -150,8 +150,15 @@ class ColoredGraph:
         return graph
 
     def to_networkx(self) -> "networkx.Graph[Any]":
-        """A networkx.Graph of the labels, each node with its ``color``. It may list the edges in another order."""
-        import networkx
+        """A networkx.Graph of the labels, each node with its ``color``. It may list the edges in another order.
+
+        Raises:
+            ImportError: There is no networkx.
+        """
+        try:
+            import networkx
+        except ImportError as error:
+            raise ImportError("ColoredGraph.to_networkx: needs networkx; pip install 'gibbs_ext[networkx]'") from error
 
         G = networkx.Graph()
         G.add_nodes_from(

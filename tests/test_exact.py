@@ -151,11 +151,16 @@ def test_batches(batches, chunk, monkeypatch):
 @pytest.mark.parametrize("batch", [(0,), (3, 0)])
 @pytest.mark.parametrize("graph", [grid_graph(2, 3), ColoredGraph(3, as_edges([]))], ids=["grid", "no edges"])
 def test_no_models(batch, graph):
-    model = make(graph, (batch, ()), validate_args=False)  # PyTorch's own check trips over no values
+    model = make(graph, (batch, ()), validate_args=True)
     assert exact_log_partition(model).shape == batch
     single, pair = exact_marginals(model)
     assert (single.shape, pair.shape) == ((*batch, graph.num_nodes), (*batch, graph.num_edges))
     assert exact_samples(model, 2).shape == (2, *batch, graph.num_nodes)
+    assert model.log_prob(torch.zeros(graph.num_nodes).double()).shape == batch
+    assert (
+        exact_log_partition(BipartiteBoltzmann(torch.zeros(*batch, 3), torch.zeros(2), torch.zeros(3, 2))).shape
+        == batch
+    )
 
 
 @st.composite
@@ -401,13 +406,16 @@ def test_samples_of_batches():
     assert scores(Marginals(*(m.flip(0, 1) for m in marginals))).max() > z_threshold(6 * 29)
 
 
-def test_generator_of_samples():
+def test_generator_and_seed_of_samples():
     model = make(ChimeraGraph(2))
     torch.manual_seed(5)
     first = exact_samples(model, 10)
     assert_same_bits(exact_samples(model, 10, generator=torch.Generator().manual_seed(5)), first)
     assert not exact_samples(model, 10).equal(first)
     assert exact_samples(model, 0).shape == (0, 32)
+    seeded = exact_samples(model, 10, seed=7)
+    assert_same_bits(exact_samples(model, 10, seed=torch.tensor(7)), seeded)
+    assert not exact_samples(model, 10, seed=8).equal(seeded)
 
 
 # Bad input --------------------------------------------------------------------------------------------------------
@@ -456,9 +464,9 @@ def test_parameters_must_be_finite(value):
     for argument in ("bias", "coupling"):
         model = make(grid_graph(2, 3), ((2,), (2,)))
         getattr(model, argument)[1, 3] = value
-        with pytest.raises(ValueError, match=f"^exact_log_partition: {argument} must be finite"):
+        with pytest.raises(ValueError, match=f"^exact_log_partition: {argument} must be finite, got NaN or inf"):
             exact_log_partition(model)
-        with pytest.raises(ValueError, match=f"^exact_marginals: {argument} must be finite"):
+        with pytest.raises(ValueError, match=f"^exact_marginals: {argument} must be finite, got NaN or inf"):
             exact_marginals(model)
 
 
@@ -468,5 +476,7 @@ def test_other_bad_calls():
             call(make_bipartite(3, 2))
     with pytest.raises(ValueError, match=r"^exact_samples: num_samples must be at least 0, got -1"):
         exact_samples(make(grid_graph(2, 3)), -1)
+    with pytest.raises(ValueError, match=r"^exact_samples: give generator or seed, not both"):
+        exact_samples(make(grid_graph(2, 3)), 1, generator=torch.Generator(), seed=1)
     with pytest.raises(TypeError, match=r"^exact_samples: num_samples must be an integer, got 1.5"):
         exact_samples(make(grid_graph(2, 3)), 1.5)

@@ -45,7 +45,7 @@ def test_agrees_with_reference(name, broadcast):
     graph = graph_named(name)
     n = graph.num_nodes
     p = random_graph_parameters(graph, batches)
-    z, log_weights = both(random_bits(*state, n), *p, base_of(graph), torch.linspace(0, 1, 5).double(), graph, seed=n)
+    z, log_weights = both(random_bits(*state, n), *p, graph, base_of(graph), torch.linspace(0, 1, 5).double(), seed=n)
     assert (z.shape, log_weights.shape) == ((*shape, n), shape)
 
 
@@ -56,7 +56,7 @@ def test_any_number_of_chains(chains, shared):
         graph = graph_named(name)
         p = random_graph_parameters(graph, ((), () if shared else (chains,)))
         base = torch.randn(chains, graph.num_nodes) if shared else base_of(graph)
-        both(random_bits(chains, graph.num_nodes), *p, base, [0.0, 0.5, 1.0], graph, seed=2)
+        both(random_bits(chains, graph.num_nodes), *p, graph, base, [0.0, 0.5, 1.0], seed=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -65,7 +65,7 @@ def test_dtypes(dtype, state_dtype):
     graph = graph_named("chimera with holes")
     p = random_graph_parameters(graph, ((), (5,)), dtype=dtype)
     both(
-        random_bits(5, graph.num_nodes, dtype=state_dtype), *p, base_of(graph).to(dtype), [0.0, 0.3, 1.0], graph, seed=1
+        random_bits(5, graph.num_nodes, dtype=state_dtype), *p, graph, base_of(graph).to(dtype), [0.0, 0.3, 1.0], seed=1
     )
 
 
@@ -75,7 +75,7 @@ def test_schedules(betas, shared):
     graph = graph_named("chimera")
     p = random_graph_parameters(graph, ((), () if shared else (9,)))
     state = random_bits(9, 32)
-    z, log_weights = both(state, *p, base_of(graph), betas, graph, seed=3, sweep_offset=5, chain_offset=2**32 - 3)
+    z, log_weights = both(state, *p, graph, base_of(graph), betas, seed=3, sweep_offset=5, chain_offset=2**32 - 3)
     if len(betas) == 1:
         assert_same_bits((z, log_weights), (state, torch.zeros(9).double()))
 
@@ -87,7 +87,7 @@ def test_beta_zero_is_the_base_whatever_the_couplings():
         graph = graph_named(name)
         p = random_graph_parameters(graph)
         base, state = base_of(graph), random_bits(100, graph.num_nodes)
-        z, log_weights = both(state, p.bias, p.coupling.sign() * 1e37, base, [0.0, 0.0, 0.0], graph, seed=4)
+        z, log_weights = both(state, p.bias, p.coupling.sign() * 1e37, graph, base, [0.0, 0.0, 0.0], seed=4)
         assert not log_weights.any()
         assert_same_bits(z, graph_gibbs(state, base, torch.zeros(len(graph.edges)), graph, 2, seed=4))
 
@@ -96,7 +96,7 @@ def test_sweeps_at_beta_one_are_those_of_graph_gibbs(instruction_set):
     for name in ("chimera with holes", "K20"):
         graph = graph_named(name)
         p, state = random_graph_parameters(graph), random_bits(50, graph.num_nodes)
-        z, log_weights = graph_ais(state, *p, base_of(graph), [1.0] * 5, graph, seed=3)
+        z, log_weights = graph_ais(state, *p, graph, base_of(graph), [1.0] * 5, seed=3)
         assert_same_bits(z, graph_gibbs(state, *p, graph, 4, seed=3))
         assert not log_weights.any()
 
@@ -107,7 +107,7 @@ def test_one_chimera_cell_is_a_bipartite_model(shape, instruction_set):
     p, sides = chimera_cell(shape)
     state, base, betas = random_bits(100, *shape, 8), torch.randn(8), torch.linspace(0, 1, 9).double()
     options = {"seed": 3, "chain_offset": 2**40, "sweep_offset": 2**35}
-    z, log_weights = graph_ais(state, *p, base, betas, ChimeraGraph(1), **options)
+    z, log_weights = graph_ais(state, *p, ChimeraGraph(1), base, betas, **options)
     left, right, expected = bipartite_ais(state[..., :4], *sides, base[:4], base[4:], betas, **options)
     assert_same_bits(z, torch.cat((left, right), -1))
     assert_close(log_weights, expected, 1e-6)
@@ -131,7 +131,7 @@ def test_one_step_is_importance_sampling(name):
     p = random_graph_parameters(graph, dtype=torch.float64, scale=0.5)
     base, state = base_of(graph).double(), random_bits(20, graph.num_nodes, dtype=torch.float64)
     for before, after in ((0.0, 1.0), (0.3, 0.7), (1.0, 0.0)):
-        log_weights = graph_ais(state, *p, base, [before, after], graph, seed=0)[1]
+        log_weights = graph_ais(state, *p, graph, base, [before, after], seed=0)[1]
         expected = log_f(graph, p, base, after, state) - log_f(graph, p, base, before, state)
         assert_close(log_weights, expected, 1e-6)  # couplings are rounded to 2^-k
 
@@ -139,7 +139,7 @@ def test_one_step_is_importance_sampling(name):
 def test_long_schedules_do_not_drift():
     graph = graph_named("chimera")
     p = random_graph_parameters(graph, scale=2.0)
-    args = (random_bits(4, 32), *p, p.bias, torch.linspace(0, 1, 1001).double(), graph)
+    args = (random_bits(4, 32), *p, graph, p.bias, torch.linspace(0, 1, 1001).double())
     actual, expected = graph_ais(*args, seed=1), graph_ais_reference(*args, seed=1)
     assert_same_bits(actual[0], expected[0])
     assert (actual[1] - expected[1]).abs().max() < 1e-3
@@ -151,16 +151,16 @@ def test_invariances(shared, threads):
     p = random_graph_parameters(graph, ((), () if shared else (64,)))
     base, state, betas = base_of(graph), random_bits(64, graph.num_nodes), torch.linspace(0, 1, 11).double()
     torch.set_num_threads(1)
-    together = graph_ais(state, *p, base, betas, graph, seed=8)
+    together = graph_ais(state, *p, graph, base, betas, seed=8)
     torch.set_num_threads(2)
-    assert_same_bits(graph_ais(state, *p, base, betas, graph, seed=8), together)
+    assert_same_bits(graph_ais(state, *p, graph, base, betas, seed=8), together)
     coupling = p.coupling if shared else p.coupling[7]
-    alone = graph_ais(state[7], p.bias, coupling, base, betas, graph, seed=8, chain_offset=7)
+    alone = graph_ais(state[7], p.bias, coupling, graph, base, betas, seed=8, chain_offset=7)
     assert_same_bits(alone[0], together[0][7])
     assert_close(alone[1], together[1][7], 1e-12)
     # 10 steps are 3 and then 7.
-    first = graph_ais(state, *p, base, betas[:4], graph, seed=8)
-    rest = graph_ais(first[0], *p, base, betas[3:], graph, seed=8, sweep_offset=3)
+    first = graph_ais(state, *p, graph, base, betas[:4], seed=8)
+    rest = graph_ais(first[0], *p, graph, base, betas[3:], seed=8, sweep_offset=3)
     assert_same_bits(rest[0], together[0])
     assert_close(first[1] + rest[1], together[1], 1e-12)
 
@@ -169,7 +169,7 @@ def test_invariances(shared, threads):
 def test_empty_batches(empty):
     graph = graph_named("chimera")
     p = random_graph_parameters(graph, ((), empty))
-    outputs = graph_ais(torch.zeros(*empty, 32), *p, torch.zeros(32), [0.0, 1.0], graph, seed=0)
+    outputs = graph_ais(torch.zeros(*empty, 32), *p, graph, torch.zeros(32), [0.0, 1.0], seed=0)
     assert [x.shape for x in outputs] == [(*empty, 32), empty]
 
 
@@ -210,13 +210,13 @@ def test_weights_are_unbiased(name):
     start = torch.bernoulli(torch.sigmoid(base).expand(chains, n))
 
     def forward(start=start, bias=p.bias, coupling=p.coupling, betas=betas, graph=graph):
-        return excess(graph_ais(start, bias, coupling, base, betas, graph)[1], log_ratio)
+        return excess(graph_ais(start, bias, coupling, graph, base, betas)[1], log_ratio)
 
     numbers = torch.multinomial(exact_graph_probabilities(graph, p), chains, replacement=True)
     exact_start = (numbers[:, None] >> torch.arange(n) & 1).float()
     assert forward() < 1
     assert forward(graph=ColoredGraph(n, graph.edges, graph.num_colors - 1 - graph.colors)) < 1
-    assert excess(graph_ais(exact_start, *p, base, betas.flip(0), graph)[1], -log_ratio) < 1
+    assert excess(graph_ais(exact_start, *p, graph, base, betas.flip(0))[1], -log_ratio) < 1
 
     dropped = p.coupling.clone()
     dropped[dropped.argmax()] = 0

@@ -4,6 +4,7 @@
 import copy
 import itertools
 import pickle
+import sys
 
 import dwave.graphs as dwave
 import networkx
@@ -325,6 +326,13 @@ def test_to_networkx(problem):
 def test_to_networkx_has_the_labels():
     graph = ChimeraGraph(2, missing_nodes=[0, 9])
     assert networkx.utils.edges_equal(graph.to_networkx().edges, chimera_of_dwave(2, 2, 4, {0, 9}, set()).edges)
+
+
+def test_to_networkx_without_networkx_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    message = r"^ColoredGraph.to_networkx: needs networkx; pip install 'gibbs_ext\[networkx\]'$"
+    with pytest.raises(ImportError, match=message):
+        ColoredGraph(2, [(0, 1)]).to_networkx()
 
 
 # Chimera ----------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_biases_of_every_size():
             "b": -1,
             "c": -1,
         }
-        # Couplings that differ by far: the finest are lost to fixed point only below 2^-31 of the largest.
+        # Couplings that differ by far: the finest are lost to fixed point only below about 2^-30 of the largest.
         chain = dimod.BinaryQuadraticModel({0: 1e-6}, {(i, i + 1): -(10.0 ** (-i)) for i in range(7)}, "SPIN")
         lowest = sample(chain, num_reads=10, seed=1).first
     assert set(lowest.sample.values()) == {-1}
@@ -461,7 +461,7 @@ INTEGERS = dimod.SampleSet.from_samples([{"a": 5, "b": 0}], "INTEGER", energy=0)
     [
         ({"beta_range": (1, float("nan"))}, r"BlockGibbsSampler: beta_range must be .* finite .*, got \(1, nan\)"),
         ({"beta_range": (1, float("inf"))}, r"BlockGibbsSampler: beta_range must be .* finite .*, got \(1, inf\)"),
-        ({"beta_range": (1, 1e300)}, "BlockGibbsSampler: beta_range or beta_schedule must be finite"),
+        ({"beta_range": (1, 1e300)}, r"BlockGibbsSampler: beta_range or .* at most .*e\+37 for this bqm, got 1e\+300"),
         ({"beta_schedule_type": "cosine", "num_sweeps": 1}, "BlockGibbsSampler: beta_schedule_type must be one of"),
         ({"initial_states": INTEGERS}, "BlockGibbsSampler: initial_states must have the values of SPIN, got"),
     ],
@@ -479,6 +479,42 @@ def test_biases_must_be_finite(vartype, value):
         bqm = dimod.BinaryQuadraticModel(linear, quadratic, vartype)
         with pytest.raises(ValueError, match=r"^BlockGibbsSampler: bqm must have finite biases, got NaN or inf"):
             BlockGibbsSampler().sample(bqm)
+
+
+@pytest.mark.parametrize("bqm", ["x", 3, {"a": 1.0}, dimod.QuadraticModel(), dimod.BinaryQuadraticModel], ids=str)
+def test_bqm_must_be_one(bqm):
+    got = type(bqm).__name__
+    with pytest.raises(TypeError, match=f"^BlockGibbsSampler: bqm must be a dimod.BinaryQuadraticModel, got {got}$"):
+        BlockGibbsSampler().sample(bqm)
+
+
+def test_views_are_models():
+    bqm = dimod.BinaryQuadraticModel({"a": 1.0}, {("a", "b"): -1.0}, "SPIN")
+    for view in (bqm.spin, bqm.binary):
+        sample(view)
+
+
+@pytest.mark.parametrize(
+    ("linear", "quadratic"),
+    [
+        ({"a": 1e-300}, {("b", "c"): 1e300}),  # the range is finite, but not in the units of the sampler
+        ({"a": 5e-324}, {}),  # it is inf
+        ({"a": 1e308}, {("a", "b"): 1e308}),  # it is 0
+    ],
+)
+def test_a_default_range_out_of_range(linear, quadratic):
+    bqm = dimod.BinaryQuadraticModel(linear, quadratic, "SPIN")
+    message = r"bqm must have biases that suggest a beta_range of 0 < beta <= .*, got \[.*\]; give another$"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=f"^BlockGibbsSampler: {message}"):
+            BlockGibbsSampler().sample(bqm)
+
+
+def test_biases_that_overflow_as_couplings_of_bits():
+    bqm = dimod.BinaryQuadraticModel({}, {("a", "b"): 1e308}, "SPIN")
+    with pytest.raises(ValueError, match=r"^BlockGibbsSampler: bqm must be finite, got NaN or inf"):
+        BlockGibbsSampler().sample(bqm, beta_range=(1e-309, 1e-308))
 
 
 def test_without_dimod_the_error_names_the_extra():

@@ -211,7 +211,7 @@ def test_compile_ais():
     assert_same_bits(torch.compile(function, fullgraph=True, backend="aot_eager")(left), function(left))
     graph = gx.ChimeraGraph(1)
     p, state = random_graph_parameters(graph), random_bits(4, 8)
-    function = lambda state: gx.graph_ais(state, *p, p[0], [0.0, 0.5, 1.0], graph, seed=2)  # noqa: E731
+    function = lambda state: gx.graph_ais(state, *p, graph, p[0], [0.0, 0.5, 1.0], seed=2)  # noqa: E731
     assert_same_bits(torch.compile(function, fullgraph=True, backend="aot_eager")(state), function(state))
 
 
@@ -259,7 +259,7 @@ def test_vmap_says_why_not(name, seed, randomness):
 def test_vmap_on_a_graph_says_why_not(name, seed, randomness):
     graph = gx.ChimeraGraph(1)
     p = random_graph_parameters(graph)
-    rest = (p[0], [0.0, 1.0], graph) if name == "graph_ais" else (graph, 2)
+    rest = (graph, p[0], [0.0, 1.0]) if name == "graph_ais" else (graph, 2)
     with pytest.raises(NotImplementedError, match=f"^{name}: torch.vmap is not supported"):
         torch.vmap(lambda state: getattr(gx, name)(state, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 8))
     with pytest.raises(NotImplementedError, match=r"^graph_coupling_resolution: torch.vmap"):
@@ -313,10 +313,12 @@ INTERRUPTED_ON_A_GRAPH = """
     import threading, time, os, signal, torch, gibbs_ext as gx
     torch.set_num_threads(2)
     gx.ops.set_graph_tables("{tables}")
-    graph = gx.ChimeraGraph(4)
-    state, bias = torch.zeros({chains}, 128), torch.zeros(128, requires_grad=True)
+    graph = {graph}
+    n = graph.num_nodes
+    state, bias = torch.zeros({chains}, n), torch.zeros(n, requires_grad=True)
     coupling = 0.1 * torch.randn({models}graph.num_edges)
     before = [x.clone() for x in (state, bias, coupling)]
+    {prepare}
     sent = []
 
     def interrupt():
@@ -342,7 +344,7 @@ INTERRUPTED_ON_A_GRAPH = """
 GRAPH_CALLS = {
     "graph_gibbs": "gx.graph_gibbs(state, bias, coupling, graph, 10**8)",
     "graph_gibbs_relaxed": "gx.graph_gibbs_relaxed(state, bias, coupling, graph, 10**8)",
-    "graph_ais": "gx.graph_ais(state, bias, coupling, bias, torch.linspace(0, 1, 10**7), graph)",
+    "graph_ais": "gx.graph_ais(state, bias, coupling, graph, bias, torch.linspace(0, 1, 10**7))",
 }
 
 
@@ -358,7 +360,19 @@ GRAPH_CALLS = {
     ],
 )
 def test_ctrl_c_on_a_graph(call, chains, models, tables):
-    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=GRAPH_CALLS[call], chains=chains, models=models, tables=tables))
+    options = {"graph": "gx.ChimeraGraph(4)", "chains": chains, "models": models, "tables": tables, "prepare": ""}
+    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=GRAPH_CALLS[call], **options))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_ctrl_c_in_relaxed_sweeps(backward):
+    """Of a dense graph, which takes seconds though the fields that it keeps are few."""
+    num_sweeps = 1000 if backward else 5000
+    forward = f"loss = gx.graph_gibbs_relaxed(state, bias, coupling, graph, 0, {num_sweeps})[0].sum()"
+    prepare, call = (forward, "loss.backward()") if backward else ("", forward)
+    graph = "gx.ColoredGraph(800, torch.cartesian_prod(torch.arange(400), torch.arange(400, 800)))"
+    options = {"graph": graph, "chains": 1, "models": "", "tables": "auto", "prepare": prepare}
+    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=call, **options))
 
 
 def assert_stops(script):

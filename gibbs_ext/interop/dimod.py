@@ -34,8 +34,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
     ``proposal_acceptance_criteria``, which speak of single-spin updates, are unknown here and ignored with a warning.
     All reads run in one call, so many reads cost little more than a few.
 
-    Interactions are rounded to 2^-31 of the largest sum of interactions at one variable (csrc/README.md); the energies
-    returned are dimod's own.
+    Interactions are rounded to about 2^-30 of the largest sum of interactions at one variable (csrc/README.md); the
+    energies returned are dimod's own.
 
     Example:
         >>> import dimod
@@ -102,6 +102,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             KeyboardInterrupt: Ctrl-C during the call.
         """
         start = time.perf_counter_ns()
+        if not isinstance(bqm, dimod.BinaryQuadraticModel):
+            raise TypeError(f"{_NAME}: bqm must be a dimod.BinaryQuadraticModel, got {type(bqm).__name__}")
         self.remove_unknown_kwargs(**kwargs)
         if seed is None:
             seed = int(torch.randint(2**32, ()))
@@ -112,11 +114,6 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             raise TypeError(f"{_NAME}: interrupt_function must be callable, got {shown(interrupt_function)}")
         parsed = self.parse_initial_states(bqm, initial_states, initial_states_generator, num_reads, seed)
         h, J, edges, bias, coupling = _parameters(bqm)
-        if beta_range is None and beta_schedule_type != "custom":
-            beta_range = _default_beta_range(h, J, edges)
-        betas = _schedule(num_sweeps, num_sweeps_per_beta, beta_range, beta_schedule_type, beta_schedule)
-        if beta_range is None:
-            beta_range = [float(betas[0]), float(betas[-1])]
 
         # Fixed point has a smallest unit and float32 a largest number. Parameters are scaled so that the largest sum of
         # couplings is just above 1, and betas inversely.
@@ -124,8 +121,24 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         largest_bias = np.abs(bias).max(initial=0)
         exponent = int(min(1 - np.frexp(totals.max(initial=0) or largest_bias)[1], 127 - np.frexp(largest_bias)[1]))
         scaled_bias, scaled_coupling = (torch.from_numpy(np.ldexp(x, exponent)) for x in (bias, coupling))
-        with np.errstate(over="ignore"):  # the op refuses what overflows
-            beta = torch.from_numpy(np.ldexp(betas, -exponent))
+        with np.errstate(over="ignore"):
+            highest = np.ldexp(np.float64(np.finfo(np.float32).max), exponent)
+
+        if beta_range is None and beta_schedule_type != "custom":
+            beta_range = hot, cold = _default_beta_range(h, J, edges)
+            if not 0 < hot <= cold <= min(highest, np.finfo(np.float64).max):
+                raise ValueError(
+                    f"{_NAME}: bqm must have biases that suggest a beta_range of 0 < beta <= {highest:g}, "
+                    f"got {beta_range}; give another"
+                )
+        betas = _schedule(num_sweeps, num_sweeps_per_beta, beta_range, beta_schedule_type, beta_schedule)
+        if beta_range is None:
+            beta_range = [float(betas[0]), float(betas[-1])]
+        if betas.max(initial=0) > highest:
+            raise ValueError(
+                f"{_NAME}: beta_range or beta_schedule must be at most {highest:g} for this bqm, got {betas.max()}"
+            )
+        beta = torch.from_numpy(np.ldexp(betas, -exponent))
 
         order = [parsed.initial_states.variables.index(v) for v in bqm.variables]
         values = parsed.initial_states.record.sample[:, order]
@@ -139,7 +152,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             graph = ColoredGraph(len(bias), torch.from_numpy(edges))
             step = _READS_A_CALL if interrupt_function else len(state)
             for done in range(0, len(state), step):
-                with reported_as(_NAME, beta="beta_range or beta_schedule"):
+                with reported_as(_NAME, bias="bqm", coupling="bqm"):
                     reads = state[done : done + step]
                     reads[:] = graph_gibbs(
                         reads, scaled_bias, scaled_coupling, graph, len(beta), beta=beta, chain_offset=done, seed=seed
@@ -186,15 +199,17 @@ def _default_beta_range(h: Floats, J: Floats, edges: NDArray[np.int64]) -> list[
     Hot: the spin hardest to flip does with probability 1/2, were all its terms satisfied. Cold: of the spins whose
     smallest term is the smallest of all, one flips against that term with probability 1/100.
     """
-    total = np.abs(h) + np.bincount(edges.reshape(-1), np.abs(J).repeat(2), len(h))
+    with np.errstate(over="ignore"):
+        total = np.abs(h) + np.bincount(edges.reshape(-1), np.abs(J).repeat(2), len(h))
     # A tiny h may be what the conversion from bits rounded away: its reciprocal would be no beta.
     smallest = np.where(np.abs(h) > 1e-12 * total, np.abs(h), np.inf)
     np.minimum.at(smallest, edges.reshape(-1), np.abs(J).repeat(2))
     gap = smallest.min(initial=np.inf)
     if gap == np.inf:
         return [0.1, 1.0]  # all states are equal, whatever beta is
-    hot = np.log(2) / (2 * total.max())
-    cold = np.log(100 * np.count_nonzero(smallest == gap)) / (2 * gap)
+    with np.errstate(over="ignore"):  # the caller refuses 0 and inf
+        hot = np.log(2) / (2 * total.max())
+        cold = np.log(100 * np.count_nonzero(smallest == gap)) / (2 * gap)
     return [float(hot), float(cold)]
 
 

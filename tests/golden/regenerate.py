@@ -81,7 +81,7 @@ def graph_vectors(gibbs, ais, resolution) -> Iterator[str]:
             beta = torch.tensor([0.25, 0.25, 0.5, 1.25, 1.25])
             z = gibbs(start, bias, coupling, graph, 5, beta=beta, **options)
             yield f"graph_gibbs {name} {models} {chains} {seed} = {digest(z)}"
-            z, _ = ais(start, bias, coupling, bias / 2, torch.linspace(0, 1, 6).double(), graph, **options)
+            z, _ = ais(start, bias, coupling, graph, bias / 2, torch.linspace(0, 1, 6).double(), **options)
             yield f"graph_ais {name} {models} {chains} {seed} = {digest(z)}"
 
 

@@ -84,6 +84,8 @@ hooks: .venv/lint.stamp
 
 SANITIZE := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Icsrc -Wall -Wextra -Werror -pthread \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+# What needs no framework.
+SANITIZE_CODE := $(wildcard csrc/cpu/*.cpp) csrc/graph_layout.cpp
 SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
 # Once with the instruction sets of this processor, once with the code for any processor.
 SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))
@@ -93,7 +95,7 @@ sanitize: $(SANITIZE_PROGRAMS)
 
 build/sanitize/portable/%.o: SANITIZE += -DGIBBS_PORTABLE
 define SANITIZE_RULES
-$(patsubst %.cpp,build/sanitize/$(1)/%,$(SANITIZE_TESTS)): %: %.o $(patsubst %.cpp,build/sanitize/$(1)/%.o,$(wildcard csrc/cpu/*.cpp))
+$(patsubst %.cpp,build/sanitize/$(1)/%,$(SANITIZE_TESTS)): %: %.o $(patsubst %.cpp,build/sanitize/$(1)/%.o,$(SANITIZE_CODE))
 	$$(CXX) $$(SANITIZE) $$^ -o $$@
 
 build/sanitize/$(1)/%.o: %.cpp

@@ -68,7 +68,7 @@ GraphCall describe(const GraphProblem& p) {
   call.batch = p.batch;
   call.is_double = p.is_double();
   call.coupling = p.coupling_operand();
-  call.tables = table_policy();
+  call.route = graph_route();
   return call;
 }
 

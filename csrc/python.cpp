@@ -152,10 +152,10 @@ PYBIND11_MODULE(_C, m) {
       throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " +
                             name);
   });
-  // Which graphs have their probabilities tabulated: for tests and benchmarks.
-  m.def("set_graph_tables", [](const std::string& name) {
-    if (!gibbs::set_table_policy(name.c_str()))
-      throw py::value_error("set_graph_tables: name must be auto, never or always, got " + name);
+  // How binary sweeps on graphs are made: for tests and benchmarks.
+  m.def("set_graph_route", [](const std::string& name) {
+    if (!gibbs::set_graph_route(name.c_str()))
+      throw py::value_error("set_graph_route: name must be auto, blocks, tables or chains, got " + name);
   });
   m.def("instruction_set", [] { return gibbs::kernels().name; });
   m.def("take_exception", []() -> py::object {

@@ -32,7 +32,7 @@ class CouplingResolutionWarning(UserWarning):
 _C.set_resolution_warning(CouplingResolutionWarning)
 
 build_info = _C.build_info
-set_graph_tables = _C.set_graph_tables
+set_graph_route = _C.set_graph_route
 set_instruction_set = _C.set_instruction_set
 instruction_set = _C.instruction_set
 

@@ -37,9 +37,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["never", "always", "chains"])
-def graph_tables(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=["blocks", "tables", "chains"])
+def graph_route(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test with each route that binary sweeps of a graph may take."""
-    ops.set_graph_tables(request.param)
+    ops.set_graph_route(request.param)
     yield request.param
-    ops.set_graph_tables("auto")
+    ops.set_graph_route("auto")

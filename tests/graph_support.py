@@ -34,22 +34,22 @@ GRAPH_BROADCASTS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]]
 
 
 # Every way to the same bits: instruction sets, and routes of binary sweeps (where a route cannot go, another is taken).
-ROUTES = ["never", "always", "chains"]
+ROUTES = ["blocks", "tables", "chains"]
 WAYS = list(itertools.product(supported_instruction_sets(), ROUTES))
 
 
 @contextlib.contextmanager
-def taking(instruction_set: str = "auto", tables: str = "auto") -> Iterator[None]:
+def taking(instruction_set: str = "auto", route: str = "auto") -> Iterator[None]:
     """A way of WAYS, or a part of one. What is asserted in the block names it."""
     ops.set_instruction_set(instruction_set)
-    ops.set_graph_tables(tables)
+    ops.set_graph_route(route)
     try:
         yield
     except AssertionError as error:
-        raise AssertionError(f"{instruction_set}, tables {tables}: {error}") from error
+        raise AssertionError(f"{instruction_set}, {route}: {error}") from error
     finally:
         ops.set_instruction_set("auto")
-        ops.set_graph_tables("auto")
+        ops.set_graph_route("auto")
 
 
 # Graphs -----------------------------------------------------------------------------------------------------------

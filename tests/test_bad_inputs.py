@@ -265,15 +265,15 @@ def test_biases_must_be_finite_in_float32():
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("graph")])
 @pytest.mark.parametrize("own", [(), ("bias",), ("coupling",), ("bias", "coupling")], ids="-".join)
-@pytest.mark.parametrize("tables", ROUTES)
-def test_every_route_checks_parameters(name, own, tables):
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_checks_parameters(name, own, route):
     """Shared by 100 chains, or one for each of them: any one bad number is found."""
     arguments = good(name) | {"state": torch.zeros(100, N), "chain_offset": 0}
     arguments = {key: value for key, value in arguments.items() if key != "clamp"}
     for key, size in (("bias", N), ("base_bias", N), ("coupling", E)):
         if key in arguments:
             arguments[key] = torch.zeros(100, size) if key in own else torch.zeros(size)
-    with taking(tables=tables):
+    with taking(route=route):
         getattr(gx, name)(**arguments)
         for key in ("bias", "base_bias", "coupling"):
             if key not in arguments:

@@ -17,7 +17,7 @@ def test_reference():
     assert list(vectors(reference, reference.bipartite_gibbs_reference, reference.bipartite_ais_reference)) == GOLDEN
 
 
-def test_graphs_compiled(instruction_set, graph_tables):
+def test_graphs_compiled(instruction_set, graph_route):
     def resolution(coupling, graph):
         return float(ops.graph_coupling_resolution(coupling, graph.layout))
 

@@ -296,8 +296,8 @@ def test_routes_agree_on_many_draws(name, instruction_set):
     p, state = random_graph_parameters(graph), random_bits(2000, graph.num_nodes, dtype=torch.bool)
     beta = torch.linspace(0.2, 1.5, 5).repeat_interleave(4)
     results = []
-    for tables in (*ROUTES, "auto"):
-        with taking(instruction_set, tables):
+    for route in (*ROUTES, "auto"):
+        with taking(instruction_set, route):
             results.append(graph_gibbs(state, *p, graph, 20, beta=beta, seed=3))
     for copied in ((p.bias, p.coupling.repeat(2000, 1)), (p.bias.repeat(2000, 1), p.coupling)):
         with taking(instruction_set):
@@ -306,28 +306,11 @@ def test_routes_agree_on_many_draws(name, instruction_set):
         assert_same_bits(result, results[0])
 
 
-@pytest.mark.skipif(ops.instruction_set() == "baseline", reason="tables need AVX2")
-def test_auto_takes_tables_where_they_pay():
-    """Without that, the tests of tables would prove little about what users get."""
-    graph = ChimeraGraph(8)
-    p, state = random_graph_parameters(graph), random_bits(256, graph.num_nodes, dtype=torch.bool)
-    seconds = {}
-    for tables in ("never", "auto"):
-        times = []
-        for _ in range(3):
-            with taking(tables=tables):
-                start = time.perf_counter()
-                graph_gibbs(state, *p, graph, 100, seed=0)
-                times.append(time.perf_counter() - start)
-        seconds[tables] = min(times)
-    assert seconds["auto"] < seconds["never"]
-
-
 # Identities -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(), (5,)])
-def test_one_chimera_cell_is_a_bipartite_model(shape, instruction_set, graph_tables):
+def test_one_chimera_cell_is_a_bipartite_model(shape, instruction_set, graph_route):
     p, (left_bias, right_bias, weight) = chimera_cell(shape)
     state, clamp = random_bits(300, *shape, 8), torch.rand(8) < 0.2
     graph = ChimeraGraph(1)
@@ -447,7 +430,7 @@ def test_any_split_of_the_batch(kind, split):
 
 @KINDS
 @pytest.mark.parametrize("beta", [torch.linspace(0.1, 2, 10), torch.tensor([0.5] * 4 + [1.0] * 6)])
-def test_any_split_of_the_sweeps(kind, beta, graph_tables):
+def test_any_split_of_the_sweeps(kind, beta, graph_route):
     graph = graph_named("chimera")
     p, state = parameters_of(kind, graph, 70), random_bits(70, graph.num_nodes)
     expected = graph_gibbs(state, *p, graph, 10, beta=beta, seed=6)
@@ -579,7 +562,7 @@ def test_no_sweeps():
 
 
 @pytest.mark.parametrize("kind", [SHARED, PER_CHAIN])
-def test_large_logits_decide(kind, graph_tables):
+def test_large_logits_decide(kind, graph_route):
     graph = graph_named("no edges")
     bias = torch.tensor([1e30, -1e30]).repeat(20)[:37]
     p = parameters_of(kind, graph, 200)

@@ -309,7 +309,7 @@ def test_half_parameters_are_computed_in_float32(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [(), (90,)])
-def test_state_is_what_binary_sweeps_give(dtype, batch, instruction_set, graph_tables):
+def test_state_is_what_binary_sweeps_give(dtype, batch, instruction_set, graph_route):
     graph = graph_named("chimera with holes")
     n = graph.num_nodes
     p = random_graph_parameters(graph, ((), batch), dtype=dtype)

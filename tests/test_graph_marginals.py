@@ -63,7 +63,7 @@ def test_exact_samples_have_the_exact_marginals(model, exact):
     assert excess(exact_samples(model, CHAINS).bool(), model, exact) < 1
 
 
-def test_binary_sweeps_have_the_exact_marginals(model, exact, instruction_set, graph_tables):
+def test_binary_sweeps_have_the_exact_marginals(model, exact, instruction_set, graph_route):
     assert excess(draw(), model, exact) < 1
 
 

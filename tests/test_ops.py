@@ -312,7 +312,7 @@ def test_ctrl_c_stops_within_a_second(call, chains, models):
 INTERRUPTED_ON_A_GRAPH = """
     import threading, time, os, signal, torch, gibbs_ext as gx
     torch.set_num_threads(2)
-    gx.ops.set_graph_tables("{tables}")
+    gx.ops.set_graph_route("{route}")
     graph = {graph}
     n = graph.num_nodes
     state, bias = torch.zeros({chains}, n), torch.zeros(n, requires_grad=True)
@@ -349,18 +349,18 @@ GRAPH_CALLS = {
 
 
 @pytest.mark.parametrize(
-    ("call", "chains", "models", "tables"),
+    ("call", "chains", "models", "route"),
     [
-        ("graph_gibbs", 512, "", "always"),
-        ("graph_gibbs", 512, "", "never"),
+        ("graph_gibbs", 512, "", "tables"),
+        ("graph_gibbs", 512, "", "blocks"),
         ("graph_gibbs", 1, "", "auto"),
         ("graph_gibbs", 64, "64, ", "auto"),
         ("graph_gibbs_relaxed", 512, "", "auto"),
         ("graph_ais", 512, "", "auto"),
     ],
 )
-def test_ctrl_c_on_a_graph(call, chains, models, tables):
-    options = {"graph": "gx.ChimeraGraph(4)", "chains": chains, "models": models, "tables": tables, "prepare": ""}
+def test_ctrl_c_on_a_graph(call, chains, models, route):
+    options = {"graph": "gx.ChimeraGraph(4)", "chains": chains, "models": models, "route": route, "prepare": ""}
     assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=GRAPH_CALLS[call], **options))
 
 
@@ -371,7 +371,7 @@ def test_ctrl_c_in_relaxed_sweeps(backward):
     forward = f"loss = gx.graph_gibbs_relaxed(state, bias, coupling, graph, 0, {num_sweeps})[0].sum()"
     prepare, call = (forward, "loss.backward()") if backward else ("", forward)
     graph = "gx.ColoredGraph(800, torch.cartesian_prod(torch.arange(400), torch.arange(400, 800)))"
-    options = {"graph": graph, "chains": 1, "models": "", "tables": "auto", "prepare": prepare}
+    options = {"graph": graph, "chains": 1, "models": "", "route": "auto", "prepare": prepare}
     assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=call, **options))
 
 

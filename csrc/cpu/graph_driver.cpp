@@ -12,7 +12,7 @@ namespace gibbs {
 
 namespace {
 
-std::atomic<TablePolicy> policy{TablePolicy::kAuto};
+std::atomic<GraphRoute> chosen_route{GraphRoute::kAuto};
 
 template <class T>
 auto round_kernel() {
@@ -465,13 +465,13 @@ int64_t num_segments(const std::vector<float>& beta) {  // runs of equal beta
 // Whether 64-chain blocks by table are to be used for a model's chains, `chains` of them in each thread.
 bool use_tables(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
   const GraphView& g = call.graph;
-  if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights || call.tables == TablePolicy::kNever ||
-      call.tables == TablePolicy::kChains)
+  if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights || call.route == GraphRoute::kBlocks ||
+      call.route == GraphRoute::kChains)
     return false;
   for (int64_t c = 1; c < call.batch.chains_per_model(); ++c)
     if (call.batch.offset(call.bias.batch_strides, 0, c) != call.batch.offset(call.bias.batch_strides, 0, 0)) return false;
   if (g.num_nodes << table_degree(g) > kLargestTable) return false;
-  if (call.tables == TablePolicy::kAlways) return true;
+  if (call.route == GraphRoute::kTables) return true;
   // A table of 16 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
   const int64_t blocks = (chains + kTableChains - 1) / kTableChains;
   return chains >= 32 && call.num_sweeps * blocks * 64 >= num_segments(beta) << table_degree(g);
@@ -602,8 +602,8 @@ class TableRunner {
 
 bool use_chains(const GraphCall& call) {
   const GraphView& g = call.graph;
-  if (call.log_weights || call.tables == TablePolicy::kNever || call.tables == TablePolicy::kAlways) return false;
-  if (call.tables == TablePolicy::kAuto && call.batch.chains_per_model() > kFewChains) return false;
+  if (call.log_weights || call.route == GraphRoute::kBlocks || call.route == GraphRoute::kTables) return false;
+  if (call.route == GraphRoute::kAuto && call.batch.chains_per_model() > kFewChains) return false;
   int64_t positions = 0;
   for (int64_t color = 0; color < g.num_colors; ++color)
     positions += round_up(g.color_offsets[color + 1] - g.color_offsets[color], kChainBlock);
@@ -707,9 +707,9 @@ class ChainRunner {
 };
 
 // How the binary sweeps of a model are made, `chains` of its chains in each thread.
-TablePolicy route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
-  if (call.num_sweeps && use_tables(call, beta, chains)) return TablePolicy::kAlways;
-  return call.num_sweeps && use_chains(call) ? TablePolicy::kChains : TablePolicy::kNever;
+GraphRoute route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
+  if (call.num_sweeps && use_tables(call, beta, chains)) return GraphRoute::kTables;
+  return call.num_sweeps && use_chains(call) ? GraphRoute::kChains : GraphRoute::kBlocks;
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------------------
@@ -747,16 +747,16 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
 
   // Enough models: each thread takes whole models. Few: threads share one model's chains.
   const int64_t threads = models >= runtime.num_threads ? 1 : runtime.num_threads;
-  const TablePolicy route = route_of(call, beta, (chains + threads - 1) / threads);
+  const GraphRoute route = route_of(call, beta, (chains + threads - 1) / threads);
   const int64_t table_blocks = (chains + kTableChains - 1) / kTableChains, groups = std::min(threads, table_blocks);
   // A model's work: binary sweeps by another route than blocks, then what blocks do, binary sweeps included if it is their route.
-  const int64_t binary_tasks = route == TablePolicy::kAlways ? groups : route == TablePolicy::kChains ? chains : 0;
-  const int64_t block_tasks = route == TablePolicy::kNever || call.num_relaxed_sweeps ? num_blocks(batch) : 0;
+  const int64_t binary_tasks = route == GraphRoute::kTables ? groups : route == GraphRoute::kChains ? chains : 0;
+  const int64_t block_tasks = route == GraphRoute::kBlocks || call.num_relaxed_sweeps ? num_blocks(batch) : 0;
   struct Model {
-    Model(const GraphCall& c, TablePolicy route)
+    Model(const GraphCall& c, GraphRoute route)
         : coupling(c, c.num_sweeps > 0),
-          table(route == TablePolicy::kAlways ? std::make_unique<TableData>(c) : nullptr),
-          chain(route == TablePolicy::kChains ? std::make_unique<ChainData>(c) : nullptr) {}
+          table(route == GraphRoute::kTables ? std::make_unique<TableData>(c) : nullptr),
+          chain(route == GraphRoute::kChains ? std::make_unique<ChainData>(c) : nullptr) {}
     bool load(int64_t model, Progress& p) {
       if (!coupling.load(model, p)) return false;
       if (chain) chain->load(coupling);
@@ -783,7 +783,7 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
   const auto run_block = [&](Runners& runners, int64_t model, const Model& data, int64_t task) {
     if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, progress);
     const Lanes lanes = lanes_of_model(batch, model, task);
-    if (call.num_sweeps && route == TablePolicy::kNever && !runners.block->run_binary(lanes, data.coupling)) return;
+    if (call.num_sweeps && route == GraphRoute::kBlocks && !runners.block->run_binary(lanes, data.coupling)) return;
     if (call.num_relaxed_sweeps) runners.block->run_relaxed(lanes, data.coupling);
   };
   if (threads == 1) {
@@ -984,12 +984,12 @@ Outcome run_resolution(const GraphView& graph, const Batch& batch, const Operand
 
 }  // namespace
 
-TablePolicy table_policy() { return policy.load(std::memory_order_relaxed); }
+GraphRoute graph_route() { return chosen_route.load(std::memory_order_relaxed); }
 
-bool set_table_policy(const char* name) {
-  const char* names[] = {"auto", "never", "always", "chains"};
+bool set_graph_route(const char* name) {
+  const char* names[] = {"auto", "blocks", "tables", "chains"};
   for (int i = 0; i < 4; ++i)
-    if (!std::strcmp(name, names[i])) return policy.store(TablePolicy(i), std::memory_order_relaxed), true;
+    if (!std::strcmp(name, names[i])) return chosen_route.store(GraphRoute(i), std::memory_order_relaxed), true;
   return false;
 }
 

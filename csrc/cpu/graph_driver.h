@@ -8,10 +8,10 @@ namespace gibbs {
 
 // How binary sweeps are made: as it is fastest, or, for tests and benchmarks, by blocks of 16 chains (which can do everything), by tables
 // or one chain at a time wherever that can be done.
-enum class TablePolicy { kAuto, kNever, kAlways, kChains };
-TablePolicy table_policy();
-// "auto", "never", "always" or "chains"; false where the name is none of them.
-bool set_table_policy(const char* name);
+enum class GraphRoute { kAuto, kBlocks, kTables, kChains };
+GraphRoute graph_route();
+// "auto", "blocks", "tables" or "chains"; false where the name is none of them.
+bool set_graph_route(const char* name);
 
 struct GraphCall : SweepCall {
   GraphView graph;
@@ -22,7 +22,7 @@ struct GraphCall : SweepCall {
   uint32_t* bits = nullptr;
   const uint32_t* clamp = nullptr;
   double* log_weights = nullptr;  // [linear number]; not null: annealed
-  TablePolicy tables = TablePolicy::kAuto;
+  GraphRoute route = GraphRoute::kAuto;
 
   // Relaxed sweeps: [linear number, num_nodes] of the parameters' dtype.
   void *state = nullptr, *relaxed = nullptr, *mean = nullptr;

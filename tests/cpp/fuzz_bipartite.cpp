@@ -1,143 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random shapes, strides and values through cpu/bipartite_driver.h. Binary sweeps and annealed ones are compared to the bit with
 // the scalar functions of core/, on every instruction set and number of threads; relaxed ones in double with a plain rewriting.
-// "fuzz_bipartite 5000 7": 5000 trials from seed 7.
-#include <math.h>
-
-#include <algorithm>
-#include <functional>
-#include <limits>
-#include <random>
-#include <thread>
-#include <vector>
-
-#include "check.h"
-#include "core/fixed_point.h"
-#include "core/philox.h"
 #include "core/threshold.h"
 #include "cpu/bipartite_driver.h"
+#include "fuzz.h"
 
 using namespace gibbs;
 
-static std::mt19937_64 rng;
-static int64_t below(int64_t n) { return int64_t(rng() % uint64_t(n)); }
-static bool one_in(int64_t n) { return below(n) == 0; }
-static double normal() { return std::normal_distribution<double>()(rng); }
-
-static void run_on_threads(int64_t count, const std::function<void(int64_t)>& task) {
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < count; ++i) others.emplace_back(task, i);
-  task(0);
-  for (std::thread& t : others) t.join();
-}
-
-// A tensor [batch..., tail...] in memory of exactly the size it needs, with strides in any order, gaps and broadcast dimensions:
-// a read past an element that belongs to it is a read past the allocation, or changes the result.
 template <class T>
-struct Tensor {
-  std::vector<T> data;
-  std::vector<int64_t> strides;
-
-  Tensor() = default;
-  Tensor(const std::vector<int64_t>& sizes, const std::vector<bool>& broadcast, const std::function<double()>& value)
-      : strides(sizes.size(), 0) {
-    std::vector<size_t> order(sizes.size());
-    for (size_t d = 0; d < order.size(); ++d) order[d] = d;
-    std::reverse(order.begin(), order.end());
-    if (one_in(3)) std::shuffle(order.begin(), order.end(), rng);
-    int64_t stride = one_in(4) ? 2 : 1, last = 0;
-    for (size_t d : order) {
-      if (d < broadcast.size() && broadcast[d]) continue;
-      strides[d] = stride;
-      last += (sizes[d] - 1) * stride;
-      stride = stride * sizes[d] + (one_in(4) ? 3 : 0);
-    }
-    // what lies in the gaps must not matter
-    const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-    data.assign(size_t(empty ? 0 : last + 1), std::numeric_limits<T>::quiet_NaN());
-    std::vector<int64_t> index(sizes.size());
-    for (bool more = !data.empty(); more;) {
-      T& x = data[size_t(offset(index))];
-      if (isnan(x)) x = T(value());
-      more = false;
-      for (size_t d = sizes.size(); d-- > 0 && !more;) {
-        more = ++index[d] < sizes[d];
-        if (!more) index[d] = 0;
-      }
-    }
-  }
-  int64_t offset(const std::vector<int64_t>& index) const {
-    int64_t at = 0;
-    for (size_t d = 0; d < index.size(); ++d) at += index[d] * strides[d];
-    return at;
-  }
-  Operand operand(size_t batch_dims) const {
-    Operand o;
-    o.data = data.data();
-    o.batch_strides.assign(strides.begin(), strides.begin() + int64_t(batch_dims));
-    o.stride = strides.back();
-    if (strides.size() == batch_dims + 2) o.row_stride = strides[batch_dims];
-    return o;
-  }
-};
-
-template <class T>
-struct Problem {
-  int64_t n1, n2, chains = 1;
-  std::vector<int64_t> sizes;  // of the batch
+struct Problem : RandomBatch {
+  int64_t n1, n2;
   Tensor<T> weight, left_bias, right_bias, base_left_bias, base_right_bias;
   std::vector<uint32_t> left, right, clamp_left, clamp_right;
   BipartiteCall call;
 
-  // Where element `tail` of a chain lies in a tensor.
-  size_t offset(const Tensor<T>& t, int64_t chain, std::initializer_list<int64_t> tail) const {
-    int64_t at = 0;
-    for (size_t d = sizes.size(); d-- > 0; chain /= sizes[d]) at += chain % sizes[d] * t.strides[d];
-    size_t d = sizes.size();
-    for (int64_t i : tail) at += i * t.strides[d++];
-    return size_t(at);
-  }
-  T at(const Tensor<T>& t, int64_t chain, std::initializer_list<int64_t> tail) const { return t.data[offset(t, chain, tail)]; }
   uint64_t number(int64_t linear) const { return uint64_t(call.chain_offset + linear); }
-  float beta(int64_t sweep) const { return float(call.beta.size() > 1 ? call.beta[size_t(sweep)] : call.beta[0]); }
 };
-
-static std::vector<uint32_t> random_bits(int64_t chains, int64_t n) {
-  std::vector<uint32_t> bits(size_t(chains * state_words(n)));
-  for (size_t w = 0; w < bits.size(); ++w) {
-    const int64_t units = std::min<int64_t>(32, n - int64_t(w) % state_words(n) * 32);
-    bits[w] = uint32_t(rng()) & (units == 32 ? ~0u : (1u << units) - 1);
-  }
-  return bits;
-}
 
 template <class T>
 static Problem<T> random_problem(double largest_exponent) {
   Problem<T> p;
   do {
-    p.sizes.clear(), p.chains = 1;
     const auto side = [] { return one_in(8) ? 1 + below(300) : 1 + below(one_in(2) ? 9 : 70); };
     p.n1 = side(), p.n2 = side();
-    for (int64_t d = below(4); d-- > 0;) p.sizes.push_back(one_in(20) ? 0 : 1 + below(3));
-    if (one_in(4)) p.sizes.push_back(30 + below(50));  // enough chains for tables
-    for (int64_t size : p.sizes) p.chains *= size;
+    p.draw(30, 79);  // enough for tables
   } while (p.chains * p.n1 * p.n2 > 200000);  // the reference is slow
-  const auto some_broadcast = [&] {
-    std::vector<bool> broadcast;
-    for (size_t d = 0; d < p.sizes.size(); ++d) broadcast.push_back(p.sizes[d] > 20 || one_in(2));
-    return broadcast;
-  };
-  const auto shape = [&](std::initializer_list<int64_t> tail) {
-    std::vector<int64_t> all = p.sizes;
-    all.insert(all.end(), tail);
-    return all;
-  };
   const double scale = one_in(3) ? exp2(largest_exponent * (2.0 * double(below(1000)) / 999 - 1)) : exp2(double(below(5)) - 3);
   const bool equal = one_in(8);
-  const std::vector<bool> shared = some_broadcast();
-  p.weight = Tensor<T>(shape({p.n1, p.n2}), shared, [&] { return equal ? scale : one_in(50) ? 0.0 : scale * normal(); });
-  for (Tensor<T>* bias : {&p.left_bias, &p.base_left_bias}) *bias = Tensor<T>(shape({p.n1}), some_broadcast(), normal);
-  for (Tensor<T>* bias : {&p.right_bias, &p.base_right_bias}) *bias = Tensor<T>(shape({p.n2}), some_broadcast(), normal);
+  const std::vector<bool> shared = p.some_broadcast();
+  p.weight = Tensor<T>(p.shape({p.n1, p.n2}), shared, [&] { return equal ? scale : one_in(50) ? 0.0 : scale * normal(); });
+  for (Tensor<T>* bias : {&p.left_bias, &p.base_left_bias}) *bias = Tensor<T>(p.shape({p.n1}), p.some_broadcast(), normal);
+  for (Tensor<T>* bias : {&p.right_bias, &p.base_right_bias}) *bias = Tensor<T>(p.shape({p.n2}), p.some_broadcast(), normal);
   p.left = random_bits(p.chains, p.n1), p.right = random_bits(p.chains, p.n2);
 
   BipartiteCall& c = p.call;
@@ -149,10 +42,7 @@ static Problem<T> random_problem(double largest_exponent) {
   c.weight = p.weight.operand(p.sizes.size());
   c.left_bias = p.left_bias.operand(p.sizes.size()), c.right_bias = p.right_bias.operand(p.sizes.size());
   c.base_left_bias = p.base_left_bias.operand(p.sizes.size()), c.base_right_bias = p.base_right_bias.operand(p.sizes.size());
-  c.seed = rng();
-  c.chain_offset = one_in(2) ? 0 : below(kMaxChains - p.chains);
-  c.sweep_offset = one_in(2) ? 0 : below(kMaxSweeps - 100);
-  c.num_sweeps = below(6);
+  p.draw_counters(c);
   c.beta.resize(one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
   for (double& b : c.beta) b = one_in(10) ? 0 : normal();
   c.allow_tables = !one_in(4);
@@ -167,7 +57,7 @@ struct Result {
 
 // Runs a copy of the problem's state; clamps and log weights only where the problem has them.
 template <class T>
-static Result run_binary(const Problem<T>& p, bool annealed, int threads) {
+static Result run_binary(const Problem<T>& p, bool annealed, const Runtime& runtime) {
   Result r = {p.left, p.right, std::vector<double>(annealed ? size_t(p.chains) : 0)};
   BipartiteCall call = p.call;
   call.left_bits = r.left.data(), call.right_bits = r.right.data();
@@ -175,42 +65,27 @@ static Result run_binary(const Problem<T>& p, bool annealed, int threads) {
   call.clamp_right = p.clamp_right.empty() ? nullptr : p.clamp_right.data();
   call.log_weights = annealed ? r.log_weights.data() : nullptr;
   double resolution;
-  const Outcome outcome = run_bipartite(call, {threads, run_on_threads, nullptr}, &resolution);
+  const Outcome outcome = run_bipartite(call, runtime, &resolution);
   CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
   return r;
 }
-
-static double softplus(double x) { return std::max(x, 0.0) + log1p(exp(-fabs(x))); }
 
 // The contract, written out.
 template <class T>
 static Result reference(const Problem<T>& p, bool annealed) {
   Result r = {p.left, p.right, std::vector<double>(annealed ? size_t(p.chains) : 0)};
-  const int64_t n1 = p.n1, n2 = p.n2, degree = std::max(n1, n2);
-  std::vector<int64_t> coupling(size_t(n1 * n2)), sums(size_t(n1 + n2));
+  const int64_t n1 = p.n1, n2 = p.n2;
+  std::vector<double> weight(static_cast<size_t>(n1 * n2));
+  std::vector<int64_t> coupling(weight.size());
   for (int64_t chain = 0; chain < p.chains; ++chain) {
-    const auto weight = [&](int64_t i, int64_t j) { return double(p.at(p.weight, chain, {i, j})); };
-    double largest = 0;
     for (int64_t i = 0; i < n1; ++i)
-      for (int64_t j = 0; j < n2; ++j) largest = std::max(largest, fabs(weight(i, j)));
-    int k = kMaxScaleExponent, e = 0;
-    if (largest > 0) {
-      frexp(largest, &e);
-      std::fill(sums.begin(), sums.end(), 0);
-      for (int64_t i = 0; i < n1; ++i)
-        for (int64_t j = 0; j < n2; ++j) {
-          const int64_t q = int64_t(ceil(ldexp(fabs(weight(i, j)), coupling_sum_bits(degree) - e)));
-          sums[size_t(i)] += q, sums[size_t(n1 + j)] += q;
-        }
-      k = scale_exponent(*std::max_element(sums.begin(), sums.end()), degree, e);
-    }
-    for (int64_t i = 0; i < n1; ++i)
-      for (int64_t j = 0; j < n2; ++j) coupling[size_t(i * n2 + j)] = llrint(ldexp(weight(i, j), k));
+      for (int64_t j = 0; j < n2; ++j) weight[size_t(i * n2 + j)] = double(p.at(p.weight, chain, {i, j}));
+    const int k = scale_exponent_of(weight, n1 + n2, std::max(n1, n2), [&](int64_t e) { return std::pair(e / n2, n1 + e % n2); });
+    for (size_t e = 0; e < weight.size(); ++e) coupling[e] = llrint(ldexp(weight[e], k));
     const float scale = ldexpf(1.0f, -k);
 
     uint32_t* left = r.left.data() + chain * state_words(n1);
     uint32_t* right = r.right.data() + chain * state_words(n2);
-    const auto bit = [](const uint32_t* bits, int64_t i) { return bits[i / 32] >> (i % 32) & 1; };
     const auto acc = [&](bool of_left, int64_t unit) {
       int64_t sum = 0;
       for (int64_t o = 0; o < (of_left ? n2 : n1); ++o)
@@ -225,7 +100,7 @@ static Result reference(const Problem<T>& p, bool annealed) {
       return annealed ? x + (1.0f - beta) * base : x;
     };
     for (int64_t sweep = 0; sweep < p.call.num_sweeps; ++sweep) {
-      const float beta = annealed ? float(p.call.beta[size_t(sweep + 1)]) : p.beta(sweep);
+      const float beta = annealed ? float(p.call.beta[size_t(sweep + 1)]) : float(beta_of(p.call, sweep));
       if (annealed) {
         const float last = float(p.call.beta[size_t(sweep)]);
         double& total = r.log_weights[size_t(chain)];
@@ -242,15 +117,13 @@ static Result reference(const Problem<T>& p, bool annealed) {
         for (int64_t i = 0; i < (of_left ? n1 : n2); ++i) {
           if (!clamp.empty() && bit(clamp.data() + chain * state_words(of_left ? n1 : n2), i)) continue;
           const bool on = random_word(stream, uint32_t(of_left ? i : n1 + i)) < threshold(logit(of_left, i, beta));
-          bits[i / 32] = (bits[i / 32] & ~(1u << (i % 32))) | uint32_t(on) << (i % 32);
+          set_bit(bits, i, on);
         }
       }
     }
   }
   return r;
 }
-
-static const char* const kInstructionSets[] = {"baseline", "avx2", "avx512"};
 
 template <class T>
 static void fuzz_binary() {
@@ -264,26 +137,23 @@ static void fuzz_binary() {
     if (one_in(3)) p.clamp_right = random_bits(p.chains, p.n2);
   }
   const Result expected = reference(p, annealed);
-  for (const char* name : kInstructionSets) {
-    if (!set_instruction_set(name)) continue;
-    for (const int threads : {1, 3}) {
-      const Result r = run_binary(p, annealed, threads);
-      const auto where = [&](const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
-        return int64_t(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
-      };
-      CHECK(r.left == expected.left, "%s, %d threads, %ld+%ld, %ld chains: left word %ld", name, threads, p.n1, p.n2, p.chains,
-            where(r.left, expected.left));
-      CHECK(r.right == expected.right, "%s, %d threads, %ld+%ld, %ld chains: right word %ld", name, threads, p.n1, p.n2, p.chains,
-            where(r.right, expected.right));
-      for (size_t i = 0; i < r.log_weights.size(); ++i) {
-        double size = 1;  // terms are float32: the error goes with the largest of them
-        for (int64_t a = 0; a < p.n1; ++a)
-          for (int64_t b = 0; b < p.n2; ++b) size += fabs(double(p.at(p.weight, int64_t(i), {a, b})));
-        CHECK(fabs(r.log_weights[i] - expected.log_weights[i]) <= 1e-5 * size * double(p.n2 + p.n1), "%s: chain %zu: %g, not %g",
-              name, i, r.log_weights[i], expected.log_weights[i]);
-      }
+  for_each_runtime([&](const char* name, const Runtime& runtime) {
+    const Result r = run_binary(p, annealed, runtime);
+    const auto where = [&](const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
+      return int64_t(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
+    };
+    CHECK(r.left == expected.left, "%s, %d threads, %ld+%ld, %ld chains: left word %ld", name, runtime.num_threads, p.n1, p.n2,
+          p.chains, where(r.left, expected.left));
+    CHECK(r.right == expected.right, "%s, %d threads, %ld+%ld, %ld chains: right word %ld", name, runtime.num_threads, p.n1, p.n2,
+          p.chains, where(r.right, expected.right));
+    for (size_t i = 0; i < r.log_weights.size(); ++i) {
+      double size = 1;  // terms are float32: the error goes with the largest of them
+      for (int64_t a = 0; a < p.n1; ++a)
+        for (int64_t b = 0; b < p.n2; ++b) size += fabs(double(p.at(p.weight, int64_t(i), {a, b})));
+      CHECK(fabs(r.log_weights[i] - expected.log_weights[i]) <= 1e-5 * size * double(p.n2 + p.n1), "%s: chain %zu: %g, not %g",
+            name, i, r.log_weights[i], expected.log_weights[i]);
     }
-  }
+  });
 }
 
 // Relaxed sweeps of one chain, in double.
@@ -292,24 +162,16 @@ static void relaxed_reference(const Problem<double>& p, int64_t chain, std::vect
   const BipartiteCall& c = p.call;
   std::vector<double> right(size_t(p.n2)), mean(size_t(p.n1));
   for (int64_t sweep = 0; sweep < c.num_relaxed_sweeps; ++sweep) {
-    const double beta = c.beta.size() > 1 ? c.beta[size_t(c.num_sweeps + sweep)] : c.beta[0];
+    const double beta = beta_of(c, c.num_sweeps + sweep);
     const RandomStream stream = random_stream(c.seed, p.number(chain), uint64_t(c.sweep_offset + c.num_sweeps + sweep));
     for (const bool of_left : {false, true})
       for (int64_t i = 0; i < (of_left ? p.n1 : p.n2); ++i) {
         double field = p.at(of_left ? p.left_bias : p.right_bias, chain, {i});
         for (int64_t o = 0; o < (of_left ? p.n2 : p.n1); ++o)
           field += of_left ? p.at(p.weight, chain, {i, o}) * right[size_t(o)] : p.at(p.weight, chain, {o, i}) * left[size_t(o)];
-        const double q = 1 / (1 + exp(-beta * field));
-        const double u = (random_word(stream, uint32_t(of_left ? i : p.n1 + i)) + 0.5) * 0x1p-32;
-        double value = q;
-        if (c.relaxation == kPwl)
-          value = std::clamp(0.5 + c.sharpness / 4 / (q * (1 - q) + 1e-2) * (u - (1 - q)), 0.0, 1.0);
-        else if (c.relaxation == kConcrete)
-          value = 1 / (1 + exp(-c.sharpness * (beta * field + log(u / (1 - u)))));
-        else if (c.relaxation == kStraightThrough)
-          value = u > 1 - q;
-        (of_left ? left : right)[size_t(i)] = value;
-        if (of_left) mean[size_t(i)] = q;
+        const RelaxedUpdate r = relax(c, beta * field, random_word(stream, uint32_t(of_left ? i : p.n1 + i)));
+        (of_left ? left : right)[size_t(i)] = r.value;
+        if (of_left) mean[size_t(i)] = r.q;
       }
   }
   std::copy(left.begin(), left.end(), out_left);
@@ -334,57 +196,53 @@ static void fuzz_relaxed() {
 
   std::vector<std::vector<T>> first;
   const double tolerance = sizeof(T) == 8 ? 1e-9 : 1e-2;
-  for (const char* name : kInstructionSets) {
-    if (!set_instruction_set(name)) continue;
-    for (const int threads : {1, 3}) {
-      const Runtime runtime = {threads, run_on_threads, nullptr};
-      std::vector<T> state = start, left(on_left), mean(on_left), right(on_right);
-      std::vector<T> fields(size_t(c.num_relaxed_sweeps) * (on_left + on_right));
-      std::vector<uint32_t> left_bits = p.left, right_bits = p.right;
-      BipartiteCall call = c;
-      call.state = state.data(), call.left = left.data(), call.right = right.data(), call.left_mean = mean.data();
-      call.fields = fields.data(), call.left_bits = left_bits.data(), call.right_bits = right_bits.data();
-      double resolution;
-      CHECK(run_bipartite(call, runtime, &resolution) == Outcome::kOk);
-      if constexpr (sizeof(T) == 8) {
-        std::vector<double> l(on_left), r(on_right), m(on_left);
-        for (int64_t chain = 0; chain < p.chains; ++chain)
-          relaxed_reference(p, chain, {state.begin() + chain * p.n1, state.begin() + (chain + 1) * p.n1}, l.data() + chain * p.n1,
-                            r.data() + chain * p.n2, m.data() + chain * p.n1);
-        for (size_t i = 0; i < on_left; ++i) {
-          CHECK(fabs(left[i] - l[i]) < 1e-9, "%s, relaxation %d: left %zu: %g, not %g", name, c.relaxation, i, left[i], l[i]);
-          CHECK(fabs(mean[i] - m[i]) < 1e-9, "%s, relaxation %d: mean %zu: %g, not %g", name, c.relaxation, i, mean[i], m[i]);
-        }
-        for (size_t i = 0; i < on_right; ++i)
-          CHECK(fabs(right[i] - r[i]) < 1e-9, "%s, relaxation %d: right %zu: %g, not %g", name, c.relaxation, i, right[i], r[i]);
+  for_each_runtime([&](const char* name, const Runtime& runtime) {
+    std::vector<T> state = start, left(on_left), mean(on_left), right(on_right);
+    std::vector<T> fields(size_t(c.num_relaxed_sweeps) * (on_left + on_right));
+    std::vector<uint32_t> left_bits = p.left, right_bits = p.right;
+    BipartiteCall call = c;
+    call.state = state.data(), call.left = left.data(), call.right = right.data(), call.left_mean = mean.data();
+    call.fields = fields.data(), call.left_bits = left_bits.data(), call.right_bits = right_bits.data();
+    double resolution;
+    CHECK(run_bipartite(call, runtime, &resolution) == Outcome::kOk);
+    if constexpr (sizeof(T) == 8) {
+      std::vector<double> l(on_left), r(on_right), m(on_left);
+      for (int64_t chain = 0; chain < p.chains; ++chain)
+        relaxed_reference(p, chain, {state.begin() + chain * p.n1, state.begin() + (chain + 1) * p.n1}, l.data() + chain * p.n1,
+                          r.data() + chain * p.n2, m.data() + chain * p.n1);
+      for (size_t i = 0; i < on_left; ++i) {
+        CHECK(fabs(left[i] - l[i]) < 1e-9, "%s, relaxation %d: left %zu: %g, not %g", name, c.relaxation, i, left[i], l[i]);
+        CHECK(fabs(mean[i] - m[i]) < 1e-9, "%s, relaxation %d: mean %zu: %g, not %g", name, c.relaxation, i, mean[i], m[i]);
       }
-
-      std::vector<T> grad_state(on_left), grad_left_bias(on_left), grad_right_bias(on_right);
-      std::vector<T> grad_weight(size_t(c.batch.num_models() * p.n1 * p.n2));
-      const BipartiteBackwardCall back = {call,
-                                          grad_left.data(),
-                                          grad_right.data(),
-                                          grad_mean.data(),
-                                          grad_state.data(),
-                                          grad_left_bias.data(),
-                                          grad_right_bias.data(),
-                                          grad_weight.data(),
-                                          true};
-      CHECK(run_bipartite_backward(back, runtime) == Outcome::kOk);
-
-      const std::vector<std::vector<T>> now = {left, right, mean, state, grad_state, grad_left_bias, grad_right_bias, grad_weight};
-      if (first.empty()) first = now;
-      for (size_t t = 0; t < now.size(); ++t)
-        for (size_t i = 0; i < now[t].size(); ++i) {
-          CHECK(isfinite(now[t][i]), "%s, output %zu", name, t);
-          // float's last bits may move a value over a kink or a step
-          if (sizeof(T) == 8)
-            CHECK(fabs(now[t][i] - first[t][i]) <= tolerance * (1 + fabs(first[t][i])),
-                  "%s, %d threads, relaxation %d, output %zu: %g, not %g", name, threads, c.relaxation, t, double(now[t][i]),
-                  double(first[t][i]));
-        }
+      for (size_t i = 0; i < on_right; ++i)
+        CHECK(fabs(right[i] - r[i]) < 1e-9, "%s, relaxation %d: right %zu: %g, not %g", name, c.relaxation, i, right[i], r[i]);
     }
-  }
+
+    std::vector<T> grad_state(on_left), grad_left_bias(on_left), grad_right_bias(on_right);
+    std::vector<T> grad_weight(size_t(c.batch.num_models() * p.n1 * p.n2));
+    const BipartiteBackwardCall back = {call,
+                                        grad_left.data(),
+                                        grad_right.data(),
+                                        grad_mean.data(),
+                                        grad_state.data(),
+                                        grad_left_bias.data(),
+                                        grad_right_bias.data(),
+                                        grad_weight.data(),
+                                        true};
+    CHECK(run_bipartite_backward(back, runtime) == Outcome::kOk);
+
+    const std::vector<std::vector<T>> now = {left, right, mean, state, grad_state, grad_left_bias, grad_right_bias, grad_weight};
+    if (first.empty()) first = now;
+    for (size_t t = 0; t < now.size(); ++t)
+      for (size_t i = 0; i < now[t].size(); ++i) {
+        CHECK(isfinite(now[t][i]), "%s, output %zu", name, t);
+        // float's last bits may move a value over a kink or a step
+        if (sizeof(T) == 8)
+          CHECK(fabs(now[t][i] - first[t][i]) <= tolerance * (1 + fabs(first[t][i])),
+                "%s, %d threads, relaxation %d, output %zu: %g, not %g", name, runtime.num_threads, c.relaxation, t,
+                double(now[t][i]), double(first[t][i]));
+      }
+  });
 }
 
 // Each fault is reported as what it is, from whatever thread, and nothing is read or written out of bounds on the way.
@@ -428,16 +286,13 @@ static void check_interrupt() {
 }
 
 int main(int argc, char** argv) {
-  const int trials = argc > 1 ? atoi(argv[1]) : 200;
-  const uint64_t first_seed = argc > 2 ? uint64_t(atoll(argv[2])) : 0;
-  for (int trial = 0; trial < trials; ++trial) {
-    rng.seed(first_seed + uint64_t(trial));
+  for_each_trial(argc, argv, 200, [] {
     fuzz_binary<float>();
     fuzz_binary<double>();
     fuzz_relaxed<float>();
     fuzz_relaxed<double>();
     fuzz_faults<float>();
     fuzz_faults<double>();
-  }
+  });
   check_interrupt();
 }

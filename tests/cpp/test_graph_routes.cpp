@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routes of binary sweeps of graphs against each other, to the bit, over enough updates to meet many ties of high bytes, one update
+// in 256: blocks, tables and single chains, on every instruction set. "test_graph_routes 20": 20 times as many sweeps.
+#include "cpu/graph_driver.h"
+#include "random_graph.h"
+
+using namespace gibbs;
+
+struct Model {
+  Graph graph;
+  int64_t chains;
+  std::vector<float> coupling, bias;
+  double beta;
+  std::vector<uint32_t> clamp;  // or none
+};
+
+static void run(const Model& m, GraphRoute route, int64_t first_sweep, int64_t num_sweeps, std::vector<uint32_t>& state) {
+  GraphCall call;
+  call.graph = m.graph.view();
+  call.batch = Batch({m.chains}, {false});
+  call.is_double = false;
+  call.coupling = {m.coupling.data(), {0}, 1, 0};
+  call.bias = {m.bias.data(), {0}, 1, 0};
+  call.seed = 5;
+  call.sweep_offset = first_sweep;
+  call.num_sweeps = num_sweeps;
+  call.beta = {m.beta};
+  call.route = route;
+  call.bits = state.data();
+  call.clamp = m.clamp.empty() ? nullptr : m.clamp.data();
+  double resolution;
+  const Runtime serial = {1, nullptr, nullptr};
+  CHECK(run_graph(call, serial, &resolution) == Outcome::kOk);
+}
+
+// Chains with common random words soon forget a unit drawn wrongly, so states are compared every few sweeps.
+static void compare(const Model& m, int64_t num_sweeps) {
+  const std::vector<uint32_t> start = random_bits(m.chains, m.graph.num_nodes);
+  std::vector<std::vector<uint32_t>> expected;
+  for (const char* name : {"baseline", "avx2", "avx512"}) {
+    if (!set_instruction_set(name)) continue;
+    for (const GraphRoute route : {GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains}) {
+      std::vector<uint32_t> state = start;
+      size_t step = 0;
+      for (int64_t sweep = 0, count; sweep < num_sweeps; sweep += count, ++step) {
+        count = 1 + int64_t(step % 3);
+        run(m, route, sweep, count, state);
+        if (step == expected.size()) expected.push_back(state);
+        CHECK(state == expected[step], "%s, route %d, %d nodes, degree %d, beta %g: sweep %d", name, int(route),
+              int(m.graph.num_nodes), int(m.graph.view().max_degree), m.beta, int(sweep));
+      }
+    }
+  }
+}
+
+int main(int argc, char** argv) {
+  const int64_t times = argc > 1 ? atoi(argv[1]) : 1;
+  for (int degree = 3; degree <= 9; ++degree) {  // tables serve up to 8
+    Model m = {degree == 6 ? chimera(4, 4, 4).graph() : of_degree(degree, 100).graph(), 130, {}, {}, 1, {}};
+    m.graph.make_layout();
+    const auto compare_at = [&](double beta, double coupling, const std::function<double(int64_t)>& bias) {
+      m.beta = beta;
+      m.coupling.clear(), m.bias.clear();
+      for (int64_t e = 0; e < m.graph.num_edges(); ++e) m.coupling.push_back(float(coupling * normal()));
+      for (int64_t i = 0; i < m.graph.num_nodes; ++i) m.bias.push_back(float(bias(i)));
+      compare(m, 40 * times);
+    };
+    compare_at(1, 0.5, [](int64_t) { return normal(); });
+    compare_at(-0.7, 3, [](int64_t) { return 2 * normal(); });
+    // Thresholds of exactly 2^31: a tie never makes a 1.
+    compare_at(0, 1, [](int64_t) { return normal(); });
+    // High bytes 0 and 255, whose low bits say whether the probability is 0, all but 1, or between.
+    compare_at(1, 0.05, [](int64_t i) { return (i % 2 ? 1 : -1) * (5.5 + double(i % 7)); });
+    compare_at(1, 0, [](int64_t i) { return (i % 2 ? 1 : -1) * (i % 3 ? 30 : 21.9); });
+    m.clamp = random_bits(m.chains, m.graph.num_nodes);
+    compare_at(1, 0.5, [](int64_t) { return normal(); });
+  }
+}

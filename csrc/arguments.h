@@ -375,7 +375,7 @@ inline void check(const char* op, Outcome outcome) {
   }
 }
 
-constexpr double kResolutionLimit = 1e-3;  // of n * 2^-k: the largest error of a field that rounding can make, doubled
+constexpr double kResolutionLimit = 1e-3;  // of beta * n * 2^-k: the largest error of a logit that rounding can make, doubled
 
 // Whether `count` values, `stride` apart, are finite in float32. Without a branch, so that the compiler can take many at once.
 inline bool all_finite(const float* values, int64_t count, int64_t stride) {
@@ -409,12 +409,15 @@ inline void check_finite(const char* op, const char* name, const Tensor& t) {
   if (!finite) fail(op, name, " must be finite in float32, got NaN or inf");
 }
 
-// Says so where rounding may be felt: resolution is the coarsest 2^-k of any model.
-inline void warn_of_resolution(const char* op, const char* name, double resolution, int64_t neighbors) {
-  if (double(neighbors) * resolution <= kResolutionLimit || !hooks.warn) return;
+// Says so where rounding may be felt: resolution is the coarsest 2^-k of any model, by which times beta a logit is off for every other
+// neighbour.
+inline void warn_of_resolution(const char* op, const char* name, const SweepCall& call, double resolution, int64_t neighbors) {
+  double beta = 0;
+  for (double b : call.beta) beta = std::max(beta, std::fabs(b));
+  if (beta * double(neighbors) * resolution <= kResolutionLimit || !hooks.warn) return;
   std::ostringstream out;
   out << op << ": " << name << " is so large that rounding it to fixed point is felt: resolution " << resolution
-      << " for units of up to " << neighbors << " neighbours";
+      << " for units of up to " << neighbors << " neighbours at beta " << beta;
   if (!hooks.warn(out.str().c_str())) throw std::runtime_error(std::string(op) + ": stopped by a warning");
 }
 

@@ -75,7 +75,7 @@ GraphCall describe(const GraphProblem& p) {
 void run(const char* op, const GraphCall& call) {
   double resolution = 0;
   check(op, run_graph(call, runtime(), &resolution));
-  if (call.num_sweeps && call.graph.num_edges) warn_of_resolution(op, "coupling", resolution, call.graph.max_degree);
+  if (call.num_sweeps && call.graph.num_edges) warn_of_resolution(op, "coupling", call, resolution, call.graph.max_degree);
 }
 
 // What the kernels do not come to read.

@@ -24,7 +24,7 @@ class BipartiteProblem : public Problem {
 void run(const char* op, const BipartiteCall& call) {
   double resolution = 0;
   check(op, run_bipartite(call, runtime(), &resolution));
-  if (call.num_sweeps) warn_of_resolution(op, "weight", resolution, std::max(call.n1, call.n2));
+  if (call.num_sweeps) warn_of_resolution(op, "weight", call, resolution, std::max(call.n1, call.n2));
 }
 
 BipartiteCall describe(const BipartiteProblem& p, const Tensor& left_bias, const Tensor& right_bias) {

@@ -26,7 +26,11 @@ RELAXATIONS = {"pwl": 0, "concrete": 1, "straight_through": 2, "mean_field": 3}
 
 
 class CouplingResolutionWarning(UserWarning):
-    """Couplings are so large that rounding them to fixed point is felt: ``n * 2^-k`` exceeds 1e-3."""
+    """Couplings are so large that rounding them to fixed point is felt.
+
+    ``|beta| * n * 2^-k`` exceeds 1e-3, n being the neighbours of a unit and 2^-k the resolution
+    (:func:`gibbs_ext.coupling_resolution`). Couplings much smaller than the largest are lost then.
+    """
 
 
 _C.set_resolution_warning(CouplingResolutionWarning)

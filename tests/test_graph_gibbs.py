@@ -611,8 +611,12 @@ def test_resolution_warning():
     graph = star_graph(3)
     with pytest.warns(CouplingResolutionWarning, match=r"^graph_gibbs: coupling"):
         graph_gibbs(torch.zeros(4), torch.zeros(4), torch.full((3,), 1e6), graph, 1, seed=0)
+    # what counts is the error of a logit
+    with pytest.warns(CouplingResolutionWarning, match=r"neighbours at beta 1e\+07$"):
+        graph_gibbs(torch.zeros(4), torch.zeros(4), torch.ones(3), graph, 2, beta=[0, -1e7], seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        graph_gibbs(torch.zeros(4), torch.zeros(4), torch.full((3,), 1e6), graph, 1, beta=1e-6, seed=0)
         graph = complete_graph(100)
         graph_gibbs(torch.zeros(100), *random_graph_parameters(graph), graph, 1, seed=0)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support import chi_square_excess, z_threshold
 
 import gibbs_ext.interop.dimod as interop
-from gibbs_ext import ChimeraGraph
+from gibbs_ext import ChimeraGraph, CouplingResolutionWarning
 from gibbs_ext.interop.dimod import BlockGibbsSampler
 
 ROOT = Path(__file__).parents[1]
@@ -539,3 +539,29 @@ assert gx.interop.dimod.BlockGibbsSampler.__name__ == "BlockGibbsSampler"
 assert not hasattr(gx.interop, "other")
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_interactions_lost_in_rounding_are_warned_of():
+    def sample(ratio):
+        bqm = dimod.BinaryQuadraticModel({}, {("a", "b"): -ratio, ("c", "d"): 1.0}, "SPIN")
+        return BlockGibbsSampler().sample(bqm, num_reads=100, num_sweeps=100, seed=1)
+
+    with pytest.warns(
+        CouplingResolutionWarning, match=r"^BlockGibbsSampler: bqm has interactions so small .* 3.3e-10 of"
+    ):
+        sample(3e9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = sample(1e5)
+    c, d = (samples.record.sample[:, samples.variables.index(v)] for v in "cd")
+    assert (c == -d).mean() > 0.8
+
+
+def test_usual_models_are_not_warned_of():
+    random = np.random.default_rng(0)
+    bqm = dimod.BinaryQuadraticModel.from_ising(
+        {}, {(u, v): random.normal() for u, v in ChimeraGraph(8).edges.tolist()}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BlockGibbsSampler().sample(bqm, num_sweeps=10, seed=1)

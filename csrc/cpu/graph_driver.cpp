@@ -790,7 +790,7 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
     for_each_task(runtime, models, progress, [&] {
       return [&, data = std::make_shared<Model>(call, route), runners = std::make_shared<Runners>()](int64_t model) {
         if (!data->load(model, progress)) return;
-        note(data->coupling.scale());
+        if (call.num_sweeps) note(data->coupling.scale());
         for (int64_t t = 0; t < binary_tasks && !progress.stop(); ++t) run_binary(*runners, model, *data, t);
         for (int64_t t = 0; t < block_tasks && !progress.stop(); ++t) run_block(*runners, model, *data, t);
       };
@@ -804,7 +804,7 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
         });
     };
     for (int64_t model = 0; model < models && !progress.stop() && data.load(model, progress); ++model) {
-      note(data.coupling.scale());
+      if (call.num_sweeps) note(data.coupling.scale());
       share(binary_tasks, run_binary, model);
       share(block_tasks, run_block, model);
     }

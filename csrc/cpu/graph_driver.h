@@ -30,7 +30,7 @@ struct GraphCall : SweepCall {
 };
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left, which is written to `state` (from
-// `state` as given if num_sweeps is 0). *coarsest_resolution: the largest 2^-k of any model.
+// `state` as given if num_sweeps is 0). *coarsest_resolution: the largest 2^-k of any model, 0 without binary sweeps.
 Outcome run_graph(const GraphCall&, const Runtime&, double* coarsest_resolution);
 
 struct GraphBackwardCall {

@@ -2,6 +2,7 @@
 """Block Gibbs sampling as a sampler of dimod: a drop-in for ``dwave.samplers.SimulatedAnnealingSampler``."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gibbs_ext import ColoredGraph, boltzmann_to_ising, graph_gibbs, ising_to_boltzmann
+from gibbs_ext import (
+    ColoredGraph,
+    CouplingResolutionWarning,
+    GraphBoltzmann,
+    boltzmann_to_ising,
+    coupling_resolution,
+    graph_gibbs,
+    ising_to_boltzmann,
+)
 from gibbs_ext.checks import check_integers, reported_as, shown
 
 try:
@@ -23,6 +32,9 @@ _NAME = "BlockGibbsSampler"
 _SCHEDULES = ("linear", "geometric", "custom")
 _READS_A_CALL = 256  # with an interrupt_function: enough to fill the vector lanes, few enough to answer soon
 
+# Steps of fixed point to the smallest interaction, below which its rounding is felt.
+_FEW_STEPS = 1000
+
 Floats = NDArray[np.float64]
 
 
@@ -34,8 +46,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
     ``proposal_acceptance_criteria``, which speak of single-spin updates, are unknown here and ignored with a warning.
     All reads run in one call, so many reads cost little more than a few.
 
-    Interactions are rounded to about 2^-30 of the largest sum of interactions at one variable (csrc/README.md); the
-    energies returned are dimod's own.
+    Interactions are rounded to about 2^-30 of the largest sum of interactions at one variable (csrc/README.md), with a
+    ``CouplingResolutionWarning`` where one is so small that this is felt. The energies returned are dimod's own.
 
     Example:
         >>> import dimod
@@ -150,9 +162,16 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         sampling = time.perf_counter_ns()
         if len(bqm.variables):
             graph = ColoredGraph(len(bias), torch.from_numpy(edges))
+            with reported_as(_NAME, coupling="bqm"):
+                resolution = coupling_resolution(
+                    GraphBoltzmann(graph, scaled_bias, scaled_coupling, validate_args=False)
+                )
+            _warn_of_resolution(scaled_coupling, float(resolution))
             step = _READS_A_CALL if interrupt_function else len(state)
             for done in range(0, len(state), step):
-                with reported_as(_NAME, bias="bqm", coupling="bqm"):
+                with reported_as(_NAME, bias="bqm", coupling="bqm"), warnings.catch_warnings():
+                    # At the end of an annealing, beta is so large that it says nothing of the interactions.
+                    warnings.simplefilter("ignore", CouplingResolutionWarning)
                     reads = state[done : done + step]
                     reads[:] = graph_gibbs(
                         reads, scaled_bias, scaled_coupling, graph, len(beta), beta=beta, chain_offset=done, seed=seed
@@ -173,6 +192,19 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             "postprocessing_ns": time.perf_counter_ns() - postprocessing,
         }
         return sampleset
+
+
+def _warn_of_resolution(coupling: torch.Tensor, resolution: float) -> None:
+    if not len(coupling):
+        return
+    smallest, largest = (float(x) for x in coupling.abs().aminmax())
+    if smallest < _FEW_STEPS * resolution:
+        text = f"the smallest is {smallest / largest:.2g} of the largest"
+        warnings.warn(
+            f"{_NAME}: bqm has interactions so small that rounding them to fixed point is felt: {text}",
+            CouplingResolutionWarning,
+            stacklevel=3,
+        )
 
 
 def _parameters(bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Floats, NDArray[np.int64], Floats, Floats]:

@@ -2,6 +2,7 @@
 """Boltzmann machines as torch.distributions."""
 
 import copy
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -164,6 +165,12 @@ class _Boltzmann(Distribution):
         seed and chain.
         """
         check_integers(name, 0, num_sweeps=num_sweeps)
+        wanted = f"sample_shape must be a sequence of non-negative integers, got {shown(sample_shape)}"
+        sizes: Any = sample_shape if isinstance(sample_shape, Sequence) else [None]
+        if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt, numbers.Integral)) for n in sizes):
+            raise TypeError(f"{name}: {wanted}")
+        if any(n < 0 for n in sizes):
+            raise ValueError(f"{name}: {wanted}")
         shape = (*sample_shape, *self.batch_shape, self._num_state_units)
         if initial is not None:
             initial = expand_to(name, "initial", initial, shape)
@@ -280,7 +287,7 @@ class _Boltzmann(Distribution):
         """``-energy(z) - log Z``.
 
         Args:
-            z: [..., num_units] bits of the parameters' dtype.
+            z: [..., num_units] bits, of any dtype: converted to the parameters'.
             log_partition: log Z, when known; else it is computed, as by :func:`gibbs_ext.exact_log_partition`: up to 25
                 units on a bipartite model's smaller side, or a Chimera graph of up to 6 cells across; one of up to
                 5 x 11 cells where its gradient is needed.
@@ -357,24 +364,31 @@ class BipartiteBoltzmann(_Boltzmann):
         return left, right
 
     def fields_of_right(self, left: Tensor) -> Tensor:
-        """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable."""
+        """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable.
+
+        left is converted to the parameters' dtype.
+        """
         check_units("BipartiteBoltzmann", "left", left, self.num_left)
+        left = left.to(self.dtype)
         # einsum, unlike matmul, never materialises a weight that broadcasts over the state's dims.
         return torch.einsum("...i,...ij->...j", left, self.weight) + self.right_bias
 
     def energy_of(self, left: Tensor, right: Tensor) -> Tensor:
-        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not)."""
+        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not).
+
+        Both are converted to the parameters' dtype.
+        """
         fields = self.fields_of_right(left)
         check_units("BipartiteBoltzmann", "right", right, self.num_right)
-        on_left = torch.einsum("...i,...i->...", left, self.left_bias)
-        return -on_left - torch.einsum("...j,...j->...", fields, right)
+        on_left = torch.einsum("...i,...i->...", left.to(self.dtype), self.left_bias)
+        return -on_left - torch.einsum("...j,...j->...", fields, right.to(fields.dtype))
 
     def energy(self, z: Tensor) -> Tensor:
         """``- left_bias . left - right_bias . right - left^T weight right``.
 
         Args:
-            z: [..., n1 + n2] of the parameters' dtype, bits or relaxed values; batch dims broadcast against the
-                model's.
+            z: [..., n1 + n2] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against
+                the model's.
 
         Returns:
             [...] energies. Differentiable in z and the parameters.
@@ -385,13 +399,13 @@ class BipartiteBoltzmann(_Boltzmann):
         """``- log sum_right exp(-energy(left, right))``: right summed out exactly.
 
         Args:
-            left: [..., n1] of the parameters' dtype.
+            left: [..., n1], converted to the parameters' dtype.
 
         Returns:
             [...]. Differentiable in left and the parameters.
         """
         fields = self.fields_of_right(left)
-        on_left = torch.einsum("...i,...i->...", left, self.left_bias)
+        on_left = torch.einsum("...i,...i->...", left.to(self.dtype), self.left_bias)
         return -on_left - softplus(fields).sum(-1)
 
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
@@ -467,12 +481,14 @@ class GraphBoltzmann(_Boltzmann):
         """``bias_i + sum of the couplings to neighbours, times their values``: logits of each unit given the others.
 
         Args:
-            z: [..., N] of the parameters' dtype, bits or relaxed values; batch dims broadcast against the model's.
+            z: [..., N] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against the
+                model's.
 
         Returns:
             [..., N]. Differentiable in z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
+        z = z.to(self.dtype)
         u, v = self._ends(z.device)
         batch = torch.broadcast_shapes(self.batch_shape, z.shape[:-1])
         fields = self.bias.expand(*batch, -1)
@@ -485,12 +501,14 @@ class GraphBoltzmann(_Boltzmann):
         """``- sum_i bias_i z_i - sum_e coupling_e z_u z_v``.
 
         Args:
-            z: [..., N] of the parameters' dtype, bits or relaxed values; batch dims broadcast against the model's.
+            z: [..., N] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against the
+                model's.
 
         Returns:
             [...] energies. Differentiable in z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
+        z = z.to(self.dtype)
         u, v = self._ends(z.device)
         both = z.index_select(-1, u) * z.index_select(-1, v)
         on_units = torch.einsum("...i,...i->...", z, self.bias)
@@ -500,14 +518,14 @@ class GraphBoltzmann(_Boltzmann):
         """``- log sum_(units of colour 0) exp(-energy(z))``: colour 0 summed out exactly, given the rest of z.
 
         Args:
-            z: [..., N] of the parameters' dtype. Values of colour 0 do not matter.
+            z: [..., N], converted to the parameters' dtype. Values of colour 0 do not matter.
 
         Returns:
             [...]. Differentiable in the rest of z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
         first = (self.graph.colors == 0).to(z.device)
-        rest = z.masked_fill(first, 0)
+        rest = z.to(self.dtype).masked_fill(first, 0)
         fields = self.fields(rest)
         # Half of it, since the fields count each coupling at both its ends.
         energy = -torch.einsum("...i,...i->...", rest, self.bias + fields) / 2

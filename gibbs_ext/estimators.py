@@ -2,6 +2,7 @@
 """Estimates of log Z and of the gradient of the log-likelihood."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,9 +100,9 @@ def annealed_importance_sampling(
     name = "annealed_importance_sampling"
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains)
-    if isinstance(betas, int):
+    if isinstance(betas, (int, numbers.Integral)):
         check_integers(name, 1, betas=betas)
-        betas = torch.linspace(0, 1, betas + 1, dtype=torch.float64)
+        betas = torch.linspace(0, 1, int(betas) + 1, dtype=torch.float64)
     schedule = _rising(name, as_beta(name, betas, "betas"))
     bases = _base_biases(name, model, base)
     if reverse and initial is None:

@@ -20,9 +20,11 @@ Randomness: the word that decides a unit depends on the seed, the chain, the swe
 drawn from the generator per call; so calls that continue a run (or do a part of it) must be given the same ``seed``.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,14 @@ def as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
     """beta as a float64 tensor [1] or [num_sweeps] on the CPU (its length is checked by the op)."""
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
+    if isinstance(beta, np.ndarray):
+        beta = np.array(beta, order="C")  # PyTorch knows no negative strides
+    if isinstance(beta, (Tensor, np.ndarray)):
+        is_complex = beta.dtype.is_complex if isinstance(beta, Tensor) else beta.dtype.kind == "c"
+    else:
+        is_complex = isinstance(beta, (complex, np.complexfloating))
+    if is_complex:
+        raise TypeError(f"{name}: {argument} must be real, got {shown(beta)}")
     try:
         values = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -66,7 +76,8 @@ def as_seed(name: str, generator: torch.Generator | None, seed: int | Tensor | N
             raise ValueError(f"{name}: seed must be an int or a 0-dim int64 tensor, got {got}")
         return seed
     check_integers(name, -(2**63), 2**64 - 1, seed=seed)
-    return torch.tensor(seed if seed < 2**63 else seed - 2**64, dtype=torch.int64)
+    number = int(seed)  # NumPy's would overflow
+    return torch.tensor(number if number < 2**63 else number - 2**64, dtype=torch.int64)
 
 
 def _as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:
@@ -85,12 +96,16 @@ def _as_clamp(clamp: Tensor | None, num_units: int) -> Tensor | None:
     return clamp.expand(*clamp.shape[:-1], num_units)
 
 
-def _as_relaxation(name: str, relaxation: str, sharpness: float) -> int:
-    if not isinstance(sharpness, (int, float)):
+def as_relaxation(name: str, relaxation: str, sharpness: float) -> tuple[int, float]:
+    """The relaxation's code and its sharpness, whose range is left to the op."""
+    if isinstance(sharpness, bool) or not isinstance(sharpness, (int, float, numbers.Real)):
         raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
     if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:
         raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {shown(relaxation)}")
-    return ops.RELAXATIONS[relaxation]
+    try:
+        return ops.RELAXATIONS[relaxation], float(sharpness)
+    except OverflowError as error:
+        raise ValueError(f"{name}: sharpness must be positive and finite, got {shown(sharpness)}") from error
 
 
 def check_graph(name: str, graph: object) -> None:
@@ -276,12 +291,12 @@ def bipartite_gibbs_relaxed(
     name = "bipartite_gibbs_relaxed"
     check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
     check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
-    code = _as_relaxation(name, relaxation, sharpness)
+    code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
         left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
-        code, float(sharpness), bool(slope_gradient),
+        code, sharpness, bool(slope_gradient),
     )  # fmt: skip
     return tuple(outputs) if return_state else tuple(outputs[:3])
 
@@ -511,12 +526,12 @@ def graph_gibbs_relaxed(
     check_tensors(name, state=state, bias=bias, coupling=coupling)
     check_graph(name, graph)
     check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
-    code = _as_relaxation(name, relaxation, sharpness)
+    code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     relaxed, mean, start, _ = GraphGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
         state, bias, coupling, graph.layout, as_beta(name, beta), as_seed(name, generator, seed),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
-        code, float(sharpness), bool(slope_gradient),
+        code, sharpness, bool(slope_gradient),
     )  # fmt: skip
     return (relaxed, mean, start) if return_state else (relaxed, mean)
 

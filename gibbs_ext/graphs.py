@@ -6,7 +6,7 @@ them at once, colour 0 first.
 """
 
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Integers = Tensor | NDArray[np.integer[Any]] | Iterable[Any]
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LIMIT = 2**30  # of nodes, and of edges
 
@@ -32,6 +33,11 @@ CONVENTIONS = {"dimod": 1, "physics": -1}
 def _as_integers(name: str, argument: str, values: Integers, pairs: bool = False) -> Tensor:
     """A new int64 tensor [n], or [E, 2]."""
     wanted = f"{name}: {argument} must be integers of shape {'[E, 2]' if pairs else '[n]'}, got "
+    # Their items would be taken for what they are not: keys, or in an order that means nothing. networkx's views, which
+    # are mappings too, iterate as sets do, in order; what is missing has none.
+    keyed = isinstance(values, Mapping) and not isinstance(values, Set)
+    if keyed or (argument in ("edges", "colors") and isinstance(values, (set, frozenset))):
+        raise TypeError(wanted + shown(values))
     if not isinstance(values, (Tensor, np.ndarray)):
         try:
             items = list(values)
@@ -177,9 +183,10 @@ class ColoredGraph:
         Raises:
             ValueError: None does.
         """
-        if label not in self._units:
-            raise ValueError(f"ColoredGraph.index: label must be one of the graph's, got {shown(label)}")
-        return self._units[label]
+        try:
+            return self._units[label]
+        except (KeyError, TypeError):  # TypeError: not hashable
+            raise ValueError(f"ColoredGraph.index: label must be one of the graph's, got {shown(label)}") from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ColoredGraph):
@@ -302,10 +309,9 @@ def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: T
     (on_nodes, on_edges), (nodes, couplings) = parameters, parameters.values()
     check_tensors(name, **parameters)
     for argument, tensor in parameters.items():
-        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != nodes.dtype:
-            raise TypeError(
-                f"{name}: {on_nodes} and {on_edges} must both be float32 or both float64, got {argument} {tensor.dtype}"
-            )
+        if tensor.dtype not in _FLOATS or tensor.dtype != nodes.dtype:
+            wanted = f"{on_nodes} and {on_edges} must be of one dtype, float16, bfloat16, float32 or float64"
+            raise TypeError(f"{name}: {wanted}, got {argument} {tensor.dtype}")
     if isinstance(edges, ColoredGraph):
         check_units(name, on_nodes, nodes, edges.num_nodes)
         pairs = edges.edges
@@ -347,7 +353,7 @@ def ising_to_boltzmann(
     Both models give a state the probability ``exp(-beta * energy) / Z``, hence the same one.
 
     Args:
-        h: [..., N] float32 or float64.
+        h: [..., N] float16, bfloat16, float32 or float64.
         J: [..., E], of h's dtype. Batch dims broadcast.
         edges: The graph, or [E, 2] integers.
         convention: The sign of h and J.
@@ -383,7 +389,7 @@ def boltzmann_to_ising(
     is minus that of the way back.
 
     Args:
-        bias: [..., N] float32 or float64.
+        bias: [..., N] float16, bfloat16, float32 or float64.
         coupling: [..., E], of bias's dtype. Batch dims broadcast.
         edges: The graph, or [E, 2] integers.
         convention: The sign of h and J.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of states on Chimera graphs. Needs matplotlib."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -52,7 +53,7 @@ def draw_chimera(
     Args:
         graph: Vacant units leave gaps.
         values: [N] in [0, 1]: bits, or probabilities of being 1; each unit's colour.
-        path: A PNG file to write, whole or not at all, in a folder that exists.
+        path: A file to write, named .png, whole or not at all, in a folder that exists.
         ax: Axes to draw on; by default those of a new figure of a fitting size.
         coupling: [E] colours the edges: blue where both units would rather be equal (above 0), red where they would
             rather differ, fainter the weaker. In the convention of this package, ``energy = - sum coupling z z``.
@@ -88,6 +89,8 @@ def draw_chimera(
         raise ValueError(f"{_NAME}: coupling must be finite, got NaN or inf")
     if frustration and coupling is None:
         raise ValueError(f"{_NAME}: coupling must be given to show frustration, got None")
+    if path is not None and Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{_NAME}: path must end in .png, got {os.fspath(path)!r}")
     try:
         from matplotlib.collections import EllipseCollection, LineCollection
         from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the whole process
@@ -173,6 +176,11 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
     try:
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # The temporary file means nothing to the caller. OSError makes itself the subclass that fits the number.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -5,12 +5,13 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from graph_support import ROUTES, taking
 from hypothesis import given
 from hypothesis import strategies as st
-from support import untouched
+from support import assert_same_bits, untouched
 
 import gibbs_ext as gx
 
@@ -139,7 +140,7 @@ def faults(name):
         for other in (gx.ColoredGraph(N, EDGES[:-1]), gx.ColoredGraph(N + 1, EDGES), gx.ChimeraGraph(1)):
             yield {"graph": other}, "graph"
     if name.endswith("_relaxed"):
-        for number in (0.0, -1.0, math.nan, math.inf, 1e39, "4", None):
+        for number in (0.0, -1.0, math.nan, math.inf, 1e39, 10**400, "4", None, True, 1j):
             yield {"sharpness": number}, "sharpness"
         for thing in ("", "PWL", 0, None, ["pwl"]):
             yield {"relaxation": thing}, "relaxation"
@@ -323,3 +324,25 @@ def test_a_coupling_too_large():
         check_error("graph_gibbs", arguments, "coupling")
     with pytest.warns(gx.CouplingResolutionWarning):
         gx.graph_gibbs(**good("graph_gibbs") | {"coupling": torch.full((E,), 1.7e38)})
+
+
+# Numbers of NumPy's -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numpy_numbers_are_numbers(name):
+    """Schedules that run backwards in memory, unsigned seeds, float32."""
+    beta = "betas" if name.endswith("ais") else "beta"
+    schedule = np.linspace(0, 1, len(good(name)[beta]))[::-1]
+    call, arguments = getattr(gx, name), good(name) | {"seed": 2**63 + 1}
+    expected = call(**arguments | {beta: torch.from_numpy(schedule.copy())})
+    sharpness = {"sharpness": np.float32(4)} if name.endswith("_relaxed") else {}
+    assert_same_bits(call(**arguments | {beta: schedule, "seed": np.uint64(2**63 + 1), **sharpness}), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("value", [1j, np.complex64(1), np.ones(2, complex), torch.ones(2, dtype=torch.complex64)])
+def test_beta_is_real(name, value):
+    beta = "betas" if name.endswith("ais") else "beta"
+    with pytest.raises(TypeError, match=f"^{name}: {beta} must be real, got "):
+        getattr(gx, name)(**good(name) | {beta: value})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import BROADCASTS, all_states, assert_bits, assert_close, assert_same_bits, random_parameters
 
-from gibbs_ext import BipartiteBoltzmann, bipartite_gibbs
+from gibbs_ext import BipartiteBoltzmann, ColoredGraph, GraphBoltzmann, bipartite_gibbs
 
 
 def make(batches=((), (), ()), n1=4, n2=3, dtype=torch.float64):
@@ -235,3 +235,32 @@ def test_broadcast_energy_does_not_materialise_the_weight():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         model.energy(z)
     assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 50e6
+
+
+ON_EDGES = ColoredGraph(3, [(0, 1), (1, 2)])
+
+
+def both_kinds():
+    yield BipartiteBoltzmann(torch.randn(2), torch.randn(1), torch.randn(2, 1))
+    yield GraphBoltzmann(ON_EDGES, torch.randn(3), torch.randn(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_bits_of_any_dtype(dtype):
+    for model in both_kinds():
+        z = torch.randint(2, (5, 3)).float()
+        methods = [model.energy, model.log_prob]
+        methods += [model.fields, model.free_energy] if isinstance(model, GraphBoltzmann) else []
+        for method in methods:
+            assert_same_bits(method(z.to(dtype)), method(z))
+        if isinstance(model, BipartiteBoltzmann):
+            assert_same_bits(model.free_energy(z[:, :2].to(dtype)), model.free_energy(z[:, :2]))
+
+
+@pytest.mark.parametrize("sample_shape", [3, None, (-1,), (2.5,), (True,), "ab", ((2,),)])
+@pytest.mark.parametrize("method", ["sample", "rsample"])
+def test_sample_shapes_that_are_none(method, sample_shape):
+    for model in both_kinds():
+        name = f"{type(model).__name__}.{method}"
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: sample_shape must be a sequence of non-negative"):
+            getattr(model, method)(sample_shape)

@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from graph_support import chimera_cell, complete_graph, random_graph_parameters
@@ -394,3 +395,11 @@ def test_surrogate_trains_a_model():
     # Six fair bits have a log-likelihood of -4.16, the truth -3.05.
     assert before < -4.1
     assert likelihood() > -3.6
+
+
+def test_numpy_number_of_steps():
+    for model in (make(3, 2), make_graph("K8")):
+        first, second = (annealed_importance_sampling(model, 4, betas, seed=1) for betas in (5, np.int64(5)))
+        assert_same_bits(second.log_weights, first.log_weights)
+        partitions = [model.log_partition(num_chains=4, betas=betas, seed=1) for betas in (5, np.int64(5))]
+        assert_same_bits(*partitions)

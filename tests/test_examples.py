@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,28 @@ def test_dimod_dropin_and_the_program_that_it_was(tmp_path):
     before.write_text(program.read_text().replace(ours, commented))
     lowest = [re.match(r"lowest energy (-[\d.]+),", text)[1] for text in (out, run(before, cwd=tmp_path))]
     assert lowest[0] == lowest[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("size", 0), ("reads", 0), ("sweeps", 9), ("loops", 0), ("loops", "nan"), ("seed", -1), ("seed", 2**32)],
+)
+def test_spin_glass_refuses(monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["spin_glass.py", f"--{option}={value}"])
+    with pytest.raises(SystemExit) as stop:
+        load("spin_glass").main()
+    assert stop.value.code == 2
+    assert re.search(rf"error: --{option} must .*, got {value}", capsys.readouterr().err)
+
+
+def test_spin_glass_is_interrupted_in_one_line(tmp_path):
+    arguments = ("--size=8", "--reads=1000", "--sweeps=1000000", f"--folder={tmp_path}")
+    with subprocess.Popen(
+        [sys.executable, "-u", str(EXAMPLES / "spin_glass.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "interrupted\n"

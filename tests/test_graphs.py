@@ -515,3 +515,24 @@ def test_a_label_that_there_is_not(label):
 def test_graph_layout_checks_shapes():
     with pytest.raises(ValueError, match=r"^graph_layout: edges must have shape \[E, 2\]"):
         ops.graph_layout(3, torch.zeros(4, dtype=torch.int64), None)
+
+
+@pytest.mark.parametrize("values", [{(0, 1): 1}, {(0, 1)}, frozenset({(0, 1)})])
+def test_edges_and_colors_have_an_order(values):
+    with pytest.raises(TypeError, match=r"^ColoredGraph: edges must be integers of shape \[E, 2\], got "):
+        ColoredGraph(2, values)
+    colors = {node: 5 for pair in values for node in pair} if isinstance(values, dict) else type(values)((0, 1))
+    with pytest.raises(TypeError, match=r"^ColoredGraph: colors must be integers of shape \[n\], got "):
+        ColoredGraph(2, [(0, 1)], colors)
+
+
+def test_views_of_edges_and_sets_of_what_is_missing():
+    G = networkx.path_graph(3)
+    assert ColoredGraph(3, G.edges) == ColoredGraph(3, [(0, 1), (1, 2)])
+    assert ChimeraGraph(1, missing_nodes={2, 0}) == ChimeraGraph(1, missing_nodes=[0, 2])
+
+
+@pytest.mark.parametrize("label", [[1], {}, 7, "a"])
+def test_index_of_no_label(label):
+    with pytest.raises(ValueError, match=r"^ColoredGraph.index: label must be one of the graph's, got "):
+        ColoredGraph(2, [(0, 1)]).index(label)

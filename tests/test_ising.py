@@ -179,11 +179,11 @@ F64 = torch.float64
         ([0.0, 0.0], torch.zeros(1), [(0, 1)], "dimod", TypeError, "{0} must be a tensor, got list"),
         (torch.zeros(2), {}, [(0, 1)], "dimod", TypeError, "{1} must be a tensor, got dict"),
         (torch.zeros(2, dtype=torch.int64), torch.zeros(1), [(0, 1)], "dimod", TypeError,
-         "{0} and {1} must both be float32 or both float64, got {0} torch.int64"),
+         "{0} and {1} must be of one dtype, float16, bfloat16, float32 or float64, got {0} torch.int64"),
         (torch.zeros(2), torch.zeros(1, dtype=F64), [(0, 1)], "dimod", TypeError,
-         "{0} and {1} must both be float32 or both float64, got {1} torch.float64"),
+         "{0} and {1} must be of one dtype, float16, bfloat16, float32 or float64, got {1} torch.float64"),
         (torch.zeros(2, dtype=torch.float16), torch.zeros(1), [(0, 1)], "dimod", TypeError,
-         "{0} and {1} must both be float32 or both float64, got {0} torch.float16"),
+         "{0} and {1} must be of one dtype, float16, bfloat16, float32 or float64, got {1} torch.float32"),
         (torch.zeros(()), torch.zeros(0), [], "dimod", ValueError, "{0} must have shape [..., N], got []"),
         (torch.zeros(3), torch.zeros(1), ColoredGraph(2, [(0, 1)]), "dimod", ValueError,
          "{0} must have shape [..., 2], got [3]"),
@@ -208,3 +208,13 @@ def test_bad_inputs(function, names, nodes, couplings, edges, convention, error,
     with pytest.raises(error) as caught:
         function(nodes, couplings, edges, convention=convention)
     assert str(caught.value).startswith(f"{function.__name__}: {text.format(*names.split())}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [ising_to_boltzmann, boltzmann_to_ising])
+def test_half_types(function, dtype):
+    h, J = parameters(2, dtype=dtype)
+    outputs = function(h, J, EDGES)
+    assert {x.dtype for x in outputs} == {dtype}
+    for half, full in zip(outputs, function(h.double(), J.double(), EDGES), strict=True):
+        assert_close(half.double(), full, 64 * torch.finfo(dtype).eps)

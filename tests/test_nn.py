@@ -345,3 +345,37 @@ def test_prior_chains_advance():
     energies = prior.energy(left, torch.ones(10, 4))
     assert energies.requires_grad
     assert_close(prior.energy(torch.cat((left, torch.ones(10, 4)), -1)), energies, 1e-6)
+
+
+@pytest.mark.parametrize("coupling", ["per_sample", "shared"])
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+@pytest.mark.parametrize("mode", ["autocast", "bfloat16"])
+def test_half_precision(mode, kind, coupling):
+    posterior, features = BoltzmannPosterior(7, **units(kind), coupling=coupling), torch.randn(6, 7)
+    if mode == "bfloat16":
+        posterior, features = posterior.bfloat16(), features.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        sample = posterior(features.requires_grad_())
+        loss = sample.model.energy(sample.z_mean).sum() + sample.z.square().sum()
+    assert sample.z.dtype == torch.float32
+    loss.backward()
+    for name, parameter in posterior.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relaxation": "PWL"}, "relaxation must be one of pwl, .*, got 'PWL'"),
+        ({"sharpness": "4"}, "sharpness must be a number, got '4'"),
+        ({"sharpness": True}, "sharpness must be a number, got True"),
+        ({"sharpness": 0.0}, "sharpness must be positive and finite, got 0.0"),
+        ({"sharpness": 1e39}, r"sharpness must be positive and finite, got 1e\+39"),
+        ({"sharpness": 10**400}, "sharpness must be positive and finite, got 1000.*"),
+    ],
+)
+def test_relaxation_is_checked_at_construction(change, message):
+    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: {message}$"):
+        BoltzmannPosterior(7, 5, 4, **change)

@@ -191,3 +191,16 @@ def test_without_matplotlib_the_error_says_so(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"^draw_chimera: needs matplotlib"):
         draw_chimera(GRAPH, torch.zeros(8))
+
+
+def test_errors_name_the_path_given(tmp_path):
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for path in (tmp_path / "nowhere" / "a.png", folder):
+        with pytest.raises(OSError, match=r"\.png") as caught:
+            draw_chimera(GRAPH, torch.zeros(8), path)
+        assert caught.value.filename == str(path)
+        assert ".tmp" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
+    with pytest.raises(ValueError, match=r"^draw_chimera: path must end in \.png, got '.*a\.pdf'$"):
+        draw_chimera(GRAPH, torch.zeros(8), tmp_path / "a.pdf")

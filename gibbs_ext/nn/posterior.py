@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.functional import bipartite_gibbs_relaxed, graph_gibbs_relaxed
+from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph, ising_to_boltzmann
 from gibbs_ext.nn.structure import boltzmann, coupling_shape
 
@@ -101,6 +101,9 @@ class BoltzmannPosterior(nn.Module):
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
         if dataset_size is not None:
             check_integers(name, 1, dataset_size=dataset_size)
+        _, sharpness = as_relaxation(name, relaxation, sharpness)
+        if not 0 < sharpness <= torch.finfo(torch.float32).max:
+            raise ValueError(f"{name}: sharpness must be positive and finite, got {sharpness}")
         outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank}
         if coupling not in outputs:
             raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
@@ -160,7 +163,10 @@ class BoltzmannPosterior(nn.Module):
                 coupling = strength @ (self.factor[u] * self.factor[v]).mT
         if graph is not None:
             # The formula of the class, for h = t b / 2 and t J / 2.
-            return ising_to_boltzmann(bias / 2, coupling / 4, graph, convention="physics")[:2]
+            # Under autocast their dtypes may differ.
+            dtype = torch.promote_types(bias.dtype, coupling.dtype)
+            h, J = bias.to(dtype) / 2, coupling.to(dtype) / 4
+            return ising_to_boltzmann(h, J, graph, convention="physics")[:2]
         left, right = bias.split(self.coupling_shape, dim=-1)
         # t sum_j J_ij is half of weight's sum.
         return left - coupling.sum(-1) / 2, right - coupling.sum(-2) / 2, coupling

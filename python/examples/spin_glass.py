@@ -13,6 +13,8 @@ state found. Needs gibbs_ext[dimod,train].
 """
 
 import argparse
+import math
+import sys
 import time
 from pathlib import Path
 
@@ -74,8 +76,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/spin_glass"), help="default: %(default)s")
     args = parser.parse_args()
-    if args.sweeps < 10:
-        parser.error(f"--sweeps must be at least 10, got {args.sweeps}")
+    for option, minimum in (("size", 1), ("reads", 1), ("sweeps", 10)):
+        if getattr(args, option) < minimum:
+            parser.error(f"--{option} must be at least {minimum}, got {getattr(args, option)}")
+    if not 0 < args.loops < math.inf:
+        parser.error(f"--loops must be positive and finite, got {args.loops}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must lie in 0 .. 2^32 - 1, got {args.seed}")
     args.folder.mkdir(parents=True, exist_ok=True)
 
     graph = gx.ChimeraGraph(args.size)
@@ -135,4 +142,8 @@ def draw_annealing(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -310,7 +310,7 @@ static void fuzz_binary() {
   }
   std::vector<double> scales;
   const Result expected = reference(p, annealed, &scales);
-  const double coarsest = scales.empty() ? 0 : *std::max_element(scales.begin(), scales.end());
+  const double coarsest = scales.empty() || p.call.num_sweeps == 0 ? 0 : *std::max_element(scales.begin(), scales.end());
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Batch& batch = p.call.batch;
     for (const GraphRoute route : {GraphRoute::kAuto, GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains}) {
@@ -412,19 +412,21 @@ static void check_gradients(const Problem<double>& p, const std::vector<Point>& 
     bool kink = false;
     for (int64_t chain : chains) {
       const Trace& here = traces[size_t(chain)];
-      double losses[2] = {};
-      for (int side = 0; side < 2; ++side) {
+      constexpr double kWeights[][2] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};  // of the difference of fourth order: steps, weights
+      double difference = 0;
+      for (const auto& [steps, weight] : kWeights) {
         Point x = points[size_t(chain)];
-        coordinate(x) += side ? kStep : -kStep;
+        coordinate(x) += steps * kStep;
         const Trace t = relaxed_reference(p, chain, x, &here);
         for (size_t i = 0; i < n; ++i) {
           const size_t j = size_t(chain) * n + i;
-          losses[side] += g.of_relaxed[j] * (t.value[i] - here.value[i]) + g.of_mean[j] * (t.mean[i] - here.mean[i]);
+          difference += weight * (g.of_relaxed[j] * (t.value[i] - here.value[i]) + g.of_mean[j] * (t.mean[i] - here.mean[i]));
         }
         for (size_t u = 0; u < t.updates.size(); ++u) kink |= t.updates[u].piece != here.updates[u].piece;
       }
-      wanted += (losses[1] - losses[0]) / (2 * kStep);
-      size += fabs(losses[1] - losses[0]) / (2 * kStep);
+      difference /= 12 * kStep;
+      wanted += difference;
+      size += fabs(difference);
     }
     if (!kink)
       CHECK(fabs(got - wanted) <= 1e-7 * size, "%s, relaxation %d, probe %d: %g, not %g", name, p.call.relaxation, probe, got,
@@ -537,8 +539,9 @@ template <class T>
 static void fuzz_faults() {
   Problem<T> p = random_problem<T>(0);
   if (p.chains == 0) return;
-  enum { kBinary, kAnnealed, kRelaxed, kResolution, kNumKinds };
+  enum { kBinary, kAnnealed, kRelaxed, kBackward, kResolution, kNumKinds };
   const int64_t kind = below(kNumKinds);
+  const bool binary = kind == kBinary || kind == kAnnealed;
   const T bad = one_in(2) ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::infinity() * T(one_in(2) ? 1 : -1);
   struct Fault {
     Tensor<T>* tensor;
@@ -548,11 +551,11 @@ static void fuzz_faults() {
   std::vector<Fault> faults;
   if (p.graph.num_edges()) {
     faults.push_back({&p.coupling, bad, Outcome::kNonFiniteCoupling});
-    faults.push_back({&p.coupling, T(one_in(2) ? -0x1p127 : 0x1p127), Outcome::kTooLargeCoupling});
+    const T large = T(one_in(2) ? -0x1p127 : 0x1p127);  // for rounding
+    if (binary || kind == kResolution) faults.push_back({&p.coupling, large, Outcome::kTooLargeCoupling});
   }
-  if (kind != kResolution) faults.push_back({&p.bias, bad, Outcome::kNonFiniteBias});
-  // read as float32
-  if (sizeof(T) == 8 && (kind == kBinary || kind == kAnnealed)) faults.push_back({&p.bias, T(1e39), Outcome::kNonFiniteBias});
+  if (binary || kind == kRelaxed) faults.push_back({&p.bias, bad, Outcome::kNonFiniteBias});
+  if (binary && sizeof(T) == 8) faults.push_back({&p.bias, T(1e39), Outcome::kNonFiniteBias});  // as float32
   if (kind == kAnnealed) faults.push_back({&p.base_bias, bad, Outcome::kNonFiniteBaseBias});
   if (faults.empty()) return;
   const Fault fault = faults[size_t(below(int64_t(faults.size())))];
@@ -561,12 +564,12 @@ static void fuzz_faults() {
 
   GraphCall call = p.call;
   call.route = GraphRoute(below(4));
-  call.num_sweeps = kind == kRelaxed ? 0 : 1 + below(3);
-  call.num_relaxed_sweeps = kind == kRelaxed ? 1 + below(2) : 0;
+  call.num_sweeps = binary ? 1 + below(3) : 0;
+  call.num_relaxed_sweeps = binary ? 0 : 1 + below(2);
   call.beta = {1.0};
-  const size_t size = size_t(p.chains * p.graph.num_nodes);
-  std::vector<T> state(size), relaxed(size), mean(size), fields(size * 2);
-  std::vector<double> log_weights(size_t(p.chains)), of_models(size_t(call.batch.num_models()));
+  const size_t size = size_t(p.chains * p.graph.num_nodes), models = size_t(call.batch.num_models());
+  std::vector<T> state(size), relaxed(size), mean(size), fields(size * 2), of_edges(models * size_t(p.graph.num_edges()));
+  std::vector<double> log_weights(size_t(p.chains)), of_models(models);
   std::vector<uint32_t> bits = p.state;
   call.bits = bits.data(), call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data();
   call.fields = fields.data();
@@ -574,10 +577,13 @@ static void fuzz_faults() {
     call.beta.assign(size_t(call.num_sweeps + 1), 0.5);
     call.log_weights = log_weights.data();
   }
+  const Runtime runtime = {int(1 + below(3)), run_on_threads, nullptr};
   double resolution;
   const Outcome outcome =
       kind == kResolution ? run_graph_coupling_resolution(call.graph, call.batch, call.is_double, call.coupling, of_models.data())
-                          : run_graph(call, {int(1 + below(3)), run_on_threads, nullptr}, &resolution);
+      : kind == kBackward
+          ? run_graph_backward({call, state.data(), state.data(), relaxed.data(), mean.data(), of_edges.data()}, runtime)
+          : run_graph(call, runtime, &resolution);
   CHECK(outcome == fault.outcome, "outcome %d, not %d, of kind %d", int(outcome), int(fault.outcome), int(kind));
 }
 
@@ -594,6 +600,28 @@ static void check_interrupt(GraphRoute route, int threads) {
   CHECK(outcome == Outcome::kInterrupted, "outcome %d", int(outcome));
 }
 
+// One chain of four nodes, for long enough to be asked.
+static void check_relaxed_interrupt() {
+  Graph graph = complete(4).graph();
+  graph.make_layout();
+  const std::vector<float> coupling(6), bias(4);
+  std::vector<float> state(4), relaxed(4), mean(4), grad_coupling(6), fields(4 << 20);
+  GraphCall call;
+  call.graph = graph.view();
+  call.batch = Batch({}, {});
+  call.is_double = false;
+  call.coupling = {coupling.data(), {}, 1, 0};
+  call.bias = {bias.data(), {}, 1, 0};
+  call.beta = {1.0};
+  call.num_relaxed_sweeps = 1 << 20;
+  call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data(), call.fields = fields.data();
+  const Runtime runtime = {1, run_on_threads, [] { return true; }};
+  double resolution;
+  CHECK(run_graph(call, runtime, &resolution) == Outcome::kInterrupted);
+  const GraphBackwardCall back = {call, state.data(), state.data(), relaxed.data(), mean.data(), grad_coupling.data()};
+  CHECK(run_graph_backward(back, runtime) == Outcome::kInterrupted);
+}
+
 int main(int argc, char** argv) {
   for_each_trial(argc, argv, 250, [] {
     fuzz_layout();
@@ -606,4 +634,5 @@ int main(int argc, char** argv) {
   });
   for (const GraphRoute route : {GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains})
     for (const int threads : {1, 3}) check_interrupt(route, threads);
+  check_relaxed_interrupt();
 }

@@ -605,7 +605,7 @@ static void check_relaxed_interrupt() {
   Graph graph = complete(4).graph();
   graph.make_layout();
   const std::vector<float> coupling(6), bias(4);
-  std::vector<float> state(4), relaxed(4), mean(4), grad_coupling(6), fields(4 << 20);
+  std::vector<float> state(4), relaxed(4), mean(4), grad_coupling(6), fields(4 << 20, nanf(""));
   GraphCall call;
   call.graph = graph.view();
   call.batch = Batch({}, {});
@@ -618,6 +618,7 @@ static void check_relaxed_interrupt() {
   const Runtime runtime = {1, run_on_threads, [] { return true; }};
   double resolution;
   CHECK(run_graph(call, runtime, &resolution) == Outcome::kInterrupted);
+  CHECK(isnan(fields.back()), "stopped when all was done");
   const GraphBackwardCall back = {call, state.data(), state.data(), relaxed.data(), mean.data(), grad_coupling.data()};
   CHECK(run_graph_backward(back, runtime) == Outcome::kInterrupted);
 }

@@ -7,7 +7,7 @@
 namespace gibbs {
 
 // How binary sweeps are made: as it is fastest, or, for tests and benchmarks, by blocks of 16 chains (which can do everything), by tables
-// or one chain at a time wherever that can be done.
+// or one chain at a time wherever that can be done. Models of so few chains that they share a block always go by blocks.
 enum class GraphRoute { kAuto, kBlocks, kTables, kChains };
 GraphRoute graph_route();
 // "auto", "blocks", "tables" or "chains"; false where the name is none of them.

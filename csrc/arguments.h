@@ -44,6 +44,10 @@ template <class... Parts>
   throw std::invalid_argument(out.str());
 }
 
+inline std::string device_of(const Tensor& t) {
+  return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
+}
+
 inline const char* name_of(ScalarType type) {
   switch (type) {
     case ScalarType::Bool:
@@ -99,6 +103,7 @@ class Problem {
   }
 
   Tensor parameter(const char* name, const Tensor& t, int64_t n) {
+    same_device(name, t);
     if (t.scalar_type() != original_type_)
       fail(op_, name, " must have ", name_, "'s dtype, ", name_of(original_type_), ", got ", name_of(t.scalar_type()));
     Tensor out = as_parameter(name, t);
@@ -107,20 +112,33 @@ class Problem {
   }
 
   void state(const char* name, const Tensor& t, int64_t n) {
-    cpu(name, t);
+    same_device(name, t);
     if (!is_state_type(t.scalar_type()))
       fail(op_, name, " must be bool, uint8 or a floating-point tensor, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
   void mask(const char* name, const Tensor& t, int64_t n) {
-    cpu(name, t);
+    same_device(name, t);
     if (t.scalar_type() != ScalarType::Bool) fail(op_, name, " must be a bool mask, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
+  // Gradients and saved values have the dtype in which the op computes.
+  void own_type(const char* name, const Tensor& t) const {
+    const ScalarType type = coupling_.scalar_type();
+    if (t.scalar_type() != type) fail(op_, name, " must be ", name_of(type), ", got ", name_of(t.scalar_type()));
+  }
+
+  void saved_fields(const Tensor& t, int64_t n) const {
+    same_device("fields", t);
+    const Shape wanted = with_batch({n}, {t.dim() ? t.size(0) : -1});
+    if (t.scalar_type() != coupling_.scalar_type() || wanted[0] < 1 || shape_of(t) != wanted)
+      fail(op_, "fields must be the forward op's output, of shape ", text(with_batch({n}, {-1})), ", got ", text(shape_of(t)));
+  }
+
   void chain_numbers(const Tensor& t) {
-    cpu("chain_offset", t);
+    same_device("chain_offset", t);
     if (t.scalar_type() != ScalarType::Long) fail(op_, "chain_offset must be int64, got ", name_of(t.scalar_type()));
     join("chain_offset", t, 0);
   }
@@ -134,6 +152,7 @@ class Problem {
     for (size_t d = lead; d < batch_.size(); ++d)
       is_model_dim[d] = coupling_.size(int64_t(d - lead)) != 1 && (models_by_size || strides[d] != 0);
     batch = Batch(batch_, is_model_dim);
+    is_model_dim_ = is_model_dim;
   }
 
   Shape batch_strides(const Tensor& t, int64_t own_dims) const {
@@ -161,18 +180,23 @@ class Problem {
   const Tensor& coupling() const { return coupling_; }
   bool is_double() const { return coupling_.scalar_type() == ScalarType::Double; }
   const Shape& batch_shape() const { return batch_; }
+  const std::vector<bool>& is_model_dim() const { return is_model_dim_; }
+
+  void same_device(const char* name, const Tensor& t) const {
+    if (device_of(t) != device_of(coupling_))
+      fail(op_, name, " must be on ", name_, "'s device, ", device_of(coupling_), ", got ", device_of(t));
+  }
+  // What may also stay on the CPU: small, and read there.
+  void same_device_or_cpu(const char* name, const Tensor& t) const {
+    if (!t.is_cpu()) same_device(name, t);
+  }
 
   const char* op() const { return op_; }
 
   Batch batch;
 
  private:
-  void cpu(const char* name, const Tensor& t) const {
-    if (!t.is_cpu()) fail(op_, name, " must be on the CPU like the other tensors");
-  }
-
   Tensor as_parameter(const char* name, const Tensor& t) {
-    cpu(name, t);
     if (!is_parameter_type(t.scalar_type()))
       fail(op_, name, " must be float32, float64, float16 or bfloat16, got ", name_of(t.scalar_type()));
     original_type_ = t.scalar_type();
@@ -205,215 +229,113 @@ class Problem {
   Tensor coupling_;
   ScalarType original_type_;
   Shape batch_;
+  std::vector<bool> is_model_dim_;
 };
 
-template <class F>
-auto dispatch_state(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(torch::headeronly::Half{});
-    case ScalarType::BFloat16:
-      return f(torch::headeronly::BFloat16{});
-    case ScalarType::Bool:  // a bool tensor's bytes are 0 or 1
-    case ScalarType::Byte:
-      return f(uint8_t{});
-    default:
-      return f(float{});
-  }
-}
-
-// Calls f(chain's linear number, offset) for every chain, row by row.
-template <class F>
-inline void for_each_row(const Shape& batch, const Shape& strides, const F& f) {
-  int64_t count = 1;
-  for (int64_t size : batch) count *= size;
-  Shape at(batch.size(), 0);
-  for (int64_t linear = 0, offset = 0; linear < count; ++linear) {
-    f(linear, offset);
-    for (size_t d = batch.size(); d-- > 0;) {
-      offset += strides[d];
-      if (++at[d] < batch[d]) break;
-      offset -= strides[d] * batch[d];
-      at[d] = 0;
-    }
-  }
-}
-
-using Bits = std::vector<uint32_t>;
-
-// Bit i is byte i, which is 0 or 1: a multiplication gathers eight of them in the top byte.
-inline uint32_t bits_of_bytes(const uint8_t* bytes) {
-  uint32_t out = 0;
-  for (int group = 0; group < 4; ++group) {
-    uint64_t eight = 0;
-    for (int i = 0; i < 8; ++i) eight |= uint64_t{bytes[8 * group + i]} << (8 * i);
-    out |= uint32_t(eight * 0x0102040810204080u >> 56) << (8 * group);
-  }
-  return out;
-}
-
-inline Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, int64_t n) {
-  const int64_t words = state_words(n), stride = t.stride(t.dim() - 1);
-  Bits out(size_t(p.num_chains() * words));
-  dispatch_state(t.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
-    const S* data = static_cast<const S*>(t.const_data_ptr());
-    for_each_row(p.batch_shape(), p.batch_strides(t, 1), [&](int64_t linear, int64_t offset) {
-      uint32_t* row = out.data() + linear * words;
-      for (int64_t w = 0; w < words; ++w) {
-        const int64_t count = std::min<int64_t>(32, n - 32 * w);
-        const S* from = data + offset + 32 * w * stride;
-        alignas(32) uint8_t is_one[32] = {}, is_bit[32] = {};
-        for (int64_t i = 0; i < count; ++i) {
-          const S x = from[i * stride];
-          is_one[i] = x == S(1);
-          is_bit[i] = (x == S(0)) | (x == S(1));
-        }
-        const uint32_t ones = bits_of_bytes(is_one), bits = bits_of_bytes(is_bit);
-        if (const uint32_t odd = ~bits & (count < 32 ? (1u << count) - 1 : ~0u))
-          fail(op, name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
-        row[w] = ones;
-      }
-    });
-  });
-  return out;
-}
-
-inline void unpack(const Bits& bits, int64_t n, const Tensor& out) {
-  const int64_t words = state_words(n);
-  dispatch_state(out.scalar_type(), [&](auto zero) {
-    using S = decltype(zero);
-    S* data = static_cast<S*>(out.mutable_data_ptr());
-    S fours[16][4];  // of each four bits
-    for (int i = 0; i < 64; ++i) fours[i / 4][i % 4] = S(i / 4 >> i % 4 & 1);
-    for (int64_t row = 0, rows = words ? int64_t(bits.size()) / words : 0; row < rows; ++row, data += n) {
-      const uint32_t* from = bits.data() + row * words;
-      int64_t i = 0;
-      for (; i + 4 <= n; i += 4) std::memcpy(data + i, fours[from[i / 32] >> (i % 32) & 15], sizeof fours[0]);
-      for (; i < n; ++i) data[i] = S(from[i / 32] >> (i % 32) & 1);
-    }
-  });
-}
-
-inline void set_beta(const char* op, const char* name, SweepCall& call, const Tensor& beta, int64_t count) {
-  if (!beta.is_cpu() || beta.scalar_type() != ScalarType::Double || beta.dim() != 1)
-    fail(op, name, " must be a 1-D float64 tensor on the CPU, got ", name_of(beta.scalar_type()), " ", text(shape_of(beta)));
+// beta holds one value or one per sweep; what values, the backend sees.
+inline void check_beta(const char* op, const char* name, const Problem& p, const Tensor& beta, int64_t count) {
+  p.same_device_or_cpu(name, beta);
+  if (beta.scalar_type() != ScalarType::Double || beta.dim() != 1)
+    fail(op, name, " must be a 1-D float64 tensor, got ", name_of(beta.scalar_type()), " ", text(shape_of(beta)));
   if (beta.size(0) != 1 && beta.size(0) != count)
     fail(op, name, " must hold 1 value or one per sweep (", count, "), got ", beta.size(0));
+}
+
+// The values of a beta on the CPU.
+inline std::vector<double> read_beta(const char* op, const char* name, const Tensor& beta) {
+  std::vector<double> out;
   const double* values = static_cast<const double*>(beta.const_data_ptr());
   for (int64_t i = 0; i < beta.size(0); ++i) {
-    const double value = values[i * beta.stride(0)];
-    if (!std::isfinite(float(value))) fail(op, name, " must be finite in float32, got ", value);
-    call.beta.push_back(value);
+    out.push_back(values[i * beta.stride(0)]);
+    if (!std::isfinite(float(out.back()))) fail(op, name, " must be finite in float32, got ", out.back());
   }
+  return out;
 }
 
-// What does not depend on the model: counters and seed.
-inline void set_counters(const char* op, SweepCall& call, const Problem& p, const Tensor& seed, const std::optional<Tensor>& chains,
-                         int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps, int64_t num_relaxed_sweeps) {
-  if (num_sweeps < 0) fail(op, "num_sweeps must not be negative, got ", num_sweeps);
-  const int64_t sweeps = num_sweeps + num_relaxed_sweeps;
-  if (sweep_offset < 0 || num_sweeps >= kMaxSweeps || num_relaxed_sweeps >= kMaxSweeps || sweep_offset > kMaxSweeps - sweeps)
-    fail(op, "sweep_offset must lie in 0 .. 2^44 less the number of sweeps, got ", sweep_offset);
-  if (!seed.is_cpu() || seed.scalar_type() != ScalarType::Long || seed.dim() != 0)
-    fail(op, "seed must be a 0-dim int64 tensor on the CPU, got shape ", text(shape_of(seed)));
-  if (chains) {
-    call.chains = static_cast<const int64_t*>(chains->const_data_ptr());
-    call.chains_strides = p.batch_strides(*chains, 0);
-    for_each_row(p.batch_shape(), call.chains_strides, [&](int64_t, int64_t offset) {
-      if (call.chains[offset] < 0 || call.chains[offset] >= kMaxChains)
-        fail(op, "chain_offset must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
-    });
-  } else if (chain_offset < 0 || chain_offset > kMaxChains - p.num_chains()) {
-    fail(op, "chain_offset must lie in 0 .. 2^48 less the number of chains, got ", chain_offset);
-  }
-  call.chain_offset = chain_offset;
-  call.sweep_offset = sweep_offset;
-  call.num_sweeps = num_sweeps;
-  call.num_relaxed_sweeps = num_relaxed_sweeps;
-  call.seed = uint64_t(*static_cast<const int64_t*>(seed.const_data_ptr()));
+// What does not depend on the model: counters and seed. Values of chains are left to the backend.
+struct Counters {
+  Tensor seed;
+  std::optional<Tensor> chains;
+  int64_t chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps;
+};
+inline void check_counters(const char* op, const Problem& p, const Counters& c) {
+  if (c.num_sweeps < 0) fail(op, "num_sweeps must not be negative, got ", c.num_sweeps);
+  const int64_t sweeps = c.num_sweeps + c.num_relaxed_sweeps;
+  if (c.sweep_offset < 0 || c.num_sweeps >= kMaxSweeps || c.num_relaxed_sweeps >= kMaxSweeps ||
+      c.sweep_offset > kMaxSweeps - sweeps)
+    fail(op, "sweep_offset must lie in 0 .. 2^44 less the number of sweeps, got ", c.sweep_offset);
+  p.same_device_or_cpu("seed", c.seed);
+  if (c.seed.scalar_type() != ScalarType::Long || c.seed.dim() != 0)
+    fail(op, "seed must be a 0-dim int64 tensor, got ", name_of(c.seed.scalar_type()), " ", text(shape_of(c.seed)));
+  if (!c.chains && (c.chain_offset < 0 || c.chain_offset > kMaxChains - p.num_chains()))
+    fail(op, "chain_offset must lie in 0 .. 2^48 less the number of chains, got ", c.chain_offset);
 }
 
-inline Runtime runtime() {
-  return {int(torch::stable::get_num_threads()),
-          [](int64_t count, const std::function<void(int64_t)>& task) {
-            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(i);
-            });
-          },
-          hooks.interrupted};
+struct RelaxationArguments {
+  int64_t relaxation;
+  double sharpness;
+  bool slope_gradient;
+};
+inline void check_relaxation(const char* op, const RelaxationArguments& r) {
+  if (r.relaxation < 0 || r.relaxation >= kNumRelaxations) fail(op, "relaxation must be a code in 0 .. 3, got ", r.relaxation);
+  if (!(r.sharpness > 0) || !std::isfinite(float(r.sharpness)))
+    fail(op, "sharpness must be positive and finite, got ", r.sharpness);
 }
 
-inline void check(const char* op, Outcome outcome) {
+// What is said of a fault; `value` is the one found where it was no NaN. Interrupts are the caller's.
+inline std::string text(Outcome outcome, float value = 0, const char* beta_name = "beta") {
+  std::ostringstream found;
+  found << value;
   switch (outcome) {
     case Outcome::kOk:
-      return;
+      return "";
     case Outcome::kInterrupted:
-      throw std::runtime_error(std::string(op) + ": interrupted");
+      return "interrupted";
     case Outcome::kNonFiniteWeight:
-      fail(op, "weight must be finite, got NaN or inf");
+      return "weight must be finite, got NaN or inf";
     case Outcome::kTooLargeWeight:
-      fail(op, "weight must be less than 2^127 in magnitude, got a larger value");
+      return "weight must be less than 2^127 in magnitude, got a larger value";
     case Outcome::kNonFiniteLeftBias:
-      fail(op, "left_bias must be finite in float32, got NaN or inf");
+      return "left_bias must be finite in float32, got NaN or inf";
     case Outcome::kNonFiniteRightBias:
-      fail(op, "right_bias must be finite in float32, got NaN or inf");
+      return "right_bias must be finite in float32, got NaN or inf";
     case Outcome::kNonFiniteBaseLeftBias:
-      fail(op, "base_left_bias must be finite in float32, got NaN or inf");
+      return "base_left_bias must be finite in float32, got NaN or inf";
     case Outcome::kNonFiniteBaseRightBias:
-      fail(op, "base_right_bias must be finite in float32, got NaN or inf");
+      return "base_right_bias must be finite in float32, got NaN or inf";
     case Outcome::kNonFiniteCoupling:
-      fail(op, "coupling must be finite, got NaN or inf");
+      return "coupling must be finite, got NaN or inf";
     case Outcome::kTooLargeCoupling:
-      fail(op, "coupling must be less than 2^127 in magnitude, got a larger value");
+      return "coupling must be less than 2^127 in magnitude, got a larger value";
     case Outcome::kNonFiniteBias:
-      fail(op, "bias must be finite in float32, got NaN or inf");
+      return "bias must be finite in float32, got NaN or inf";
     case Outcome::kNonFiniteBaseBias:
-      fail(op, "base_bias must be finite in float32, got NaN or inf");
+      return "base_bias must be finite in float32, got NaN or inf";
+    case Outcome::kLeftNotBits:
+      return "left must hold 0 and 1 only, got " + found.str();
+    case Outcome::kRightNotBits:
+      return "right must hold 0 and 1 only, got " + found.str();
+    case Outcome::kStateNotBits:
+      return "state must hold 0 and 1 only, got " + found.str();
+    case Outcome::kNonFiniteLeft:
+      return "left must be finite, got NaN or inf";
+    case Outcome::kNonFiniteState:
+      return "state must be finite, got NaN or inf";
+    case Outcome::kChainOutOfRange:
+      return "chain_offset must lie in 0 .. 2^48 - 1, got " + found.str();
+    case Outcome::kNonFiniteBeta:
+      return std::string(beta_name) + " must be finite in float32, got " + found.str();
+    case Outcome::kBadLayout:
+      return "layout must be the layout of a ColoredGraph, got numbers that are none";
   }
+  return "an unknown fault";
 }
 
-constexpr double kResolutionLimit = 1e-3;  // of beta * n * 2^-k: the largest error of a logit that rounding can make, doubled
+constexpr double kResolutionLimit = 1e-3;  // of |beta| n 2^-k: the largest error of a logit that rounding can make, doubled
 
-// Whether `count` values, `stride` apart, are finite in float32. Without a branch, so that the compiler can take many at once.
-inline bool all_finite(const float* values, int64_t count, int64_t stride) {
-  uint32_t odd = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i * stride, sizeof bits);
-    odd |= uint32_t((bits & 0x7f800000u) == 0x7f800000u);
-  }
-  return !odd;
-}
-inline bool all_finite(const double* values, int64_t count, int64_t stride) {
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) finite &= std::isfinite(float(values[i * stride]));
-  return finite;
-}
-
-// Parameters that the kernels do not come to read, in an empty batch or with no sweeps, are checked all the same.
-inline void check_finite(const char* op, const char* name, const Tensor& t) {
-  Shape rows = shape_of(t), strides(t.strides().begin(), t.strides().end());
-  const int64_t count = rows.back(), stride = strides.back();
-  rows.pop_back(), strides.pop_back();
-  bool finite = true;
-  const auto check_rows = [&](auto* data) {
-    for_each_row(rows, strides, [&](int64_t, int64_t at) { finite &= all_finite(data + at, count, stride); });
-  };
-  if (t.scalar_type() == ScalarType::Double)
-    check_rows(static_cast<const double*>(t.const_data_ptr()));
-  else
-    check_rows(static_cast<const float*>(t.const_data_ptr()));
-  if (!finite) fail(op, name, " must be finite in float32, got NaN or inf");
-}
-
-// Says so where rounding may be felt: resolution is the coarsest 2^-k of any model, by which times beta a logit is off for every other
+// Says that rounding may be felt: resolution is the coarsest 2^-k of any model, by which times beta a logit is off for every other
 // neighbour.
-inline void warn_of_resolution(const char* op, const char* name, const SweepCall& call, double resolution, int64_t neighbors) {
-  double beta = 0;
-  for (double b : call.beta) beta = std::max(beta, std::fabs(b));
+inline void warn_of_resolution(const char* op, const char* name, double resolution, int64_t neighbors, double beta) {
   if (beta * double(neighbors) * resolution <= kResolutionLimit || !hooks.warn) return;
   std::ostringstream out;
   out << op << ": " << name << " is so large that rounding it to fixed point is felt: resolution " << resolution
@@ -423,48 +345,6 @@ inline void warn_of_resolution(const char* op, const char* name, const SweepCall
 
 inline Tensor empty_like_batch(const Tensor& like, const Shape& shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
-}
-
-inline void check_relaxation(const char* op, SweepCall& call, int64_t relaxation, double sharpness, bool slope_gradient) {
-  if (relaxation < 0 || relaxation >= kNumRelaxations) fail(op, "relaxation must be a code in 0 .. 3, got ", relaxation);
-  if (!(sharpness > 0) || !std::isfinite(float(sharpness))) fail(op, "sharpness must be positive and finite, got ", sharpness);
-  call.relaxation = Relaxation(relaxation);
-  call.sharpness = sharpness;
-  call.slope_gradient = slope_gradient;
-}
-
-// Copies a state of the parameters' dtype, broadcast, into rows.
-template <class T>
-inline bool copy_rows(const Problem& p, const Tensor& from, int64_t n, T* to) {
-  const T* data = static_cast<const T*>(from.const_data_ptr());
-  const int64_t stride = from.stride(from.dim() - 1);
-  bool finite = true;
-  for_each_row(p.batch_shape(), p.batch_strides(from, 1), [&](int64_t linear, int64_t offset) {
-    T* row = to + linear * n;
-    if (stride == 1)
-      std::copy_n(data + offset, n, row);
-    else
-      for (int64_t i = 0; i < n; ++i) row[i] = data[offset + i * stride];
-    finite &= all_finite(row, n, 1);
-  });
-  return finite;
-}
-
-// Where relaxed sweeps begin: bits, if binary sweeps come first, which are returned; else the state as it is, bits or relaxed, which is
-// written to `start`, of the parameters' dtype.
-inline Bits read_start(const char* op, const char* name, const Problem& p, const Tensor& state, int64_t n, int64_t num_sweeps,
-                       const Tensor& start) {
-  if (num_sweeps || state.scalar_type() == ScalarType::Bool || state.scalar_type() == ScalarType::Byte) {
-    Bits bits = pack(op, name, p, state, n);
-    if (!num_sweeps) unpack(bits, n, start);
-    return bits;
-  }
-  const ScalarType type = start.scalar_type();
-  const Tensor converted = state.scalar_type() == type ? state : torch::stable::to(state, type);
-  const bool finite = type == ScalarType::Double ? copy_rows(p, converted, n, static_cast<double*>(start.mutable_data_ptr()))
-                                                 : copy_rows(p, converted, n, static_cast<float*>(start.mutable_data_ptr()));
-  if (!finite) fail(op, name, " must be finite, got NaN or inf");
-  return {};
 }
 
 // Contiguous rows for the kernels; expanded gradients (of a sum, say) are materialised here.

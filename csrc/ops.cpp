@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schemas, argument checks and CPU kernels of the ops, against libtorch's stable ABI. What each op computes: gibbs_ext/ops.py and
 // gibbs_ext/functional.py (docstrings), csrc/README.md. Every message starts with the op's name and names the argument.
-#include "arguments.h"
+#include "bipartite_arguments.h"
 #include "cpu/bipartite_driver.h"
+#include "cpu_arguments.h"
+#include "schemas.h"
 
 namespace gibbs {
 
@@ -10,32 +12,33 @@ Hooks hooks;
 
 namespace {
 
-class BipartiteProblem : public Problem {
- public:
-  BipartiteProblem(const char* op, const Tensor& weight) : Problem(op, "weight", weight, 2, "[..., n1, n2]") {
-    n1 = coupling().size(coupling().dim() - 2);
-    n2 = coupling().size(coupling().dim() - 1);
-    if (n1 < 1 || n2 < 1) fail(op, "weight must have at least one unit on each side, got ", text(shape_of(weight)));
-    if (n1 + n2 >= kMaxUnits) fail(op, "weight must have fewer than 2^30 units, got ", text(shape_of(weight)));
-  }
-  int64_t n1, n2;
-};
-
 void run(const char* op, const BipartiteCall& call) {
   double resolution = 0;
   check(op, run_bipartite(call, runtime(), &resolution));
-  if (call.num_sweeps) warn_of_resolution(op, "weight", call, resolution, std::max(call.n1, call.n2));
+  if (call.num_sweeps) warn_of_resolution(op, "weight", resolution, std::max(call.n1, call.n2), largest_magnitude(call.beta));
 }
 
-BipartiteCall describe(const BipartiteProblem& p, const Tensor& left_bias, const Tensor& right_bias) {
+BipartiteCall describe(const char* op, const BipartiteArguments& a, const Counters& counters, const char* beta_name,
+                       const Tensor& beta) {
+  const BipartiteProblem& p = a.p;
   BipartiteCall call;
   call.n1 = p.n1, call.n2 = p.n2;
   call.batch = p.batch;
   call.is_double = p.is_double();
   call.weight = p.coupling_operand();
-  call.left_bias = p.operand(left_bias);
-  call.right_bias = p.operand(right_bias);
+  call.left_bias = p.operand(a.left_bias);
+  call.right_bias = p.operand(a.right_bias);
+  set_counters(op, call, p, counters);
+  call.beta = read_beta(op, beta_name, beta);
   return call;
+}
+
+// What the kernels do not come to read.
+void check_unread(const char* op, const BipartiteArguments& a, int64_t num_sweeps) {
+  if (num_sweeps && a.p.num_chains()) return;
+  check_finite(op, "left_bias", a.left_bias);
+  check_finite(op, "right_bias", a.right_bias);
+  if (!a.p.num_chains()) check_finite(op, "weight", a.p.coupling());
 }
 
 std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
@@ -44,24 +47,12 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
                                            const std::optional<Tensor>& clamp_right, const std::optional<Tensor>& chains,
                                            int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
   constexpr const char* op = "bipartite_gibbs";
-  BipartiteProblem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
-               right_parameter = p.parameter("right_bias", right_bias, p.n2);
-  p.state("left", left, p.n1);
-  if (right) p.state("right", *right, p.n2);
-  if (clamp_left) p.mask("clamp_left", *clamp_left, p.n1);
-  if (clamp_right) p.mask("clamp_right", *clamp_right, p.n2);
-  if (clamp_right && !right) fail(op, "right must be given when clamp_right is, got none");
-  if (chains) p.chain_numbers(*chains);
-  p.finish(false);
-  BipartiteCall call = describe(p, left_parameter, right_parameter);
-  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, 0);
-  set_beta(op, "beta", call, beta, num_sweeps);
-  if (!num_sweeps || !p.num_chains()) {
-    check_finite(op, "left_bias", left_parameter);
-    check_finite(op, "right_bias", right_parameter);
-    if (!p.num_chains()) check_finite(op, "weight", p.coupling());
-  }
+  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, 0};
+  const BipartiteArguments a =
+      check_bipartite_gibbs(op, left, left_bias, right_bias, weight, beta, right, clamp_left, clamp_right, counters);
+  const BipartiteProblem& p = a.p;
+  BipartiteCall call = describe(op, a, counters, "beta", beta);
+  check_unread(op, a, num_sweeps);
 
   Bits left_bits = pack(op, "left", p, left, p.n1);
   Bits right_bits = right ? pack(op, "right", p, *right, p.n2) : Bits(size_t(p.num_chains() * state_words(p.n2)));
@@ -85,22 +76,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
     const Tensor& seed, const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps,
     int64_t num_relaxed_sweeps, int64_t relaxation, double sharpness, bool slope_gradient) {
   constexpr const char* op = "bipartite_gibbs_relaxed";
-  BipartiteProblem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
-               right_parameter = p.parameter("right_bias", right_bias, p.n2);
-  p.state("left", left, p.n1);
-  if (chains) p.chain_numbers(*chains);
-  p.finish(false);
-  if (num_relaxed_sweeps < 1) fail(op, "num_relaxed_sweeps must be at least 1, got ", num_relaxed_sweeps);
-  BipartiteCall call = describe(p, left_parameter, right_parameter);
-  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
-  set_beta(op, "beta", call, beta, num_sweeps + num_relaxed_sweeps);
-  if (!num_sweeps || !p.num_chains()) {
-    check_finite(op, "left_bias", left_parameter);
-    check_finite(op, "right_bias", right_parameter);
-    if (!p.num_chains()) check_finite(op, "weight", p.coupling());
-  }
-  check_relaxation(op, call, relaxation, sharpness, slope_gradient);
+  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps};
+  const RelaxationArguments relaxed = {relaxation, sharpness, slope_gradient};
+  const BipartiteArguments a = check_bipartite_gibbs_relaxed(op, left, left_bias, right_bias, weight, beta, counters, relaxed);
+  const BipartiteProblem& p = a.p;
+  BipartiteCall call = describe(op, a, counters, "beta", beta);
+  set_relaxation(call, relaxed);
+  check_unread(op, a, num_sweeps);
 
   const ScalarType type = p.coupling().scalar_type();
   const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
@@ -125,25 +107,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
     const Tensor& weight, const Tensor& beta, const Tensor& seed, const std::optional<Tensor>& chains, int64_t chain_offset,
     int64_t sweep_offset, int64_t num_sweeps, int64_t relaxation, double sharpness, bool slope_gradient) {
   constexpr const char* op = "bipartite_gibbs_relaxed_backward";
-  BipartiteProblem p(op, weight);
-  const Tensor* sides[] = {&grad_left, &grad_right, &grad_left_mean, &state};
-  const char* names[] = {"grad_left", "grad_right", "grad_left_mean", "state"};
+  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, relaxed_sweeps_of(fields)};
+  const RelaxationArguments relaxed = {relaxation, sharpness, slope_gradient};
+  const BipartiteBackwardArguments a = check_bipartite_gibbs_relaxed_backward(op, grad_left, grad_right, grad_left_mean, state,
+                                                                              fields, weight, beta, counters, relaxed);
+  const BipartiteProblem& p = a.p;
   const ScalarType type = p.coupling().scalar_type();
-  for (int i = 0; i < 4; ++i) {
-    if (sides[i]->scalar_type() != type) fail(op, names[i], " must be ", name_of(type), ", got ", name_of(sides[i]->scalar_type()));
-    p.state(names[i], *sides[i], i == 1 ? p.n2 : p.n1);
-  }
-  if (chains) p.chain_numbers(*chains);
-  p.finish(true);
-  const int64_t num_relaxed_sweeps = fields.dim() ? fields.size(0) : 0;
-  if (fields.scalar_type() != type || !fields.is_cpu() || num_relaxed_sweeps < 1 ||
-      shape_of(fields) != p.with_batch({p.n2 + p.n1}, {num_relaxed_sweeps}))
-    fail(op, "fields must be the forward op's output, of shape ", text(p.with_batch({p.n2 + p.n1}, {-1})), ", got ",
-         text(shape_of(fields)));
   const Shape left_shape = p.with_batch({p.n1}), right_shape = p.with_batch({p.n2});
-  const Tensor gl = whole_rows(op, grad_left, left_shape), gr = whole_rows(op, grad_right, right_shape),
-               gm = whole_rows(op, grad_left_mean, left_shape), start = whole_rows(op, state, left_shape),
-               saved = torch::stable::contiguous(fields);
   const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
   const Tensor grad_state = output(left_shape), grad_left_bias = output(left_shape), grad_right_bias = output(right_shape),
                grad_weight = output(shape_of(weight));
@@ -152,14 +122,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   back.forward.batch = p.batch;
   back.forward.is_double = p.is_double();
   back.forward.weight = p.coupling_operand();
-  set_counters(op, back.forward, p, seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps);
-  set_beta(op, "beta", back.forward, beta, num_sweeps + num_relaxed_sweeps);
-  check_relaxation(op, back.forward, relaxation, sharpness, slope_gradient);
-  back.forward.state = start.data_ptr();
-  back.forward.fields = saved.data_ptr();
-  back.grad_left = gl.const_data_ptr();
-  back.grad_right = gr.const_data_ptr();
-  back.grad_left_mean = gm.const_data_ptr();
+  set_counters(op, back.forward, p, counters);
+  back.forward.beta = read_beta(op, "beta", beta);
+  set_relaxation(back.forward, relaxed);
+  back.forward.state = a.state.data_ptr();
+  back.forward.fields = a.fields.data_ptr();
+  back.grad_left = a.grad_left.const_data_ptr();
+  back.grad_right = a.grad_right.const_data_ptr();
+  back.grad_left_mean = a.grad_left_mean.const_data_ptr();
   back.grad_state = grad_state.mutable_data_ptr();
   back.grad_left_bias = grad_left_bias.mutable_data_ptr();
   back.grad_right_bias = grad_right_bias.mutable_data_ptr();
@@ -174,28 +144,17 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
                                                  const Tensor& betas, const Tensor& seed, const std::optional<Tensor>& chains,
                                                  int64_t chain_offset, int64_t sweep_offset) {
   constexpr const char* op = "bipartite_ais";
-  BipartiteProblem p(op, weight);
-  const Tensor left_parameter = p.parameter("left_bias", left_bias, p.n1),
-               right_parameter = p.parameter("right_bias", right_bias, p.n2);
-  const Tensor base_left = p.parameter("base_left_bias", base_left_bias, p.n1),
-               base_right = p.parameter("base_right_bias", base_right_bias, p.n2);
-  p.state("left", left, p.n1);
-  if (chains) p.chain_numbers(*chains);
-  p.finish(false);
-  if (betas.dim() != 1 || betas.size(0) < 1)
-    fail(op, "betas must be a 1-D float64 tensor of at least 1 value, got ", text(shape_of(betas)));
-  const int64_t num_sweeps = betas.size(0) - 1;
-  BipartiteCall call = describe(p, left_parameter, right_parameter);
-  call.base_left_bias = p.operand(base_left);
-  call.base_right_bias = p.operand(base_right);
-  set_counters(op, call, p, seed, chains, chain_offset, sweep_offset, num_sweeps, 0);
-  set_beta(op, "betas", call, betas, num_sweeps + 1);  // the starting one, and one a sweep
-  if (!num_sweeps || !p.num_chains()) {
-    check_finite(op, "left_bias", left_parameter);
-    check_finite(op, "right_bias", right_parameter);
-    if (!p.num_chains()) check_finite(op, "weight", p.coupling());
-    check_finite(op, "base_left_bias", base_left);
-    check_finite(op, "base_right_bias", base_right);
+  const Counters counters = {seed, chains, chain_offset, sweep_offset, annealed_sweeps(op, betas), 0};
+  const BipartiteAnnealedArguments a =
+      check_bipartite_ais(op, left, left_bias, right_bias, weight, base_left_bias, base_right_bias, betas, counters);
+  const BipartiteProblem& p = a.p;
+  BipartiteCall call = describe(op, a, counters, "betas", betas);
+  call.base_left_bias = p.operand(a.base_left_bias);
+  call.base_right_bias = p.operand(a.base_right_bias);
+  check_unread(op, a, counters.num_sweeps);
+  if (!counters.num_sweeps || !p.num_chains()) {
+    check_finite(op, "base_left_bias", a.base_left_bias);
+    check_finite(op, "base_right_bias", a.base_right_bias);
   }
   Bits left_bits = pack(op, "left", p, left, p.n1), right_bits(size_t(p.num_chains() * state_words(p.n2)));
   const Tensor log_weights = empty_like_batch(p.coupling(), p.with_batch({}), ScalarType::Double);
@@ -225,27 +184,7 @@ Tensor coupling_resolution(const Tensor& weight) {
 }  // namespace gibbs
 
 STABLE_TORCH_LIBRARY(gibbs_ext, m) {
-  m.def(
-      "bipartite_gibbs(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor? right, "
-      "Tensor? clamp_left, Tensor? clamp_right, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps) "
-      "-> (Tensor left, Tensor right)");
-  m.def(
-      "bipartite_gibbs_relaxed(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, "
-      "Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, float "
-      "sharpness, "
-      "bool slope_gradient) -> (Tensor left, Tensor right, Tensor left_mean, Tensor state, Tensor fields)");
-  m.def(
-      "bipartite_gibbs_relaxed_backward(Tensor grad_left, Tensor grad_right, Tensor grad_left_mean, Tensor state, Tensor fields, "
-      "Tensor weight, Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int "
-      "relaxation, "
-      "float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_left_bias, Tensor grad_right_bias, Tensor "
-      "grad_weight)");
-  m.def(
-      "bipartite_ais(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor "
-      "base_right_bias, "
-      "Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor left, Tensor right, Tensor "
-      "log_weights)");
-  m.def("coupling_resolution(Tensor weight) -> Tensor");
+  for (const char* schema : gibbs::kSchemas) m.def(schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {

@@ -55,21 +55,6 @@ struct Runtime {
   bool (*interrupted)();
 };
 
-enum class Outcome {
-  kOk,
-  kInterrupted,
-  kNonFiniteWeight,
-  kTooLargeWeight,
-  kNonFiniteLeftBias,
-  kNonFiniteRightBias,
-  kNonFiniteBaseLeftBias,
-  kNonFiniteBaseRightBias,
-  kNonFiniteCoupling,
-  kTooLargeCoupling,
-  kNonFiniteBias,
-  kNonFiniteBaseBias
-};
-
 // What a call says of its chains, whatever the model.
 struct SweepCall {
   Batch batch;

@@ -106,4 +106,19 @@ inline GraphAnnealedTensors check_graph_ais(GraphProblem& p, const Tensor& state
   return {parameter, base};
 }
 
+// Returns the bias as it is computed with.
+inline Tensor check_graph_fields(GraphProblem& p, const Tensor& state, const Tensor& bias) {
+  const Tensor parameter = p.parameter("bias", bias);
+  p.own_type("state", state);
+  p.state("state", state);
+  p.finish(false);
+  return parameter;
+}
+
+inline void check_graph_edge_sums(GraphProblem& p, const Tensor& first, const Tensor& second) {
+  p.own_type("first", first), p.state("first", first);
+  p.own_type("second", second), p.state("second", second);
+  p.finish(true);
+}
+
 }  // namespace gibbs

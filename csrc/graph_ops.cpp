@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schemas, argument checks and CPU kernels of the ops on coloured graphs; see csrc/ops.cpp.
 #include "cpu/graph_driver.h"
+#include "cpu/graph_fields.h"
 #include "cpu_arguments.h"
 #include "graph_arguments.h"
 
@@ -192,6 +193,25 @@ Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   return out;
 }
 
+Tensor graph_fields(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout) {
+  CpuGraphProblem p("graph_fields", coupling, layout);
+  const Tensor parameter = check_graph_fields(p, state, bias);
+  const Tensor out = empty_like_batch(p.coupling(), p.with_batch({p.graph.num_nodes}), p.coupling().scalar_type());
+  check(p.op(), run_graph_fields({p.graph, p.batch, p.is_double(), p.operand(state), p.operand(parameter), p.coupling_operand(),
+                                  out.mutable_data_ptr()},
+                                 runtime()));
+  return out;
+}
+
+Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& coupling, const Tensor& layout) {
+  CpuGraphProblem p("graph_edge_sums", coupling, layout);
+  check_graph_edge_sums(p, first, second);
+  const Tensor out = empty_like_batch(p.coupling(), shape_of(coupling), p.coupling().scalar_type());
+  check(p.op(), run_graph_edge_sums({p.graph, p.batch, p.is_double(), p.operand(first), p.operand(second), out.mutable_data_ptr()},
+                                    runtime()));
+  return out;
+}
+
 }  // namespace
 }  // namespace gibbs
 
@@ -201,4 +221,6 @@ STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));
   m.impl("graph_coupling_resolution", TORCH_BOX(&gibbs::graph_coupling_resolution));
+  m.impl("graph_fields", TORCH_BOX(&gibbs::graph_fields));
+  m.impl("graph_edge_sums", TORCH_BOX(&gibbs::graph_edge_sums));
 }

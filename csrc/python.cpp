@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <dlfcn.h>
+
 #include <array>
 #include <optional>
 #include <span>
@@ -15,6 +17,7 @@
 #include "core/philox.h"
 #include "cpu/bipartite_driver.h"
 #include "cpu/graph_driver.h"
+#include "cuda/library.h"
 #include "graph_layout.h"
 #include "hooks.h"
 
@@ -66,7 +69,6 @@ py::dict build_info() {
   info["cpu_instruction_sets"] = py::make_tuple("baseline");
 #endif
   info["instruction_set"] = gibbs::kernels().name;
-  info["cuda_architectures"] = py::tuple();
   info["stable_abi"] = ">= 2.10";
   return info;
 }
@@ -124,6 +126,17 @@ py::array_t<int32_t> graph_layout(int64_t num_nodes, const LongArray& edges, con
   return py::array_t<int32_t>(py::ssize_t(layout.size()), layout.data());
 }
 
+// The library that holds the CUDA kernels. Loading it registers them; it stays loaded.
+const gibbs::CudaLibrary* load_cuda(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw py::import_error(dlerror());
+  using Entry = const gibbs::CudaLibrary* (*)();
+  const Entry entry = reinterpret_cast<Entry>(dlsym(library, "gibbs_cuda_library"));
+  if (!entry) throw py::import_error(dlerror());
+  entry()->set_hooks(gibbs::hooks);
+  return entry();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -158,6 +171,19 @@ PYBIND11_MODULE(_C, m) {
       throw py::value_error("set_graph_route: name must be auto, blocks, tables or chains, got " + name);
   });
   m.def("instruction_set", [] { return gibbs::kernels().name; });
+  py::class_<gibbs::CudaLibrary, std::unique_ptr<gibbs::CudaLibrary, py::nodelete>>(m, "CudaLibrary")
+      .def_property_readonly("architectures", [](const gibbs::CudaLibrary& library) { return library.architectures; })
+      .def("take_fault",
+           [](const gibbs::CudaLibrary& library, int device) -> std::optional<std::string> {
+             const char* fault = library.take_fault(device);
+             return fault ? std::optional<std::string>(fault) : std::nullopt;
+           })
+      .def("set_route", [](const gibbs::CudaLibrary& library, const std::string& name) {
+        if (!library.set_route(name.c_str()))
+          throw py::value_error("set_route: name must be auto, resident, cluster, streaming, tensor, tables, sums or units, got " +
+                                name);
+      });
+  m.def("load_cuda", load_cuda, py::return_value_policy::reference);
   m.def("take_exception", []() -> py::object {
     if (!pending_exception) return py::none();
     return py::reinterpret_steal<py::object>(std::exchange(pending_exception, nullptr));

@@ -33,6 +33,8 @@ constexpr const char* kSchemas[] = {
     "graph_ais(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor base_bias, Tensor betas, Tensor "
     "seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)",
     "graph_coupling_resolution(Tensor coupling, Tensor layout) -> Tensor",
+    "graph_fields(Tensor state, Tensor bias, Tensor coupling, Tensor layout) -> Tensor",
+    "graph_edge_sums(Tensor first, Tensor second, Tensor coupling, Tensor layout) -> Tensor",
 };
 // clang-format on
 

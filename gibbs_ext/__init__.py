@@ -15,11 +15,12 @@ from gibbs_ext.functional import (
     bipartite_gibbs,
     bipartite_gibbs_relaxed,
     graph_ais,
+    graph_fields,
     graph_gibbs,
     graph_gibbs_relaxed,
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph, boltzmann_to_ising, ising_to_boltzmann
-from gibbs_ext.ops import CouplingResolutionWarning, build_info
+from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 
 __all__ = [
     "AISResult",
@@ -41,6 +42,7 @@ __all__ = [
     "exact_marginals",
     "exact_samples",
     "graph_ais",
+    "graph_fields",
     "graph_gibbs",
     "graph_gibbs_relaxed",
     "interop",
@@ -49,5 +51,6 @@ __all__ = [
     "nn",
     "pack_bits",
     "pictures",
+    "synchronize",
     "unpack_bits",
 ]

@@ -19,6 +19,7 @@ from gibbs_ext.functional import (
     bipartite_gibbs_relaxed,
     check_graph,
     graph_ais,
+    graph_fields,
     graph_gibbs,
     graph_gibbs_relaxed,
 )
@@ -39,7 +40,7 @@ def coupling_resolution(model: "BipartiteBoltzmann | GraphBoltzmann | Tensor") -
         [...] float64. The field of a unit, before beta, is off by at most half of this per neighbour that is 1.
     """
     if isinstance(model, GraphBoltzmann):
-        return ops.graph_coupling_resolution(model.coupling.detach(), model.graph.layout)
+        return ops.graph_coupling_resolution(model.coupling.detach(), model.graph.layout_on(model.device))
     if not isinstance(model, Tensor):
         check_model("coupling_resolution", model)
         model = model.weight
@@ -488,14 +489,7 @@ class GraphBoltzmann(_Boltzmann):
             [..., N]. Differentiable in z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
-        z = z.to(self.dtype)
-        u, v = self._ends(z.device)
-        batch = torch.broadcast_shapes(self.batch_shape, z.shape[:-1])
-        fields = self.bias.expand(*batch, -1)
-        for here, there in ((u, v), (v, u)):
-            from_there = (self.coupling * z.index_select(-1, there)).expand(*batch, -1)
-            fields = fields.scatter_add(-1, here.expand(*batch, -1), from_there)
-        return fields
+        return graph_fields(z, self.bias, self.coupling, self.graph).to(self.dtype)
 
     def energy(self, z: Tensor) -> Tensor:
         """``- sum_i bias_i z_i - sum_e coupling_e z_u z_v``.
@@ -509,10 +503,7 @@ class GraphBoltzmann(_Boltzmann):
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
         z = z.to(self.dtype)
-        u, v = self._ends(z.device)
-        both = z.index_select(-1, u) * z.index_select(-1, v)
-        on_units = torch.einsum("...i,...i->...", z, self.bias)
-        return -on_units - torch.einsum("...e,...e->...", both, self.coupling)
+        return self._energy(z, self.fields(z))
 
     def free_energy(self, z: Tensor) -> Tensor:
         """``- log sum_(units of colour 0) exp(-energy(z))``: colour 0 summed out exactly, given the rest of z.
@@ -527,13 +518,11 @@ class GraphBoltzmann(_Boltzmann):
         first = (self.graph.colors == 0).to(z.device)
         rest = z.to(self.dtype).masked_fill(first, 0)
         fields = self.fields(rest)
-        # Half of it, since the fields count each coupling at both its ends.
-        energy = -torch.einsum("...i,...i->...", rest, self.bias + fields) / 2
-        return energy - softplus(fields[..., first]).sum(-1)
+        return self._energy(rest, fields) - softplus(fields[..., first]).sum(-1)
 
-    def _ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        u, v = self.graph.edges.to(device).unbind(-1)
-        return u, v
+    def _energy(self, z: Tensor, fields: Tensor) -> Tensor:
+        """Half of it, since fields count each coupling at both its ends."""
+        return -torch.einsum("...i,...i->...", z, self.bias + fields) / 2
 
     def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> tuple[Tensor, ...]:
         return (graph_gibbs(state, self.bias, self.coupling, self.graph, num_sweeps, **options),)

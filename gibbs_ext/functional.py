@@ -29,15 +29,18 @@ import torch
 from torch import Tensor
 
 from gibbs_ext import ops
-from gibbs_ext.autograd import BipartiteGibbsRelaxed, GraphGibbsRelaxed
+from gibbs_ext.autograd import BipartiteGibbsRelaxed, GraphFields, GraphGibbsRelaxed
 from gibbs_ext.checks import check_integers, check_tensors, shown
 from gibbs_ext.graphs import ColoredGraph
 
 Beta = float | Sequence[float] | Tensor
 
 
-def as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
-    """beta as a float64 tensor [1] or [num_sweeps] on the CPU (its length is checked by the op)."""
+def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
+    """beta as a float64 tensor [1] or [num_sweeps] (its length is checked by the op).
+
+    On the CPU, where its values are checked, unless it is given on ``device``: reading it would wait for the device.
+    """
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     if isinstance(beta, np.ndarray):
@@ -49,7 +52,8 @@ def as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
     if is_complex:
         raise TypeError(f"{name}: {argument} must be real, got {shown(beta)}")
     try:
-        values = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
+        stays = isinstance(beta, Tensor) and beta.device == device
+        values = torch.as_tensor(beta, dtype=torch.float64, device=device if stays else "cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name}: {argument} must be a number or a sequence of numbers, got {shown(beta)}") from error
     if values.dim() > 1:
@@ -57,13 +61,19 @@ def as_beta(name: str, beta: Beta, argument: str = "beta") -> Tensor:
     return values.reshape(-1)
 
 
-def as_seed(name: str, generator: torch.Generator | None, seed: int | Tensor | None) -> Tensor:
-    """The seed as a 0-dim int64 tensor, drawn from the generator when not given."""
+def as_seed(
+    name: str, generator: torch.Generator | None, seed: int | Tensor | None, device: torch.device | None = None
+) -> Tensor:
+    """The seed as a 0-dim int64 tensor, drawn from the generator when not given.
+
+    The default generator is that of ``device``: where that is a GPU, a CUDA graph draws a new seed at every replay.
+    """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"{name}: generator must be a torch.Generator, got {shown(generator)}")
     if seed is None:
         try:
-            return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator)
+            source = device if generator is None else generator.device
+            return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=source)
         except RuntimeError as error:
             if str(error).startswith("vmap"):
                 ops.refuse_vmap(name)
@@ -180,7 +190,7 @@ def bipartite_gibbs(
         clamp_left, clamp_right = _as_clamp(clamp_left, weight.shape[-2]), _as_clamp(clamp_right, weight.shape[-1])
     with torch.no_grad():
         return ops.bipartite_gibbs(
-            left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
+            left, left_bias, right_bias, weight, as_beta(name, beta, device=left.device), as_seed(name, generator, seed, left.device),
             right, clamp_left, clamp_right, chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
@@ -294,7 +304,7 @@ def bipartite_gibbs_relaxed(
     code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        left, left_bias, right_bias, weight, as_beta(name, beta), as_seed(name, generator, seed),
+        left, left_bias, right_bias, weight, as_beta(name, beta, device=left.device), as_seed(name, generator, seed, left.device),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
         code, sharpness, bool(slope_gradient),
     )  # fmt: skip
@@ -356,7 +366,7 @@ def bipartite_ais(
     with torch.no_grad():
         return ops.bipartite_ais(
             left, left_bias, right_bias, weight, base_left_bias, base_right_bias,
-            as_beta(name, betas, "betas"), as_seed(name, generator, seed), chains, first_chain, sweep_offset,
+            as_beta(name, betas, "betas", left.device), as_seed(name, generator, seed, left.device), chains, first_chain, sweep_offset,
         )  # fmt: skip
 
 
@@ -423,7 +433,7 @@ def graph_gibbs(
     chains, first_chain = _as_chains(name, chain_offset)
     with torch.no_grad():
         return ops.graph_gibbs(
-            state, bias, coupling, graph.layout, as_beta(name, beta), as_seed(name, generator, seed),
+            state, bias, coupling, graph.layout_on(state.device), as_beta(name, beta, device=state.device), as_seed(name, generator, seed, state.device),
             _as_clamp(clamp, graph.num_nodes), chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
@@ -529,7 +539,7 @@ def graph_gibbs_relaxed(
     code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     relaxed, mean, start, _ = GraphGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        state, bias, coupling, graph.layout, as_beta(name, beta), as_seed(name, generator, seed),
+        state, bias, coupling, graph.layout_on(state.device), as_beta(name, beta, device=state.device), as_seed(name, generator, seed, state.device),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
         code, sharpness, bool(slope_gradient),
     )  # fmt: skip
@@ -586,6 +596,35 @@ def graph_ais(
     chains, first_chain = _as_chains(name, chain_offset)
     with torch.no_grad():
         return ops.graph_ais(
-            state, bias, coupling, graph.layout, base_bias, as_beta(name, betas, "betas"),
-            as_seed(name, generator, seed), chains, first_chain, sweep_offset,
+            state, bias, coupling, graph.layout_on(state.device), base_bias, as_beta(name, betas, "betas", state.device),
+            as_seed(name, generator, seed, state.device), chains, first_chain, sweep_offset,
         )  # fmt: skip
+
+
+def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGraph) -> Tensor:
+    """``field_i = bias_i + sum_e coupling_e state_j`` over the edges e = (i, j) of each unit.
+
+    An energy is ``- sum_i state_i (bias_i + field_i) / 2``, a unit's logit given the others its field.
+
+    Args:
+        state: [..., N] bits or relaxed values, converted to the parameters' dtype.
+        bias: [..., N], floating (half types are computed, and returned, in float32).
+        coupling: [..., E], of bias' dtype.
+        graph: A :class:`ColoredGraph` of N nodes and E edges.
+
+    Returns:
+        [*S, N], S the broadcast of every batch shape. Sums go by each node's edges in their order: the same on every run.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_fields:``.
+
+    Differentiable in state, bias and coupling, any number of times. Nothing is mutated.
+    """
+    name = "graph_fields"
+    check_tensors(name, state=state, bias=bias, coupling=coupling)
+    check_graph(name, graph)
+    layout = graph.layout_on(state.device)
+    fields: Tensor = GraphFields.apply(  # type: ignore[no-untyped-call]
+        state.to(ops.computed_dtype(coupling)), bias, coupling, layout
+    )
+    return fields

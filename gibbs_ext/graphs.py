@@ -115,6 +115,18 @@ class ColoredGraph:
         self.colors[order] = torch.arange(self.num_colors).repeat_interleave(color_offsets.diff())
         self.degrees[order] = row_offsets.diff().to(torch.int64)
         self.labels = tuple(range(self.num_nodes))
+        self._layouts: dict[torch.device, Tensor] = {}
+
+    def layout_on(self, device: torch.device) -> Tensor:
+        """:attr:`layout` where ops on tensors of ``device`` want it: copied to a GPU once, and kept as long as the graph."""
+        if device.type != "cuda":
+            return self.layout
+        if device not in self._layouts:
+            self._layouts[device] = self.layout.to(device)
+        return self._layouts[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_layouts": {}}
 
     @staticmethod
     def from_networkx(G: "networkx.Graph[Any]", colors: Mapping[Any, int] | Integers | None = None) -> "ColoredGraph":

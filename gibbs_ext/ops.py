@@ -9,6 +9,7 @@ or one per sweep, and ``seed`` a 0-dim int64 tensor.
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +36,64 @@ class CouplingResolutionWarning(UserWarning):
 
 _C.set_resolution_warning(CouplingResolutionWarning)
 
-build_info = _C.build_info
+CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+
+
+def _load_cuda() -> tuple[_C.CudaLibrary | None, str]:
+    """The library of CUDA kernels, or why there is none."""
+    if torch.version.cuda is None:
+        return None, f"this PyTorch, {torch.__version__}, is built without CUDA"
+    if not CUDA_LIBRARY.exists():
+        return None, "gibbs_ext was built without CUDA kernels; GIBBS_CUDA=1 when it is installed insists on them"
+    try:
+        return _C.load_cuda(str(CUDA_LIBRARY)), ""
+    except ImportError as error:
+        return None, f"the CUDA kernels do not load: {error}"
+
+
+_cuda, _why_no_cuda = _load_cuda()
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled, and what of it is in use.
+
+    Returns:
+        version, compiler, cpu_instruction_sets, instruction_set, stable_abi; cuda_architectures: compute capabilities
+        that the loaded CUDA kernels are compiled for ("75" is 7.5; newer ones run the last one's PTX); cuda: "loaded",
+        or why there are no CUDA kernels.
+    """
+    architectures = tuple(_cuda.architectures.split(";")) if _cuda else ()
+    return _C.build_info() | {"cuda_architectures": architectures, "cuda": _why_no_cuda or "loaded"}
+
+
+def synchronize(device: int | str | torch.device | None = None) -> None:
+    """Waits for a CUDA device and raises what its kernels found wrong.
+
+    Calls on a CUDA device return before their kernels have run. What a kernel finds wrong with the values of a tensor
+    (NaN in a weight, a state that is not 0 or 1) is therefore raised by the next call on that device, or by this
+    function; the results of the faulty call are not valid. With GIBBS_CUDA_SYNCHRONOUS=1 in the environment every call
+    waits, and raises its own faults.
+
+    Args:
+        device: A CUDA device; the current one by default.
+
+    Raises:
+        RuntimeError: The message begins with the name of the function that was called.
+    """
+    torch.cuda.synchronize(device)
+    index = torch.cuda._utils._get_device_index(device, optional=True)
+    fault = _cuda.take_fault(index) if _cuda else None
+    if fault:
+        raise RuntimeError(fault)
+
+
+def set_cuda_route(name: str) -> None:
+    """How binary sweeps are made on CUDA devices: "auto" or, for tests and benchmarks, one route by name."""
+    if _cuda is None:
+        raise RuntimeError(f"set_cuda_route: {_why_no_cuda}")
+    _cuda.set_route(name)
+
+
 set_graph_route = _C.set_graph_route
 set_instruction_set = _C.set_instruction_set
 instruction_set = _C.instruction_set
@@ -60,6 +118,8 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return op(*args)
+    if _cuda is None and any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in args):
+        raise RuntimeError(f"{op.__name__.removesuffix('.default')}: no CUDA kernels for tensors on a GPU: {_why_no_cuda}")
     _C.take_exception()  # of an op that a graph called and that was stopped
     try:
         return op(*args)
@@ -330,6 +390,36 @@ def graph_coupling_resolution(coupling: Tensor, layout: Tensor) -> Tensor:
     return outputs
 
 
+def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    """Fields of a coloured graph's units; see :func:`gibbs_ext.graph_fields`. Differentiable.
+
+    Args:
+        state: [..., N] of the dtype computed in: coupling's, float32 for half types.
+        layout: As in :func:`graph_gibbs`.
+
+    Returns:
+        [*S, N] of state's dtype, S the broadcast of every batch shape.
+    """
+    output: Tensor = _call(torch.ops.gibbs_ext.graph_fields.default, state, bias, coupling, layout)
+    return output
+
+
+def graph_edge_sums(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    """``first_u second_v + first_v second_u`` of each edge (u, v), summed over a model's chains. Differentiable.
+
+    Args:
+        first: [..., N] of the dtype computed in.
+        second: [..., N], likewise.
+        coupling: [..., E]: says which chains are a model's; its values do not count.
+        layout: As in :func:`graph_gibbs`.
+
+    Returns:
+        Of coupling's shape and first's dtype.
+    """
+    output: Tensor = _call(torch.ops.gibbs_ext.graph_edge_sums.default, first, second, coupling, layout)
+    return output
+
+
 # Fake kernels: output shapes and dtypes for torch.compile and meta tensors -----------------------------------------
 
 
@@ -340,8 +430,8 @@ def _batch_shape(own: torch.Size, *tensors: Tensor | None, chains: Tensor | None
     return batch
 
 
-def _relaxed_dtype(weight: Tensor) -> torch.dtype:
-    """Relaxed sweeps of half-precision parameters are done, and returned, in float32."""
+def computed_dtype(weight: Tensor) -> torch.dtype:
+    """What is done in floating point with half-precision parameters is done, and returned, in float32."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
@@ -363,7 +453,7 @@ def bipartite_gibbs_relaxed_fake(
     n1, n2 = weight.shape[-2:]
     shapes = ((*batch, n1), (*batch, n2), (*batch, n1), (*batch, n1), (num_relaxed_sweeps, *batch, n2 + n1))
     left_out, right_out, left_mean, state, fields = (
-        weight.new_empty(shape, dtype=_relaxed_dtype(weight)) for shape in shapes
+        weight.new_empty(shape, dtype=computed_dtype(weight)) for shape in shapes
     )
     return left_out, right_out, left_mean, state, fields
 
@@ -375,7 +465,7 @@ def bipartite_gibbs_relaxed_backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grads = (state.shape, state.shape, (*state.shape[:-1], weight.shape[-1]), weight.shape)
     grad_state, grad_left_bias, grad_right_bias, grad_weight = (
-        weight.new_empty(shape, dtype=_relaxed_dtype(weight)) for shape in grads
+        weight.new_empty(shape, dtype=computed_dtype(weight)) for shape in grads
     )
     return grad_state, grad_left_bias, grad_right_bias, grad_weight
 
@@ -412,7 +502,7 @@ def graph_gibbs_relaxed_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     shape = (*_batch_shape(coupling.shape[:-1], state, bias, chains=chains), state.shape[-1])
     relaxed, mean, start, fields = (
-        coupling.new_empty(size, dtype=_relaxed_dtype(coupling))
+        coupling.new_empty(size, dtype=computed_dtype(coupling))
         for size in (shape, shape, shape, (num_relaxed_sweeps, *shape))
     )
     return relaxed, mean, start, fields
@@ -424,7 +514,7 @@ def graph_gibbs_relaxed_backward_fake(
     relaxation: int, sharpness: float, slope_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_state, grad_bias, grad_coupling = (
-        coupling.new_empty(shape, dtype=_relaxed_dtype(coupling))
+        coupling.new_empty(shape, dtype=computed_dtype(coupling))
         for shape in (state.shape, state.shape, coupling.shape)
     )
     return grad_state, grad_bias, grad_coupling
@@ -440,6 +530,15 @@ def graph_ais_fake(
 
 def graph_coupling_resolution_fake(coupling: Tensor, layout: Tensor) -> Tensor:
     return coupling.new_empty(coupling.shape[:-1], dtype=torch.float64)
+
+
+def graph_fields_fake(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    batch = _batch_shape(coupling.shape[:-1], state, bias, chains=None)
+    return state.new_empty((*batch, state.shape[-1]))
+
+
+def graph_edge_sums_fake(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    return first.new_empty(coupling.shape)
 
 
 # vmap -------------------------------------------------------------------------------------------------------------
@@ -464,8 +563,10 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
         """One stray meta tensor would bring real tensors here, and hand out memory that nobody has filled."""
         device = args[0].device
         for parameter, tensor in zip(parameters, args, strict=True):
-            free = parameter in ("beta", "betas", "seed", "layout") and device.type == "meta"
-            if isinstance(tensor, Tensor) and tensor.device != device and not free:
+            if not isinstance(tensor, Tensor) or tensor.device == device:
+                continue
+            free = parameter in ("beta", "betas", "seed") or (parameter == "layout" and device.type == "meta")
+            if not free or tensor.device.type != "cpu":
                 raise ValueError(
                     f"{name}: {parameter} must be on {parameters[0]}'s device, {device}, got {tensor.device}"
                 )
@@ -485,3 +586,5 @@ _register("graph_gibbs_relaxed", graph_gibbs_relaxed_fake)
 _register("graph_gibbs_relaxed_backward", graph_gibbs_relaxed_backward_fake)
 _register("graph_ais", graph_ais_fake)
 _register("graph_coupling_resolution", graph_coupling_resolution_fake)
+_register("graph_fields", graph_fields_fake)
+_register("graph_edge_sums", graph_edge_sums_fake)

@@ -77,6 +77,12 @@ def graph_samples(op, batches, state, dtype):
         yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
     elif op == "graph_coupling_resolution":
         yield (p[1], layout)
+    elif op == "graph_fields":
+        yield (torch.rand_like(z), *p, layout)
+        yield (torch.rand_like(z).requires_grad_(), *(x.detach().requires_grad_() for x in p), layout)
+    elif op == "graph_edge_sums":
+        yield (torch.randn_like(z), torch.randn_like(z), p[1], layout)
+        yield (torch.randn_like(z).requires_grad_(), torch.randn(7, dtype=dtype).requires_grad_(), p[1], layout)
     else:
         raise NotImplementedError(f"{op} has no samples: add some")
 
@@ -170,6 +176,19 @@ def test_compile_relaxed_with_gradient_on_a_graph(backend):
         return (zeta**2).sum() + mean.sum() * zeta.mean()
 
     assert_compiled_gradients(loss, random_bits(4, 16, dtype=torch.float64), p, backend)
+
+
+def test_compile_relaxed_without_gradient():
+    """Where nothing asks for a gradient, torch.compile calls the Functions' forward by its parameters."""
+    left, state, graph = random_bits(4, 5), random_bits(4, 16), gx.ChimeraGraph(2, 1)
+    p, q = random_parameters(5, 7), random_graph_parameters(graph)
+
+    def everything(left, state):
+        outputs = gx.bipartite_gibbs_relaxed(left, *p, 2, seed=3)
+        return *outputs, *gx.graph_gibbs_relaxed(state, *q, graph, 2, seed=3), gx.graph_fields(state, *q, graph)
+
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(left, state), everything(left, state))
 
 
 def assert_compiled_gradients(loss, state, parameters, backend):

@@ -515,10 +515,10 @@ class GraphBoltzmann(_Boltzmann):
             [...]. Differentiable in the rest of z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
-        first = (self.graph.colors == 0).to(z.device)
-        rest = z.to(self.dtype).masked_fill(first, 0)
+        first = self.graph.units_of_color(0, z.device)
+        rest = z.to(self.dtype).index_fill(-1, first, 0)
         fields = self.fields(rest)
-        return self._energy(rest, fields) - softplus(fields[..., first]).sum(-1)
+        return self._energy(rest, fields) - softplus(fields.index_select(-1, first)).sum(-1)
 
     def _energy(self, z: Tensor, fields: Tensor) -> Tensor:
         """Half of it, since fields count each coupling at both its ends."""

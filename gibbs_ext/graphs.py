@@ -115,18 +115,27 @@ class ColoredGraph:
         self.colors[order] = torch.arange(self.num_colors).repeat_interleave(color_offsets.diff())
         self.degrees[order] = row_offsets.diff().to(torch.int64)
         self.labels = tuple(range(self.num_nodes))
-        self._layouts: dict[torch.device, Tensor] = {}
+        self._units_of_colors = order.split(color_offsets.diff().tolist())
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}
 
     def layout_on(self, device: torch.device) -> Tensor:
-        """:attr:`layout` where ops on tensors of ``device`` want it: copied to a GPU once, and kept as long as the graph."""
+        """:attr:`layout` where ops on tensors of ``device`` want it."""
+        return self._copy("layout", self.layout, device)
+
+    def units_of_color(self, color: int, device: torch.device) -> Tensor:
+        """The units of a colour (negative: from the last one), [n] int64 on ``device``, in the order of their numbers."""
+        return self._copy(f"color {color}", self._units_of_colors[color], device)
+
+    def _copy(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        """On a GPU a copy, made once and kept as long as the graph: copying waits for the device."""
         if device.type != "cuda":
-            return self.layout
-        if device not in self._layouts:
-            self._layouts[device] = self.layout.to(device)
-        return self._layouts[device]
+            return tensor.to(device)
+        if (name, device) not in self._copies:
+            self._copies[name, device] = tensor.to(device)
+        return self._copies[name, device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_layouts": {}}
+        return vars(self) | {"_copies": {}}
 
     @staticmethod
     def from_networkx(G: "networkx.Graph[Any]", colors: Mapping[Any, int] | Integers | None = None) -> "ColoredGraph":

@@ -118,11 +118,14 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return op(*args)
-    if _cuda is None and any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in args):
-        raise RuntimeError(f"{op.__name__.removesuffix('.default')}: no CUDA kernels for tensors on a GPU: {_why_no_cuda}")
     _C.take_exception()  # of an op that a graph called and that was stopped
     try:
         return op(*args)
+    except NotImplementedError as error:
+        if _cuda is None and any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in args):
+            name = op._schema.name.removeprefix("gibbs_ext::")
+            raise RuntimeError(f"{name}: no CUDA kernels for tensors on a GPU: {_why_no_cuda}") from error
+        raise
     except RuntimeError:
         pending = _C.take_exception()
         if pending is None:

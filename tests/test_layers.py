@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom: undirected_vae -> gibbs_ext (public names) -> ops.py -> gibbs_ext._C; csrc/cpu -> csrc/core."""
+"""Who may import whom: undirected_vae -> gibbs_ext (public names) -> ops.py -> gibbs_ext._C; csrc/cpu, csrc/cuda -> csrc/core."""
 
 import ast
 import re
@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = [*ROOT.glob("gibbs_ext/**/*.py"), *ROOT.glob("python/**/*.py")]
-HEADERS = [*ROOT.glob("csrc/core/*"), *ROOT.glob("csrc/cpu/*")]
+HEADERS = [*ROOT.glob("csrc/core/*"), *ROOT.glob("csrc/cpu/*"), *ROOT.glob("csrc/cuda/*.cu*")]
+LAUNCHES = re.compile(r"<<<|cudaLaunch\w*\(|cuda_emulator::launch\(")
 SOURCES = [p for d in ("csrc", "gibbs_ext", "python", "tests", "bench") for p in (ROOT / d).rglob("*.*")]
 # Each storey of gibbs_ext imports only from those before it.
 STOREYS = [
@@ -77,7 +78,10 @@ def violations(path: Path, text: str) -> list[str]:
 
 
 def include_violations(path: Path, text: str) -> list[str]:
-    allowed = ("core/",) if path.parent.name == "core" else ("core/", "cpu/")
+    folder = path.parent.name
+    allowed = ("core/",) if folder == "core" else ("core/", f"{folder}/")
+    if path.name == "device.cuh":  # the one place that chooses between CUDA and the emulator
+        allowed = (*allowed, "emulator.h")
     quoted = re.findall(r'#include "([^"]+)"', text)
     angled = re.findall(r"#include <([^>]+)>", text)
     return [n for n in quoted if not n.startswith(allowed)] + [
@@ -128,10 +132,20 @@ def test_a_wrong_import_is_found(path: str, text: str) -> None:
         ("csrc/cpu/a.cpp", '#include "ops.h"'),
         ("csrc/cpu/a.cpp", "#include <torch/csrc/stable/tensor.h>"),
         ("csrc/cpu/a.cpp", "#include <Python.h>"),
+        ("csrc/cpu/a.cpp", '#include "cuda/views.cuh"'),
+        ("csrc/cuda/a_kernel.cuh", '#include "cpu/driver.h"'),
+        ("csrc/cuda/a_kernel.cuh", '#include "emulator.h"'),
+        ("csrc/cuda/a.cu", "#include <torch/csrc/stable/tensor.h>"),
     ],
 )
 def test_a_wrong_include_is_found(path: str, text: str) -> None:
     assert include_violations(Path(path), text)
+
+
+def test_one_place_launches() -> None:
+    """It alone checks sizes, asks for shared memory and takes the stream; see csrc/cuda/launch.cuh."""
+    launching = [p for p in ROOT.glob("csrc/cuda/*") if p.is_file() and LAUNCHES.search(p.read_text())]
+    assert [p.name for p in launching] == ["launch.cuh"]
 
 
 def test_optional_packages_are_not_imported() -> None:
@@ -143,7 +157,7 @@ assert not {"dimod", "matplotlib", "networkx"} & set(sys.modules)
 
 
 def test_every_source_names_its_licence() -> None:
-    text = [p for p in SOURCES if p.suffix in {".py", ".pyi", ".h", ".cpp"}]
+    text = [p for p in SOURCES if p.suffix in {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh"}]
     assert text
     assert [p for p in text if "SPDX-License-Identifier: Apache-2.0" not in p.read_text()[:200]] == []
 

@@ -213,8 +213,8 @@ class BoltzmannPosterior(nn.Module):
                 start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps,
                 beta=beta, return_state=True, **relaxation,
             )  # fmt: skip
-            updated_last = (model.graph.colors == model.graph.num_colors - 1).to(z.device)
-            z_mean = torch.where(updated_last, mean, z)
+            last = model.graph.units_of_color(-1, z.device)
+            z_mean = z.index_copy(-1, last, mean.index_select(-1, last))
         if self.chains is not None and index is not None and self.training:
             self.chains.store_(state, index)
         chains = 0 if self.chains_per_point == 1 else slice(None)

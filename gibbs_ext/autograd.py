@@ -223,7 +223,10 @@ class GraphEdgeSums(torch.autograd.Function):
 
 
 def _aligned(tensors: Sequence[Tensor], in_dims: Sequence[int | None], batch_size: int | None = None) -> list[Tensor]:
-    """The mapped dim first, before batch dims that are as many for all. ``batch_size``: the last one is given it, too."""
+    """The mapped dim first, before as many batch dims for all of them.
+
+    ``batch_size``: the last tensor is given a mapped dim, too.
+    """
     mapped = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims, strict=True)]
     if batch_size is not None and in_dims[-1] is None:
         mapped[-1] = mapped[-1].expand(batch_size, *mapped[-1].shape)
@@ -235,8 +238,10 @@ def _aligned(tensors: Sequence[Tensor], in_dims: Sequence[int | None], batch_siz
     ]
 
 
-# A backward pass is made of the Functions again, so that it can be differentiated; torch.compile, which does so once, cannot trace
-# Functions inside one.
+# A backward pass is made of the Functions again, so that it can be differentiated; torch.compile, which does so once,
+# cannot trace Functions inside one.
+
+
 def _sums_of_neighbors(values: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
     """``sum_e coupling_e values_j`` of each unit i, e = (i, j)."""
     run: Any = ops.graph_fields if torch.compiler.is_compiling() else GraphFields.apply
@@ -266,9 +271,7 @@ library.register_autograd(
     "gibbs_ext::graph_gibbs_relaxed", GraphGibbsRelaxed.backward, setup_context=GraphGibbsRelaxed.setup_context
 )
 library.register_autograd("gibbs_ext::graph_gibbs_relaxed_backward", GraphGibbsRelaxedBackward.backward)
-library.register_autograd(
-    "gibbs_ext::graph_fields", GraphFields.backward, setup_context=GraphFields.setup_context
-)
+library.register_autograd("gibbs_ext::graph_fields", GraphFields.backward, setup_context=GraphFields.setup_context)
 library.register_autograd(
     "gibbs_ext::graph_edge_sums", GraphEdgeSums.backward, setup_context=GraphEdgeSums.setup_context
 )

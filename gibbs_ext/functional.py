@@ -190,7 +190,9 @@ def bipartite_gibbs(
         clamp_left, clamp_right = _as_clamp(clamp_left, weight.shape[-2]), _as_clamp(clamp_right, weight.shape[-1])
     with torch.no_grad():
         return ops.bipartite_gibbs(
-            left, left_bias, right_bias, weight, as_beta(name, beta, device=left.device), as_seed(name, generator, seed, left.device),
+            left, left_bias, right_bias, weight,
+            as_beta(name, beta, device=left.device),
+            as_seed(name, generator, seed, left.device),
             right, clamp_left, clamp_right, chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
@@ -304,7 +306,9 @@ def bipartite_gibbs_relaxed(
     code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        left, left_bias, right_bias, weight, as_beta(name, beta, device=left.device), as_seed(name, generator, seed, left.device),
+        left, left_bias, right_bias, weight,
+        as_beta(name, beta, device=left.device),
+        as_seed(name, generator, seed, left.device),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
         code, sharpness, bool(slope_gradient),
     )  # fmt: skip
@@ -366,7 +370,9 @@ def bipartite_ais(
     with torch.no_grad():
         return ops.bipartite_ais(
             left, left_bias, right_bias, weight, base_left_bias, base_right_bias,
-            as_beta(name, betas, "betas", left.device), as_seed(name, generator, seed, left.device), chains, first_chain, sweep_offset,
+            as_beta(name, betas, "betas", left.device),
+            as_seed(name, generator, seed, left.device),
+            chains, first_chain, sweep_offset,
         )  # fmt: skip
 
 
@@ -433,7 +439,9 @@ def graph_gibbs(
     chains, first_chain = _as_chains(name, chain_offset)
     with torch.no_grad():
         return ops.graph_gibbs(
-            state, bias, coupling, graph.layout_on(state.device), as_beta(name, beta, device=state.device), as_seed(name, generator, seed, state.device),
+            state, bias, coupling, graph.layout_on(state.device),
+            as_beta(name, beta, device=state.device),
+            as_seed(name, generator, seed, state.device),
             _as_clamp(clamp, graph.num_nodes), chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
@@ -539,7 +547,9 @@ def graph_gibbs_relaxed(
     code, sharpness = as_relaxation(name, relaxation, sharpness)
     chains, first_chain = _as_chains(name, chain_offset)
     relaxed, mean, start, _ = GraphGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        state, bias, coupling, graph.layout_on(state.device), as_beta(name, beta, device=state.device), as_seed(name, generator, seed, state.device),
+        state, bias, coupling, graph.layout_on(state.device),
+        as_beta(name, beta, device=state.device),
+        as_seed(name, generator, seed, state.device),
         chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
         code, sharpness, bool(slope_gradient),
     )  # fmt: skip
@@ -596,7 +606,8 @@ def graph_ais(
     chains, first_chain = _as_chains(name, chain_offset)
     with torch.no_grad():
         return ops.graph_ais(
-            state, bias, coupling, graph.layout_on(state.device), base_bias, as_beta(name, betas, "betas", state.device),
+            state, bias, coupling, graph.layout_on(state.device), base_bias,
+            as_beta(name, betas, "betas", state.device),
             as_seed(name, generator, seed, state.device), chains, first_chain, sweep_offset,
         )  # fmt: skip
 
@@ -613,7 +624,7 @@ def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGr
         graph: A :class:`ColoredGraph` of N nodes and E edges.
 
     Returns:
-        [*S, N], S the broadcast of every batch shape. Sums go by each node's edges in their order: the same on every run.
+        [*S, N], S the broadcast of every batch shape. Sums go by each node's edges in their order, on every run.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_fields:``.

@@ -123,7 +123,7 @@ class ColoredGraph:
         return self._copy("layout", self.layout, device)
 
     def units_of_color(self, color: int, device: torch.device) -> Tensor:
-        """The units of a colour (negative: from the last one), [n] int64 on ``device``, in the order of their numbers."""
+        """The units of a colour (negative: from the last one), [n] int64 on ``device``, in their order."""
         return self._copy(f"color {color}", self._units_of_colors[color], device)
 
     def _copy(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:

@@ -110,7 +110,7 @@ def graph_layout(num_nodes: int, edges: Tensor, colors: Tensor | None) -> Tensor
     return torch.from_numpy(_C.graph_layout(num_nodes, edges.numpy(), None if colors is None else colors.numpy()))
 
 
-def _call(op: Callable[..., Any], *args: Any) -> Any:
+def _call(op: Any, *args: Any) -> Any:
     """Calls an op, turning a Ctrl-C that stopped it into KeyboardInterrupt.
 
     Between C++ and Python the dispatcher turns every exception into RuntimeError, so the op leaves the one it was

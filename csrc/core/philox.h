@@ -48,6 +48,12 @@ GIBBS_HOST_DEVICE PhiloxOutput philox4x32(uint32_t c0, uint32_t c1, uint32_t c2,
   return {{c0, c1, c2, c3}};
 }
 
+// Output word `i`, 0 .. 3. By selection: an array that is indexed so would have to lie in a GPU's local memory.
+GIBBS_HOST_DEVICE uint32_t output_word(const PhiloxOutput& r, uint32_t i) {
+  const uint32_t low = i & 1 ? r.word[1] : r.word[0], high = i & 1 ? r.word[3] : r.word[2];
+  return i & 2 ? high : low;
+}
+
 // What a random word depends on besides the unit: the last three counter words and the key.
 struct RandomStream {
   uint32_t c1, c2, c3, k0, k1;
@@ -62,12 +68,12 @@ constexpr uint32_t kLowPlane = 1u << 30;
 
 GIBBS_HOST_DEVICE uint32_t random_high_byte(const RandomStream& s, uint32_t unit) {
   const PhiloxOutput r = philox4x32((unit >> 7) * 8 + (unit >> 2 & 7), s.c1, s.c2, s.c3, s.k0, s.k1);
-  return r.word[unit >> 5 & 3] >> (8 * (unit & 3)) & 0xff;
+  return output_word(r, unit >> 5 & 3) >> (8 * (unit & 3)) & 0xff;
 }
 
 GIBBS_HOST_DEVICE uint32_t random_low_bits(const RandomStream& s, uint32_t unit) {
   const PhiloxOutput r = philox4x32(kLowPlane | ((unit >> 5) * 8 + (unit & 7)), s.c1, s.c2, s.c3, s.k0, s.k1);
-  return r.word[unit >> 3 & 3] & 0xffffff;
+  return output_word(r, unit >> 3 & 3) & 0xffffff;
 }
 
 GIBBS_HOST_DEVICE uint32_t random_word(const RandomStream& s, uint32_t unit) {

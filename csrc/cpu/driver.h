@@ -25,8 +25,7 @@ namespace gibbs {
 class Batch {
  public:
   Batch() = default;
-  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim)
-      : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
+  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim) : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
     int64_t stride = 1;
     for (size_t d = sizes_.size(); d-- > 0; stride *= sizes_[d]) contiguous_[d] = stride;
     for (size_t d = 0; d < sizes_.size(); ++d) {

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans and launches of relaxed sweeps of bipartite models, forward and backward.
+#include <algorithm>
+
+#include "cuda/bipartite.h"
+#include "cuda/bipartite_relaxed_kernel.cuh"
+
+namespace gibbs {
+
+namespace {
+
+constexpr int kMaxChainsPerCta = 16;
+
+int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
+
+// The most chains a CTA that fit and still leave a CTA for each SM.
+template <class Fits>
+int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits& fits) {
+  int chains = 1;
+  while (chains < std::min<int64_t>(kMaxChainsPerCta, batch.chains_per_model) && ctas(batch, chains) > limits.num_sms &&
+         fits(chains + 1))
+    ++chains;
+  return chains;
+}
+
+int parts_for(const BipartiteParams& p, int chains) {
+  const int64_t words = std::max(state_words(p.n1), state_words(p.n2));
+  return int(std::clamp<int64_t>(kRelaxedThreads / kWarpSize / (chains * words), 1, words));
+}
+
+}  // namespace
+
+BipartitePlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimits& limits) {
+  const auto resident = [&](int chains) {
+    return p.is_double ? RelaxedLayout<double>(p, chains, kRelaxedThreads).bytes()
+                       : RelaxedLayout<float>(p, chains, kRelaxedThreads).bytes();
+  };
+  const auto streaming = [&](int chains) { return BinaryLayout(p, chains, kRelaxedThreads, false).bytes(); };
+  BipartitePlan plan = {};
+  const bool is_resident = resident(1) <= limits.shared_memory_per_cta;
+  const auto bytes = [&](int chains) { return is_resident ? resident(chains) : streaming(chains); };
+  plan.route = is_resident ? BipartiteRoute::kResident : BipartiteRoute::kStreaming;
+  plan.chains_per_cta =
+      choose_chains(p.sweep.batch, limits, [&](int chains) { return bytes(chains) <= limits.shared_memory_per_cta; });
+  plan.shape.num_ctas = ctas(p.sweep.batch, plan.chains_per_cta);
+  plan.shape.num_threads = kRelaxedThreads;
+  plan.shape.shared_memory = bytes(plan.chains_per_cta);
+  if (plan.shape.shared_memory > limits.shared_memory_per_cta) {
+    plan.workspace = plan.shape.num_ctas * plan.shape.shared_memory;
+    plan.shape.shared_memory = 0;
+  }
+  return plan;
+}
+
+template <class T>
+static void launch_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
+  const BipartiteRelaxedParams params = {p, plan.chains_per_cta, parts_for(p, plan.chains_per_cta)};
+  launch(plan.route == BipartiteRoute::kResident ? bipartite_relaxed_kernel<T, true> : bipartite_relaxed_kernel<T, false>,
+         plan.shape, stream, params);
+}
+void launch_bipartite_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
+  p.is_double ? launch_relaxed<double>(p, plan, stream) : launch_relaxed<float>(p, plan, stream);
+}
+
+template <class T>
+static BipartiteBackwardPlan plan_backward(const BipartiteBackwardParams& p, const DeviceLimits& limits) {
+  const BatchView& batch = p.sweep.batch;
+  const auto fits = [&](int chains, bool is_resident, bool sums_outer) {
+    return BackwardLayout<T>(p, chains, is_resident, sums_outer).bytes() <= limits.shared_memory_per_cta;
+  };
+  BipartiteBackwardPlan plan = {};
+  // One launch where a CTA can take all chains of a model and that leaves no SM idle which more CTAs would use.
+  const int64_t all = batch.chains_per_model;
+  const bool few = all <= kMaxChainsPerCta && (all == 1 || batch.num_models >= limits.num_sms);
+  plan.weight_in_shared = fits(1, true, false);
+  const bool sums_outer = few && fits(int(all), plan.weight_in_shared, true);
+  plan.chains_per_cta =
+      sums_outer ? int(all) : choose_chains(batch, limits, [&](int chains) { return fits(chains, plan.weight_in_shared, false); });
+  plan.shape.num_ctas = ctas(batch, plan.chains_per_cta);
+  plan.shape.num_threads = kRelaxedThreads;
+  plan.shape.shared_memory = BackwardLayout<T>(p, plan.chains_per_cta, plan.weight_in_shared, sums_outer).bytes();
+  if (sums_outer) return plan;
+  const auto tiles = [](int64_t n) { return (n + kOuterTile - 1) / kOuterTile; };
+  plan.outer.num_ctas = batch.num_models * tiles(p.n1) * tiles(p.n2);
+  plan.outer.num_threads = kOuterThreads;
+  plan.outer.shared_memory = 2 * shared_bytes<T>(kOuterTile * kOuterTile);
+  plan.workspace = batch.num_models * all * 2 * p.sweep.num_relaxed_sweeps * (p.n1 + p.n2) * int64_t(sizeof(T));
+  return plan;
+}
+BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams& p, const DeviceLimits& limits) {
+  return p.is_double ? plan_backward<double>(p, limits) : plan_backward<float>(p, limits);
+}
+
+template <class T>
+static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
+  const BipartiteBackwardKernelParams params = {p, plan.chains_per_cta, plan.outer.num_ctas == 0};
+  launch(plan.weight_in_shared ? bipartite_backward_kernel<T, true> : bipartite_backward_kernel<T, false>, plan.shape, stream,
+         params);
+  launch(outer_products_kernel<T>, plan.outer, stream, p);
+}
+void launch_bipartite_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
+  p.is_double ? launch_backward<double>(p, plan, stream) : launch_backward<float>(p, plan, stream);
+}
+
+}  // namespace gibbs

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Relaxed sweeps of bipartite models and the chain rule through them (csrc/README.md, 4). twin: csrc/cpu/relaxed_kernel.h
+#include "cuda/bipartite_kernel.cuh"
+#include "cuda/relaxation.cuh"
+
+namespace gibbs {
+
+constexpr int kRelaxedThreads = 256;
+constexpr int kOuterTile = 32;  // rows and columns of a CTA's part of the weight's gradient, and factors at a time
+constexpr int kOuterThreads = 256;
+
+struct BipartiteRelaxedParams {
+  BipartiteParams call;
+  int chains_per_cta, parts;
+};
+struct BipartiteBackwardKernelParams {
+  BipartiteBackwardParams call;
+  int chains_per_cta;
+  bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
+};
+
+// Forward: weight (first the rounded one, then its own), what binary sweeps need, values of both sides.
+template <class T>
+struct RelaxedLayout {
+  int64_t weight, values;
+  BinaryLayout binary;
+  GIBBS_HOST_DEVICE RelaxedLayout(const BipartiteParams& p, int chains, int num_threads)
+      : weight(p.n1 * odd(p.n2)), values(chains * (p.n1 + p.n2)), binary(p, chains, num_threads, false) {}
+  GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + binary.bytes() + shared_bytes<T>(values); }
+};
+
+// Backward: weight; of each chain gradients of its left values (both only if they fit, else in global memory); its factors, [2 num_relaxed_sweeps, n], of both sides.
+template <class T>
+struct BackwardLayout {
+  int64_t weight, grads, left_factors, right_factors;
+  GIBBS_HOST_DEVICE BackwardLayout(const BipartiteBackwardParams& p, int chains, bool is_resident, bool sums_outer)
+      : weight(is_resident ? p.n1 * odd(p.n2) : 0),
+        grads(is_resident ? chains * p.n1 : 0),
+        left_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n1 : 0),
+        right_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n2 : 0) {}
+  GIBBS_HOST_DEVICE int64_t bytes() const {
+    return shared_bytes<T>(weight) + shared_bytes<T>(grads) + shared_bytes<T>(left_factors) + shared_bytes<T>(right_factors);
+  }
+};
+
+#if defined(GIBBS_DEVICE)
+
+template <class T>
+GIBBS_DEVICE T warp_total(T x) {
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
+  return x;
+}
+
+// A weight of the parameters' dtype, in shared memory with an odd leading dimension, or in global memory.
+template <class T, bool kResident>
+struct RelaxedWeight;
+template <class T>
+struct RelaxedWeight<T, true> {
+  Shared<T> weight;
+  int ld;
+  GIBBS_DEVICE T operator()(int64_t i, int64_t j) const { return weight[int(i) * ld + int(j)]; }
+};
+template <class T>
+struct RelaxedWeight<T, false> {
+  const T* weight;
+  int64_t row_stride, stride;
+  GIBBS_DEVICE T operator()(int64_t i, int64_t j) const { return global_load(weight + i * row_stride + j * stride); }
+};
+
+// sum over i of value(i) coupling(i), in four interleaved parts: their loads wait together.
+template <class T, class Value, class Coupling>
+GIBBS_DEVICE T dot(int64_t n, const Value& value, const Coupling& coupling) {
+  T sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum[k] += value(i + k) * coupling(i + k);
+  for (; i < n; ++i) sum[0] += value(i) * coupling(i);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// out(chain, j) of  sum_i value(chain, i) W_ij  for every right unit, lanes along j.
+template <class T, class Weight, class Value, class Out>
+GIBBS_DEVICE void to_right(const Weight& weight, int64_t n1, int64_t n2, int chains, const Value& value, const Out& out) {
+  for (int64_t item = threadIdx.x; item < chains * n2; item += blockDim.x) {
+    const int64_t c = item / n2, j = item % n2;
+    out(c, j, dot<T>(n1, [&](int64_t i) { return value(c, i); }, [&](int64_t i) { return weight(i, j); }));
+  }
+}
+// out(chain, i) of  sum_j W_ij value(chain, j)  for every left unit: lanes along i where couplings in a column are in different banks, a warp
+// for each i where a row is what is coalesced.
+template <class T, bool kResident, class Weight, class Value, class Out>
+GIBBS_DEVICE void to_left(const Weight& weight, int64_t n1, int64_t n2, int chains, const Value& value, const Out& out) {
+  if constexpr (kResident) {
+    for (int64_t item = threadIdx.x; item < chains * n1; item += blockDim.x) {
+      const int64_t c = item / n1, i = item % n1;
+      out(c, i, dot<T>(n2, [&](int64_t j) { return value(c, j); }, [&](int64_t j) { return weight(i, j); }));
+    }
+  } else {
+    const int lane = int(threadIdx.x) % kWarpSize;
+    for (int64_t item = threadIdx.x / kWarpSize; item < chains * n1; item += blockDim.x / kWarpSize) {
+      const int64_t c = item / n1, i = item % n1;
+      T sum = 0;
+      for (int64_t j = lane; j < n2; j += kWarpSize) sum += value(c, j) * weight(i, j);
+      sum = warp_total(sum);
+      if (lane == 0) out(c, i, sum);
+    }
+  }
+}
+
+// Loads a model's weight for relaxed sweeps. A barrier must follow.
+template <class T, bool kResident>
+GIBBS_DEVICE RelaxedWeight<T, kResident> load_weight(const ParameterView& view, const BatchView& batch, int64_t n1, int64_t n2,
+                                                     int64_t model, const Shared<T>& to) {
+  const T* from = parameter_row<T>(view, batch, model, 0);
+  if constexpr (kResident) {
+    const int ld = int(odd(n2)), lane = int(threadIdx.x) % kWarpSize;
+    for (int i = threadIdx.x / kWarpSize; i < int(n1); i += blockDim.x / kWarpSize)
+      for (int j = lane; j < int(n2); j += kWarpSize) to[i * ld + j] = global_load(from + i * view.row_stride + j * view.stride);
+    return {to, ld};
+  } else {
+    return {from, view.row_stride, view.stride};
+  }
+}
+
+GIBBS_DEVICE_CALL uint32_t relaxed_word(const SweepView& s, uint64_t chain, int64_t relaxed_sweep, int64_t unit) {
+  if (s.relaxation == kMeanField) return 0;
+  return random_word(random_stream(seed_of(s), chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
+}
+
+// A CTA owns: some chains of one model. First their binary sweeps, by the code of bipartite_kernel.cuh, then the relaxed ones.
+// Shared memory (resident): the weight, int32 for the binary sweeps and then T in its place; values of both sides. Not resident: the weight
+// stays in global memory, values in the outputs.
+// Synchronisation: a barrier after each half sweep, between the values that it writes and the products that read them.
+// Traffic: the weight twice (the second time from L2), fields and values once. An update reads one coupling and one value (a broadcast) from shared
+// memory per unit of the other side, and draws two Philox counters.
+// Computes: field_j = bias_j + sum_i zeta_i W_ij,  zeta_j = relax(field_j, u_j).
+template <class T, bool kResident>
+__global__ void __launch_bounds__(kRelaxedThreads, 1)
+    bipartite_relaxed_kernel(const __grid_constant__ BipartiteRelaxedParams params) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  const BipartiteParams& p = params.call;
+  const SweepView& s = p.sweep;
+  const BatchView& batch = s.batch;
+  const int64_t n1 = p.n1, n2 = p.n2, total = batch.num_models * batch.chains_per_model;
+  const CtaChains chains(batch, params.chains_per_cta);
+  const auto linear = [&](int64_t c) { return linear_number(batch, chains.model, chains.first + c); };
+  T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
+           *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
+           *const fields = static_cast<T*>(p.fields);
+
+  // Binary sweeps, from which only the left bits remain.
+  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
+  const auto store_state = [&](const auto& cta) {
+    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
+      state[linear(item / n1) * n1 + item % n1] = T(cta.left_bit(int(item / n1), item % n1));
+  };
+  unsigned char* const binary = shared + (kResident ? shared_bytes<T>(n1 * odd(n2)) : 0);
+  const bool reports = chains.first == 0;
+  if constexpr (kResident) {
+    CtaMemory<true> memory(binary);
+    const Shared<uint32_t> scratch = memory.template take<uint32_t>(layout.scratch);
+    if (s.num_sweeps) {
+      const Shared<int32_t> rounded_weight = shared_array<int32_t>(shared, n1 * odd(n2));
+      BinaryCta<true, false, ResidentCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
+      cta.load();
+      const float scale = round_into_shared(p, chains.model, rounded_weight, scratch, reports);
+      cta.sweep({rounded_weight, int(odd(n2))}, scale);
+      store_state(cta);
+    } else {
+      streaming_scale_exponent(p, chains.model, scratch, reports);
+    }
+  } else {
+    CtaMemory<false> memory(p.workspace ? static_cast<unsigned char*>(p.workspace) + int64_t{blockIdx.x} * layout.bytes() : binary);
+    uint32_t* const scratch = memory.template take<uint32_t>(layout.scratch);
+    if (s.num_sweeps) {
+      BinaryCta<false, false, StreamingCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
+      cta.load();
+      const int k = streaming_scale_exponent(p, chains.model, scratch, reports);
+      const void* weight = parameter_row(p.weight, batch, p.is_double, chains.model, 0);
+      cta.sweep({weight, p.weight.row_stride, p.weight.stride, p.is_double, k}, FloatTraits<float>::power(-k));
+      store_state(cta);
+    } else {
+      streaming_scale_exponent(p, chains.model, scratch, reports);
+    }
+  }
+  if (!s.num_sweeps)
+    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x) {
+      const int64_t c = item / n1, i = item % n1;
+      const T value = parameter_row<T>(p.start, batch, chains.model, chains.first + c)[i * p.start.stride];
+      if (p.start_is_bits && value != 0 && value != 1) report_fault(s, Outcome::kLeftNotBits, float(value));
+      if (!(fabs(value) <= FloatTraits<T>::power(FloatTraits<T>::kBias))) report_fault(s, Outcome::kNonFiniteLeft);
+      state[linear(c) * n1 + i] = value;
+    }
+  __syncthreads();  // the state is there, and the rounded weight is not needed any more
+
+  const Shared<T> weight_array = kResident ? shared_array<T>(shared, n1 * odd(n2)) : Shared<T>();
+  const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
+  // Values: (chain, unit) of each side. Outputs hold them as well, and alone where shared memory has no room.
+  const Shared<T> values = kResident ? shared_array<T>(binary + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
+  const auto left_value = [&](int64_t c, int64_t i) -> T& {
+    if constexpr (kResident) return values[int(c * n1 + i)];
+    return left_out[linear(c) * n1 + i];
+  };
+  const auto right_value = [&](int64_t c, int64_t j) -> T& {
+    if constexpr (kResident) return values[int(chains.count * n1 + c * n2 + j)];
+    return right_out[linear(c) * n2 + j];
+  };
+  for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
+    left_value(item / n1, item % n1) = state[linear(item / n1) * n1 + item % n1];
+  __syncthreads();  // weight and values are there
+
+  const auto bias_of = [&](const ParameterView& view, int64_t c, int64_t unit, Outcome fault) {
+    const T bias = parameter_row<T>(view, batch, chains.model, chains.first + c)[unit * view.stride];
+    if (!(fabsf(float(bias)) <= 3.402823466e38f)) report_fault(s, fault);
+    return bias;
+  };
+  for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
+    const T beta = T(beta_at(s, s.num_sweeps + sweep));
+    const auto update = [&](int64_t c, int64_t number, T field) {
+      fields[(sweep * total + linear(c)) * (n1 + n2) + (number < n1 ? n2 + number : number - n1)] = field;
+      return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
+                      T(s.sharpness), s.slope_gradient);
+    };
+    to_right<T>(weight, n1, n2, chains.count, left_value, [&](int64_t c, int64_t j, T sum) {
+      right_value(c, j) = update(c, n1 + j, bias_of(p.right_bias, c, j, Outcome::kNonFiniteRightBias) + sum).value;
+    });
+    __syncthreads();  // right's values are there
+    to_left<T, kResident>(weight, n1, n2, chains.count, right_value, [&](int64_t c, int64_t i, T sum) {
+      const RelaxedUnit<T> unit = update(c, i, bias_of(p.left_bias, c, i, Outcome::kNonFiniteLeftBias) + sum);
+      left_value(c, i) = unit.value;
+      mean_out[linear(c) * n1 + i] = unit.mean;
+    });
+    __syncthreads();  // left's values are there
+  }
+  if constexpr (kResident) {
+    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
+      left_out[linear(item / n1) * n1 + item % n1] = left_value(item / n1, item % n1);
+    for (int64_t item = threadIdx.x; item < chains.count * n2; item += blockDim.x)
+      right_out[linear(item / n2) * n2 + item % n2] = right_value(item / n2, item % n2);
+  }
+}
+
+// A CTA owns: some chains of one model, through all relaxed sweeps in reverse. For each sweep it leaves two pairs of factors, whose outer
+// products sum to the weight's gradient: (d loss / d left field, right values) and (left values that right saw, d loss / d right field).
+// Shared memory: the weight (resident), gradients of left values; the factors, if the CTA has all chains of its model: then it also sums their
+// products. Else factors lie in the workspace, and outer_products_kernel sums them.
+// Synchronisation: a barrier between each product's factors and the product.
+// Traffic: fields, gradients and the weight once, its gradient once; random words are drawn again.
+// Computes: g_field = g_zeta d zeta / d field;  g_right = W^T g_left_field;  g_left = W g_right_field.
+template <class T, bool kResident>
+__global__ void __launch_bounds__(kRelaxedThreads, 1)
+    bipartite_backward_kernel(const __grid_constant__ BipartiteBackwardKernelParams params) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  const BipartiteBackwardParams& p = params.call;
+  const SweepView& s = p.sweep;
+  const BatchView& batch = s.batch;
+  const int64_t n1 = p.n1, n2 = p.n2, sweeps = s.num_relaxed_sweeps, total = batch.num_models * batch.chains_per_model;
+  const CtaChains chains(batch, params.chains_per_cta);
+  const auto linear = [&](int64_t c) { return linear_number(batch, chains.model, chains.first + c); };
+  const BackwardLayout<T> layout(p, params.chains_per_cta, kResident, params.sums_outer);
+  SharedMemory memory(shared);
+  const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
+  const Shared<T> grads = memory.template take<T>(layout.grads);
+  // Of chain c: [2 sweeps, n], in shared memory or in the workspace, where chains are in the order of their models.
+  T *left_factors, *right_factors;
+  if (params.sums_outer) {
+    left_factors = shared_pointer(memory.template take<T>(layout.left_factors));
+    right_factors = shared_pointer(memory.template take<T>(layout.right_factors));
+  } else {
+    const int64_t first = (chains.model * batch.chains_per_model + chains.first) * 2 * sweeps;
+    left_factors = static_cast<T*>(p.workspace) + first * n1;
+    right_factors = static_cast<T*>(p.workspace) + total * 2 * sweeps * n1 + first * n2;
+  }
+  const auto left_factor = [&](int64_t c, int64_t which) { return left_factors + (c * 2 * sweeps + which) * n1; };
+  const auto right_factor = [&](int64_t c, int64_t which) { return right_factors + (c * 2 * sweeps + which) * n2; };
+  const auto in = [&](const void* data, int64_t c, int64_t n) { return static_cast<const T*>(data) + linear(c) * n; };
+  const auto out = [&](void* data, int64_t c, int64_t n) { return static_cast<T*>(data) + linear(c) * n; };
+  const auto grad_value = [&](int64_t c, int64_t i) -> T& {
+    if constexpr (kResident) return grads[int(c * n1 + i)];
+    return out(p.grad_state, c, n1)[i];
+  };
+  const auto for_each = [&](int64_t n, const auto& f) {
+    for (int64_t item = threadIdx.x; item < chains.count * n; item += blockDim.x) f(item / n, item % n);
+  };
+  for_each(n1, [&](int64_t c, int64_t i) {
+    grad_value(c, i) = in(p.grad_left, c, n1)[i];
+    out(p.grad_left_bias, c, n1)[i] = 0;
+    left_factor(c, 1)[i] = in(p.state, c, n1)[i];  // what right saw in the first sweep
+  });
+  for_each(n2, [&](int64_t c, int64_t j) { out(p.grad_right_bias, c, n2)[j] = 0; });
+  __syncthreads();  // gradients and weight are there
+  for (int64_t sweep = sweeps; sweep-- > 0;) {
+    const bool last = sweep + 1 == sweeps;
+    const T beta = T(beta_at(s, s.num_sweeps + sweep));
+    const auto relaxed = [&](int64_t c, int64_t number) {
+      const T* of_chain = static_cast<const T*>(p.fields) + (sweep * total + linear(c)) * (n1 + n2);
+      const T field = of_chain[number < n1 ? n2 + number : number - n1];
+      return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
+                      T(s.sharpness), s.slope_gradient);
+    };
+    for_each(n1, [&](int64_t c, int64_t i) {
+      const RelaxedUnit<T> unit = relaxed(c, i);
+      T grad = grad_value(c, i) * unit.slope;
+      if (last)
+        grad += in(p.grad_left_mean, c, n1)[i] * unit.mean_slope;
+      else
+        left_factor(c, 2 * sweep + 3)[i] = unit.value;  // what right saw in the next sweep
+      left_factor(c, 2 * sweep)[i] = grad;
+      out(p.grad_left_bias, c, n1)[i] += grad;
+    });
+    __syncthreads();  // gradients of left's fields are there
+    to_right<T>(
+        weight, n1, n2, chains.count, [&](int64_t c, int64_t i) { return left_factor(c, 2 * sweep)[i]; },
+        [&](int64_t c, int64_t j, T sum) {
+          const RelaxedUnit<T> unit = relaxed(c, n1 + j);
+          const T grad = (last ? in(p.grad_right, c, n2)[j] + sum : sum) * unit.slope;
+          right_factor(c, 2 * sweep)[j] = unit.value;
+          right_factor(c, 2 * sweep + 1)[j] = grad;
+          out(p.grad_right_bias, c, n2)[j] += grad;
+        });
+    __syncthreads();  // gradients of right's fields are there
+    if (sweep > 0 || p.needs_grad_state)
+      to_left<T, kResident>(
+          weight, n1, n2, chains.count, [&](int64_t c, int64_t j) { return right_factor(c, 2 * sweep + 1)[j]; },
+          [&](int64_t c, int64_t i, T sum) { grad_value(c, i) = sum; });
+    __syncthreads();  // gradients of left's values are there
+  }
+  for_each(n1, [&](int64_t c, int64_t i) { out(p.grad_state, c, n1)[i] = p.needs_grad_state ? grad_value(c, i) : T(0); });
+  if (!params.sums_outer) return;
+  T* const grad_weight = static_cast<T*>(p.grad_weight) + chains.model * n1 * n2;
+  const int64_t factors = chains.count * 2 * sweeps;
+  for (int64_t at = threadIdx.x; at < n1 * n2; at += blockDim.x) {
+    const int64_t i = at / n2, j = at % n2;
+    grad_weight[at] =
+        dot<T>(factors, [&](int64_t f) { return left_factors[f * n1 + i]; }, [&](int64_t f) { return right_factors[f * n2 + j]; });
+  }
+}
+
+// A CTA owns: 32 x 32 of one model's gradient; a thread four rows of a column.
+// Shared memory: 32 factors of either side. Synchronisation: barriers between loading and using them.
+// Traffic: factors n2 / 32 and n1 / 32 times, the gradient once.
+// Computes: grad_ij = sum over chains and sweeps, in their order, of left_i right_j.
+template <class T>
+__global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ BipartiteBackwardParams p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<T> left = memory.template take<T>(kOuterTile * kOuterTile), right = memory.template take<T>(kOuterTile * kOuterTile);
+  const int64_t n1 = p.n1, n2 = p.n2, tiles_i = (n1 + kOuterTile - 1) / kOuterTile, tiles_j = (n2 + kOuterTile - 1) / kOuterTile;
+  const int64_t tile = blockIdx.x % (tiles_i * tiles_j), model = blockIdx.x / (tiles_i * tiles_j);
+  const int64_t first_i = tile / tiles_j * kOuterTile, first_j = tile % tiles_j * kOuterTile;
+  const BatchView& batch = p.sweep.batch;
+  const int64_t factors = batch.chains_per_model * 2 * p.sweep.num_relaxed_sweeps, total = batch.num_models * factors;
+  const T* const left_factors = static_cast<const T*>(p.workspace) + model * factors * n1;
+  const T* const right_factors = static_cast<const T*>(p.workspace) + total * n1 + model * factors * n2;
+  constexpr int kRows = kOuterTile * kOuterTile / kOuterThreads;
+  const int column = int(threadIdx.x) % kOuterTile, row = int(threadIdx.x) / kOuterTile * kRows;
+  T sum[kRows] = {};
+  for (int64_t begin = 0; begin < factors; begin += kOuterTile) {
+    for (int at = threadIdx.x; at < kOuterTile * kOuterTile; at += kOuterThreads) {
+      const int64_t f = begin + at / kOuterTile, i = first_i + at % kOuterTile, j = first_j + at % kOuterTile;
+      left[at] = f < factors && i < n1 ? left_factors[f * n1 + i] : T(0);
+      right[at] = f < factors && j < n2 ? right_factors[f * n2 + j] : T(0);
+    }
+    __syncthreads();  // the factors are there
+    for (int f = 0; f < kOuterTile; ++f)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sum[r] += left[f * kOuterTile + row + r] * right[f * kOuterTile + column];
+    __syncthreads();  // and have been used
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+    if (first_i + row + r < n1 && first_j + column < n2)
+      static_cast<T*>(p.grad_weight)[(model * n1 + first_i + row + r) * n2 + first_j + column] = sum[r];
+}
+
+#endif
+
+}  // namespace gibbs

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What kernels use of CUDA: the toolkit's headers, or the host emulator of the tests, which runs the very same text.
+// Arrays in shared memory are held by Shared<T>, so that the emulator can check every index and count every access.
+#include <stdint.h>
+
+#include "core/macros.h"
+
+#if defined(GIBBS_EMULATE)
+
+#include "emulator.h"
+
+#else
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+
+#define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+template <class T>
+using Shared = T*;
+template <class T>
+__device__ __forceinline__ T* shared_array(unsigned char* base, int64_t) {
+  return reinterpret_cast<T*>(base);
+}
+template <class T>
+__device__ __forceinline__ T* shared_pointer(T* p) {
+  return p;
+}
+template <class T>
+__device__ __forceinline__ T global_load(const T* p) {
+  return __ldg(p);
+}
+// The array at the same place in the shared memory of another CTA of the cluster.
+template <class T>
+__device__ __forceinline__ T* cluster_array(T* array, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(array, rank);
+#else
+  return array;
+#endif
+}
+
+#endif
+
+#if defined(__CUDACC__) || defined(GIBBS_EMULATE)
+#define GIBBS_DEVICE __device__ __forceinline__
+// Code that is seldom run, or long: one copy of it.
+#define GIBBS_DEVICE_CALL inline __device__ __noinline__
+#endif
+
+namespace gibbs {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Arrays of shared memory lie one after the other, each on a boundary of 32 bytes (which nvcuda::wmma asks of its tiles).
+constexpr int64_t kSharedAlignment = 32;
+template <class T>
+GIBBS_HOST_DEVICE int64_t shared_bytes(int64_t count) {
+  const int64_t bytes = count * int64_t(sizeof(T));
+  return (bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+}
+
+#if defined(GIBBS_DEVICE)
+// Hands out a CTA's dynamic shared memory, array by array.
+class SharedMemory {
+ public:
+  GIBBS_DEVICE explicit SharedMemory(unsigned char* base) : next_(base) {}
+  template <class T>
+  GIBBS_DEVICE Shared<T> take(int64_t count) {
+    unsigned char* base = next_;
+    next_ += shared_bytes<T>(count);
+    return shared_array<T>(base, count);
+  }
+
+ private:
+  unsigned char* next_;
+};
+#endif
+
+}  // namespace gibbs

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Calls of the kernels of coloured graphs: how they are planned and launched. No framework, no CUDA syntax.
+#include "cuda/launch.cuh"
+#include "cuda/views.cuh"
+
+namespace gibbs {
+
+struct GraphParams {
+  SweepView sweep;
+  const int32_t* layout;  // in device memory (core/graph.h). Only its size has been checked: kernels check every number they follow
+  int64_t num_nodes, num_edges, num_colors;
+  ParameterView bias, coupling;  // coupling: [..., E]
+  ParameterView base_bias;       // annealed
+  StateView state, clamp;        // clamp may be absent
+  StateOutput state_out;
+  double* log_weights;  // [linear number]; not null: annealed
+  bool is_double;
+
+  // Relaxed calls. Of the parameters' dtype.
+  ParameterView start;               // [..., N] where the relaxed sweeps begin if num_sweeps is 0; else `state` is read
+  bool start_is_bits;                // `start` must hold 0 and 1 only
+  void *start_out, *relaxed, *mean;  // outputs, [linear number, N]
+  void* fields;                      // output, [num_relaxed_sweeps, linear number, N]
+
+  void* workspace;
+};
+
+struct GraphBackwardParams {
+  SweepView sweep;
+  const int32_t* layout;
+  int64_t num_nodes, num_edges, num_colors;
+  ParameterView coupling;
+  bool is_double;
+  const void *grad_relaxed, *grad_mean, *state, *fields;  // [linear number, N], contiguous; fields as above
+  void *grad_state, *grad_bias;                           // outputs, [linear number, N]
+  void* grad_coupling;                                    // output, [model, E]
+  void* workspace;
+};
+
+// Binary sweeps: lanes are chains that share the couplings (tables of probabilities where no unit has more than six neighbours, integer
+// sums elsewhere), or lanes are the units of a colour. Tests and benchmarks name one.
+enum class GraphCudaRoute { kAuto, kTables, kSums, kUnits };
+
+struct GraphPlan {
+  GraphCudaRoute route;
+  LaunchShape shape;
+  int chains_per_cta;
+  bool state_in_shared, couplings_in_shared;
+  int64_t workspace;
+  int tile;              // of a CTA's chains, how many are side by side in neighbouring lanes: a power of 2
+  bool bytes_in_shared;  // binary sweeps: random bytes
+};
+
+GraphPlan plan_graph(const GraphParams&, const DeviceLimits&, GraphCudaRoute = GraphCudaRoute::kAuto);
+void launch_graph(const GraphParams&, const GraphPlan&, Stream);
+
+GraphPlan plan_graph_relaxed(const GraphParams&, const DeviceLimits&);
+void launch_graph_relaxed(const GraphParams&, const GraphPlan&, Stream);
+
+struct GraphBackwardPlan {
+  LaunchShape shape;
+  LaunchShape edges;  // the launch that sums the couplings' gradient over a model's chains; 0 CTAs: the first one does it
+  int chains_per_cta;
+  bool state_in_shared, couplings_in_shared;
+  int64_t workspace;
+  int tile;  // of a CTA's chains, how many are side by side in relaxed sweeps: 1, 2 or 4
+};
+GraphBackwardPlan plan_graph_backward(const GraphBackwardParams&, const DeviceLimits&);
+void launch_graph_backward(const GraphBackwardParams&, const GraphBackwardPlan&, Stream);
+
+void launch_graph_coupling_resolution(const GraphParams&, double* out, Stream);
+
+}  // namespace gibbs

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/graph_fields.h"
+
+#include "cuda/graph_fields_kernel.cuh"
+
+namespace gibbs {
+
+namespace {
+
+LaunchShape one_thread_each(int64_t count) {
+  LaunchShape shape;
+  shape.num_ctas = (count + kFieldsThreads - 1) / kFieldsThreads;
+  shape.num_threads = kFieldsThreads;
+  return shape;
+}
+
+}  // namespace
+
+void launch_graph_fields(const GraphFieldsParams& p, Stream stream) {
+  const LaunchShape shape = one_thread_each(p.sweep.batch.num_models * p.sweep.batch.chains_per_model * p.num_nodes);
+  launch(p.is_double ? graph_fields_kernel<double> : graph_fields_kernel<float>, shape, stream, p);
+}
+
+void launch_graph_edge_sums(const GraphEdgeSumsParams& p, Stream stream) {
+  launch(p.is_double ? graph_edge_sums_kernel<double> : graph_edge_sums_kernel<float>,
+         one_thread_each(p.sweep.batch.num_models * p.num_nodes), stream, p);
+}
+
+}  // namespace gibbs

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Sums over a coloured graph's edges: fields of units, and their derivative by the couplings.
+#include "core/graph.h"
+#include "cuda/graph_fields.h"
+
+namespace gibbs {
+
+#if defined(GIBBS_DEVICE)
+
+// Whether the layout at least says what its tensor's size allows.
+GIBBS_DEVICE bool header_fits(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
+  return layout[0] == num_nodes && layout[1] == num_edges && layout[2] == num_colors;
+}
+
+// The half-edges of a position, none of them outside the layout.
+struct HalfEdges {
+  int64_t begin, end;
+};
+GIBBS_DEVICE HalfEdges half_edges(const GraphView& g, int64_t position) {
+  const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
+  return begin >= 0 && begin <= end && end <= 2 * g.num_edges ? HalfEdges{begin, end} : HalfEdges{0, 0};
+}
+
+// One thread: one unit of one chain. Nothing is shared but by the caches: the couplings and the graph by all chains of a model, the
+// state by the neighbours. Traffic: 8 bytes of graph, a coupling and a state a half-edge, mostly from L1.
+// field_i = bias_i + sum_e coupling_e state_j.
+template <class T>
+__global__ void __launch_bounds__(kFieldsThreads, 1) graph_fields_kernel(const __grid_constant__ GraphFieldsParams p) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const BatchView& batch = p.sweep.batch;
+  const int64_t row = at / p.num_nodes, position = at % p.num_nodes;
+  if (row >= batch.num_models * batch.chains_per_model) return;
+  const GraphView g = graph_view(p.layout);
+  const bool fits = header_fits(p.layout, p.num_nodes, p.num_edges, p.num_colors);
+  const int64_t node = fits ? g.order[position] : -1;
+  if (node < 0 || node >= p.num_nodes) return report_fault(p.sweep, Outcome::kBadLayout);
+  const int64_t model = row / batch.chains_per_model, chain = row % batch.chains_per_model;
+  const T *state = parameter_row<T>(p.state, batch, model, chain), *coupling = parameter_row<T>(p.coupling, batch, model, 0);
+  T field = parameter_row<T>(p.bias, batch, model, chain)[node * p.bias.stride];
+  const HalfEdges row_of_unit = half_edges(g, position);
+  for (int64_t h = row_of_unit.begin; h < row_of_unit.end; ++h) {
+    const int64_t other = g.neighbors[h], edge = g.edge_of[h];
+    if (other < 0 || other >= p.num_nodes || edge < 0 || edge >= p.num_edges) return report_fault(p.sweep, Outcome::kBadLayout);
+    field += coupling[edge * p.coupling.stride] * state[other * p.state.stride];
+  }
+  static_cast<T*>(p.out)[linear_number(batch, model, chain) * p.num_nodes + node] = field;
+}
+
+// One thread: the edges from one unit of one model to those of higher numbers, summed over the model's chains in their order.
+// out_e = sum over chains of first_u second_v + first_v second_u.
+template <class T>
+__global__ void __launch_bounds__(kFieldsThreads, 1) graph_edge_sums_kernel(const __grid_constant__ GraphEdgeSumsParams p) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const BatchView& batch = p.sweep.batch;
+  const int64_t model = at / p.num_nodes, position = at % p.num_nodes;
+  if (model >= batch.num_models) return;
+  const GraphView g = graph_view(p.layout);
+  const bool fits = header_fits(p.layout, p.num_nodes, p.num_edges, p.num_colors);
+  const int64_t u = fits ? g.order[position] : -1;
+  if (u < 0 || u >= p.num_nodes) return report_fault(p.sweep, Outcome::kBadLayout);
+  const HalfEdges row_of_unit = half_edges(g, position);
+  for (int64_t h = row_of_unit.begin; h < row_of_unit.end; ++h) {
+    const int64_t v = g.neighbors[h], edge = g.edge_of[h];
+    if (v < 0 || v >= p.num_nodes || edge < 0 || edge >= p.num_edges) return report_fault(p.sweep, Outcome::kBadLayout);
+    if (u >= v) continue;
+    T sum = 0;
+    for (int64_t chain = 0; chain < batch.chains_per_model; ++chain) {
+      const T *first = parameter_row<T>(p.first, batch, model, chain), *second = parameter_row<T>(p.second, batch, model, chain);
+      sum += first[u * p.first.stride] * second[v * p.second.stride] + first[v * p.first.stride] * second[u * p.second.stride];
+    }
+    static_cast<T*>(p.out)[model * p.num_edges + edge] = sum;
+  }
+}
+
+#endif
+
+}  // namespace gibbs

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "cuda/graph_relaxed_kernel.cuh"
+
+namespace gibbs {
+
+namespace {
+
+constexpr int64_t kPartialSums =
+    int64_t{1} << 28;                   // bytes that partial sums may take, if a CTA of each model is not too much already
+constexpr int64_t kCtaOverhead = 1024;  // bytes of shared memory that CUDA itself takes of each CTA
+
+int64_t number_size(bool is_double) { return is_double ? 8 : 4; }
+
+// How many chains a CTA takes, a tile of them at a time, and what it keeps in shared memory. A tile reads the graph once for all
+// its chains, but not at the price of idle multiprocessors. Couplings are left out first: a cache holds what is the same for
+// every CTA. CTAs take several tiles where all of them together would run in more than two waves.
+template <class Call, class Plan>
+void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward, Plan& plan) {
+  const BatchView& batch = call.sweep.batch;
+  const int64_t chains = batch.num_models * batch.chains_per_model;
+  int widest = kGraphRelaxedTile;
+  while (widest > 1 && (widest > batch.chains_per_model || chains / widest < device.num_sms)) widest /= 2;
+  const auto fits = [&](int tile, bool state, bool couplings) {
+    plan.tile = tile;
+    plan.state_in_shared = state;
+    plan.couplings_in_shared = couplings;
+    const GraphRelaxedLayout layout(call, plan, is_backward);
+    plan.shape.shared_memory = call.is_double ? layout.bytes<double>() : layout.bytes<float>();
+    return plan.shape.shared_memory <= device.shared_memory_per_cta;
+  };
+  const auto any_fits = [&](bool couplings) {
+    for (int tile = widest; tile; tile /= 2)
+      if (fits(tile, true, couplings)) return true;
+    return false;
+  };
+  if (!any_fits(true) && !any_fits(false)) fits(widest, false, false);
+  const int64_t tile = plan.tile, threads = round_up((call.num_nodes / call.num_colors + 1) * tile, kWarpSize);
+  plan.shape.num_threads = int(std::clamp<int64_t>(threads, 2 * kWarpSize, kGraphRelaxedThreads));
+
+  const int64_t ctas_per_sm = std::min<int64_t>({device.shared_memory_per_sm / (plan.shape.shared_memory + kCtaOverhead),
+                                                 device.max_threads_per_sm / plan.shape.num_threads, device.max_ctas_per_sm});
+  int64_t most_ctas = 2 * device.num_sms * std::max<int64_t>(ctas_per_sm, 1);
+  if (is_backward && call.num_edges) most_ctas = std::min(most_ctas, kPartialSums / (call.num_edges * number_size(call.is_double)));
+  const int64_t most_per_model = std::max<int64_t>(most_ctas / batch.num_models, 1);
+  const int64_t tiles = (batch.chains_per_model + tile - 1) / tile;
+  plan.chains_per_cta = int(std::min<int64_t>((tiles + most_per_model - 1) / most_per_model, INT32_MAX / tile) * tile);
+  plan.shape.num_ctas = batch.num_models * graph_ctas_per_model(batch, plan.chains_per_cta);
+}
+
+}  // namespace
+
+GraphPlan plan_graph_relaxed(const GraphParams& call, const DeviceLimits& device) {
+  GraphPlan plan = {};
+  plan.route = GraphCudaRoute::kUnits;
+  plan_relaxed(call, device, false, plan);
+  return plan;
+}
+
+void launch_graph_relaxed(const GraphParams& call, const GraphPlan& plan, Stream stream) {
+  const auto kernel = plan.state_in_shared ? call.is_double ? graph_relaxed_kernel<double, true> : graph_relaxed_kernel<float, true>
+                      : call.is_double     ? graph_relaxed_kernel<double, false>
+                                           : graph_relaxed_kernel<float, false>;
+  launch(kernel, plan.shape, stream, {call, plan});
+}
+
+GraphBackwardPlan plan_graph_backward(const GraphBackwardParams& call, const DeviceLimits& device) {
+  GraphBackwardPlan plan = {};
+  plan_relaxed(call, device, true, plan);
+  const GraphBackwardWorkspace workspace(call, plan);
+  plan.workspace = (workspace.fields + workspace.partial_rows * call.num_edges) * number_size(call.is_double);
+  if (workspace.partial_rows) {
+    plan.edges.num_ctas = call.sweep.batch.num_models * ((call.num_edges + kWarpSize - 1) / kWarpSize);
+    plan.edges.num_threads = kEdgeSumThreads;
+    plan.edges.shared_memory = call.is_double ? shared_bytes<double>(kEdgeSumThreads) : shared_bytes<float>(kEdgeSumThreads);
+  }
+  return plan;
+}
+
+void launch_graph_backward(const GraphBackwardParams& call, const GraphBackwardPlan& plan, Stream stream) {
+  const GraphRelaxedBackwardParams params = {call, plan};
+  const auto kernel = plan.state_in_shared
+                          ? call.is_double ? graph_backward_kernel<double, true> : graph_backward_kernel<float, true>
+                      : call.is_double ? graph_backward_kernel<double, false>
+                                       : graph_backward_kernel<float, false>;
+  launch(kernel, plan.shape, stream, params);
+  launch(call.is_double ? graph_edge_sum_kernel<double> : graph_edge_sum_kernel<float>, plan.edges, stream, params);
+}
+
+}  // namespace gibbs

@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Relaxed sweeps of coloured graphs, the binary ones before them, and the chain rule through them (csrc/README.md, 4).
+// twin: csrc/cpu/graph_relaxed_kernel.h
+//
+// A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. As many neighbouring lanes are one unit, each lane a
+// chain of the tile: what the graph says is read once for all of them, and a thread keeps its chain.
+#include "core/graph.h"
+#include "cuda/graph.h"
+#include "cuda/relaxation.cuh"
+#include "cuda/rounding.cuh"
+#include "cuda/sampling.cuh"
+
+namespace gibbs {
+
+constexpr int kGraphRelaxedThreads = 512;  // at most
+constexpr int kGraphRelaxedTile = 4;       // at most, a power of two
+constexpr int kEdgeSumThreads = 256;
+constexpr int kGraphScaleScratch = 2;
+
+struct GraphRelaxedParams {
+  GraphParams call;
+  GraphPlan plan;
+};
+struct GraphRelaxedBackwardParams {
+  GraphBackwardParams call;
+  GraphBackwardPlan plan;
+};
+
+GIBBS_HOST_DEVICE int64_t graph_ctas_per_model(const BatchView& b, int chains_per_cta) {
+  return (b.chains_per_model + chains_per_cta - 1) / chains_per_cta;
+}
+
+// How many numbers lie in shared memory: values of the dtype (states forward, gradients of fields backward), random words by low
+// bits and high bytes, scratch, couplings (in binary sweeps rounded, and no larger), and the sums of their gradients.
+struct GraphRelaxedLayout {
+  int64_t values = 0, low_words = 0, high_words = 0, scratch = 0, couplings = 0, sums = 0;
+
+  template <class Call, class Plan>
+  GIBBS_HOST_DEVICE GraphRelaxedLayout(const Call& call, const Plan& plan, bool is_backward) {
+    const bool binary = !is_backward && call.sweep.num_sweeps > 0, relaxed_draws = call.sweep.relaxation != kMeanField;
+    if (plan.state_in_shared) {
+      values = plan.tile * call.num_nodes;
+      if (relaxed_draws) low_words = plan.tile * round_up(call.num_nodes, 32);
+      if (relaxed_draws || binary) high_words = plan.tile * random_byte_words(call.num_nodes);
+    }
+    if (binary) scratch = kGraphScaleScratch;
+    if (plan.couplings_in_shared) {
+      couplings = call.num_edges;
+      if (is_backward) sums = call.num_edges;
+    }
+  }
+  template <class T>
+  GIBBS_HOST_DEVICE int64_t bytes() const {
+    return shared_bytes<T>(values) + shared_bytes<uint32_t>(low_words) + shared_bytes<uint32_t>(high_words) +
+           shared_bytes<uint32_t>(scratch) + shared_bytes<T>(couplings) + shared_bytes<T>(sums);
+  }
+};
+
+// Device memory of the backward pass, in numbers of the dtype: gradients of fields, [linear number, node], if they are not in
+// shared memory, then sums of gradients of couplings, [CTA, edge], if a model has several CTAs.
+struct GraphBackwardWorkspace {
+  int64_t fields, partial_rows;
+  GIBBS_HOST_DEVICE GraphBackwardWorkspace(const GraphBackwardParams& call, const GraphBackwardPlan& plan) {
+    const BatchView& b = call.sweep.batch;
+    const int64_t ctas = graph_ctas_per_model(b, plan.chains_per_cta);
+    fields = plan.state_in_shared ? 0 : b.num_models * b.chains_per_model * call.num_nodes;
+    partial_rows = ctas > 1 ? b.num_models * ctas : 0;
+  }
+};
+
+#if defined(GIBBS_DEVICE)
+
+// What the CTA takes.
+struct GraphCtaChains {
+  int64_t model, begin, end;
+  GIBBS_DEVICE GraphCtaChains(const BatchView& b, int chains_per_cta) {
+    const int64_t ctas = graph_ctas_per_model(b, chains_per_cta);
+    model = blockIdx.x / ctas;
+    begin = blockIdx.x % ctas * chains_per_cta;
+    end = begin + chains_per_cta < b.chains_per_model ? begin + chains_per_cta : b.chains_per_model;
+  }
+};
+
+// A thread's part: lane `lane` of group `group`. blockDim.x is a multiple of the tile.
+struct GraphTileThread {
+  int tile, lane, group, num_groups;
+  GIBBS_DEVICE explicit GraphTileThread(int tile_)
+      : tile(tile_), lane(int(threadIdx.x) % tile), group(int(threadIdx.x) / tile), num_groups(int(blockDim.x) / tile) {}
+  // Over the tile's chains, in the same order for every one of them.
+  template <class T>
+  GIBBS_DEVICE T sum(T x) const {
+    const unsigned mask = ((1u << tile) - 1) << (threadIdx.x % kWarpSize / tile * tile);
+    for (int step = 1; step < tile; step *= 2) x += __shfl_xor_sync(mask, x, step);
+    return x;
+  }
+};
+
+// The thread's chain in a tile. Lanes beyond the last chain read what the first one reads, and write nothing.
+struct GraphTileChain {
+  bool is_active;
+  int64_t chain, linear;
+  uint64_t number;
+  GIBBS_DEVICE GraphTileChain(const SweepView& s, int64_t model, int64_t first, int64_t end, int lane)
+      : is_active(first + lane < end),
+        chain(is_active ? first + lane : first),
+        linear(linear_number(s.batch, model, chain)),
+        number(chain_number(s, model, chain)) {}
+  GIBBS_DEVICE RandomStream stream(const SweepView& s, int64_t relaxed_sweep) const {
+    return random_stream(seed_of(s), number, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep));
+  }
+};
+
+// A number of the thread's chain for each node: in shared memory [node, tile], else in the row of device memory.
+template <class T, bool kInShared>
+struct GraphTileValues {
+  Shared<T> shared;
+  T* row;
+  GraphTileThread thread;
+  bool is_active;
+
+  GIBBS_DEVICE T load(int node) const {
+    if constexpr (kInShared)
+      return shared[node * thread.tile + thread.lane];
+    else
+      return row[node];
+  }
+  GIBBS_DEVICE void store(int node, T value) const {
+    if constexpr (kInShared)
+      shared[node * thread.tile + thread.lane] = value;
+    else if (is_active)
+      row[node] = value;
+  }
+};
+
+// Random words of the tile's chains for one sweep, [unit, tile]: low bits, and high bytes of four units a word. Where the values
+// are not in shared memory there is no room for them either, and each is drawn alone.
+template <bool kInShared>
+struct GraphTileWords {
+  Shared<uint32_t> low, high;
+  GraphTileThread thread;
+
+  // One of random_byte_counters, or of as many as 4 units each ask for. Output w goes 8 w places on.
+  GIBBS_DEVICE void store(const RandomStream& s, uint32_t plane, int counter, uint32_t bits, Shared<uint32_t> out) const {
+    const PhiloxOutput r = philox4x32(plane | uint32_t(counter), s.c1, s.c2, s.c3, s.k0, s.k1);
+    const int at = (counter >> 3) * 32 + (counter & 7);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) out[(at + 8 * w) * thread.tile + thread.lane] = r.word[w] & bits;
+  }
+  GIBBS_DEVICE void draw_high_bytes(const RandomStream& s, int64_t num_nodes) const {
+    for (int g = thread.group; g < random_byte_counters(num_nodes); g += thread.num_groups) store(s, 0, g, ~0u, high);
+  }
+  GIBBS_DEVICE void draw(const RandomStream& s, int64_t num_nodes) const {
+    draw_high_bytes(s, num_nodes);
+    for (int g = thread.group; g < round_up(num_nodes, 32) / 4; g += thread.num_groups) store(s, kLowPlane, g, 0xffffff, low);
+  }
+  GIBBS_DEVICE uint32_t high_byte(const RandomStream& s, int unit) const {
+    if constexpr (!kInShared) return random_high_byte(s, uint32_t(unit));
+    return high[(unit >> 2) * thread.tile + thread.lane] >> (8 * (unit & 3)) & 0xff;
+  }
+  GIBBS_DEVICE uint32_t word(const RandomStream& s, int unit) const {
+    if constexpr (!kInShared) return random_word(s, uint32_t(unit));
+    return high_byte(s, unit) << 24 | low[unit * thread.tile + thread.lane];
+  }
+};
+
+template <class T>
+GIBBS_DEVICE bool is_finite(T x) {
+  return x - x == 0;
+}
+
+// Whether all that sweeps follow lies inside the graph; the same for every thread of the CTA, all of which must call it.
+GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
+  if (layout[0] != num_nodes || layout[1] != num_edges || layout[2] != num_colors) return false;
+  const GraphView g = graph_view(layout);
+  bool sound = g.color_offsets[0] == 0 && g.color_offsets[num_colors] == num_nodes && g.row_offsets[0] == 0 &&
+               g.row_offsets[num_nodes] == 2 * num_edges && g.max_degree < num_nodes;
+  const auto is_below = [](int32_t x, int64_t limit) { return uint32_t(x) < uint32_t(limit); };
+  for (int64_t c = threadIdx.x; c < num_colors; c += blockDim.x) sound &= g.color_offsets[c] <= g.color_offsets[c + 1];
+  for (int64_t pos = threadIdx.x; pos < num_nodes; pos += blockDim.x)
+    sound &= is_below(g.order[pos], num_nodes) && g.row_offsets[pos] <= g.row_offsets[pos + 1] &&
+             int64_t{g.row_offsets[pos + 1]} - g.row_offsets[pos] <= g.max_degree;
+  for (int64_t h = threadIdx.x; h < 2 * num_edges; h += blockDim.x)
+    sound &= is_below(g.neighbors[h], num_nodes) && is_below(g.edge_of[h], num_edges);
+  return !__syncthreads_or(!sound);
+}
+
+// Reports couplings that are not finite, and copies them to shared memory if they are to lie there.
+template <class T>
+GIBBS_DEVICE void load_graph_couplings(const SweepView& s, const T* row, int64_t stride, int64_t num_edges, bool in_shared,
+                                       Shared<T> coupling) {
+  for (int64_t e = threadIdx.x; e < num_edges; e += blockDim.x) {
+    const T w = global_load(row + e * stride);
+    if (!is_finite(w)) report_fault(s, Outcome::kNonFiniteCoupling);
+    if (in_shared) coupling[e] = w;
+  }
+}
+
+template <class T>
+GIBBS_DEVICE void clear_graph_row(T* row, int64_t n) {
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) row[i] = 0;
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------------------
+
+// The state that relaxed sweeps begin with if there are no binary ones, checked, to start_out.
+template <class T>
+GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64_t chain, T* out) {
+  const T* row = parameter_row<T>(call.start, call.sweep.batch, model, chain);
+  for (int64_t i = threadIdx.x; i < call.num_nodes; i += blockDim.x) {
+    const T x = row[i * call.start.stride];
+    if (!is_finite(x)) report_fault(call.sweep, Outcome::kNonFiniteState);
+    if (call.start_is_bits && x != 0 && x != 1) report_fault(call.sweep, Outcome::kStateNotBits, float(x));
+    out[i] = x;
+  }
+}
+
+// The k of a model's couplings (core/fixed_point.h); the same for every thread of the CTA, all of which must call it. Faults, and
+// a resolution that is felt, are reported. scratch: [kGraphScaleScratch].
+template <class T>
+GIBBS_DEVICE_CALL int graph_scale_exponent_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
+                                              Shared<uint32_t> scratch) {
+  const int lane = int(threadIdx.x) % kWarpSize;
+  if (threadIdx.x < kGraphScaleScratch) scratch[threadIdx.x] = 0;
+  __syncthreads();  // scratch is clear
+  int stored = 0;
+  for (int64_t e = threadIdx.x; e < g.num_edges; e += blockDim.x) {
+    const int exponent = FloatTraits<T>::exponent(global_load(coupling + e * stride));
+    stored = exponent > stored ? exponent : stored;
+  }
+  stored = warp_max(stored);
+  if (lane == 0) atomicMax(&scratch[0], uint32_t(stored));
+  __syncthreads();  // scratch[0] is the largest
+  const int64_t degree = g.max_degree > 1 ? g.max_degree : 1;
+  Outcome fault;
+  const LargestCoupling largest =
+      largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteCoupling, Outcome::kTooLargeCoupling, &fault);
+  if (fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
+  int k = kMaxScaleExponent;
+  if (!largest.settled) {  // the same for the whole CTA
+    const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
+    uint32_t sum = 0;
+    for (int64_t pos = threadIdx.x; pos < g.num_nodes; pos += blockDim.x) {
+      uint32_t of_unit = 0;
+      for (int h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; ++h)
+        of_unit += rounded_up<T>(global_load(coupling + g.edge_of[h] * stride), factor);
+      sum = of_unit > sum ? of_unit : sum;
+    }
+    sum = uint32_t(warp_max(int(sum)));
+    if (lane == 0) atomicMax(&scratch[1], sum);
+    __syncthreads();  // scratch[1] is the largest sum
+    k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
+  }
+  if (threadIdx.x == 0) report_resolution(s, FloatTraits<float>::power(-k), degree);
+  return k;
+}
+
+// The binary sweeps of the CTA's chains, whose states they leave in start_out. All of the CTA's shared memory may be used for
+// something else after the next barrier. Barriers and layout are those of the relaxed sweeps, but words are high bytes and
+// couplings rounded.
+template <class T, bool kInShared>
+GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& plan, const GraphCtaChains& own,
+                                      unsigned char* base) {
+  const SweepView& s = call.sweep;
+  const GraphView g = graph_view(call.layout);
+  const int64_t n = call.num_nodes;
+  SharedMemory memory(base);
+  const GraphRelaxedLayout layout(call, plan, false);
+  const Shared<T> values = memory.take<T>(layout.values);
+  const GraphTileThread thread(plan.tile);
+  const Shared<uint32_t> low = memory.take<uint32_t>(layout.low_words), high = memory.take<uint32_t>(layout.high_words);
+  const GraphTileWords<kInShared> words = {low, high, thread};
+  const Shared<uint32_t> scratch = memory.take<uint32_t>(layout.scratch);
+  const Shared<int32_t> shared_coupling = memory.take<int32_t>(layout.couplings);
+  const T* coupling = parameter_row<T>(call.coupling, s.batch, own.model, 0);
+  const int k = graph_scale_exponent_of(s, g, coupling, call.coupling.stride, scratch);
+  const T factor = FloatTraits<T>::power(k);
+  const float scale = FloatTraits<float>::power(-k);
+  const auto rounded_coupling = [&](int64_t edge) { return rounded(global_load(coupling + edge * call.coupling.stride), factor); };
+  if (plan.couplings_in_shared)
+    for (int64_t e = threadIdx.x; e < call.num_edges; e += blockDim.x) shared_coupling[e] = rounded_coupling(e);
+
+  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
+    const GraphTileChain chain(s, own.model, first, own.end, thread.lane);
+    const T* bias = parameter_row<T>(call.bias, s.batch, own.model, chain.chain);
+    const int64_t state = batch_offset(s.batch, call.state.batch_strides, own.model, chain.chain);
+    T* out = static_cast<T*>(call.start_out) + chain.linear * n;
+    const GraphTileValues<T, kInShared> value = {values, out, thread, chain.is_active};
+    for (int node = thread.group; node < n; node += thread.num_groups)
+      value.store(node, T(load_bit(s, call.state, state + node * call.state.stride, Outcome::kStateNotBits)));
+    for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
+      const float beta = float(beta_at(s, sweep));
+      const RandomStream stream = random_stream(seed_of(s), chain.number, uint64_t(s.sweep_offset + sweep));
+      if constexpr (kInShared) words.draw_high_bytes(stream, n);
+      __syncthreads();  // states, bytes, and before the first sweep the couplings, are whole
+      for (int64_t color = 0; color < g.num_colors; ++color) {
+        const int end = g.color_offsets[color + 1];
+        for (int pos = g.color_offsets[color] + thread.group; pos < end && chain.is_active; pos += thread.num_groups) {
+          const int node = global_load(g.order + pos), row_end = global_load(g.row_offsets + pos + 1);
+          uint32_t acc = 0;  // no undefined overflow where a fault has been reported
+          for (int h = global_load(g.row_offsets + pos); h < row_end; ++h) {
+            if (value.load(global_load(g.neighbors + h)) == 0) continue;
+            const int edge = global_load(g.edge_of + h);
+            acc += uint32_t(plan.couplings_in_shared ? shared_coupling[edge] : rounded_coupling(edge));
+          }
+          const float of_bias = load_bias(s, bias, node * call.bias.stride, Outcome::kNonFiniteBias);
+          const float logit = binary_logit(int32_t(acc), scale, of_bias, beta);
+          value.store(node, decide(stream, uint32_t(node), words.high_byte(stream, node), logit) ? T(1) : T(0));
+        }
+        __syncthreads();  // the colour is whole; nobody reads its bytes or its neighbours' old states any more
+      }
+    }
+    if constexpr (kInShared)
+      for (int node = thread.group; node < n && chain.is_active; node += thread.num_groups) out[node] = value.load(node);
+  }
+}
+
+// One CTA: chains of one model, tile by tile: their binary sweeps, if any, then the relaxed ones from the states in start_out.
+// Shared memory: the tile's states and random words, and the model's couplings; as far as they do not fit, states are in
+// start_out and `relaxed`, words drawn alone, couplings read where they are.
+// Barriers: a sweep's words are drawn before they are read; a colour is whole before the next one reads it or words are drawn
+// anew.
+// Traffic of an update: bias in, field out (8 bytes of float); from the caches 8 bytes of graph a half-edge and tile, from shared
+// memory a coupling and a state a half-edge; 0.3 Philox counters. C16 in float: 96 KB for a tile of 4.
+// field_i = bias_i + sum_j coupling_ij value_j, value_i = relax(beta field_i, u_i).
+template <class T, bool kInShared>
+__global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(const __grid_constant__ GraphRelaxedParams p) {
+  GIBBS_DYNAMIC_SHARED(base);
+  const GraphParams& call = p.call;
+  const SweepView& s = call.sweep;
+  const int64_t n = call.num_nodes, total = s.batch.num_models * s.batch.chains_per_model;
+  const GraphCtaChains own(s.batch, p.plan.chains_per_cta);
+  const int64_t model = own.model;
+  T *start_out = static_cast<T*>(call.start_out), *relaxed = static_cast<T*>(call.relaxed), *mean = static_cast<T*>(call.mean),
+    *fields = static_cast<T*>(call.fields);
+
+  if (!graph_layout_is_sound(call.layout, n, call.num_edges, call.num_colors)) {
+    if (threadIdx.x == 0) report_fault(s, Outcome::kBadLayout);
+    for (int64_t chain = own.begin; chain < own.end; ++chain) {
+      const int64_t linear = linear_number(s.batch, model, chain);
+      clear_graph_row(start_out + linear * n, n);
+      clear_graph_row(relaxed + linear * n, n);
+      clear_graph_row(mean + linear * n, n);
+      for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) clear_graph_row(fields + (sweep * total + linear) * n, n);
+    }
+    return;
+  }
+  const GraphView g = graph_view(call.layout);
+
+  if (s.num_sweeps > 0)
+    graph_sweeps_before<T, kInShared>(call, p.plan, own, base);
+  else
+    for (int64_t chain = own.begin; chain < own.end; ++chain)
+      copy_graph_start(call, model, chain, start_out + linear_number(s.batch, model, chain) * n);
+
+  SharedMemory memory(base);
+  const GraphRelaxedLayout layout(call, p.plan, false);
+  const Shared<T> values = memory.take<T>(layout.values);
+  const GraphTileThread thread(p.plan.tile);
+  const Shared<uint32_t> low = memory.take<uint32_t>(layout.low_words), high = memory.take<uint32_t>(layout.high_words);
+  const GraphTileWords<kInShared> words = {low, high, thread};
+  memory.take<uint32_t>(layout.scratch);
+  const Shared<T> shared_coupling = memory.take<T>(layout.couplings);
+  const T* coupling = parameter_row<T>(call.coupling, s.batch, model, 0);
+  const bool couplings_in_shared = p.plan.couplings_in_shared;
+  load_graph_couplings(s, coupling, call.coupling.stride, call.num_edges, couplings_in_shared, shared_coupling);
+  __syncthreads();  // start_out and the couplings are whole
+
+  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
+    const GraphTileChain chain(s, model, first, own.end, thread.lane);
+    const T* bias = parameter_row<T>(call.bias, s.batch, model, chain.chain);
+    const int64_t row = chain.linear * n;
+    const GraphTileValues<T, kInShared> value = {values, relaxed + row, thread, chain.is_active};
+    for (int node = thread.group; node < n; node += thread.num_groups) {
+      if (!is_finite(bias[node * call.bias.stride])) report_fault(s, Outcome::kNonFiniteBias);
+      value.store(node, start_out[row + node]);
+    }
+    for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
+      const T beta = T(beta_at(s, s.num_sweeps + sweep));
+      const RandomStream stream = chain.stream(s, sweep);
+      if (kInShared && s.relaxation != kMeanField) words.draw(stream, n);
+      __syncthreads();  // states and words are whole
+      for (int64_t color = 0; color < g.num_colors; ++color) {
+        const int end = g.color_offsets[color + 1];
+        for (int pos = g.color_offsets[color] + thread.group; pos < end && chain.is_active; pos += thread.num_groups) {
+          const int node = global_load(g.order + pos), row_end = global_load(g.row_offsets + pos + 1);
+          T field = bias[node * call.bias.stride];
+          for (int h = global_load(g.row_offsets + pos); h < row_end; ++h) {
+            const int edge = global_load(g.edge_of + h);
+            const T w = couplings_in_shared ? shared_coupling[edge] : global_load(coupling + edge * call.coupling.stride);
+            field += w * value.load(global_load(g.neighbors + h));
+          }
+          const uint32_t word = s.relaxation == kMeanField ? 0 : words.word(stream, node);
+          const RelaxedUnit<T> unit = relax<T>(s.relaxation, field, word, beta, T(s.sharpness), s.slope_gradient);
+          fields[sweep * total * n + row + node] = field;
+          value.store(node, unit.value);
+          if (sweep + 1 == s.num_relaxed_sweeps) {
+            relaxed[row + node] = unit.value;
+            mean[row + node] = unit.mean;
+          }
+        }
+        __syncthreads();  // the colour is whole; nobody reads its words or its neighbours' old states any more
+      }
+    }
+  }
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------------------
+
+// One CTA: chains of one model, tile by tile, from the last relaxed sweep back to the state that they began with.
+// Shared memory: the tile's gradients of fields and random words, the model's couplings and the sums of their gradients; as far
+// as they do not fit, gradients are in the workspace, words drawn alone, couplings read where they are and summed where the sums
+// are to go.
+// Barriers: words as in the forward pass; a colour's gradients and sums are whole before the next one reads or adds to them (of
+// an edge's two ends one at most has the colour at hand, so its sum has one writer).
+// Traffic of an update: field in, grad_bias in and out (12 bytes of float); from the caches 8 bytes of graph a half-edge and
+// tile, from shared memory a coupling and a gradient a half-edge, a sum in and out a half-edge and tile; 0.3 Philox counters. C16
+// in float: 119 KB for a tile of 4.
+// grad_value_i = sum_j coupling_ij grad_field_j, j's latest update that saw this value; grad_coupling_ij += value_i grad_field_j;
+// grad_field_i = grad_value_i d value_i / d field_i. All who saw a value follow it in the sweeps' order, so one pass over a
+// unit's neighbours gathers both, and no value is kept.
+template <class T, bool kInShared>
+__global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
+    graph_backward_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
+  GIBBS_DYNAMIC_SHARED(base);
+  const GraphBackwardParams& call = p.call;
+  const SweepView& s = call.sweep;
+  const int64_t n = call.num_nodes, edges = call.num_edges, total = s.batch.num_models * s.batch.chains_per_model;
+  const GraphCtaChains own(s.batch, p.plan.chains_per_cta);
+  const int64_t model = own.model;
+  const T *grad_relaxed = static_cast<const T*>(call.grad_relaxed), *grad_mean = static_cast<const T*>(call.grad_mean),
+          *state = static_cast<const T*>(call.state), *fields = static_cast<const T*>(call.fields);
+  T *grad_state = static_cast<T*>(call.grad_state), *grad_bias = static_cast<T*>(call.grad_bias);
+  const GraphBackwardWorkspace workspace(call, p.plan);
+  T* sums_out = workspace.partial_rows ? static_cast<T*>(call.workspace) + workspace.fields + blockIdx.x * edges
+                                       : static_cast<T*>(call.grad_coupling) + model * edges;
+
+  if (!graph_layout_is_sound(call.layout, n, edges, call.num_colors)) {
+    if (threadIdx.x == 0) report_fault(s, Outcome::kBadLayout);
+    for (int64_t chain = own.begin; chain < own.end; ++chain) {
+      const int64_t linear = linear_number(s.batch, model, chain);
+      clear_graph_row(grad_state + linear * n, n);
+      clear_graph_row(grad_bias + linear * n, n);
+    }
+    clear_graph_row(sums_out, edges);
+    return;
+  }
+  const GraphView g = graph_view(call.layout);
+  SharedMemory memory(base);
+  const GraphRelaxedLayout layout(call, p.plan, true);
+  const Shared<T> grad_fields = memory.take<T>(layout.values);
+  const GraphTileThread thread(p.plan.tile);
+  const Shared<uint32_t> low = memory.take<uint32_t>(layout.low_words), high = memory.take<uint32_t>(layout.high_words);
+  const GraphTileWords<kInShared> words = {low, high, thread};
+  const Shared<T> shared_coupling = memory.take<T>(layout.couplings), sums = memory.take<T>(layout.sums);
+  const T* coupling = parameter_row<T>(call.coupling, s.batch, model, 0);
+  const bool couplings_in_shared = p.plan.couplings_in_shared;
+  load_graph_couplings(s, coupling, call.coupling.stride, edges, couplings_in_shared, shared_coupling);
+  for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) (couplings_in_shared ? sums[e] : sums_out[e]) = 0;
+
+  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
+    const GraphTileChain chain(s, model, first, own.end, thread.lane);
+    const int64_t row = chain.linear * n;
+    T* grad_field_row = kInShared ? nullptr : static_cast<T*>(call.workspace) + row;
+    const GraphTileValues<T, kInShared> grad_field = {grad_fields, grad_field_row, thread, chain.is_active};
+    for (int node = thread.group; node < n; node += thread.num_groups) grad_field.store(node, 0);
+    const int64_t last = s.num_relaxed_sweeps - 1;
+    for (int64_t sweep = last; sweep >= -1; --sweep) {  // -1: the state before any
+      const T beta = sweep < 0 ? T(0) : T(beta_at(s, s.num_sweeps + sweep));
+      const RandomStream stream = chain.stream(s, sweep);
+      if (kInShared && s.relaxation != kMeanField && sweep >= 0) words.draw(stream, n);
+      __syncthreads();  // words, and before the first sweep couplings, sums and gradients, are whole
+      for (int64_t color = g.num_colors - 1; color >= 0; --color) {
+        const int end = g.color_offsets[color + 1];
+        for (int pos = g.color_offsets[color] + thread.group; pos < end; pos += thread.num_groups) {
+          const int node = global_load(g.order + pos), row_end = global_load(g.row_offsets + pos + 1);
+          RelaxedUnit<T> unit = {};
+          if (chain.is_active && sweep < 0) {
+            unit.value = state[row + node];
+          } else if (chain.is_active) {
+            const uint32_t word = s.relaxation == kMeanField ? 0 : words.word(stream, node);
+            unit = relax<T>(s.relaxation, fields[sweep * total * n + row + node], word, beta, T(s.sharpness), s.slope_gradient);
+          }
+          T grad_value = sweep == last ? grad_relaxed[row + node] : T(0);
+          for (int h = global_load(g.row_offsets + pos); h < row_end; ++h) {
+            const int edge = global_load(g.edge_of + h);
+            const T other = grad_field.load(global_load(g.neighbors + h));
+            grad_value +=
+                other * (couplings_in_shared ? shared_coupling[edge] : global_load(coupling + edge * call.coupling.stride));
+            const T sum = thread.sum(other * unit.value);
+            if (thread.lane == 0) (couplings_in_shared ? sums[edge] : sums_out[edge]) += sum;
+          }
+          T grad = grad_value * unit.slope;
+          if (sweep == last) grad += grad_mean[row + node] * unit.mean_slope;
+          grad_field.store(node, grad);
+          if (chain.is_active && sweep < 0)
+            grad_state[row + node] = grad_value;
+          else if (chain.is_active)
+            grad_bias[row + node] = sweep == last ? grad : grad_bias[row + node] + grad;
+        }
+        __syncthreads();  // the colour's gradients and sums are whole; nobody reads its words any more
+      }
+    }
+  }
+  if (couplings_in_shared)
+    for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = sums[e];
+}
+
+// One CTA: 32 edges of one model. Its warps each add every eighth partial sum, then their sums are added, always in the same
+// order.
+// Shared memory: the warps' sums. The barrier: they are whole before they are added.
+// Traffic: each partial sum once. grad_coupling_e = sum of the partial sums of the model's CTAs.
+template <class T>
+__global__ void __launch_bounds__(kEdgeSumThreads) graph_edge_sum_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
+  GIBBS_DYNAMIC_SHARED(base);
+  const GraphBackwardParams& call = p.call;
+  const BatchView& b = call.sweep.batch;
+  const int64_t edges = call.num_edges, ctas = graph_ctas_per_model(b, p.plan.chains_per_cta);
+  const int64_t groups = (edges + kWarpSize - 1) / kWarpSize, model = blockIdx.x / groups;
+  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+  constexpr int kWarps = kEdgeSumThreads / kWarpSize;
+  const int64_t edge = blockIdx.x % groups * kWarpSize + lane;
+  const T* partial =
+      static_cast<const T*>(call.workspace) + GraphBackwardWorkspace(call, p.plan).fields + model * ctas * edges + edge;
+  const Shared<T> sums = SharedMemory(base).take<T>(kEdgeSumThreads);
+  T sum = 0;
+  if (edge < edges)
+    for (int64_t cta = warp; cta < ctas; cta += kWarps) sum += partial[cta * edges];
+  sums[warp * kWarpSize + lane] = sum;
+  __syncthreads();  // the warps' sums are whole
+  if (warp != 0 || edge >= edges) return;
+  for (int w = 1; w < kWarps; ++w) sum += sums[w * kWarpSize + lane];
+  static_cast<T*>(call.grad_coupling)[model * edges + edge] = sum;
+}
+
+#endif
+
+}  // namespace gibbs

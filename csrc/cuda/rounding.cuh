@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Couplings to fixed point on the device, by the rules of core/fixed_point.h. twin: gibbs_ext/reference.py::round_couplings
+#include "core/fixed_point.h"
+#include "cuda/views.cuh"
+
+namespace gibbs {
+
+#if defined(GIBBS_DEVICE)
+
+template <class T>
+struct FloatTraits;
+template <>
+struct FloatTraits<float> {
+  static constexpr int kBias = 127, kTop = 0xff;
+  GIBBS_DEVICE static int exponent(float x) { return int(__float_as_uint(x) >> 23 & 0xff); }
+  GIBBS_DEVICE static float power(int e) { return __uint_as_float(uint32_t(e + kBias) << 23); }
+};
+template <>
+struct FloatTraits<double> {
+  static constexpr int kBias = 1023, kTop = 0x7ff;
+  GIBBS_DEVICE static int exponent(double x) { return int(__double_as_longlong(x) >> 52 & 0x7ff); }
+  GIBBS_DEVICE static double power(int e) { return __longlong_as_double(int64_t(e + kBias) << 52); }
+};
+
+// ceil(|w| factor), at least 1 unless w is 0: what underflows is still a little more than nothing.
+template <class T>
+GIBBS_DEVICE uint32_t rounded_up(T w, T factor) {
+  const T scaled = w * factor, x = scaled < 0 ? -scaled : scaled;
+  const int32_t floor = int32_t(x);
+  return uint32_t(floor + (T(floor) < x || (x == 0 && w != 0)));
+}
+
+// w factor to the nearest integer, ties to even; 0 where a fault has been reported and w is no such number.
+GIBBS_DEVICE int32_t rounded(float w, float factor) {
+  const float x = w * factor;
+  return fabsf(x) < 2147483648.0f ? __float2int_rn(x) : 0;
+}
+GIBBS_DEVICE int32_t rounded(double w, double factor) {
+  const double x = w * factor;
+  return fabs(x) < 2147483648.0 ? __double2int_rn(x) : 0;
+}
+
+// What the stored exponent of the largest |w| says before any sum is known.
+struct LargestCoupling {
+  bool settled;  // k is known
+  int exponent;  // max |w| < 2^exponent
+};
+template <class T>
+GIBBS_DEVICE LargestCoupling largest_coupling(int stored_exponent, int64_t degree, Outcome non_finite, Outcome too_large,
+                                              Outcome* fault) {
+  *fault = Outcome::kOk;
+  const int e = stored_exponent - FloatTraits<T>::kBias + 1;
+  if (stored_exponent == FloatTraits<T>::kTop)
+    *fault = non_finite;
+  else if (e > 127)
+    *fault = too_large;
+  const bool settled = stored_exponent == 0 || *fault != Outcome::kOk || largest_scale_fits(degree, e);
+  return {settled, e};
+}
+
+GIBBS_DEVICE uint32_t warp_sum(uint32_t x) {
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
+  return x;
+}
+GIBBS_DEVICE int warp_max(int x) {
+  for (int step = 16; step; step >>= 1) {
+    const int other = __shfl_xor_sync(kFullWarp, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// Shared memory, in numbers, that matrix_scale_exponent works with.
+GIBBS_HOST_DEVICE int64_t scale_scratch(int64_t n2) { return n2 + 2; }
+
+// The k of a [n1, n2] weight whose elements weight(i, j) gives; the same for every thread of the CTA, all of which must call it. Reads the
+// weight once or twice. A fault, and a resolution that is felt, are reported if `reports`. scratch: [scale_scratch(n2)].
+template <class T, class Weight, class Scratch>
+GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch,
+                                       bool reports) {
+  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, num_warps = int(blockDim.x) / kWarpSize;
+  for (int64_t j = threadIdx.x; j < scale_scratch(n2); j += blockDim.x) scratch[j] = 0;
+  __syncthreads();  // scratch is clear
+  int stored = 0;
+  for (int64_t i = warp; i < n1; i += num_warps)
+    for (int64_t j = lane; j < n2; j += kWarpSize) {
+      const int e = FloatTraits<T>::exponent(weight(i, j));
+      stored = e > stored ? e : stored;
+    }
+  stored = warp_max(stored);
+  if (lane == 0) atomicMax(&scratch[0], uint32_t(stored));
+  __syncthreads();  // scratch[0] is the largest
+  const int64_t degree = n1 > n2 ? n1 : n2;
+  Outcome fault;
+  const LargestCoupling largest =
+      largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteWeight, Outcome::kTooLargeWeight, &fault);
+  if (fault != Outcome::kOk && reports && threadIdx.x == 0) report_fault(s, fault);
+  int k = kMaxScaleExponent;
+  if (!largest.settled) {  // the same for the whole CTA
+    const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
+    for (int64_t i = warp; i < n1; i += num_warps) {
+      uint32_t row = 0;
+      for (int64_t j = lane; j < n2; j += kWarpSize) {
+        const uint32_t q = rounded_up<T>(weight(i, j), factor);
+        row += q;
+        atomicAdd(&scratch[2 + j], q);
+      }
+      row = warp_sum(row);
+      if (lane == 0) atomicMax(&scratch[1], row);
+    }
+    __syncthreads();  // the columns' sums are whole
+    uint32_t column = 0;
+    for (int64_t j = threadIdx.x; j < n2; j += blockDim.x) column = scratch[2 + j] > column ? scratch[2 + j] : column;
+    column = uint32_t(warp_max(int(column)));
+    if (lane == 0) atomicMax(&scratch[1], column);
+    __syncthreads();  // scratch[1] is the largest sum
+    k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
+  }
+  if (reports && threadIdx.x == 0) report_resolution(s, FloatTraits<float>::power(-k), degree);
+  __syncthreads();  // scratch may be used for something else
+  return k;
+}
+
+#endif
+
+}  // namespace gibbs

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a launch tells its kernels: plain structs, passed by value. Filled in by csrc/cuda/ops.cpp.
+#include <string.h>
+
+#include "core/philox.h"
+#include "core/problem.h"
+#include "cuda/device.cuh"
+
+namespace gibbs {
+
+constexpr int kMaxBatchDims = 6;     // after neighbouring dimensions have been merged
+constexpr int kMaxInlineBetas = 64;  // longer schedules lie in device memory
+
+using BatchStrides = int64_t[kMaxBatchDims];
+
+// A batch of chains. Dimensions along which the model changes come first.
+struct BatchView {
+  int32_t num_model_dims, num_dims;
+  int64_t num_models, chains_per_model;
+  BatchStrides sizes, contiguous;  // contiguous: strides of the row-by-row ("linear") number
+};
+
+// A parameter or a per-unit value [..., n], or a weight [..., n1, n2], of the call's dtype. Strides are in elements.
+struct ParameterView {
+  const void* data;
+  int64_t stride, row_stride;  // of units; of a weight: of columns and rows
+  BatchStrides batch_strides;
+};
+
+// A tensor of bits [..., n] of any dtype: its elements are 0 (whose bits are all zero but perhaps the sign's) or `one`.
+struct StateView {
+  const void* data;  // null: absent
+  int32_t element_size;
+  bool is_floating;
+  uint64_t one;
+  int64_t stride;
+  BatchStrides batch_strides;
+};
+
+// Bits to be written, [linear number, n].
+struct StateOutput {
+  void* data;
+  int32_t element_size;
+  uint64_t one;
+};
+
+// Mapped host memory, read by a later call or after a synchronisation.
+//   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none. The last one written stays.
+//   resolution: op << 32 | float32 bits of a 2^-k that is felt; 0: none.  degree: of the units that feel it
+struct DeviceReport {
+  uint64_t fault, resolution, degree;
+};
+
+// What a call says of its chains, whatever the model.
+struct SweepView {
+  BatchView batch;
+  const int64_t* chains;  // chain numbers; null: chain_offset + linear number
+  BatchStrides chains_strides;
+  int64_t chain_offset, sweep_offset, num_sweeps;
+  const int64_t* seed_data;  // in device memory; null: `seed`
+  uint64_t seed;
+  const double* beta_data;  // in device memory; null: `beta`
+  int64_t num_betas;        // 1, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  double beta[kMaxInlineBetas];
+
+  int64_t num_relaxed_sweeps;
+  int32_t relaxation;  // Relaxation
+  bool slope_gradient;
+  double sharpness;
+
+  uint32_t op;              // which op to name in a report
+  float coarse_resolution;  // degree times 2^-k above this is reported; a negative number: never
+  DeviceReport* report;
+};
+
+#if defined(GIBBS_DEVICE)
+
+// ---- reports ---------------------------------------------------------------------------------------------------------------------
+
+// One 8-byte store, so that a reader sees one fault whole; any of several will do.
+GIBBS_DEVICE_CALL void report_fault(const SweepView& s, Outcome outcome, float value = 0.0f) {
+  const uint64_t word = uint64_t{s.op} << 40 | uint64_t(outcome) << 32 | __float_as_uint(value);
+  *static_cast<volatile uint64_t*>(&s.report->fault) = word;
+}
+// Says so where a model's rounding is felt.
+GIBBS_DEVICE_CALL void report_resolution(const SweepView& s, float resolution, int64_t degree) {
+  if (s.coarse_resolution < 0 || float(degree) * resolution <= s.coarse_resolution) return;
+  *static_cast<volatile uint64_t*>(&s.report->degree) = uint64_t(degree);
+  *static_cast<volatile uint64_t*>(&s.report->resolution) = uint64_t{s.op} << 32 | __float_as_uint(resolution);
+}
+
+// ---- batches ---------------------------------------------------------------------------------------------------------------------
+
+GIBBS_DEVICE_CALL int64_t batch_offset(const BatchView& b, const BatchStrides& strides, int64_t model, int64_t chain) {
+  int64_t at = 0;
+  for (int d = b.num_model_dims; d-- > 0; model /= b.sizes[d]) at += model % b.sizes[d] * strides[d];
+  for (int d = b.num_dims; d-- > b.num_model_dims; chain /= b.sizes[d]) at += chain % b.sizes[d] * strides[d];
+  return at;
+}
+GIBBS_DEVICE int64_t linear_number(const BatchView& b, int64_t model, int64_t chain) {
+  return batch_offset(b, b.contiguous, model, chain);
+}
+
+template <class T>
+GIBBS_DEVICE const T* parameter_row(const ParameterView& p, const BatchView& b, int64_t model, int64_t chain) {
+  return static_cast<const T*>(p.data) + batch_offset(b, p.batch_strides, model, chain);
+}
+
+// ---- counters --------------------------------------------------------------------------------------------------------------------
+
+GIBBS_DEVICE uint64_t seed_of(const SweepView& s) { return s.seed_data ? uint64_t(*s.seed_data) : s.seed; }
+
+// A chain's number. Out of range: reported, and 0.
+GIBBS_DEVICE_CALL uint64_t chain_number(const SweepView& s, int64_t model, int64_t chain) {
+  if (!s.chains) return uint64_t(s.chain_offset + linear_number(s.batch, model, chain));
+  const int64_t number = s.chains[batch_offset(s.batch, s.chains_strides, model, chain)];
+  if (number >= 0 && number < kMaxChains) return uint64_t(number);
+  report_fault(s, Outcome::kChainOutOfRange, float(number));
+  return 0;
+}
+
+// Of sweep `at` (of an annealed call: of step `at`).
+GIBBS_DEVICE double beta_at(const SweepView& s, int64_t at) {
+  const int64_t i = s.num_betas == 1 ? 0 : at;
+  if (!s.beta_data) return s.beta[i];
+  const double beta = s.beta_data[i];
+  if (fabs(beta) <= 3.4028234663852886e38) return beta;
+  report_fault(s, Outcome::kNonFiniteBeta, float(beta));
+  return 0;
+}
+
+// ---- states ----------------------------------------------------------------------------------------------------------------------
+
+GIBBS_DEVICE uint64_t load_element(const void* data, int64_t at, int element_size) {
+  switch (element_size) {
+    case 1:
+      return static_cast<const uint8_t*>(data)[at];
+    case 2:
+      return static_cast<const uint16_t*>(data)[at];
+    case 4:
+      return static_cast<const uint32_t*>(data)[at];
+    default:
+      return static_cast<const uint64_t*>(data)[at];
+  }
+}
+
+GIBBS_DEVICE float element_value(const StateView& v, uint64_t element) {
+  if (v.element_size == 8) return float(__longlong_as_double(int64_t(element)));
+  if (v.element_size == 4) return __uint_as_float(uint32_t(element));
+  if (v.element_size == 1) return float(element);
+  if (v.one == 0x3f80) return __uint_as_float(uint32_t(element) << 16);  // bfloat16
+  const uint32_t sign = uint32_t(element) >> 15 << 31, exponent = uint32_t(element) >> 10 & 31,
+                 mantissa = uint32_t(element) & 0x3ff;
+  if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | mantissa << 13);
+  const float magnitude = exponent ? __uint_as_float((exponent + 112) << 23 | mantissa << 13) : float(mantissa) * 0x1p-24f;
+  return sign ? -magnitude : magnitude;
+}
+
+// Element `at` from the start of the tensor as a bit. What is neither 0 nor 1 is reported, and 0.
+GIBBS_DEVICE_CALL uint32_t load_bit(const SweepView& s, const StateView& v, int64_t at, Outcome outcome) {
+  const uint64_t element = load_element(v.data, at, v.element_size);
+  if (element == v.one) return 1;
+  const uint64_t magnitude = v.is_floating ? element & ((uint64_t{1} << (8 * v.element_size - 1)) - 1) : element;
+  if (magnitude != 0) report_fault(s, outcome, element_value(v, element));
+  return 0;
+}
+
+GIBBS_DEVICE_CALL void store_bit(const StateOutput& v, int64_t at, uint32_t bit) {
+  const uint64_t element = bit ? v.one : 0;
+  switch (v.element_size) {
+    case 1:
+      static_cast<uint8_t*>(v.data)[at] = uint8_t(element);
+      return;
+    case 2:
+      static_cast<uint16_t*>(v.data)[at] = uint16_t(element);
+      return;
+    case 4:
+      static_cast<uint32_t*>(v.data)[at] = uint32_t(element);
+      return;
+    default:
+      static_cast<uint64_t*>(v.data)[at] = element;
+  }
+}
+
+// ---- biases ----------------------------------------------------------------------------------------------------------------------
+
+// Element `at` of a row of parameters of either dtype.
+GIBBS_DEVICE double load_parameter(const void* row, int64_t at, bool is_double) {
+  return is_double ? static_cast<const double*>(row)[at] : double(static_cast<const float*>(row)[at]);
+}
+GIBBS_DEVICE const void* parameter_row(const ParameterView& p, const BatchView& b, bool is_double, int64_t model, int64_t chain) {
+  return static_cast<const char*>(p.data) + batch_offset(b, p.batch_strides, model, chain) * (is_double ? 8 : 4);
+}
+
+// A bias as binary sweeps use it: float32. What is not finite there is reported, and 0.
+GIBBS_DEVICE float finite_bias(const SweepView& s, float bias, Outcome outcome) {
+  if (fabsf(bias) <= 3.402823466e38f) return bias;
+  report_fault(s, outcome, bias);
+  return 0;
+}
+template <class T>
+GIBBS_DEVICE float load_bias(const SweepView& s, const T* row, int64_t at, Outcome outcome) {
+  return finite_bias(s, float(row[at]), outcome);
+}
+
+#endif
+
+}  // namespace gibbs

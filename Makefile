@@ -8,11 +8,11 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test build lint format hooks bench sanitize clean distclean
+.PHONY: train test build lint format hooks bench sanitize cuda cuda-import clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
-CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py')
 
 train: build
 	$(BIN)/python -m undirected_vae train $(ARGS)
@@ -66,7 +66,19 @@ build: .venv/build.stamp
 
 # Checks
 
-CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+# The CUDA kernels for every architecture, with nvcc alone.
+cuda:
+	$(PYTHON) csrc/cuda/nvcc.py
+
+# Into an environment with a CUDA build of PyTorch (a download of several GB): that the kernels load, and serve every op. Needs no GPU.
+CUDA_TORCH_VERSION ?= 2.14.1
+cuda-import: .venv/python.stamp
+	$(PYTHON) -m venv build/cuda-import
+	build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq 'torch==$(CUDA_TORCH_VERSION)' numpy ninja pybind11 'setuptools>=77' wheel
+	GIBBS_CUDA=1 build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --force-reinstall .
+	cd build && cuda-import/bin/python ../tests/cuda/check_import.py
+
+CXX_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .
@@ -92,6 +104,7 @@ SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanit
 
 sanitize: $(SANITIZE_PROGRAMS)
 	@for test in $^; do echo "$$test"; ./$$test || exit 1; done
+	$(PYTHON) tests/cuda/build.py 60
 
 build/sanitize/portable/%.o: SANITIZE += -DGIBBS_PORTABLE
 define SANITIZE_RULES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom: undirected_vae -> gibbs_ext (public names) -> ops.py -> gibbs_ext._C; csrc/cpu, csrc/cuda -> csrc/core."""
+"""Who may import whom: undirected_vae -> gibbs_ext (public names) -> ops.py -> _C; csrc/{cpu,cuda} -> csrc/core."""
 
 import ast
 import re

@@ -9,14 +9,24 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "emulated"
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-pthread", "-DGIBBS_EMULATE", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-fPIC",
+    "-pthread",
+    "-DGIBBS_EMULATE",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
@@ -33,7 +43,7 @@ def is_stale(target: Path, flags: str) -> bool:
 
 
 def compile_object(source: Path, flags: Sequence[str], folder: Path) -> Path:
-    target = folder / f"{source.stem}.{source.suffix[1:]}.o"
+    target = folder / f"{source.name}.o"
     words = [*compiler(), *FLAGS, *flags, "-x", "c++", "-MMD", "-MF", str(target.with_suffix(".d")), "-c", str(source)]
     if is_stale(target, " ".join(words)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,43 +71,56 @@ def include_flags(root: Path = ROOT) -> list[str]:
     return [f"-I{root / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}", f"-I{ROOT / 'tests' / 'cpp'}"]
 
 
-def emulated_ops() -> Path:
-    """The library whose ops, torch.ops.gibbs_ext_emulated, are those of csrc/cuda run by the emulator on CPU tensors."""
+def torch_flags() -> tuple[list[str], list[str]]:
+    """For compiling against libtorch's stable ABI, and for linking."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    torch_flags = [f"-isystem{path}" for path in include_paths()]
+    includes = [f"-isystem{path}" for path in include_paths()]
     defines = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-fvisibility=hidden"]
-    sources = [*kernel_sources(), ROOT / "csrc" / "cuda" / "ops.cpp"]
-    sources.append(ROOT / "tests" / "cuda" / "emulated_devices.cpp")
-    objects = compile_all(sources, [*include_flags(), *torch_flags, *defines], FOLDER / sysconfig.get_platform())
     libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    return link(objects, ["-shared", *libraries, "-lc10", "-ltorch_cpu"], FOLDER / "gibbs_ext_emulated.so")
+    return [*includes, *defines], ["-shared", "-Wl,-z,defs", *libraries, "-lc10", "-ltorch_cpu"]
 
 
-def program(source: Path, *, sanitize: bool = False) -> Path:
-    """A C++ test program with all the kernels."""
-    flags = [*include_flags(), *(SANITIZE if sanitize else [])]
-    folder = FOLDER / ("sanitized" if sanitize else "plain")
-    objects = compile_all([*kernel_sources(), *cpu_sources(), source], flags, folder)
-    return link(objects, SANITIZE if sanitize else [], folder / source.stem)
+def emulated_objects() -> list[Path]:
+    ops = [ROOT / "csrc" / "cuda" / "ops.cpp", ROOT / "tests" / "cuda" / "emulated_devices.cpp"]
+    flags = include_flags()
+    return [
+        *compile_all(ops, [*flags, *torch_flags()[0]], FOLDER / "ops"),
+        *compile_all(kernel_sources(), flags, FOLDER / "plain"),
+    ]
 
 
-def program_with_fault(source: Path, kernel: str, old: str, new: str, folder: Path) -> Path:
-    """As :func:`program`, with one replacement made in csrc/cuda/``kernel``. What does not include it is not compiled again."""
-    program(source)
-    plain = FOLDER / "plain"
+def emulated_ops() -> Path:
+    """The library of torch.ops.gibbs_ext_emulated: the ops of csrc/cuda, run by the emulator on CPU tensors."""
+    return link(emulated_objects(), torch_flags()[1], FOLDER / "gibbs_ext_emulated.so")
+
+
+def emulated_ops_with_fault(kernel: str, old: str, new: str, folder: Path) -> Path:
+    """As :func:`emulated_ops`, with one replacement made in csrc/cuda/``kernel``.
+
+    What does not include it is not compiled again.
+    """
+    objects = emulated_objects()
     text = (ROOT / "csrc" / "cuda" / kernel).read_text()
     if text.count(old) != 1:
         raise ValueError(f"{kernel} holds {text.count(old)} times, not once: {old}")
     for part in ("core", "cuda"):
         shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part)
     (folder / "csrc" / "cuda" / kernel).write_text(text.replace(old, new))
-    affected = [path for path in kernel_sources() if kernel in (plain / f"{path.stem}.cu.d").read_text()]
-    changed = [folder / "csrc" / "cuda" / path.name for path in affected]
-    others = [path for path in kernel_sources() if path not in affected]
-    objects = compile_all(changed, include_flags(folder), folder / "objects")
-    objects += compile_all([*others, *cpu_sources(), source], include_flags(), plain)
-    return link(objects, [], folder / source.stem)
+    affected = [path for path in kernel_sources() if kernel in (FOLDER / "plain" / f"{path.stem}.cu.d").read_text()]
+    others = [path for path in objects if path.name not in {f"{source.name}.o" for source in affected}]
+    changed = [folder / "csrc" / "cuda" / source.name for source in affected]
+    # Whether the compiler is content with a fault does not matter.
+    flags = [*include_flags(folder), "-O0", "-Wno-error"]
+    return link([*compile_all(changed, flags, folder), *others], torch_flags()[1], folder / "gibbs_ext_emulated.so")
+
+
+def program(source: Path, *, sanitize: bool = False) -> Path:
+    """A C++ test program with all the kernels; the CPU's, which have sanitized programs of their own, as they are."""
+    plain, flags = include_flags(), SANITIZE if sanitize else []
+    folder = FOLDER / ("sanitized" if sanitize else "plain")
+    objects = compile_all([*kernel_sources(), source], [*plain, *flags], folder)
+    return link([*objects, *compile_all(cpu_sources(), [*plain, "-w"], FOLDER / "cpu")], flags, folder / source.stem)
 
 
 def kernel_sources() -> list[Path]:
@@ -105,7 +128,7 @@ def kernel_sources() -> list[Path]:
 
 
 def cpu_sources() -> list[Path]:
-    return sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    return [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "csrc" / "graph_layout.cpp"]
 
 
 def main() -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares emulated CUDA ops with the CPU's, on small problems that take every route: exits with 1 where they differ.
+
+The tests run it on libraries with a fault planted in a kernel; see tests/test_cuda_planted.py.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gibbs_ext as gx
+from gibbs_ext import _C, ops
+
+SIZES = ((33, 100), (129, 65), (40, 31))
+BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor")
+GRAPH_ROUTES = ("tables", "sums", "units")
+
+
+def bits(*shape: int) -> Tensor:
+    return torch.randint(2, shape).float()
+
+
+def binary_calls() -> Iterator[Any]:
+    """Names, arguments and routes of calls whose results are equal to the bit."""
+    schedule = torch.tensor([0.5, 1.0, 1.5, 0.7], dtype=torch.float64)
+    seed = torch.tensor(7)
+    for n1, n2 in SIZES:
+        for batch in ((37,), (3, 2)):
+            own = batch[1:]
+            left_bias, right_bias = torch.randn(*own, n1), torch.randn(*own, n2)
+            weight = torch.randn(*own, n1, n2) * (2 / (n1 + n2)) ** 0.5
+            clamps = torch.rand(n1) < 0.2, torch.rand(*batch, n2) < 0.2
+            arguments = (bits(*batch, n1), left_bias, right_bias, weight, schedule, seed, bits(*batch, n2), *clamps)
+            yield "bipartite_gibbs", (*arguments, None, 5, 3, 4), BIPARTITE_ROUTES
+            bases = torch.randn(n1), torch.randn(n2)
+            arguments = (bits(*batch, n1), left_bias, right_bias, weight, *bases, schedule, seed, None, 5, 3)
+            yield "bipartite_ais", arguments, BIPARTITE_ROUTES
+            yield "coupling_resolution", (1e3 * weight,), ("auto",)
+    for graph in (
+        gx.ChimeraGraph(2, 3),
+        gx.ColoredGraph(20, [(i, j) for i in range(20) for j in range(i) if (i * j) % 3]),
+    ):
+        for batch in ((70,), (3, 2)):
+            bias = torch.randn(*batch[1:], graph.num_nodes)
+            coupling = torch.randn(*batch[1:], graph.num_edges)
+            state = bits(*batch, graph.num_nodes)
+            clamp = torch.rand(*batch, graph.num_nodes) < 0.1
+            for beta in (schedule, schedule[:1]):
+                arguments = (state, bias, coupling, graph.layout, beta, seed, clamp, None, 5, 3, 4)
+                yield "graph_gibbs", arguments, GRAPH_ROUTES
+            base = torch.randn(graph.num_nodes)
+            yield "graph_ais", (state, bias, coupling, graph.layout, base, schedule, seed, None, 5, 3), GRAPH_ROUTES
+            yield "graph_fields", (state, bias, coupling, graph.layout), ("auto",)
+
+
+def relaxed_calls() -> Iterator[Any]:
+    """Forward and backward, whose results agree within rounding."""
+    seed, beta = torch.tensor(7), torch.ones(1, dtype=torch.float64)
+    for n1, n2 in SIZES:
+        for batch in ((37,), (3, 2), (2,)):
+            own = batch[1:] if len(batch) > 1 else batch if batch == (2,) else ()
+            parameters = (
+                torch.randn(*own, n1),
+                torch.randn(*own, n2),
+                torch.randn(*own, n1, n2) * (2 / (n1 + n2)) ** 0.5,
+            )
+            numbers = (beta, seed, None, 5, 3, 2)
+            arguments = (bits(*batch, n1).double(), *(x.double() for x in parameters), *numbers, 2, 0, 4.0, True)
+            yield "bipartite_gibbs_relaxed", arguments
+            left, right, mean, state, fields = ops.bipartite_gibbs_relaxed(*arguments)
+            grads = torch.randn_like(left), torch.randn_like(right), torch.randn_like(mean)
+            yield "bipartite_gibbs_relaxed_backward", (*grads, state, fields, arguments[3], *numbers, 0, 4.0, True)
+
+    for graph in (
+        gx.ChimeraGraph(2, 3),
+        gx.ColoredGraph(20, [(i, j) for i in range(20) for j in range(i) if (i * j) % 3]),
+    ):
+        for batch in ((37,), (3, 2)):
+            own = batch[1:]
+            bias, coupling = torch.randn(*own, graph.num_nodes).double(), torch.randn(*own, graph.num_edges).double()
+            numbers = (graph.layout, beta, seed, None, 5, 3, 2)
+            arguments = (bits(*batch, graph.num_nodes).double(), bias, coupling, *numbers, 2, 0, 4.0, True)
+            yield "graph_gibbs_relaxed", arguments
+            relaxed, mean, state, fields = ops.graph_gibbs_relaxed(*arguments)
+            grads = torch.randn_like(relaxed), torch.randn_like(mean)
+            yield "graph_gibbs_relaxed_backward", (*grads, state, fields, coupling, *numbers, 0, 4.0, True)
+            yield "graph_edge_sums", (*grads, coupling, graph.layout)
+
+
+def differs(actual: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, Tensor):
+        actual, expected = (actual,), (expected,)
+    return any(
+        not torch.isfinite(a).all() or float((a.double() - e.double()).abs().max()) > tolerance
+        for a, e in zip(actual, expected, strict=True)
+    )
+
+
+def main(library_path: str) -> str:
+    """What differs, or ""."""
+    library = _C.load_cuda(library_path)
+    torch.manual_seed(0)
+    emulated = torch.ops.gibbs_ext_emulated
+    calls = [(name, arguments, routes, 0.0 if "gibbs" in name else 1e-3) for name, arguments, routes in binary_calls()]
+    calls += [(name, arguments, ("auto",), 1e-9) for name, arguments in relaxed_calls()]
+    for name, arguments, routes, tolerance in calls:
+        expected = getattr(ops, name)(*arguments)
+        for route, order in itertools.product(routes, ("random", "forward", "reverse")):
+            # Some faults of a cluster need one CTA to run ahead of another; a small problem shows them.
+            if order != "random" and (route != "cluster" or arguments[0].numel() > 300):
+                continue
+            os.environ["GIBBS_EMULATOR_ORDER"] = order
+            library.set_route(route)
+            if differs(getattr(emulated, name)(*arguments), expected, tolerance):
+                return f"{name}, {route}, {order}: the results differ"
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1]) or 0)

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random graphs, batches, strides, values and devices through the relaxed calls of cuda/graph.h, run by the emulator, against
+// cpu/graph_driver.h. What a chain gives must not depend, to the bit, on the device, the plan or the order in which threads run.
+#include <bit>
+
+#include "cpu/graph_driver.h"
+#include "cuda/graph.h"
+#include "known_devices.h"
+#include "random_graph.h"
+
+using namespace gibbs;
+
+// ---- problems ------------------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Problem : RandomBatch {
+  Graph graph;
+  std::vector<bool> is_model_dim;
+  Tensor<T> coupling, bias, start;  // start: where relaxed sweeps begin if there are no binary ones
+  Tensor<T> bits;                   // where binary sweeps begin
+  Tensor<int64_t> numbers;          // of the chains
+  std::vector<T> grad_relaxed, grad_mean;
+  GraphCall call;
+  bool start_is_bits = false;
+
+  size_t size() const { return size_t(chains * graph.num_nodes); }
+};
+
+static Graph large_graph() {
+  Graph g = chimera(16, 16, 4).graph();
+  g.make_layout();
+  return g;
+}
+static double random_beta() { return one_in(10) ? 0 : normal(); }
+
+template <class T>
+static Problem<T> random_problem() {
+  Problem<T> p;
+  do {
+    p.graph = one_in(30) ? large_graph() : random_graph();
+    p.draw(5, 70);
+  } while (p.chains == 0 || p.chains * (p.graph.num_nodes + p.graph.num_edges()) > 25000);  // the emulator is slow
+  const GraphView g = p.graph.view();
+  const std::vector<bool> shared = p.some_broadcast(!one_in(4));
+  const double scale = exp2(double(below(one_in(4) ? 24 : 4)) - 3);
+  p.coupling = Tensor<T>(p.shape({g.num_edges}), shared, [&] { return scale * normal(); });
+  p.bias = Tensor<T>(p.shape({g.num_nodes}), one_in(2) ? shared : p.some_broadcast(), normal);
+  p.start_is_bits = one_in(3);
+  p.start = Tensor<T>(p.shape({g.num_nodes}), p.some_broadcast(),
+                      [&] { return p.start_is_bits ? double(below(2)) : double(below(101)) / 100; });
+  p.bits = Tensor<T>(p.shape({g.num_nodes}), p.some_broadcast(), [] { return double(below(2)); });
+  for (std::vector<T>* grad : {&p.grad_relaxed, &p.grad_mean}) {
+    grad->resize(p.size());
+    for (T& x : *grad) x = T(normal());
+  }
+  for (bool b : shared) p.is_model_dim.push_back(!b || one_in(6));
+
+  GraphCall& c = p.call;
+  c.graph = g;
+  c.batch = Batch(p.sizes, p.is_model_dim);
+  p.draw_counters(c);
+  if (one_in(2)) c.num_sweeps = 0;
+  if (one_in(4)) {
+    p.numbers = Tensor<int64_t>(p.sizes, p.some_broadcast(false), [] { return double(below(kMaxChains)); });
+    c.chains = p.numbers.data.data();
+    c.chains_strides = p.numbers.strides;
+  }
+  c.num_relaxed_sweeps = 1 + below(3);
+  c.beta.resize(one_in(2) ? 1 : size_t(c.num_sweeps + c.num_relaxed_sweeps));
+  for (double& beta : c.beta) beta = random_beta();
+  c.relaxation = Relaxation(below(kNumRelaxations));
+  c.sharpness = 0.5 + double(below(10));
+  c.slope_gradient = one_in(2);
+  return p;
+}
+
+// ---- both ways to run one ------------------------------------------------------------------------------------------------------
+
+enum { kStart, kRelaxed, kMean, kFields, kGradState, kGradBias, kGradCoupling, kNumOutputs };
+constexpr const char* kOutputNames[] = {"start", "relaxed", "mean", "fields", "grad_state", "grad_bias", "grad_coupling"};
+
+template <class T>
+struct Outputs {
+  std::vector<T> of[kNumOutputs];
+  double resolution = 0;  // of binary sweeps; on a device that of some model
+  template <class U>
+  explicit Outputs(const Problem<U>& p) {
+    for (std::vector<T>& out : of) out.assign(p.size(), std::numeric_limits<T>::quiet_NaN());
+    of[kFields].resize(p.size() * size_t(p.call.num_relaxed_sweeps), std::numeric_limits<T>::quiet_NaN());
+    of[kGradCoupling].assign(size_t(p.call.batch.num_models() * p.graph.num_edges()), std::numeric_limits<T>::quiet_NaN());
+  }
+};
+
+// Computed in R, whatever the problem's type.
+template <class R, class T>
+static Outputs<R> run_on_cpu(const Problem<T>& p) {
+  const int64_t n = p.graph.num_nodes;
+  const auto converted = [](const Tensor<T>& t) {
+    Tensor<R> out;
+    out.strides = t.strides, out.data.assign(t.data.begin(), t.data.end());
+    return out;
+  };
+  const Tensor<R> coupling = converted(p.coupling), bias = converted(p.bias);
+  Outputs<R> out(p);
+  std::vector<uint32_t> bits(size_t(p.chains * state_words(n)));
+  for (int64_t chain = 0; chain < p.chains; ++chain)
+    for (int64_t i = 0; i < n; ++i) {
+      if (p.call.num_sweeps) set_bit(bits.data() + chain * state_words(n), i, p.at(p.bits, chain, {i}) != 0);
+      if (!p.call.num_sweeps) out.of[kStart][size_t(chain * n + i)] = R(p.at(p.start, chain, {i}));
+    }
+  GraphCall call = p.call;
+  call.is_double = sizeof(R) == 8;
+  call.coupling = coupling.operand(p.sizes.size());
+  call.bias = bias.operand(p.sizes.size());
+  call.bits = bits.data();
+  call.state = out.of[kStart].data(), call.relaxed = out.of[kRelaxed].data(), call.mean = out.of[kMean].data();
+  call.fields = out.of[kFields].data();
+  const Runtime runtime = {1, run_on_threads, nullptr};
+  CHECK(run_graph(call, runtime, &out.resolution) == Outcome::kOk);
+  const std::vector<R> grad_relaxed(p.grad_relaxed.begin(), p.grad_relaxed.end()),
+      grad_mean(p.grad_mean.begin(), p.grad_mean.end());
+  const GraphBackwardCall back = {call,
+                                  grad_relaxed.data(),
+                                  grad_mean.data(),
+                                  out.of[kGradState].data(),
+                                  out.of[kGradBias].data(),
+                                  out.of[kGradCoupling].data()};
+  CHECK(run_graph_backward(back, runtime) == Outcome::kOk);
+  return out;
+}
+
+// The views of a problem, as a device's kernels see them.
+template <class T>
+class DeviceCall {
+ public:
+  explicit DeviceCall(const Problem<T>& p) : p_(p), layout_(p.graph.layout), seed_(int64_t(p.call.seed)) {
+    for (const bool of_models : {true, false})
+      for (size_t d = 0; d < p.sizes.size(); ++d)
+        if (p.is_model_dim[d] == of_models) dims_.push_back(d);
+    const GraphCall& c = p.call;
+    sweep_.batch.num_dims = int32_t(dims_.size());
+    sweep_.batch.num_model_dims = int32_t(std::count(p.is_model_dim.begin(), p.is_model_dim.end(), true));
+    sweep_.batch.num_models = c.batch.num_models();
+    sweep_.batch.chains_per_model = c.batch.chains_per_model();
+    in_order(p.sizes, sweep_.batch.sizes);
+    std::vector<int64_t> contiguous(p.sizes.size(), 1);
+    for (size_t d = p.sizes.size(); d-- > 1;) contiguous[d - 1] = contiguous[d] * p.sizes[d];
+    in_order(contiguous, sweep_.batch.contiguous);
+    if (c.chains) {
+      sweep_.chains = c.chains;
+      in_order(c.chains_strides, sweep_.chains_strides);
+    }
+    sweep_.chain_offset = c.chain_offset, sweep_.sweep_offset = c.sweep_offset, sweep_.num_sweeps = c.num_sweeps;
+    sweep_.num_betas = int64_t(c.beta.size());
+    if (one_in(2)) sweep_.seed_data = &seed_;
+    sweep_.seed = sweep_.seed_data ? 0 : c.seed;
+    if (one_in(2) || !std::isfinite(c.beta.back())) sweep_.beta_data = c.beta.data();
+    if (!sweep_.beta_data) std::copy(c.beta.begin(), c.beta.end(), sweep_.beta);
+    sweep_.num_relaxed_sweeps = c.num_relaxed_sweeps;
+    sweep_.relaxation = c.relaxation, sweep_.slope_gradient = c.slope_gradient, sweep_.sharpness = c.sharpness;
+    sweep_.report = &report_;
+  }
+
+  // Faults of the call, kOk if none.
+  Outcome forward(const DeviceLimits& device, Outputs<T>& out) {
+    GraphParams params = {};
+    describe(params);
+    params.bias = view(p_.bias);
+    if (p_.call.num_sweeps) {
+      const ParameterView bits = view(p_.bits);
+      params.state = {bits.data, sizeof(T), true, sizeof(T) == 8 ? 0x3ff0000000000000 : 0x3f800000, bits.stride, {}};
+      std::copy_n(bits.batch_strides, kMaxBatchDims, params.state.batch_strides);
+    } else {
+      params.start = view(p_.start);
+      params.start_is_bits = p_.start_is_bits;
+    }
+    params.start_out = out.of[kStart].data(), params.relaxed = out.of[kRelaxed].data(), params.mean = out.of[kMean].data();
+    params.fields = out.of[kFields].data();
+    const GraphPlan plan = plan_graph_relaxed(params, device);
+    check_shape(plan.shape, device);
+    std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
+    params.workspace = plan.workspace ? workspace.data() : nullptr;
+    launch_graph_relaxed(params, plan, nullptr);
+    const uint32_t resolution = uint32_t(report_.resolution);
+    out.resolution = double(std::bit_cast<float>(resolution));
+    return take_fault();
+  }
+  Outcome backward(const DeviceLimits& device, Outputs<T>& out) {
+    GraphBackwardParams params = {};
+    describe(params);
+    params.grad_relaxed = p_.grad_relaxed.data(), params.grad_mean = p_.grad_mean.data();
+    params.state = out.of[kStart].data(), params.fields = out.of[kFields].data();
+    params.grad_state = out.of[kGradState].data(), params.grad_bias = out.of[kGradBias].data();
+    params.grad_coupling = out.of[kGradCoupling].data();
+    const GraphBackwardPlan plan = plan_graph_backward(params, device);
+    check_shape(plan.shape, device);
+    std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
+    params.workspace = plan.workspace ? workspace.data() : nullptr;
+    launch_graph_backward(params, plan, nullptr);
+    return take_fault();
+  }
+  std::vector<int32_t>& layout() { return layout_; }
+
+ private:
+  template <class Params>
+  void describe(Params& params) {
+    params.sweep = sweep_;
+    params.layout = layout_.data();
+    params.num_nodes = p_.graph.num_nodes, params.num_edges = p_.graph.num_edges(), params.num_colors = p_.call.graph.num_colors;
+    params.is_double = sizeof(T) == 8;
+    params.coupling = view(p_.coupling);
+  }
+  ParameterView view(const Tensor<T>& t) const {
+    ParameterView v = {t.data.data(), t.strides.back(), 0, {}};
+    in_order(t.strides, v.batch_strides);
+    return v;
+  }
+  void in_order(const std::vector<int64_t>& of_dims, BatchStrides& out) const {
+    for (size_t d = 0; d < dims_.size(); ++d) out[d] = of_dims[dims_[d]];
+  }
+  static void check_shape(const LaunchShape& shape, const DeviceLimits& device) {
+    CHECK(shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(shape.shared_memory));
+    CHECK(shape.num_threads % kWarpSize == 0 && shape.num_threads <= device.max_threads_per_sm, "%d threads", shape.num_threads);
+  }
+  Outcome take_fault() {
+    const Outcome outcome = Outcome(report_.fault >> 32 & 0xff);
+    report_ = {};
+    return outcome;
+  }
+
+  const Problem<T>& p_;
+  std::vector<size_t> dims_;
+  std::vector<int32_t> layout_;
+  int64_t seed_;
+  SweepView sweep_ = {};
+  DeviceReport report_ = {};
+};
+
+// One that exists, or one that makes plans for few or many multiprocessors, or for little shared memory.
+static DeviceLimits random_device() {
+  DeviceLimits device = kKnownDevices[below(std::size(kKnownDevices))].limits;
+  if (one_in(2)) device.num_sms = 1 << below(4);
+  if (one_in(2)) device.shared_memory_per_cta = kSharedAlignment + below(1 << below(17));
+  return device;
+}
+
+// ---- comparisons ---------------------------------------------------------------------------------------------------------------
+
+// Whether any unit is so near a kink or a step that another rounding may fall on the other side.
+template <class T>
+static bool is_near_kink(const Problem<T>& p, const std::vector<T>& fields) {
+  const GraphCall& c = p.call;
+  const double margin = sizeof(T) == 8 ? 1e-10 : 2e-4;
+  if (c.relaxation != kPwl && c.relaxation != kStraightThrough) return false;
+  for (int64_t sweep = 0; sweep < c.num_relaxed_sweeps; ++sweep)
+    for (int64_t chain = 0; chain < p.chains; ++chain) {
+      const uint64_t number = uint64_t(c.chains ? p.at(p.numbers, chain, {}) : c.chain_offset + chain);
+      const RandomStream stream = random_stream(c.seed, number, uint64_t(c.sweep_offset + c.num_sweeps + sweep));
+      for (int64_t i = 0; i < p.graph.num_nodes; ++i) {
+        const double field = double(fields[size_t((sweep * p.chains + chain) * p.graph.num_nodes + i)]);
+        const double q = 1 / (1 + exp(-beta_of(c, c.num_sweeps + sweep) * field));
+        const double distance = (random_word(stream, uint32_t(i)) + 0.5) * 0x1p-32 - (1 - q);
+        const double linear = 0.5 + c.sharpness / 4 / (q * (1 - q) + 1e-2) * distance;
+        const double nearest = c.relaxation == kPwl ? std::min(fabs(linear), fabs(linear - 1)) : fabs(distance);
+        if (nearest < margin) return true;
+      }
+    }
+  return false;
+}
+
+static double worst[2];  // error relative to the largest number of an output, of float and of double
+
+template <class T, class R>
+static void compare(const Problem<T>& p, const Outputs<T>& got, const Outputs<R>& wanted) {
+  for (int out = 0; out < kNumOutputs; ++out) {
+    double size = 1;
+    for (R x : wanted.of[out]) size = std::max(size, fabs(double(x)));
+    for (size_t i = 0; i < got.of[out].size(); ++i) {
+      const double error = fabs(double(got.of[out][i]) - double(wanted.of[out][i])) / size;
+      CHECK(error <= (sizeof(T) == 8 ? 1e-12 : 2e-5), "relaxation %d, %s[%zu]: %g, not %g of %g", p.call.relaxation,
+            kOutputNames[out], i, double(got.of[out][i]), double(wanted.of[out][i]), size);
+      worst[sizeof(T) == 8] = std::max(worst[sizeof(T) == 8], error);
+    }
+  }
+}
+
+template <class T>
+static void fuzz_values() {
+  const Problem<T> p = random_problem<T>();
+  std::vector<Outputs<T>> runs;
+  for (int run = 0; run < 3; ++run) {
+    const DeviceLimits device = run == 0 ? kKnownDevices[kH100].limits : random_device();
+    for (int order = 0; order < 2; ++order) {  // a plan twice: even the sums over chains must be the same
+      cuda_emulator::options().seed = rng();
+      Outputs<T> out(p);
+      DeviceCall<T> call(p);
+      CHECK(call.forward(device, out) == Outcome::kOk);
+      CHECK(call.backward(device, out) == Outcome::kOk);
+      for (int i = 0; i < kNumOutputs; ++i)
+        for (size_t at = 0; !runs.empty() && at < out.of[i].size(); ++at)
+          if (i != kGradCoupling || order > 0)
+            CHECK(out.of[i][at] == runs.back().of[i][at], "run %d, order %d: %s[%zu] is %a, not %a", run, order, kOutputNames[i],
+                  at, double(out.of[i][at]), double(runs.back().of[i][at]));
+      runs.push_back(std::move(out));
+    }
+  }
+  const Outputs<T> on_cpu = run_on_cpu<T>(p);
+  CHECK(runs[0].of[kStart] == on_cpu.of[kStart]);
+  if (p.call.batch.num_models() == 1) CHECK(runs[0].resolution == on_cpu.resolution);
+  if (is_near_kink(p, runs[0].of[kFields])) return;
+  // float32 words are not quite those of float64, and a float32 field of size x is off by x 2^-24, whoever computes it.
+  double largest = 0;
+  for (T field : runs[0].of[kFields]) largest = std::max(largest, fabs(double(field)));
+  for (const Outputs<T>& out : runs)
+    if (p.call.relaxation == kMeanField && largest < 100)
+      compare(p, out, run_on_cpu<double>(p));
+    else
+      compare(p, out, on_cpu);
+}
+
+// ---- faults --------------------------------------------------------------------------------------------------------------------
+
+// Each is reported as what it is, and nothing is read or written out of bounds.
+template <class T>
+static void fuzz_faults() {
+  Problem<T> p = random_problem<T>();
+  const int64_t n = p.graph.num_nodes, edges = p.graph.num_edges(), chain = below(p.chains), node = below(n);
+  const T bad = one_in(2) ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::infinity() * T(one_in(2) ? 1 : -1);
+  const bool too_large = p.call.num_sweeps > 0 && one_in(2);  // for rounding
+  Outcome forward = Outcome::kOk, backward = Outcome::kOk;
+  int corrupted = -1;
+  switch (below(7)) {
+    case 0:
+      p.bias.data[p.offset(p.bias, chain, {node})] = bad;
+      forward = Outcome::kNonFiniteBias;
+      break;
+    case 1:
+      if (!edges) return;
+      p.coupling.data[p.offset(p.coupling, chain, {below(edges)})] = too_large ? T(0x1p127) : bad;
+      forward = too_large ? Outcome::kTooLargeCoupling : Outcome::kNonFiniteCoupling;
+      backward = too_large ? Outcome::kOk : Outcome::kNonFiniteCoupling;
+      break;
+    case 2:
+      p.start_is_bits = one_in(2);
+      if (p.call.num_sweeps) {
+        p.bits.data[p.offset(p.bits, chain, {node})] = one_in(2) ? bad : T(0.5);
+        forward = Outcome::kStateNotBits;
+      } else if (p.start_is_bits) {
+        for (T& x : p.start.data) x = T(1);
+        p.start.data[p.offset(p.start, chain, {node})] = T(2);
+        forward = Outcome::kStateNotBits;
+      } else {
+        p.start.data[p.offset(p.start, chain, {node})] = bad;
+        forward = Outcome::kNonFiniteState;
+      }
+      break;
+    case 3:
+      p.numbers = Tensor<int64_t>(p.sizes, p.some_broadcast(false), [] { return 5; });
+      p.numbers.data[p.offset(p.numbers, chain, {})] = one_in(2) ? -1 : kMaxChains;
+      p.call.chains = p.numbers.data.data(), p.call.chains_strides = p.numbers.strides;
+      forward = backward = Outcome::kChainOutOfRange;
+      break;
+    case 4:
+      p.call.beta.back() = double(bad);
+      forward = backward = Outcome::kNonFiniteBeta;
+      break;
+    default:
+      corrupted = int(below(int64_t(p.graph.layout.size())));
+      forward = backward = Outcome::kBadLayout;
+  }
+  const DeviceLimits device = random_device();
+  Outputs<T> out(p);
+  DeviceCall<T> call(p);
+  bool is_outside = false;
+  if (corrupted >= 0) {
+    const int64_t wrong[] = {-1, int64_t(INT32_MAX), int64_t(INT32_MIN), below(n + 2 * edges + 2)};
+    const size_t which = size_t(below(4));
+    call.layout()[size_t(corrupted)] = int32_t(wrong[which]);
+    is_outside = which < 3;  // others may look like another graph
+  }
+  const Outcome of_forward = call.forward(device, out), of_backward = call.backward(device, out);
+  if (corrupted < 0 || is_outside) {
+    CHECK(of_forward == forward, "outcome %d, not %d", int(of_forward), int(forward));
+    CHECK(of_backward == backward, "outcome %d, not %d", int(of_backward), int(backward));
+  }
+  if (is_outside)
+    for (int i = 0; i < kNumOutputs; ++i)
+      for (T x : out.of[i]) CHECK(x == 0, "%s is %g", kOutputNames[i], double(x));
+}
+
+int main(int argc, char** argv) {
+  for_each_trial(argc, argv, 1000, [] {
+    fuzz_values<float>();
+    fuzz_values<double>();
+    fuzz_faults<float>();
+    fuzz_faults<double>();
+  });
+  printf("largest error relative to an output's scale: float %.2g, double %.2g\n", worst[0], worst[1]);
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulator itself: what barriers, collectives, matrix fragments and clusters do, and that faults planted in kernels are found.
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/device.cuh"
+
+using namespace gibbs;
+using cuda_emulator::options;
+
+namespace {
+
+struct Call {
+  int *out, *in;
+  int n;
+};
+
+void run(void (*kernel)(Call), unsigned ctas, unsigned threads, size_t shared, const Call& call, unsigned cluster = 1) {
+  cuda_emulator::launch(kernel, dim3(ctas), dim3(threads), shared, dim3(cluster), call);
+}
+// The error of a launch, "" if it has none.
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+bool fails(void (*kernel)(Call), unsigned threads, size_t shared, const Call& call, const char* with, unsigned cluster = 1) {
+  const std::string error = error_of([&] { run(kernel, cluster, threads, shared, call, cluster); });
+  return error.find(with) != std::string::npos;
+}
+
+__global__ void reverse(const Call p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<int> values = memory.take<int>(blockDim.x);
+  values[threadIdx.x] = p.in[blockIdx.x * blockDim.x + threadIdx.x];
+  __syncthreads();
+  p.out[blockIdx.x * blockDim.x + threadIdx.x] = values[blockDim.x - 1 - threadIdx.x];
+}
+__global__ void reverse_without_barrier(const Call p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<int> values = memory.take<int>(blockDim.x);
+  values[threadIdx.x] = p.in[threadIdx.x];
+  __syncwarp();
+  p.out[threadIdx.x] = values[blockDim.x - 1 - threadIdx.x];
+}
+__global__ void collectives(const Call p) {
+  const int t = int(threadIdx.x), lane = t % 32;
+  int sum = lane;
+  for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(kFullWarp, sum, step);
+  const bool ok = sum == 496 && __shfl_sync(kFullWarp, lane * 3, 5) == 15 &&
+                  __shfl_down_sync(kFullWarp, lane, 3) == (lane < 29 ? lane + 3 : lane) &&
+                  __shfl_up_sync(kFullWarp, lane, 2) == (lane >= 2 ? lane - 2 : lane) &&
+                  __ballot_sync(kFullWarp, lane % 3 == 0) == 0x49249249u && __any_sync(kFullWarp, lane == 7) &&
+                  !__all_sync(kFullWarp, lane != 7);
+  int half = lane;
+  const unsigned mask = lane < 16 ? 0xffffu : 0xffff0000u;
+  for (int step = 8; step; step >>= 1) half += __shfl_xor_sync(mask, half, step);
+  const int odd = __syncthreads_count(t % 2), any = __syncthreads_or(t == 40), none = __syncthreads_or(0);
+  p.out[t] = ok && half == (lane < 16 ? 120 : 376) && odd == int(blockDim.x) / 2 && any && !none;
+}
+__global__ void early_return(const Call p) {
+  if (int(threadIdx.x) >= p.n) return;
+  __syncthreads();  // those who have returned are not waited for
+  atomicAdd(p.out, 1);
+}
+__global__ void different_barriers(const Call) {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+__global__ void diverged_warp(const Call) {
+  if (threadIdx.x % 2)
+    __ballot_sync(kFullWarp, true);
+  else
+    __ballot_sync(kFullWarp, false);
+}
+__global__ void wrong_mask(const Call) { __ballot_sync(0xffu, true); }
+__global__ void deadlock(const Call) {
+  if (threadIdx.x < 40)
+    __syncthreads();
+  else if (threadIdx.x < 48)
+    __syncwarp();
+}
+__global__ void index_at_the_end(const Call) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<int> first = memory.take<int>(10), second = memory.take<int>(10);
+  first[threadIdx.x] = second[9];  // index 10 lies in shared memory still, but not in the array
+}
+__global__ void array_too_long(const Call) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  memory.take<int>(100);
+}
+__global__ void read_before_written(const Call p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  p.out[threadIdx.x] = memory.take<int>(32)[threadIdx.x];
+}
+
+// One warp: out = a b + out for 16 x 16 bytes, both orders of a.
+template <class T, class Order>
+__global__ void multiply(const Call p) {
+  namespace wmma = nvcuda::wmma;
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<T> a = memory.take<T>(256), b = memory.take<T>(256);
+  const Shared<int> c = memory.take<int>(256);
+  for (int i = threadIdx.x; i < 256; i += 32) a[i] = T(p.in[i]), b[i] = T(p.in[256 + i]);
+  __syncwarp();
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, T, Order> fa;
+  wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> fb;
+  wmma::fragment<wmma::accumulator, 16, 16, 16, int> fc;
+  wmma::fill_fragment(fc, 1000);
+  wmma::load_matrix_sync(fa, shared_pointer(a) + p.n, 16);
+  wmma::load_matrix_sync(fb, shared_pointer(b), 16);
+  wmma::mma_sync(fc, fa, fb, fc);
+  wmma::store_matrix_sync(shared_pointer(c), fc, 16, wmma::mem_row_major);
+  __syncwarp();
+  for (int i = threadIdx.x; i < 256; i += 32) p.out[i] = c[i];
+}
+
+__global__ void exchange(const Call p) {
+  const auto cluster = cooperative_groups::this_cluster();
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<int> values = memory.take<int>(blockDim.x);
+  values[threadIdx.x] = int(blockIdx.x * 1000 + threadIdx.x);
+  cluster.sync();
+  const unsigned peer = (cluster.block_rank() + 1) % cluster.num_blocks();
+  p.out[blockIdx.x * blockDim.x + threadIdx.x] = cluster_array(values, peer)[threadIdx.x];
+  if (!p.n) cluster.sync();  // else some CTA leaves while another may read its memory
+}
+
+__global__ void strided(const Call p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<int> values = memory.take<int>(4096);
+  p.out[threadIdx.x] = values[int(threadIdx.x) * p.n];
+}
+__global__ void strided_doubles(const Call p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<double> values = memory.take<double>(2048);
+  p.out[threadIdx.x] = values[int(threadIdx.x) * p.n] != 0;
+}
+int64_t wavefronts(void (*kernel)(Call), int stride) {
+  std::vector<int> out(32);
+  options().counts = true;
+  cuda_emulator::counts() = {};
+  run(kernel, 1, 32, 4096 * 4, {out.data(), nullptr, stride});
+  options().counts = false;
+  return cuda_emulator::counts().wavefronts;
+}
+
+template <class T, class Order>
+bool multiplies(bool is_column_major) {
+  std::vector<int> in(512), out(256);
+  uint32_t random = 1;
+  for (int& x : in) random = random * 1664525u + 1013904223u, x = T(random >> 24);
+  run(multiply<T, Order>, 1, 32, 4096, {out.data(), in.data(), 0});
+  bool ok = true;
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 16; ++n) {
+      int sum = 1000;
+      for (int k = 0; k < 16; ++k) sum += in[size_t(is_column_major ? k * 16 + m : m * 16 + k)] * in[size_t(256 + k * 16 + n)];
+      ok &= out[size_t(m * 16 + n)] == sum;
+    }
+  return ok;
+}
+
+}  // namespace
+
+int main() {
+  using nvcuda::wmma::col_major, nvcuda::wmma::row_major;
+  std::vector<int> in(512), out(400);
+  for (int i = 0; i < 512; ++i) in[size_t(i)] = i;
+  int seeds_that_show_the_race = 0;
+  for (const auto order : {cuda_emulator::Order::kRandom, cuda_emulator::Order::kForward, cuda_emulator::Order::kReverse}) {
+    options().order = order;
+    for (options().seed = 1; options().seed < 9; ++options().seed) {
+      run(reverse, 4, 100, 400, {out.data(), in.data(), 0});
+      for (int i = 0; i < 400; ++i) CHECK(out[size_t(i)] == i / 100 * 100 + 99 - i % 100);
+      run(collectives, 1, 96, 0, {out.data(), nullptr, 0});
+      for (int i = 0; i < 96; ++i) CHECK(out[size_t(i)] == 1);
+      out[0] = 0;
+      run(early_return, 3, 100, 0, {out.data(), nullptr, 77});
+      CHECK(out[0] == 231);
+      CHECK((multiplies<unsigned char, row_major>(false) && multiplies<unsigned char, col_major>(true)));
+      CHECK((multiplies<signed char, row_major>(false) && multiplies<signed char, col_major>(true)));
+      run(exchange, 8, 40, 160, {out.data(), nullptr, 0}, 4);
+      for (int i = 0; i < 320; ++i) CHECK(out[size_t(i)] == ((i / 40 + 1) % 4 + i / 160 * 4) * 1000 + i % 40);
+      // planted faults
+      run(reverse_without_barrier, 1, 96, 400, {out.data(), in.data(), 0});
+      for (int i = 0; i < 96; ++i)
+        if (out[size_t(i)] != 95 - i) {
+          ++seeds_that_show_the_race;
+          break;
+        }
+      CHECK(fails(exchange, 40, 160, {out.data(), nullptr, 1}, "begun to leave", 4) || order != cuda_emulator::Order::kRandom);
+    }
+  }
+  CHECK(seeds_that_show_the_race >= 16);
+  options() = {};
+  CHECK(fails(different_barriers, 64, 0, {}, "different barriers"));
+  CHECK(fails(diverged_warp, 32, 0, {}, "different places"));
+  CHECK(fails(wrong_mask, 32, 0, {}, "not in the mask"));
+  CHECK(fails(deadlock, 64, 0, {}, "deadlock"));
+  CHECK(fails(index_at_the_end, 32, 128, {}, "of an array of 10"));
+  CHECK(fails(array_too_long, 32, 128, {}, "does not lie in the CTA's shared memory"));
+  CHECK(fails(multiply<unsigned char, row_major>, 32, 4096, {out.data(), in.data(), 4}, "not aligned"));
+  CHECK(fails(reverse, 32, 1 << 20, {out.data(), in.data(), 0}, "bytes of shared memory"));
+  run(read_before_written, 1, 32, 128, {out.data(), nullptr, 0});
+  for (int i = 0; i < 32; ++i) CHECK(out[size_t(i)] == int(0xcdcdcdcd));
+  // a launch after one that failed
+  run(reverse, 1, 100, 400, {out.data(), in.data(), 0});
+  CHECK(out[0] == 99);
+  CHECK(wavefronts(strided, 0) == 1 && wavefronts(strided, 1) == 1 && wavefronts(strided, 2) == 2 && wavefronts(strided, 32) == 32);
+  CHECK(wavefronts(strided, 33) == 1 && wavefronts(strided, 24) == 8);
+  CHECK(wavefronts(strided_doubles, 1) == 2 && wavefronts(strided_doubles, 2) == 4 && wavefronts(strided_doubles, 0) == 2);
+  std::puts("the emulator does as CUDA is documented to, and finds every planted fault");
+  return 0;
+}

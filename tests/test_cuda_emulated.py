@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests of the ops once more, with the CUDA kernels in the CPU's place, run by tests/cuda/emulator.h."""
+
+from collections.abc import Iterator
+
+import pytest
+import test_bipartite_ais
+import test_bipartite_gibbs
+import test_bipartite_gibbs_relaxed
+import test_golden
+import test_graph_ais
+import test_graph_fields
+import test_graph_gibbs
+import test_graph_gibbs_relaxed
+from backends import call_emulated, emulated_library, tests_of
+
+from gibbs_ext import ops
+
+MODULES = (
+    test_bipartite_gibbs,
+    test_bipartite_gibbs_relaxed,
+    test_bipartite_ais,
+    test_graph_gibbs,
+    test_graph_gibbs_relaxed,
+    test_graph_ais,
+    test_graph_fields,
+    test_golden,
+)
+# Of the CPU alone: its threads, instruction sets and routes, Python's locks; or so many draws that the emulator would
+# take minutes. A wrong state is said to be a wrong bias: only the state tells a call how many nodes its graph has.
+UNFIT = (
+    *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
+    *("many_nodes", "drift", "tables_agree", "ties_are", "refuses"),
+)
+BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor")
+GRAPH_ROUTES = ("tables", "sums", "units")
+
+
+def unfit(module: str, name: str) -> bool:
+    return any(word in name for word in UNFIT)
+
+
+globals().update(tests_of(MODULES, unfit))
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    library = emulated_library()
+    monkeypatch.setattr(ops, "_call", call_emulated)
+    # What names a route of the CPU names one of the kernels here.
+    monkeypatch.setattr(ops, "set_instruction_set", lambda name: None)
+    monkeypatch.setattr(ops, "set_graph_route", library.set_route)
+    for module in MODULES:
+        if hasattr(module, "WAYS"):
+            monkeypatch.setattr(module, "WAYS", [("auto", route) for route in GRAPH_ROUTES])
+    yield
+    library.set_route("auto")
+
+
+@pytest.fixture(params=BIPARTITE_ROUTES)
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    emulated_library().set_route(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=GRAPH_ROUTES)
+def graph_route(request: pytest.FixtureRequest) -> str:
+    emulated_library().set_route(request.param)
+    return str(request.param)

@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test build lint format hooks bench sanitize cuda cuda-import clean distclean
+.PHONY: train test build lint format hooks bench gpu sanitize cuda cuda-import cuda-report clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -22,6 +22,16 @@ test: build
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)
+
+# On a machine with a GPU: the tests of the ops, each call of which waits for its kernels; those of what only a GPU has; then timings.
+gpu:
+	@nvidia-smi -L 2> /dev/null | grep -q GPU || { echo 'make gpu: nvidia-smi -L finds no GPU' >&2; exit 1; }
+	$(MAKE) build
+	@failed=0; for synchronous in 1 0; do \
+	  GIBBS_REQUIRE_CUDA=1 GIBBS_CUDA_SYNCHRONOUS=$$synchronous $(BIN)/python -m pytest tests/test_gpu.py $(ARGS) \
+	    || [ $$? = 5 ] || failed=1; \
+	done; exit $$failed  # 5: ARGS chose none of these
+	$(BIN)/python -m bench --device cuda
 
 # Set-up. A stamp is written only after its step has succeeded, so an interrupted one is done again.
 # pip never builds in isolation here: that would download a second torch.
@@ -69,6 +79,11 @@ build: .venv/build.stamp
 # The CUDA kernels for every architecture, with nvcc alone.
 cuda:
 	$(PYTHON) csrc/cuda/nvcc.py
+
+# What the kernels will do on GPUs, counted by the tests' emulator. The disassembler is an extra: without it there is no instruction mix.
+cuda-report: build
+	-$(PIP) -qq nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(BIN)/python -m bench.cuda_report $(ARGS)
 
 # Into an environment with a CUDA build of PyTorch (a download of several GB): that the kernels load, and serve every op. Needs no GPU.
 CUDA_TORCH_VERSION ?= 2.14.1

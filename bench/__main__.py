@@ -20,6 +20,7 @@ NAMES = (
     "graph_building",
     "training_step",
 )
+GPU_NAMES = tuple(name for name in NAMES if name != "graph_building")  # graphs are built by the CPU
 
 
 def main() -> None:
@@ -27,19 +28,22 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", choices=[[], *NAMES], default=[], metavar="NAME", help=f"of {', '.join(NAMES)}"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=5, help="for each case (default: 5)")
     parser.add_argument("--dry", action="store_true", help="keep nothing")
     parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
     args = parser.parse_args()
     if args.readme:
-        harness.write_readme()
+        harness.write_readme(harness.SPEED, harness.readme_table())
         return
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: PyTorch {torch.__version__} finds no GPU")
+    torch.set_default_device(args.device)
     torch.set_num_threads(1)
     results: dict[str, list[dict[str, object]]] = {}
-    for name in args.names or NAMES:
-        results[name] = [
-            harness.measure(case, args.seconds) for case in importlib.import_module(f"bench.{name}").cases()
-        ]
+    for name in args.names or (GPU_NAMES if args.device == "cuda" else NAMES):
+        cases = importlib.import_module(f"bench.{name}").cases()
+        results[name] = [harness.measure(case, args.seconds) for case in harness.with_cuda_graphs(cases)]
         print(f"{name}\n{harness.table(results[name])}\n", flush=True)
     if not args.dry:
         print(f"kept in {harness.store(results).relative_to(harness.ROOT)}")

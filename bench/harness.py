@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timing several ways of doing one thing side by side, and keeping the figures."""
 
+import dataclasses
 import json
+import os
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +23,7 @@ import gibbs_ext
 ROOT = Path(__file__).parents[1]
 HISTORY = ROOT / "bench" / "history"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- begin: python -m bench --readme -->", "<!-- end -->"
+SPEED = "python -m bench --readme"  # what writes README's table of speed, and marks it there
 OURS = "gibbs_ext"
 WITHOUT_SAMPLING = "without sampling"  # no peer: what is left of a call when samplers cost nothing
 
@@ -37,6 +39,54 @@ class Case:
     rivals: dict[str, float] = field(default_factory=dict)  # peers with a row, and a wanted ratio, of their own
     # Samples [n] of some quantities, from what a contender returned; their means must agree with those of OURS
     statistics: Callable[[Any], Sequence[Tensor]] | None = None
+
+
+def on_gpu() -> bool:
+    """Whether tensors are made on a GPU: `python -m bench --device cuda`."""
+    return torch.get_default_device().type == "cuda"
+
+
+def timed(call: Callable[[], object]) -> tuple[float, object]:
+    """Seconds, and what was returned; of a GPU until it is there."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    returned = call()
+    if on_gpu():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, returned
+
+
+def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
+    """Replays a call. The next replay overwrites its results; PyTorch's random numbers are new ones each time."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles, and allocates what is kept from call to call
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        returned = call()
+
+    def replay() -> object:
+        graph.replay()
+        return returned
+
+    return replay
+
+
+def as_cuda_graphs(case: "Case") -> "Case":
+    """The same with every contender as a CUDA graph: what remains when launching costs nothing."""
+    graphs = {name: as_cuda_graph(call) for name, call in case.contenders.items()}
+    return dataclasses.replace(case, name=f"{case.name}, CUDA graphs", contenders=graphs)
+
+
+def with_cuda_graphs(cases: Iterator["Case"]) -> Iterator["Case"]:
+    for case in cases:
+        yield case
+        if on_gpu():
+            yield as_cuda_graphs(case)
 
 
 def check_agreement(case: Case, returned: dict[str, object]) -> None:
@@ -60,9 +110,10 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     returned: dict[str, object] = {}
     times: dict[str, list[float]] = {}
     for name, call in case.contenders.items():
-        start = time.perf_counter()
-        returned[name] = call()
-        times[name] = [time.perf_counter() - start]
+        if on_gpu():
+            call()  # the first one compiles
+        seconds, returned[name] = timed(call)
+        times[name] = [seconds]
     check_agreement(case, returned)
     returned.clear()
     fastest = min(t for name, (t,) in times.items() if name != OURS)
@@ -72,9 +123,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[OURS]) < 5:
         for name, call in repeated.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(call)[0])
     medians = {name: statistics.median(values) for name, values in times.items()}
     peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING, *case.rivals)}
     best = min(peers, key=peers.__getitem__)
@@ -99,7 +148,8 @@ def cpu_name() -> str:
 
 
 def metadata() -> dict[str, Any]:
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu() else {}
+    return gpu | {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "build": gibbs_ext.build_info(),
@@ -110,57 +160,81 @@ def metadata() -> dict[str, Any]:
     }
 
 
+def file_name(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def history_file() -> Path:
-    return HISTORY / "cpu" / f"{re.sub(r'[^a-z0-9]+', '-', cpu_name().lower()).strip('-')}.json"
+    if on_gpu():
+        return HISTORY / file_name(torch.cuda.get_device_name()) / "speed.json"
+    return HISTORY / "cpu" / f"{file_name(cpu_name())}.json"
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def store(results: dict[str, list[dict[str, Any]]]) -> Path:
-    """Replaces these modules in this CPU's file; git keeps the older ones."""
+    """Replaces these modules in this device's file; git keeps the older ones."""
     path = history_file()
     kept = json.loads(path.read_text()) if path.exists() else {}
     about = metadata()
     kept |= {module: {"metadata": about, "results": measured} for module, measured in results.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    write(path, json.dumps(kept, indent=1, default=str) + "\n")
     return path
 
 
 def speed(result: dict[str, Any], name: str) -> str:
     seconds = result["seconds"][name]
     if result["updates"]:
-        return f"{result['updates'] / seconds / 1e6:.0f} M/s"
+        per_second = result["updates"] / seconds
+        return f"{per_second / 1e9:.3g} G/s" if per_second >= 1e10 else f"{per_second / 1e6:.0f} M/s"
     if WITHOUT_SAMPLING not in result["seconds"]:
         return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
     share = 1 - result["seconds"][WITHOUT_SAMPLING] / seconds
     return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
 
 
+def markdown(lines: list[list[str]]) -> str:
+    """A table with its columns aligned; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table with its columns aligned."""
     lines = [["case", OURS, "best peer", "ratio", "wanted"]]
     for result in results:
         for peer, wanted in ((result["best_peer"], result["wanted"]), *result.get("rivals", {}).items()):
             ratio = result["seconds"][peer] / result["seconds"][OURS]
             aim = f"{wanted:g}x" if wanted else ""
             lines.append([result["case"], speed(result, OURS), f"{speed(result, peer)} ({peer})", f"{ratio:.1f}x", aim])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+    return markdown(lines)
 
 
 def readme_table() -> str:
-    """What README says of speed: the newest figures kept for each CPU. What was measured alike shares a table."""
+    """What README says of speed: the newest figures kept for each device. What was measured alike shares a table."""
     tables: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((HISTORY / "cpu").glob("*.json")):
+    for path in sorted(HISTORY.glob("*/*.json")):
         for module in json.loads(path.read_text()).values():
             about = module["metadata"]
-            heading = f"{about['cpu']}, {about['threads']} thread, PyTorch {about['torch']}, {about['date']}:"
+            device = about.get("gpu") or f"{about['cpu']}, {about['threads']} thread"
+            heading = f"{device}, PyTorch {about['torch']}, {about['date']}:"
             tables.setdefault(heading, []).extend(module["results"])
     return "\n\n".join(f"{heading}\n\n{table(results)}" for heading, results in tables.items())
 
 
-def write_readme() -> None:
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{readme_table()}\n{END}{after}")
+def parts_of_readme(command: str) -> tuple[str, str, str]:
+    """What README says before, in and after what a command writes there."""
+    before, rest = README.read_text().split(f"<!-- begin: {command} -->\n")
+    inside, after = rest.split("<!-- end -->", 1)
+    return before, inside, after
+
+
+def write_readme(command: str, text: str) -> None:
+    before, _, after = parts_of_readme(command)
+    write(README, f"{before}<!-- begin: {command} -->\n{text}\n<!-- end -->{after}")

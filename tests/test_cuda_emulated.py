@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 
+import backends
 import pytest
 import test_bipartite_ais
 import test_bipartite_gibbs
@@ -12,7 +13,7 @@ import test_graph_ais
 import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
-from backends import call_emulated, emulated_library, tests_of
+from backends import call_emulated, emulated_library
 
 from gibbs_ext import ops
 
@@ -32,7 +33,7 @@ UNFIT = (
     *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
     *("many_nodes", "drift", "tables_agree", "ties_are", "refuses"),
 )
-BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor")
+BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming")
 GRAPH_ROUTES = ("tables", "sums", "units")
 
 
@@ -40,7 +41,7 @@ def unfit(module: str, name: str) -> bool:
     return any(word in name for word in UNFIT)
 
 
-globals().update(tests_of(MODULES, unfit))
+globals().update(backends.tests_of(MODULES, unfit))
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,10 @@ FAULTS = [
         "uint64_t(p_.sweep.sweep_offset)",
     ),
     Fault("a column too far", "bipartite", "unit < to.n ? unit : to.n - 1", "unit"),
-    Fault("no barrier between drawing and multiplying", "bipartite_tensor", f"{BARRIER}right's bits are drawn", "//"),
+    Fault("no barrier between drawing and multiplying", "bipartite_tensor", "sync();  // right's bits are drawn", "//"),
+    Fault("bytes read before they are drawn", "bipartite_tensor", f"{BARRIER}random bytes are there", "//"),
+    Fault("a digit that is not signed", "bipartite_tensor", "uint32_t(int32_t(digit))", "uint32_t(uint8_t(digit))"),
+    Fault("a CTA that keeps its bits to itself", "bipartite_tensor", "rank < size_; ++rank", "rank < 1; ++rank"),
     Fault(
         "fields read before the warp has stored them",
         "bipartite_tensor",

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kMaxChainsPerCta = 32;
 constexpr int kMinThreads = 128;
-constexpr int64_t kReservedShared = 1024;  // of each CTA, by CUDA
 
 // Warps that have something to do in a half sweep; several share the flips of 32 units where there are warps left.
 int threads_for(const BipartiteParams& p, int chains, bool is_resident) {
@@ -40,9 +39,7 @@ bool plan_one_cta(const BipartiteParams& p, const DeviceLimits& limits, bool is_
   int chains = 1;
   for (int more = 2; more <= std::min<int64_t>(kMaxChainsPerCta, batch.chains_per_model); ++more) {
     const LaunchShape now = shape_of(chains), next = shape_of(more);
-    const int64_t per_sm = std::min<int64_t>(limits.shared_memory_per_sm / (now.shared_memory + kReservedShared),
-                                             limits.max_threads_per_sm / now.num_threads);
-    if (!fits(next) || now.num_ctas <= std::max<int64_t>(1, per_sm) * limits.num_sms) break;
+    if (!fits(next) || now.num_ctas <= ctas_per_sm(limits, now) * limits.num_sms) break;
     chains = more;
   }
   plan->shape = shape_of(chains);
@@ -79,8 +76,9 @@ BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limit
     return (route == BipartiteRoute::kAuto || route == r) && make(p, limits, &(plan = {}));
   };
   // A route that tests ask for is taken wherever it can be.
-  if (route == BipartiteRoute::kTensor || (route == BipartiteRoute::kAuto && prefers_tensor(p, limits)))
-    if (plan_bipartite_tensor(p, limits, &plan)) return plan;
+  const bool prefers = route == BipartiteRoute::kAuto && prefers_tensor(p, limits);
+  if ((prefers || route == BipartiteRoute::kTensor) && plan_bipartite_tensor(p, limits, &plan)) return plan;
+  if ((prefers || route == BipartiteRoute::kTensorStreaming) && plan_bipartite_tensor_streaming(p, limits, &plan)) return plan;
   if (can(BipartiteRoute::kResident, plan_bipartite_resident) || can(BipartiteRoute::kCluster, plan_bipartite_cluster)) return plan;
   plan = {};
   plan_bipartite_streaming(p, limits, &plan);

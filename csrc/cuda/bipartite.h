@@ -39,8 +39,8 @@ struct BipartiteBackwardParams {
 };
 
 // Binary sweeps: a weight of its own for each model, in the shared memory of one CTA or of a cluster, or wherever it is; or one for many
-// chains, by tensor cores. Tests and benchmarks name one.
-enum class BipartiteRoute { kAuto, kResident, kCluster, kStreaming, kTensor };
+// chains, by tensor cores, its slices in shared memory or (kTensorStreaming) in device memory. Tests and benchmarks name one.
+enum class BipartiteRoute { kAuto, kResident, kCluster, kStreaming, kTensor, kTensorStreaming };
 
 struct BipartitePlan {
   BipartiteRoute route;

@@ -430,9 +430,9 @@ class BinaryCta {
 struct CtaChains {
   int64_t model, first;
   int count;
-  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta) {
-    const int64_t ctas = (batch.chains_per_model + chains_per_cta - 1) / chains_per_cta, at = blockIdx.x % ctas;
-    model = blockIdx.x / ctas;
+  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta, int64_t cta = blockIdx.x) {
+    const int64_t ctas = (batch.chains_per_model + chains_per_cta - 1) / chains_per_cta, at = cta % ctas;
+    model = cta / ctas;
     first = at * chains_per_cta;
     const int64_t left_over = batch.chains_per_model - first;
     count = left_over < chains_per_cta ? int(left_over) : chains_per_cta;

@@ -16,6 +16,7 @@ bool plan_bipartite_cluster(const BipartiteParams&, const DeviceLimits&, Biparti
 void launch_bipartite_cluster(const BipartiteParams&, const BipartitePlan&, Stream);
 
 bool plan_bipartite_tensor(const BipartiteParams&, const DeviceLimits&, BipartitePlan*);
+bool plan_bipartite_tensor_streaming(const BipartiteParams&, const DeviceLimits&, BipartitePlan*);
 void launch_bipartite_tensor(const BipartiteParams&, const BipartitePlan&, Stream);
 
 // Whether so many chains share a weight that tensor cores are the fastest.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plan and launch of binary sweeps by tensor cores.
+#include <algorithm>
+
 #include "cuda/bipartite_routes.h"
 #include "cuda/bipartite_tensor_kernel.cuh"
 
@@ -7,42 +9,78 @@ namespace gibbs {
 
 namespace {
 
-int64_t shared_memory(const BipartiteParams& p, bool is_staged) { return TensorLayout(p, is_staged).bytes(p.n2); }
+constexpr int kNarrow = 32, kWide = 64;  // chains of a CTA
+constexpr int kMaxTensorCluster = 8;
 
-int64_t tiles_of(const BatchView& batch) {
-  return batch.num_models * ((batch.chains_per_model + kTensorChains - 1) / kTensorChains);
+int64_t shared_memory(const BipartiteParams& p, bool is_resident, int chains) {
+  return TensorLayout(p, is_resident, chains).bytes();
+}
+
+int64_t tiles_of(const BatchView& batch, int chains) {
+  return batch.num_models * ((batch.chains_per_model + chains - 1) / chains);
+}
+
+bool is_resident(const BipartitePlan& plan) { return plan.workspace == 0; }
+
+BipartitePlan plan_for(const BipartiteParams& p, bool resident, int chains) {
+  BipartitePlan plan = {};
+  plan.route = BipartiteRoute::kTensor;
+  plan.chains_per_cta = chains;
+  plan.shape.num_ctas = tiles_of(p.sweep.batch, chains);
+  plan.shape.num_threads = kTensorThreads;
+  plan.shape.shared_memory = shared_memory(p, resident, chains);
+  plan.workspace = resident ? 0 : p.sweep.batch.num_models * sliced_model_bytes(p);
+  return plan;
 }
 
 }  // namespace
 
 bool plan_bipartite_tensor(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
-  const bool is_staged = shared_memory(p, false) > limits.shared_memory_per_cta;
-  *plan = {};
-  plan->route = BipartiteRoute::kTensor;
-  plan->chains_per_cta = kTensorChains;
-  plan->shape.num_ctas = tiles_of(p.sweep.batch);
-  plan->shape.num_threads = kTensorThreads;
-  plan->shape.shared_memory = shared_memory(p, is_staged);
+  *plan = plan_for(p, true, kNarrow);
+  return plan->shape.shared_memory <= limits.shared_memory_per_cta;
+}
+
+bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
+  const BatchView& batch = p.sweep.batch;
+  const bool has_clusters = limits.has_clusters() && !p.log_weights;
+  // A wide CTA reads the slices half as often; but without clusters half as many multiprocessors may be at work.
+  const bool is_wide = !p.log_weights && batch.chains_per_model >= kWide &&
+                       (has_clusters || tiles_of(batch, kWide) >= limits.num_sms) &&
+                       shared_memory(p, false, kWide) <= limits.shared_memory_per_cta;
+  *plan = plan_for(p, false, is_wide ? kWide : kNarrow);
+  const int64_t tiles = (std::max(p.n1, p.n2) + kTensorTile - 1) / kTensorTile;
+  int& size = plan->shape.cluster_size;
+  while (has_clusters && size < kMaxTensorCluster && size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)
+    size *= 2, plan->shape.num_ctas *= 2;
   return plan->shape.shared_memory <= limits.shared_memory_per_cta;
 }
 
 // A CTA of 32 chains is busy longer than one of a few that goes by flipped rows, and needs as many chains to fill the device. A weight that
-// does not fit shared memory is read once for 32 chains.
+// does not fit shared memory is read once for all chains of a CTA.
 bool prefers_tensor(const BipartiteParams& p, const DeviceLimits& limits) {
   const BatchView& batch = p.sweep.batch;
   if (!p.sweep.num_sweeps) return false;
   BipartitePlan plan = {};
   if (plan_bipartite_resident(p, limits, &plan))
-    return batch.chains_per_model >= kTensorChains && tiles_of(batch) >= limits.num_sms;
-  return batch.chains_per_model >= kTensorChains / 4;
+    return batch.chains_per_model >= kNarrow && tiles_of(batch, kNarrow) >= limits.num_sms;
+  return batch.chains_per_model >= kNarrow / 4;
 }
 
 void launch_bipartite_tensor(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  const bool is_staged = shared_memory(p, false) != plan.shape.shared_memory;
-  const auto kernel = p.log_weights ? is_staged ? bipartite_tensor_kernel<true, true> : bipartite_tensor_kernel<true, false>
-                      : is_staged   ? bipartite_tensor_kernel<false, true>
-                                    : bipartite_tensor_kernel<false, false>;
-  launch(kernel, plan.shape, stream, p);
+  const bool annealed = p.log_weights, wide = plan.chains_per_cta == kWide;
+  const auto kernel = is_resident(plan) ? annealed ? bipartite_tensor_kernel<true, true, kNarrow>
+                                                   : bipartite_tensor_kernel<false, true, kNarrow>
+                      : annealed ? bipartite_tensor_kernel<true, false, kNarrow>
+                      : wide     ? bipartite_tensor_kernel<false, false, kWide>
+                                 : bipartite_tensor_kernel<false, false, kNarrow>;
+  if (!is_resident(plan)) {
+    LaunchShape slices;
+    slices.num_ctas = p.sweep.batch.num_models;
+    slices.num_threads = kSliceThreads;
+    slices.shared_memory = shared_bytes<uint32_t>(scale_scratch(p.n2));
+    launch(bipartite_slice_kernel, slices, stream, p);
+  }
+  launch(kernel, plan.shape, stream, BipartiteTensorParams{p, plan.shape.cluster_size});
 }
 
 }  // namespace gibbs

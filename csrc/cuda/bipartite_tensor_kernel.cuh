@@ -5,83 +5,160 @@
 //
 // Why, by numbers (an H100's SM; 100 + 100 units; a quarter of the units flip in a sweep): an update by flipped rows is 25 loads from shared
 // memory, a wavefront for 32 chains' worth each: 0.8 clocks a unit. Tables of 16 entries for 4 rows are 25 loads as well, flips or not. On
-// tensor cores it is 100 units x 4 slices of 8 bits = 400 multiply-adds, at 2048 a clock 0.2 clocks, plus 4 wavefronts of slices for 512 products.
-// Drawing a unit (threshold, a sixteenth of a Philox counter, comparison; about 60 instructions) is 0.5 clocks either way.
+// tensor cores it is 100 units x 4 slices of 8 bits = 400 multiply-adds, at 2048 a clock 0.2 clocks, plus, for 16 x 16 couplings and 32 chains, 8
+// wavefronts of slices and 4 of states for 8 products. Drawing a unit (threshold, an eighth of a Philox counter, comparison; about 60 instructions) is
+// 0.5 clocks either way.
+//
+// A weight too large for shared memory is sliced once, into device memory, by a launch of its own, and then read from L2 in each half sweep: 4 n1 n2
+// bytes for all chains of a CTA, which therefore are 64 where there are as many, and whose units are shared out over a cluster where there are fewer
+// CTAs than multiprocessors.
+//
+// Slices and states lie in memory tile by tile, K innermost, so that a lane's part of a fragment is whole words; for that slices are kept twice, as
+// left updates and as right updates multiply by them.
 #include "cuda/bipartite_kernel.cuh"
 
 namespace gibbs {
 
 constexpr int kTensorThreads = 256;
 constexpr int kTensorWarps = kTensorThreads / kWarpSize;
-constexpr int kTensorChains = 32;                 // of a CTA: a lane is a chain
-constexpr int kTensorTile = 16;                   // of units, wmma's M and K; two tiles of chains are its N
-constexpr int kSlices = 4;                        // of 8 bits in an int32 coupling; the highest is signed
-constexpr int kStateStride = kTensorChains + 16;  // bytes from unit to unit: rows of 16 bytes fall in different banks
-constexpr int kStageStride = kTensorChains + 4;   // integers from unit to unit of a warp's fields
+constexpr int kTensorTile = 16;  // of units, wmma's M and K, and of chains, its N
+constexpr int kSlices = 4;       // signed digits of 8 bits in an int32 coupling
+constexpr int kSliceThreads = 512;
+constexpr int kTileCouplings = kTensorTile * kTensorTile;
+constexpr int64_t kSlicesAlignment = 256;  // bytes before a model's slices in device memory, where its k is
 
-GIBBS_HOST_DEVICE int64_t whole_tiles(int64_t n) { return round_up(n, kTensorTile); }
-GIBBS_HOST_DEVICE int64_t slice_stride(int64_t n2) { return whole_tiles(n2) + 16; }
+GIBBS_HOST_DEVICE int64_t tensor_tiles(int64_t n) { return (n + kTensorTile - 1) / kTensorTile; }
+// Of both kinds, one after the other: left updates' and right updates'.
+GIBBS_HOST_DEVICE int64_t slice_bytes(const BipartiteParams& p) {
+  return 2 * kSlices * kTileCouplings * tensor_tiles(p.n1) * tensor_tiles(p.n2);
+}
+// In device memory: k, then the slices.
+GIBBS_HOST_DEVICE int64_t sliced_model_bytes(const BipartiteParams& p) { return kSlicesAlignment + slice_bytes(p); }
+
+// 16 units of a chain, a byte each.
+struct alignas(16) UnitTile {
+  uint32_t word[4];
+};
 
 struct TensorLayout {
-  int64_t slice, left_biases, right_biases, words,
-      terms;  // slice: bytes of one of four; of a warp's own tile where they are staged
+  int64_t slices, left_biases, right_biases, words, terms, scratch;
+  int64_t left_tiles, right_tiles;
+  int chains, stage_stride;  // from unit to unit
   bool has_clamps, is_annealed;
-  int64_t n1, n2;
-  GIBBS_HOST_DEVICE TensorLayout(const BipartiteParams& p, bool is_staged)
-      : slice(is_staged ? kTensorWarps * kTensorTile * kTensorTile : whole_tiles(p.n1) * slice_stride(p.n2)),
-        words(random_byte_words(p.n1 + p.n2)),
+  GIBBS_HOST_DEVICE TensorLayout(const BipartiteParams& p, bool is_resident, int chains_per_cta)
+      : slices(is_resident ? slice_bytes(p) : 0),
+        words(2 * kTensorTile * kTensorWarps / 4),  // a round's units may begin within 128 of them
+        scratch(is_resident ? scale_scratch(p.n2) : 0),
+        left_tiles(tensor_tiles(p.n1)),
+        right_tiles(tensor_tiles(p.n2)),
+        chains(chains_per_cta),
+        stage_stride(chains + 4),
         has_clamps(p.clamp_left.data || p.clamp_right.data),
-        is_annealed(p.log_weights),
-        n1(whole_tiles(p.n1)),
-        n2(whole_tiles(p.n2)) {
+        is_annealed(p.log_weights) {
     const auto copies = [&](const ParameterView& bias, const ParameterView& base) {
-      return is_shared_row(bias, p.sweep.batch) && (!is_annealed || is_shared_row(base, p.sweep.batch)) ? 1 : kTensorChains;
+      return is_shared_row(bias, p.sweep.batch) && (!is_annealed || is_shared_row(base, p.sweep.batch)) ? 1 : chains;
     };
-    left_biases = copies(p.left_bias, p.base_left_bias) * p.n1;
-    right_biases = copies(p.right_bias, p.base_right_bias) * p.n2;
-    terms = is_annealed ? (2 * n1 + n2) / kTensorTile * kTensorChains : 0;
+    left_biases = copies(p.left_bias, p.base_left_bias) * left_tiles * kTensorTile;
+    right_biases = copies(p.right_bias, p.base_right_bias) * right_tiles * kTensorTile;
+    terms = is_annealed ? (2 * left_tiles + right_tiles) * chains : 0;
   }
-  GIBBS_HOST_DEVICE int64_t bytes(int64_t scale_columns) const {
-    return kSlices * shared_bytes<uint8_t>(slice) +
-           (has_clamps ? 2 : 1) * (shared_bytes<uint8_t>(n1 * kStateStride) + shared_bytes<uint8_t>(n2 * kStateStride)) +
-           shared_bytes<int32_t>(kTensorWarps * kTensorTile * kStageStride) + shared_bytes<uint32_t>(words * kTensorChains) +
+  GIBBS_HOST_DEVICE int64_t bytes() const {
+    return shared_bytes<uint8_t>(slices) +
+           (has_clamps ? 2 : 1) * (shared_bytes<UnitTile>(left_tiles * chains) + shared_bytes<UnitTile>(right_tiles * chains)) +
+           shared_bytes<int32_t>(kTensorWarps * kTensorTile * stage_stride) + shared_bytes<uint32_t>(words * chains) +
            (is_annealed ? 2 : 1) * (shared_bytes<float>(left_biases) + shared_bytes<float>(right_biases)) +
-           shared_bytes<uint64_t>(kTensorChains) + shared_bytes<uint32_t>(scale_scratch(scale_columns)) +
-           (is_annealed ? shared_bytes<double>(terms) + shared_bytes<double>(kTensorChains) : 0);
+           shared_bytes<uint64_t>(chains) + shared_bytes<uint32_t>(scratch) +
+           (is_annealed ? shared_bytes<double>(terms) + shared_bytes<double>(chains) : 0);
   }
+};
+
+struct BipartiteTensorParams {
+  BipartiteParams call;
+  int cluster_size;
 };
 
 #if defined(GIBBS_DEVICE)
 
-// A CTA owns: 32 chains of one model, for all sweeps.
-// Shared memory: the couplings' slices (or a tile of them a warp, staged from global memory, where they do not fit), states as bytes, [unit,
-// chain], random bytes of a sweep, biases, a tile of fields a warp.
-// Synchronisation: barriers after each half sweep and after the random bytes; a warp multiplies a tile of units and draws it, with __syncwarp
-// between what lanes write for each other.
-// Traffic: a weight once (staged: in each half sweep, from L2); see above for wavefronts.
+// Coupling (i, j) of a model in fixed point; 0 outside the weight.
+GIBBS_DEVICE int32_t tensor_coupling(const BipartiteParams& p, const void* weight, int k, int i, int j) {
+  if (i >= int(p.n1) || j >= int(p.n2)) return 0;
+  const int64_t at = i * p.weight.row_stride + j * p.weight.stride;
+  return p.is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k))
+                     : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k));
+}
+// The lowest digit of -128 .. 127, which is taken off. Of the four only sums modulo 2^32 are wanted.
+GIBBS_DEVICE int8_t take_digit(int32_t& rest) {
+  const auto digit = int8_t(uint32_t(rest) & 0xff);
+  rest = int32_t(uint32_t(rest) - uint32_t(int32_t(digit))) >> 8;
+  return digit;
+}
+
+// Writes a model's slices, words of four couplings along K; store(at, word). Lanes along the weight's rows as it is read.
+template <class Store>
+GIBBS_DEVICE void slice_weight(const BipartiteParams& p, int64_t model, int k, const Store& store) {
+  const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
+  for (int of_right = 0; of_right < 2; ++of_right) {
+    const int m_tiles = int(tensor_tiles(of_right ? p.n2 : p.n1)), k_tiles = int(tensor_tiles(of_right ? p.n1 : p.n2));
+    const int units = m_tiles * kTensorTile, words = k_tiles * kTensorTile / 4;
+    for (int item = threadIdx.x; item < units * words; item += blockDim.x) {
+      const int m = of_right ? item % units : item / words, quad = of_right ? item / units : item % words;
+      uint32_t word[kSlices] = {};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int32_t rest = of_right ? tensor_coupling(p, weight, k, 4 * quad + e, m) : tensor_coupling(p, weight, k, m, 4 * quad + e);
+#pragma unroll
+        for (int s = 0; s < kSlices; ++s) word[s] |= uint32_t(uint8_t(take_digit(rest))) << (8 * e);
+      }
+      const int tile = of_right * m_tiles * k_tiles + m / kTensorTile * k_tiles + quad / 4;
+      const int at = tile * kSlices * (kTileCouplings / 4) + m % kTensorTile * 4 + quad % 4;
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s) store(at + s * (kTileCouplings / 4), word[s]);
+    }
+  }
+}
+
+// A CTA owns: 32 or 64 chains of one model, and the units of its part of a cluster's, for all sweeps.
+// Shared memory: all states as bytes; the couplings' slices (kResident; else they are in device memory); random bytes of a round of
+// tiles, biases, a tile of fields a warp.
+// Synchronisation: a barrier, of the cluster where there is one, after each half sweep; one of the CTA after a round's random bytes. A warp multiplies a
+// tile of 16 units and draws it, with __syncwarp between what lanes write for each other.
+// Traffic: a weight once (or its slices in each half sweep, from L2); see above for wavefronts. In a cluster every bit is written to each CTA, as a
+// byte.
 // Computes: acc = sum over slices s of 2^(8 s) W_s z;  z' = [word < threshold(beta (acc 2^-k + bias))].
-template <bool kAnnealed, bool kStaged>
+template <bool kAnnealed, bool kResident, int kChains>
 class TensorCta {
+  static constexpr int kChainTiles = kChains / kTensorTile, kStageStride = kChains + 4;
+
  public:
-  GIBBS_DEVICE TensorCta(const BipartiteParams& p, const CtaChains& chains, SharedMemory& memory) : p_(p), chains_(chains) {
-    const TensorLayout layout(p, kStaged);
-    for (int s = 0; s < kSlices; ++s) slices_[s] = memory.take<uint8_t>(layout.slice);
-    left_ = side(layout, memory, p.n1, layout.n1, layout.left_biases, 0);
-    right_ = side(layout, memory, p.n2, layout.n2, layout.right_biases, p.n1);
+  GIBBS_DEVICE TensorCta(const BipartiteTensorParams& params, SharedMemory& memory)
+      : p_(params.call),
+        size_(params.cluster_size),
+        rank_(int(blockIdx.x) % size_),
+        chains_(params.call.sweep.batch, kChains, int64_t{blockIdx.x} / size_) {
+    const TensorLayout layout(p_, kResident, kChains);
+    const Shared<uint32_t> slices = memory.take<uint32_t>(layout.slices / 4);
+    left_ = side(layout, memory, p_.n1, layout.left_tiles, layout.left_biases, 0);
+    right_ = side(layout, memory, p_.n2, layout.right_tiles, layout.right_biases, p_.n1);
     stage_ = memory.take<int32_t>(kTensorWarps * kTensorTile * kStageStride) + warp() * kTensorTile * kStageStride;
-    bytes_ = memory.take<uint32_t>(layout.words * kTensorChains);
-    number_ = memory.take<uint64_t>(kTensorChains);
-    scratch_ = memory.take<uint32_t>(scale_scratch(p.n2));
+    bytes_ = memory.take<uint32_t>(layout.words * kChains);
+    number_ = memory.take<uint64_t>(kChains);
+    scratch_ = memory.take<uint32_t>(layout.scratch);
     if (kAnnealed) {
       right_terms_ = memory.take<double>(layout.terms);
-      left_terms_ = right_terms_ + layout.n2 / kTensorTile * kTensorChains;
-      log_weight_ = memory.take<double>(kTensorChains);
+      left_terms_ = right_terms_ + layout.right_tiles * kChains;
+      log_weight_ = memory.take<double>(kChains);
+    }
+    if constexpr (kResident) {
+      shared_slices_ = slices;
+      slices_ = reinterpret_cast<const signed char*>(shared_pointer(slices));
+    } else {
+      slices_ = static_cast<const signed char*>(p_.workspace) + chains_.model * sliced_model_bytes(p_) + kSlicesAlignment;
     }
   }
 
   GIBBS_DEVICE void run() {
     const SweepView& s = p_.sweep;
-    for (int c = threadIdx.x; c < kTensorChains; c += blockDim.x) {
+    for (int c = threadIdx.x; c < kChains; c += blockDim.x) {
       number_[c] = c < chains_.count ? chain_number(s, chains_.model, chains_.first + c) : 0;
       if (kAnnealed) log_weight_[c] = 0;
     }
@@ -93,19 +170,23 @@ class TensorCta {
       load_biases(left_.base_bias, left_, p_.base_left_bias, Outcome::kNonFiniteBaseLeftBias);
       load_biases(right_.base_bias, right_, p_.base_right_bias, Outcome::kNonFiniteBaseRightBias);
     }
-    k_ = streaming_scale_exponent(p_, chains_.model, scratch_, chains_.first == 0);  // and a barrier: what was loaded is there
-    const float scale = FloatTraits<float>::power(-k_);
-    if (!kStaged) slice_weight();
+    int k;
+    if constexpr (kResident) {
+      k = streaming_scale_exponent(p_, chains_.model, scratch_, chains_.first == 0);
+      slice_weight(p_, chains_.model, k, [&](int at, uint32_t word) { shared_slices_[at] = word; });
+    } else {
+      k = *reinterpret_cast<const int32_t*>(slices_ - kSlicesAlignment);
+    }
+    const float scale = FloatTraits<float>::power(-k);
+    sync();  // what was loaded is there
     if (kAnnealed) weigh_left(0);
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      draw_bytes(sweep);
-      __syncthreads();  // random bytes, and the first time slices, are there
       const float last_beta = kAnnealed ? float(beta_at(s, sweep)) : 0, beta = float(beta_at(s, sweep + kAnnealed));
       half_sweep<true>(left_, right_, sweep, last_beta, beta, scale);
-      __syncthreads();  // right's bits are drawn
+      sync();  // right's bits are drawn
       if (kAnnealed) add_weights(sweep);
       half_sweep<false>(right_, left_, sweep, last_beta, beta, scale);
-      __syncthreads();  // left's bits are drawn, and nobody reads the random bytes any more
+      sync();  // left's bits are drawn
     }
     store_side(left_, p_.left_out);
     store_side(right_, p_.right_out);
@@ -119,36 +200,56 @@ class TensorCta {
     int n, tiles;
     int64_t first_unit;
     bool is_shared;  // one bias for all chains
-    Shared<uint8_t> state, clamp;
+    Shared<UnitTile> state, clamp;  // a tile of 16 units and 16 chains after the other, chains innermost
     Shared<float> bias, base_bias;  // [unit] or [unit, chain]
-    GIBBS_DEVICE int bias_at(int unit, int chain) const { return is_shared ? unit : unit * kTensorChains + chain; }
+    GIBBS_DEVICE int bias_at(int unit, int chain) const { return is_shared ? unit : unit * kChains + chain; }
+    GIBBS_DEVICE int at(int tile, int chain) const {
+      return (chain / kTensorTile * tiles + tile) * kTensorTile + chain % kTensorTile;
+    }
+    GIBBS_DEVICE bool bit(int unit, int chain) const {
+      return state[at(unit / kTensorTile, chain)].word[unit % kTensorTile / 4] >> (8 * (unit % 4)) & 1;
+    }
   };
+  template <class Use, class Order = void>
+  using Fragment = nvcuda::wmma::fragment<Use, kTensorTile, 16, 16, signed char, Order>;
   using Accumulator = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kTensorTile, 16, 16, int>;
-  template <class E>
-  using States = nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, kTensorTile, 16, 16, E, nvcuda::wmma::row_major>;
 
-  GIBBS_DEVICE static Side side(const TensorLayout& layout, SharedMemory& memory, int64_t n, int64_t padded, int64_t biases,
+  GIBBS_DEVICE static Side side(const TensorLayout& layout, SharedMemory& memory, int64_t n, int64_t tiles, int64_t biases,
                                 int64_t first_unit) {
-    const Shared<uint8_t> state = memory.take<uint8_t>(padded * kStateStride),
-                          clamp = layout.has_clamps ? memory.take<uint8_t>(padded * kStateStride) : state;
+    const Shared<UnitTile> state = memory.take<UnitTile>(tiles * kChains),
+                           clamp = layout.has_clamps ? memory.take<UnitTile>(tiles * kChains) : state;
     const Shared<float> bias = memory.take<float>(biases), base_bias = kAnnealed ? memory.take<float>(biases) : bias;
-    return {int(n), int(padded / kTensorTile), first_unit, biases == n, state, clamp, bias, base_bias};
+    return {int(n), int(tiles), first_unit, biases == tiles * kTensorTile, state, clamp, bias, base_bias};
   }
 
   GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
   GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
   GIBBS_DEVICE bool has_clamps() const { return p_.clamp_left.data || p_.clamp_right.data; }
+  // A barrier of all that share the chains.
+  GIBBS_DEVICE void sync() const {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if (size_ > 1) return cooperative_groups::this_cluster().sync();
+#endif
+    __syncthreads();
+  }
 
+  // Bits 0 .. 3 as bytes.
+  GIBBS_DEVICE static uint32_t spread(uint32_t bits) {
+    return (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21;
+  }
   // Lanes along units, for the sake of global memory; units and chains that there are not have state 0.
   GIBBS_DEVICE void load_side(const Side& side, const StateView& state, const StateView& clamp, Outcome fault) const {
-    const int padded = side.tiles * kTensorTile;
-    for (int c = warp(); c < kTensorChains; c += kTensorWarps) {
+    for (int c = warp(); c < kChains; c += kTensorWarps) {
       const int64_t chain = chains_.first + (c < chains_.count ? c : 0);
-      const auto load = [&](const Shared<uint8_t>& to, const StateView& view) {
+      const auto load = [&](const Shared<UnitTile>& to, const StateView& view) {
         const int64_t row = batch_offset(p_.sweep.batch, view.batch_strides, chains_.model, chain);
-        for (int i = lane(); i < padded; i += kWarpSize) {
-          const bool exists = view.data && i < side.n && c < chains_.count;
-          to[i * kStateStride + c] = exists ? uint8_t(load_bit(p_.sweep, view, row + i * view.stride, fault)) : uint8_t(0);
+        for (int tile = 0; tile < side.tiles; tile += 2) {
+          const int unit = tile * kTensorTile + lane();
+          const bool exists = view.data && unit < side.n && c < chains_.count;
+          const uint32_t bits =
+              __ballot_sync(kFullWarp, exists && load_bit(p_.sweep, view, row + unit * view.stride, fault)) >> (16 * (lane() & 1));
+          if (lane() < 2 && tile + lane() < side.tiles)
+            to[side.at(tile + lane(), c)] = {{spread(bits), spread(bits >> 4), spread(bits >> 8), spread(bits >> 12)}};
         }
       };
       load(side.state, state);
@@ -164,121 +265,122 @@ class TensorCta {
     }
   }
 
-  // Coupling (i, j) in fixed point; 0 outside the weight.
-  GIBBS_DEVICE int32_t coupling(const void* weight, int i, int j) const {
-    if (i >= int(p_.n1) || j >= int(p_.n2)) return 0;
-    const int64_t at = i * p_.weight.row_stride + j * p_.weight.stride;
-    return p_.is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k_))
-                        : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k_));
-  }
-  GIBBS_DEVICE void store_slices(int at, int32_t coupling) {
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) slices_[s][at] = uint8_t(uint32_t(coupling) >> (8 * s));
-  }
-  GIBBS_DEVICE const void* weight() const { return parameter_row(p_.weight, p_.sweep.batch, p_.is_double, chains_.model, 0); }
-
-  GIBBS_DEVICE void slice_weight() {
-    const void* from = weight();
-    const int ld = int(slice_stride(p_.n2)), columns = right_.tiles * kTensorTile;
-    for (int i = warp(); i < left_.tiles * kTensorTile; i += kTensorWarps)
-      for (int j = lane(); j < columns; j += kWarpSize) store_slices(i * ld + j, coupling(from, i, j));
-  }
-
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
-  // Lanes along chains: word q of four units of a chain is bytes_[q, chain].
-  GIBBS_DEVICE void draw_bytes(int64_t sweep) {
-    const RandomStream of_lane = stream(lane(), sweep);
-    for (int group = warp(); group < int(random_byte_counters(p_.n1 + p_.n2)); group += kTensorWarps) {
-      const PhiloxOutput r = philox4x32(uint32_t(group), of_lane.c1, of_lane.c2, of_lane.c3, of_lane.k0, of_lane.k1);
+  // Of units first .. end - 1 of all of a sweep's, 128 at most: word q of four units of a chain is bytes_[q, chain], q counted from the
+  // first's 128 units.
+  GIBBS_DEVICE void draw_bytes(int64_t first, int64_t end, int64_t sweep) {
+    const int64_t begin = first >> 7 << 3;
+    const int counters = int(((end - 1) >> 7) + 1 - (first >> 7)) * 8;
+    for (int item = threadIdx.x; item < counters * kChains; item += blockDim.x) {
+      const int counter = item / kChains, c = item % kChains;
+      const RandomStream of_chain = stream(c, sweep);
+      const PhiloxOutput r =
+          philox4x32(uint32_t(begin + counter), of_chain.c1, of_chain.c2, of_chain.c3, of_chain.k0, of_chain.k1);
 #pragma unroll
-      for (int w = 0; w < 4; ++w) bytes_[((group >> 3) * 32 + (group & 7) + 8 * w) * kTensorChains + lane()] = r.word[w];
+      for (int w = 0; w < 4; ++w) bytes_[((counter >> 3) * 32 + (counter & 7) + 8 * w) * kChains + c] = r.word[w];
     }
   }
 
-  // Fields of the 16 units of a tile of `to` for all chains, to the warp's stage. In a right update (kRight) a unit of `to` is a column.
+  // Fields of the 16 units of a tile of `to` for all chains, to the warp's stage.
   template <bool kRight>
-  GIBBS_DEVICE void multiply(const Side& from, int tile) {
+  GIBBS_DEVICE void multiply(const Side& from, const Side& to, int tile) {
     namespace wmma = nvcuda::wmma;
-    using Order = std::conditional_t<kRight, wmma::col_major, wmma::row_major>;
-    Accumulator sum[kSlices][2];
+    Accumulator sum[kSlices][kChainTiles];
     for (int s = 0; s < kSlices; ++s)
-      for (int n = 0; n < 2; ++n) wmma::fill_fragment(sum[s][n], 0);
-    const void* from_weight = kStaged ? weight() : nullptr;
+      for (int n = 0; n < kChainTiles; ++n) wmma::fill_fragment(sum[s][n], 0);
+    const signed char* slices = slices_ + int64_t{(kRight ? to.tiles : 0) + tile} * from.tiles * kSlices * kTileCouplings;
+    const signed char* states = reinterpret_cast<const signed char*>(shared_pointer(from.state));
     for (int t = 0; t < from.tiles; ++t) {
-      int at, ld;
-      if (kStaged) {
-        at = warp() * kTensorTile * kTensorTile, ld = kTensorTile;
-        __syncwarp();  // the tile before has been multiplied
-        for (int e = lane(); e < kTensorTile * kTensorTile; e += kWarpSize) {
-          const int row = e / kTensorTile, column = e % kTensorTile;  // of the weight
-          const int i = (kRight ? t : tile) * kTensorTile + row, j = (kRight ? tile : t) * kTensorTile + column;
-          store_slices(at + e, coupling(from_weight, i, j));
-        }
-        __syncwarp();  // the tile is staged
-      } else {
-        ld = int(slice_stride(p_.n2));
-        at = (kRight ? t * ld + tile : tile * ld + t) * kTensorTile;
+      Fragment<wmma::matrix_b, wmma::col_major> bits[kChainTiles];
+#pragma unroll
+      for (int n = 0; n < kChainTiles; ++n)
+        wmma::load_matrix_sync(bits[n], states + (n * from.tiles + t) * kTileCouplings, kTensorTile);
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s) {
+        Fragment<wmma::matrix_a, wmma::row_major> a;
+        wmma::load_matrix_sync(a, slices + (t * kSlices + s) * kTileCouplings, kTensorTile);
+#pragma unroll
+        for (int n = 0; n < kChainTiles; ++n) wmma::mma_sync(sum[s][n], a, bits[n], sum[s][n]);
       }
-      const uint8_t* states = shared_pointer(from.state) + t * kTensorTile * kStateStride;
-      States<unsigned char> bits[2];
-      States<signed char> signed_bits[2];
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        wmma::load_matrix_sync(bits[n], states + 16 * n, kStateStride);
-        wmma::load_matrix_sync(signed_bits[n], reinterpret_cast<const signed char*>(states) + 16 * n, kStateStride);
-      }
-#pragma unroll
-      for (int s = 0; s + 1 < kSlices; ++s) {
-        wmma::fragment<wmma::matrix_a, kTensorTile, 16, 16, unsigned char, Order> a;
-        wmma::load_matrix_sync(a, shared_pointer(slices_[s]) + at, unsigned(ld));
-#pragma unroll
-        for (int n = 0; n < 2; ++n) wmma::mma_sync(sum[s][n], a, bits[n], sum[s][n]);
-      }
-      wmma::fragment<wmma::matrix_a, kTensorTile, 16, 16, signed char, Order> top;
-      wmma::load_matrix_sync(top, reinterpret_cast<const signed char*>(shared_pointer(slices_[kSlices - 1])) + at, unsigned(ld));
-#pragma unroll
-      for (int n = 0; n < 2; ++n) wmma::mma_sync(sum[kSlices - 1][n], top, signed_bits[n], sum[kSlices - 1][n]);
     }
     __syncwarp();  // the stage has been read
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < kChainTiles; ++n) {
       // Fragments of one type share their layout, whatever it is.
       for (int e = 0; e < sum[0][n].num_elements; ++e)
         sum[0][n].x[e] = int(uint32_t(sum[0][n].x[e]) + (uint32_t(sum[1][n].x[e]) << 8) + (uint32_t(sum[2][n].x[e]) << 16) +
                              (uint32_t(sum[3][n].x[e]) << 24));
-      wmma::store_matrix_sync(shared_pointer(stage_) + 16 * n, sum[0][n], kStageStride, wmma::mem_row_major);
+      wmma::store_matrix_sync(shared_pointer(stage_) + kTensorTile * n, sum[0][n], kStageStride, wmma::mem_row_major);
     }
     __syncwarp();  // the fields are there
   }
 
+  // The CTA's share of the tiles of `to`, in rounds of one a warp.
   template <bool kRight>
   GIBBS_DEVICE void half_sweep(const Side& from, const Side& to, int64_t sweep, float last_beta, float beta, float scale) {
-    const int c = lane();
-    const RandomStream of_lane = stream(c, sweep);
-    for (int tile = warp(); tile < to.tiles; tile += kTensorWarps) {
-      multiply<kRight>(from, tile);
-      double term = 0;
-      const int units = to.n - tile * kTensorTile < kTensorTile ? to.n - tile * kTensorTile : kTensorTile;
-      for (int u = 0; u < units; ++u) {
-        const int unit = tile * kTensorTile + u, at = to.bias_at(unit, c < chains_.count ? c : 0);
+    const int share = (to.tiles + size_ - 1) / size_, begin = rank_ * share;
+    const int end = begin + share < to.tiles ? begin + share : to.tiles;
+    for (int first = begin; first < end; first += kTensorWarps) {
+      const int round_end = first + kTensorWarps < end ? first + kTensorWarps : end;
+      const int64_t first_unit = to.first_unit + first * kTensorTile;
+      const int64_t units_end = to.first_unit + (round_end * kTensorTile < to.n ? round_end * kTensorTile : to.n);
+      if (first > begin) __syncthreads();  // nobody reads the bytes before any more
+      draw_bytes(first_unit, units_end, sweep);
+      __syncthreads();  // random bytes are there
+      const int tile = first + warp();
+      if (tile >= round_end) continue;
+      multiply<kRight>(from, to, tile);
+#pragma unroll 1
+      for (int c = lane(); c < kChains; c += kWarpSize)
+        draw<kRight>(to, tile, c, first_unit >> 7 << 7, sweep, last_beta, beta, scale);
+    }
+  }
+  template <bool kRight>
+  GIBBS_DEVICE void draw(const Side& to, int tile, int c, int64_t bytes_begin, int64_t sweep, float last_beta, float beta,
+                         float scale) {
+    const RandomStream of_chain = stream(c, sweep);
+    const int state_at = to.at(tile, c);
+    UnitTile drawn;
+    double term = 0;
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad) {
+      uint32_t word = 0;
+#pragma unroll 1
+      for (int e = 0; e < 4; ++e) {
+        const int u = 4 * quad + e, unit = tile * kTensorTile + u, at = to.bias_at(unit, c < chains_.count ? c : 0);
+        if (unit >= to.n) break;
         const int64_t number = to.first_unit + unit;
         const int32_t acc = stage_[u * kStageStride + c];
         const float bias = to.bias[at], base = kAnnealed ? to.base_bias[at] : 0;
         const float logit = kAnnealed ? annealed_logit(acc, scale, bias, base, beta) : binary_logit(acc, scale, bias, beta);
         if (kAnnealed && kRight) term += double(softplus_difference(annealed_logit(acc, scale, bias, base, last_beta), logit));
-        const uint32_t byte = bytes_[int(number >> 2) * kTensorChains + c] >> (8 * (number & 3)) & 0xff;
-        const bool bit = decide(of_lane, uint32_t(number), byte, logit), keeps = has_clamps() && to.clamp[unit * kStateStride + c];
-        if (!keeps && c < chains_.count) to.state[unit * kStateStride + c] = bit;
+        const uint32_t byte = bytes_[int((number - bytes_begin) >> 2) * kChains + c] >> (8 * (number & 3)) & 0xff;
+        const bool bit = decide(of_chain, uint32_t(number), byte, logit);
+        word |= uint32_t{bit} << (8 * e);
         if (kAnnealed && !kRight && bit) term += double(bias) - double(base);
       }
-      if (kAnnealed) (kRight ? right_terms_ : left_terms(sweep + 1))[tile * kTensorChains + c] = term;
+      drawn.word[quad] = word;
     }
+    if (kAnnealed) (kRight ? right_terms_ : left_terms(sweep + 1))[tile * kChains + c] = term;
+    if (c >= chains_.count) return;
+    if (has_clamps()) {
+      const UnitTile old = to.state[state_at], fixed = to.clamp[state_at];
+#pragma unroll
+      for (int quad = 0; quad < 4; ++quad) {
+        const uint32_t mask = fixed.word[quad] * 0xff;
+        drawn.word[quad] = (old.word[quad] & mask) | (drawn.word[quad] & ~mask);
+      }
+    }
+    if (size_ == 1)
+      to.state[state_at] = drawn;
+    else
+      for (int rank = 0; rank < size_; ++rank) cluster_array(to.state, unsigned(rank))[state_at] = drawn;
   }
 
   // Of the sweep's starting left bits: read in it while those of the next one are written.
-  GIBBS_DEVICE Shared<double> left_terms(int64_t sweep) const { return left_terms_ + (sweep & 1) * left_.tiles * kTensorChains; }
+  GIBBS_DEVICE Shared<double> left_terms(int64_t sweep) const { return left_terms_ + (sweep & 1) * left_.tiles * kChains; }
 
   // Terms of left bits, tile by tile.
   GIBBS_DEVICE void weigh_left(int64_t sweep) {
@@ -287,44 +389,60 @@ class TensorCta {
       double term = 0;
       for (int unit = tile * kTensorTile; unit < left_.n && unit < (tile + 1) * kTensorTile; ++unit) {
         const int at = left_.bias_at(unit, c < chains_.count ? c : 0);
-        if (left_.state[unit * kStateStride + c]) term += double(left_.bias[at]) - double(left_.base_bias[at]);
+        if (left_.bit(unit, c)) term += double(left_.bias[at]) - double(left_.base_bias[at]);
       }
-      left_terms(sweep)[tile * kTensorChains + c] = term;
+      left_terms(sweep)[tile * kChains + c] = term;
     }
   }
   GIBBS_DEVICE void add_weights(int64_t sweep) {
-    for (int c = threadIdx.x; c < kTensorChains; c += blockDim.x) {
+    for (int c = threadIdx.x; c < kChains; c += blockDim.x) {
       double summed_out = 0, linear = 0;
-      for (int tile = 0; tile < right_.tiles; ++tile) summed_out += right_terms_[tile * kTensorChains + c];
-      for (int tile = 0; tile < left_.tiles; ++tile) linear += left_terms(sweep)[tile * kTensorChains + c];
+      for (int tile = 0; tile < right_.tiles; ++tile) summed_out += right_terms_[tile * kChains + c];
+      for (int tile = 0; tile < left_.tiles; ++tile) linear += left_terms(sweep)[tile * kChains + c];
       log_weight_[c] += summed_out + (beta_at(p_.sweep, sweep + 1) - beta_at(p_.sweep, sweep)) * linear;
     }
   }
 
   GIBBS_DEVICE void store_side(const Side& side, const StateOutput& out) const {
-    for (int c = warp(); c < chains_.count; c += kTensorWarps) {
+    for (int c = rank_ + warp() * size_; c < chains_.count; c += kTensorWarps * size_) {  // each CTA its share of the chains
       const int64_t row = linear_number(p_.sweep.batch, chains_.model, chains_.first + c) * side.n;
-      for (int i = lane(); i < side.n; i += kWarpSize) store_bit(out, row + i, side.state[i * kStateStride + c]);
+      for (int i = lane(); i < side.n; i += kWarpSize) store_bit(out, row + i, side.bit(i, c));
     }
   }
 
   const BipartiteParams& p_;
+  const int size_, rank_;  // of the cluster
   const CtaChains chains_;
-  int k_ = 0;
   Side left_, right_;
-  Shared<uint8_t> slices_[kSlices];
+  Shared<uint32_t> shared_slices_;
+  const signed char* slices_;  // there, or in device memory
   Shared<int32_t> stage_;
   Shared<uint32_t> bytes_, scratch_;
   Shared<uint64_t> number_;
   Shared<double> right_terms_, left_terms_, log_weight_;
 };
 
-template <bool kAnnealed, bool kStaged>
-__global__ void __launch_bounds__(kTensorThreads, 1) bipartite_tensor_kernel(const __grid_constant__ BipartiteParams p) {
+template <bool kAnnealed, bool kResident, int kChains>
+__global__ void __launch_bounds__(kTensorThreads, 1)
+    bipartite_tensor_kernel(const __grid_constant__ BipartiteTensorParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);
-  TensorCta<kAnnealed, kStaged> cta(p, CtaChains(p.sweep.batch, kTensorChains), memory);
+  TensorCta<kAnnealed, kResident, kChains> cta(params, memory);
   cta.run();
+}
+
+// A CTA owns: a model, whose k and slices it writes to device memory. Barriers: those of the scale. Traffic: the weight three or four times, its
+// slices once.
+__global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const __grid_constant__ BipartiteParams p) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<uint32_t> scratch = memory.take<uint32_t>(scale_scratch(p.n2));
+  const int64_t model = blockIdx.x;
+  const int k = streaming_scale_exponent(p, model, scratch, true);
+  unsigned char* const out = static_cast<unsigned char*>(p.workspace) + model * sliced_model_bytes(p);
+  if (threadIdx.x == 0) *reinterpret_cast<int32_t*>(out) = k;
+  auto* const slices = reinterpret_cast<uint32_t*>(out + kSlicesAlignment);
+  slice_weight(p, model, k, [&](int at, uint32_t word) { slices[at] = word; });
 }
 
 #endif

@@ -17,7 +17,7 @@
 #include <cuda_runtime.h>
 #include <mma.h>
 
-#define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(32) unsigned char name[]
 
 template <class T>
 using Shared = T*;

@@ -51,13 +51,13 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
     plan.shape.shared_memory = GraphBinaryLayout(p, plan).bytes();
     return placed;
   };
-  const bool is_auto = route == GraphCudaRoute::kAuto, fills = ctas(batch, kWarpSize) >= limits.num_sms;
+  const bool is_auto = route == GraphCudaRoute::kAuto,
+             fills = batch.chains_per_model >= kWarpSize && ctas(batch, kWarpSize) >= limits.num_sms;
   // Tables pay off where they are made seldom: at one beta, for more than a few sweeps.
   const bool tabulates = can_tabulate(p) && (route == GraphCudaRoute::kTables ||
                                              (is_auto && fills && p.sweep.num_betas == 1 && p.sweep.num_sweeps >= 4));
   if (tabulates && finish(GraphCudaRoute::kTables, kWarpSize)) return plan;
-  const bool lanes = route == GraphCudaRoute::kSums || route == GraphCudaRoute::kTables ||
-                     (is_auto && fills && batch.chains_per_model >= kWarpSize);
+  const bool lanes = route == GraphCudaRoute::kSums || route == GraphCudaRoute::kTables || (is_auto && fills);
   if (lanes && finish(GraphCudaRoute::kSums, kWarpSize)) return plan;
   int tile = 1;
   while (2 * tile <= std::min<int64_t>(kMaxUnitsTile, batch.chains_per_model) && ctas(batch, tile) > limits.num_sms) tile *= 2;

@@ -7,9 +7,7 @@ namespace gibbs {
 
 namespace {
 
-constexpr int64_t kPartialSums =
-    int64_t{1} << 28;                   // bytes that partial sums may take, if a CTA of each model is not too much already
-constexpr int64_t kCtaOverhead = 1024;  // bytes of shared memory that CUDA itself takes of each CTA
+constexpr int64_t kPartialSums = int64_t{1} << 28;  // bytes that partial sums may take, if a CTA of each model is not too much already
 
 int64_t number_size(bool is_double) { return is_double ? 8 : 4; }
 
@@ -39,9 +37,7 @@ void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward
   const int64_t tile = plan.tile, threads = round_up((call.num_nodes / call.num_colors + 1) * tile, kWarpSize);
   plan.shape.num_threads = int(std::clamp<int64_t>(threads, 2 * kWarpSize, kGraphRelaxedThreads));
 
-  const int64_t ctas_per_sm = std::min<int64_t>({device.shared_memory_per_sm / (plan.shape.shared_memory + kCtaOverhead),
-                                                 device.max_threads_per_sm / plan.shape.num_threads, device.max_ctas_per_sm});
-  int64_t most_ctas = 2 * device.num_sms * std::max<int64_t>(ctas_per_sm, 1);
+  int64_t most_ctas = 2 * device.num_sms * ctas_per_sm(device, plan.shape);
   if (is_backward && call.num_edges) most_ctas = std::min(most_ctas, kPartialSums / (call.num_edges * number_size(call.is_double)));
   const int64_t most_per_model = std::max<int64_t>(most_ctas / batch.num_models, 1);
   const int64_t tiles = (batch.chains_per_model + tile - 1) / tile;

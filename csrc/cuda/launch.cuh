@@ -4,6 +4,7 @@
 // The only place that launches. A plan is made for a device's limits alone, so that it can be made, tested and reported for any device.
 #include <stdint.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +37,16 @@ struct LaunchShape {
   int64_t shared_memory = 0;
   int cluster_size = 1;
 };
+
+// How many CTAs run on a multiprocessor at a time, at least one. Registers: what a kernel of that many threads may take at most, for plans are
+// made before the driver is asked.
+inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape) {
+  constexpr int64_t kReservedShared = 1024;  // of each CTA, by CUDA
+  constexpr int64_t kRegistersPerSm = 65536, kRegisters = 128;
+  return std::max<int64_t>(1, std::min<int64_t>({limits.shared_memory_per_sm / (shape.shared_memory + kReservedShared),
+                                                 limits.max_threads_per_sm / shape.num_threads, limits.max_ctas_per_sm,
+                                                 kRegistersPerSm / (kRegisters * shape.num_threads)}));
+}
 
 // Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws what CUDA says.
 template <class Params>

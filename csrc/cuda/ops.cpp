@@ -706,6 +706,7 @@ bool set_route(const char* name) {
                                {"cluster", BipartiteRoute::kCluster, GraphCudaRoute::kAuto},
                                {"streaming", BipartiteRoute::kStreaming, GraphCudaRoute::kAuto},
                                {"tensor", BipartiteRoute::kTensor, GraphCudaRoute::kAuto},
+                               {"tensor_streaming", BipartiteRoute::kTensorStreaming, GraphCudaRoute::kAuto},
                                {"tables", BipartiteRoute::kAuto, GraphCudaRoute::kTables},
                                {"sums", BipartiteRoute::kAuto, GraphCudaRoute::kSums},
                                {"units", BipartiteRoute::kAuto, GraphCudaRoute::kUnits}};

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the emulator answers for csrc/cuda/devices.cpp: device 0, of a kind that tests choose.
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "cuda/devices.h"
 #include "known_devices.h"
@@ -32,3 +35,32 @@ DeviceReport* device_report(int) {
 }
 
 }  // namespace gibbs
+
+// For bench/cuda_report.py. From now on launches are counted, and run most_ctas CTAs each.
+extern "C" __attribute__((visibility("default"))) void emulator_count(int64_t most_ctas) {
+  cuda_emulator::options().counts = true;
+  cuda_emulator::options().most_ctas = most_ctas;
+  cuda_emulator::launches().clear();
+}
+// Those launches, as JSON; kernels by the name that nvcc gives them too. Counting ends.
+extern "C" __attribute__((visibility("default"))) const char* emulator_launches() {
+  static std::string text;
+  text = "[";
+  for (const cuda_emulator::Launch& launch : cuda_emulator::launches()) {
+    Dl_info info = {};
+    dladdr(launch.kernel, &info);
+    const auto number = [](const char* name, int64_t value) {
+      return std::string(", \"") + name + "\": " + std::to_string(value);
+    };
+    const cuda_emulator::Counts& c = launch.counts;
+    text += std::string(text.size() > 1 ? ", " : "") + "{\"kernel\": \"" + (info.dli_sname ? info.dli_sname : "") + "\"" +
+            number("num_ctas", launch.num_ctas) + number("num_threads", launch.num_threads) +
+            number("shared_memory", launch.shared_memory) + number("cluster_size", launch.cluster_size) +
+            number("ctas_run", launch.ctas_run) + number("instructions", c.instructions) + number("wavefronts", c.wavefronts) +
+            number("conflicts", c.conflicts) + number("barriers", c.barriers) + number("lines", c.lines) + number("sectors", c.sectors) +
+            number("different_sectors", c.different_sectors) + number("products", c.products) + "}";
+  }
+  cuda_emulator::options().counts = false;
+  cuda_emulator::options().most_ctas = -1;
+  return (text += "]").c_str();
+}

@@ -7,7 +7,7 @@
 // part have come; which of those that can run is next is drawn from a seed (or is the first, or the last), so that a race changes the answer
 // for some seed. Checked: that those who meet at a barrier meet at the same place; masks of warps; deadlock; every index of an array in shared
 // memory, whose bytes are garbage at first; alignment of matrix tiles; that no CTA of a cluster leaves while another may read its memory. Under
-// AddressSanitizer also device memory and the ends of shared memory. On request, wavefronts of shared memory are counted.
+// AddressSanitizer also device memory and the ends of shared memory. On request, what a launch asks of the memories and tensor cores is counted.
 //
 // What it takes for granted, and only a GPU can show: memory is sequentially consistent (no weak ordering between CTAs of a cluster, no torn
 // stores); a fragment's layout is nothing a kernel may know (here it is a scrambled one); exp, log and log1p are those of the C library; the threads of
@@ -21,6 +21,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -60,23 +62,38 @@ struct Options {
   Order order = Order::kRandom;
   int64_t shared_memory_limit = 232448;
   bool counts = false;
+  int64_t most_ctas = -1;  // of a launch, so many are run (whole clusters of them); -1: all
 };
 inline Options& options() {
   static Options value;
   return value;
 }
 
-// Of shared memory: what warps asked for, and in how many wavefronts of 32 banks of 4 bytes it was served.
+// What warps asked of shared memory, and in how many wavefronts of 32 banks of 4 bytes it was served; what they asked by global_load(): lines
+// of 128 bytes, sectors of 32, and how many different ones a CTA did; barriers of CTAs; products of matrix tiles.
 struct Counts {
   int64_t instructions = 0, wavefronts = 0, conflicts = 0, barriers = 0;
+  int64_t lines = 0, sectors = 0, different_sectors = 0, products = 0;
 };
 inline Counts& counts() {
   static Counts value;
   return value;
 }
 
+// Those of the last calls, while counts are kept.
+struct Launch {
+  const void* kernel;
+  int64_t num_ctas, num_threads, shared_memory, cluster_size, ctas_run;
+  Counts counts;
+};
+inline std::vector<Launch>& launches() {
+  static std::vector<Launch> value;
+  return value;
+}
+
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 256 << 10, kPage = 4096;
+constexpr size_t kSharedAlignment = 32;  // no more than the kernels ask for
 
 class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -100,13 +117,16 @@ struct Fiber {
 #if !defined(__x86_64__)
   ucontext_t registers;
 #endif
-  std::map<const void*, int64_t> visits;  // how often it has come by each place, while accesses are counted
+  // While accesses are counted: how often it has met others, and has come by each place since.
+  int64_t meetings = 0;
+  std::map<const void*, int64_t> visits;
 };
 
 struct Access {
   unsigned lane;
-  uint64_t address;
+  uint64_t address;  // in shared memory: from its beginning
   size_t size;
+  bool is_global;
 };
 
 struct Cta {
@@ -114,11 +134,14 @@ struct Cta {
   unsigned rank = 0, alive = 0, at_barrier = 0;
   unsigned barrier_predicate = 0, last_predicate = 0;
   std::vector<unsigned> arrived;  // of each warp, lanes in a collective
-  std::unique_ptr<unsigned char[]> memory;
+  struct Free {
+    void operator()(unsigned char* memory) const { ::operator delete[](memory, std::align_val_t(kSharedAlignment)); }
+  };
+  std::unique_ptr<unsigned char[], Free> memory;
   size_t memory_size = 0;
   std::vector<Fiber> fibers;
   std::vector<std::array<std::vector<int>, 2>> tiles;  // of each warp, what its lanes put together for a matrix product
-  std::map<std::tuple<unsigned, const void*, int64_t>, std::vector<Access>> accesses;
+  std::map<std::tuple<unsigned, int64_t, const void*, int64_t>, std::vector<Access>> accesses;
 };
 
 // All that runs at one time: the CTAs of a cluster, one after the other cluster of a launch.
@@ -185,6 +208,12 @@ inline void leave([[maybe_unused]] bool for_good) {
   if (!m.error.empty()) throw Abandoned{};
 }
 
+inline void count_meeting() {
+  if (!options().counts) return;
+  ++fiber().meetings;
+  fiber().visits.clear();
+}
+
 inline std::string name_of(const Fiber& f) {
   return "CTA " + std::to_string(f.cta->index.x) + ", thread " + std::to_string(f.thread);
 }
@@ -226,7 +255,8 @@ inline char* stack(size_t number) {
 
 inline void begin(Fiber& f) {
   f.stack = stack(f.cta->rank * f.cta->fibers.size() + f.thread);
-  if (options().counts) f.visits.clear();
+  f.meetings = 0;
+  f.visits.clear();
   f.fake_stack = nullptr;
 #if defined(__x86_64__)
   // Different threads' stacks begin at different lines of the cache.
@@ -309,6 +339,7 @@ inline bool release_cluster(Machine& m) {
   for (auto& cta : m.ctas)
     for (Fiber& f : cta->fibers)
       if (f.waits != Waits::kForCluster && f.waits != Waits::kDone) return false;
+  counts().barriers += int64_t(m.ctas.size());
   for (auto& cta : m.ctas)
     for (Fiber& f : cta->fibers)
       if (f.waits == Waits::kForCluster) release(f);
@@ -342,10 +373,19 @@ inline void run_cluster(Machine& m) {
 
 // ---- counting --------------------------------------------------------------------------------------------------------------------
 
-// Accesses of a warp's lanes, each at its n-th visit to one place of the code, are one instruction. Eight bytes a lane are served by half warps,
+// Accesses of a warp's lanes, each at its n-th visit to one place of the code since they last met, are one instruction. Eight bytes a lane are served by half warps,
 // sixteen by quarters; lanes that ask for the same word share it.
-inline void count_wavefronts(Cta& cta) {
+inline void count_accesses(Cta& cta) {
+  std::set<uint64_t> different;
   for (auto& [key, accesses] : cta.accesses) {
+    if (accesses[0].is_global) {
+      std::set<uint64_t> sectors;
+      for (const Access& access : accesses) sectors.insert(access.address / 32);
+      counts().lines += int64_t(sectors.size() + 3) / 4;  // at least: the host's alignment is not the device's
+      counts().sectors += int64_t(sectors.size());
+      different.merge(sectors);
+      continue;
+    }
     std::sort(accesses.begin(), accesses.end(), [](const Access& a, const Access& b) { return a.lane < b.lane; });
     const size_t lanes = accesses[0].size <= 4 ? 32 : accesses[0].size <= 8 ? 16 : 8;
     ++counts().instructions;
@@ -363,13 +403,43 @@ inline void count_wavefronts(Cta& cta) {
       counts().conflicts += int64_t(most) - 1;
     }
   }
+  counts().different_sectors += int64_t(different.size());
   cta.accesses.clear();
 }
 
+// Whether a place lies in the CTA's shared memory.
+inline bool is_shared(const void* place) {
+  const Cta& cta = *fiber().cta;
+  const auto* at = static_cast<const unsigned char*>(place);
+  return at >= cta.memory.get() && at < cta.memory.get() + cta.memory_size;
+}
+
+inline void record_global(const void* site, const void* address, size_t size) {
+  Fiber& f = fiber();
+  f.cta->accesses[{f.thread / kWarp, f.meetings, site, f.visits[site]++}].push_back(
+      {f.thread % kWarp, reinterpret_cast<uintptr_t>(address), size, true});
+}
 inline void record(const void* site, const void* address, size_t size) {
   Fiber& f = fiber();
-  const uint64_t offset = uint64_t(static_cast<const unsigned char*>(address) - f.cta->memory.get());
-  f.cta->accesses[{f.thread / kWarp, site, f.visits[site]++}].push_back({f.thread % kWarp, offset, size});
+  const auto* place = static_cast<const unsigned char*>(address);
+  for (const auto& cta : machine().ctas) {  // whose memory it is
+    if (place < cta->memory.get() || place >= cta->memory.get() + cta->memory_size) continue;
+    f.cta->accesses[{f.thread / kWarp, f.meetings, site, f.visits[site]++}].push_back(
+        {f.thread % kWarp, uint64_t(place - cta->memory.get()), size, false});
+  }
+}
+// A tile of a matrix: as if each lane took 16 bytes of a row at a time; or, where K is not innermost, a byte, as nvcc's code does.
+inline void record_tile(const void* site, const void* tile, size_t rows, size_t row_bytes, size_t stride_bytes, bool by_words) {
+  Fiber& f = fiber();
+  if (f.thread % kWarp) return;
+  const size_t piece = by_words ? 16 : 1, pieces = row_bytes / piece;
+  for (size_t at = 0; at < rows * pieces; ++at) {
+    if (at % kWarp == 0) ++f.visits[site];
+    const auto* place = static_cast<const unsigned char*>(tile) + at / pieces * stride_bytes + at % pieces * piece;
+    const bool is_global = !is_shared(tile);
+    f.cta->accesses[{f.thread / kWarp, f.meetings, site, f.visits[site]}].push_back(
+        {unsigned(at % kWarp), is_global ? reinterpret_cast<uintptr_t>(place) : uint64_t(place - f.cta->memory.get()), piece, is_global});
+  }
 }
 
 // ---- launches --------------------------------------------------------------------------------------------------------------------
@@ -392,7 +462,10 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   m.kernel = &run;
   m.grid = grid, m.block = block, m.cluster = cluster;
   m.random = options().seed * 0x9E3779B97F4A7C15u + 1;
-  for (unsigned first = 0; first < grid.x; first += cluster.x) {
+  const int64_t most = options().most_ctas < 0 ? grid.x : std::min<int64_t>(grid.x, options().most_ctas);
+  const auto run_ctas = unsigned((most + cluster.x - 1) / cluster.x * cluster.x);
+  if (options().counts) counts() = {};
+  for (unsigned first = 0; first < run_ctas; first += cluster.x) {
     m.error.clear();
     m.ready.clear();
     m.current = nullptr;
@@ -406,7 +479,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
       cta.at_barrier = cta.barrier_predicate = 0;
       cta.arrived.assign((threads + kWarp - 1) / kWarp, 0);
       cta.tiles.resize(cta.arrived.size());
-      cta.memory.reset(new unsigned char[shared_bytes ? shared_bytes : 1]);
+      cta.memory.reset(new (std::align_val_t(kSharedAlignment)) unsigned char[shared_bytes ? shared_bytes : 1]);
       cta.memory_size = shared_bytes;
       std::memset(cta.memory.get(), 0xcd, shared_bytes);  // nobody has written there yet
       cta.fibers.resize(threads);
@@ -423,13 +496,15 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
       }
     run_cluster(m);
     if (options().counts)
-      for (auto& cta : m.ctas) count_wavefronts(*cta);
+      for (auto& cta : m.ctas) count_accesses(*cta);
     if (!m.error.empty()) {
       const std::string error = m.error;
       m.error.clear();
       throw Error(error);
     }
   }
+  if (options().counts)
+    launches().push_back({reinterpret_cast<const void*>(kernel), grid.x, threads, int64_t(shared_bytes), cluster.x, run_ctas, counts()});
 }
 
 // ---- barriers and collectives ----------------------------------------------------------------------------------------------------
@@ -441,6 +516,7 @@ inline void wait_for_cta(const char* place) {
   ++f.cta->at_barrier;
   release_barrier(*f.cta);
   leave(false);
+  count_meeting();
 }
 inline unsigned wait_and_count(bool predicate, const char* place) {
   fiber().cta->barrier_predicate += predicate;
@@ -451,6 +527,7 @@ inline unsigned wait_and_count(bool predicate, const char* place) {
 enum Operation { kSync, kShuffle, kBallot };
 
 inline uint64_t collective(int operation, unsigned mask, uint64_t value, unsigned source, const char* place) {
+  count_meeting();
   Fiber& f = fiber();
   Cta& cta = *f.cta;
   const unsigned first = f.thread / kWarp * kWarp, lanes = unsigned(cta.fibers.size()) - first;
@@ -547,7 +624,12 @@ T* shared_pointer(const Shared<T>& array) {
   return array.get();
 }
 template <class T>
-T global_load(const T* p) {
+__attribute__((noinline)) void cuda_emulator_count_global(const T* p) {
+  cuda_emulator::record_global(__builtin_return_address(0), p, sizeof(T));
+}
+template <class T>
+__attribute__((always_inline)) inline T global_load(const T* p) {
+  if (cuda_emulator::options().counts) cuda_emulator_count_global(p);
   return *p;
 }
 
@@ -674,8 +756,8 @@ struct fragment {
 };
 
 inline void check_tile(const void* tile, size_t row_bytes) {
-  if (reinterpret_cast<uintptr_t>(tile) % 16 || row_bytes % 16)
-    cuda_emulator::fail("a tile of a matrix is not aligned to 16 bytes");
+  if (reinterpret_cast<uintptr_t>(tile) % 32 || row_bytes % 16)
+    cuda_emulator::fail("a tile of a matrix is not aligned to 32 bytes, or its rows to 16");
 }
 // All lanes take part, with the same tile.
 inline void meet(const void* tile, const char* place) {
@@ -691,8 +773,13 @@ template <class Use, int M, int N, int K, class T, class Layout>
 void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& f, const T* tile, unsigned stride) {
   using F = fragment<Use, M, N, K, T, Layout>;
   check_tile(tile, stride * sizeof(T));
-  cuda_emulator::check_shared(tile, ((std::is_same_v<Layout, row_major> ? F::kRows : F::kColumns) - 1) * stride * sizeof(T));
+  constexpr bool kIsRowMajor = std::is_same_v<Layout, row_major>;
+  constexpr int kMajor = kIsRowMajor ? F::kRows : F::kColumns, kMinor = kIsRowMajor ? F::kColumns : F::kRows;
+  if (cuda_emulator::is_shared(tile)) cuda_emulator::check_shared(tile, ((kMajor - 1) * stride + kMinor) * sizeof(T));
   meet(tile, "load_matrix_sync");
+  if (cuda_emulator::options().counts)
+    cuda_emulator::record_tile(__builtin_return_address(0), tile, kMajor, kMinor * sizeof(T), stride * sizeof(T),
+                               kIsRowMajor == std::is_same_v<Use, matrix_a>);
   for (int e = 0; e < F::num_elements; ++e) {
     const int row = F::place(e) / F::kColumns, column = F::place(e) % F::kColumns;
     f.x[e] = std::is_same_v<Layout, row_major> ? tile[row * int(stride) + column] : tile[column * int(stride) + row];
@@ -702,7 +789,13 @@ template <int M, int N, int K>
 void store_matrix_sync(int* tile, const fragment<accumulator, M, N, K, int>& f, unsigned stride, layout_t layout) {
   using F = fragment<accumulator, M, N, K, int>;
   check_tile(tile, stride * sizeof(int));
+  cuda_emulator::check_shared(tile, sizeof(int));
   meet(tile, "store_matrix_sync");
+  if (cuda_emulator::options().counts) {
+    const bool is_row_major = layout == mem_row_major;
+    cuda_emulator::record_tile(__builtin_return_address(0), tile, size_t(is_row_major ? F::kRows : F::kColumns),
+                               size_t(is_row_major ? F::kColumns : F::kRows) * sizeof(int), stride * sizeof(int), true);
+  }
   for (int e = 0; e < F::num_elements; ++e) {
     const int row = F::place(e) / F::kColumns, column = F::place(e) % F::kColumns;
     tile[layout == mem_row_major ? row * int(stride) + column : column * int(stride) + row] = f.x[e];
@@ -716,6 +809,7 @@ void mma_sync(fragment<accumulator, M, N, K, int>& d, const fragment<matrix_a, M
   for (int e = 0; e < a.num_elements; ++e) left[size_t(a.place(e))] = a.x[e];
   for (int e = 0; e < b.num_elements; ++e) right[size_t(b.place(e))] = b.x[e];
   meet(nullptr, "mma_sync");
+  cuda_emulator::counts().products += cuda_emulator::lane() == 0;
   for (int e = 0; e < d.num_elements; ++e) {
     const int m = d.place(e) / N, n = d.place(e) % N;
     unsigned sum = unsigned(c.x[e]);

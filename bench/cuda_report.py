@@ -1,0 +1,591 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA kernels will do on GPUs, counted without one: `make cuda-report`.
+
+For each standard problem and device: the plan that the ops make for it, registers and spills (ptxas), occupancy
+(cuda_occupancy.h), bytes of device memory, and, from running a CTA in the emulator of the tests, wavefronts and bank
+conflicts of shared memory, sectors that global_load() asks for, barriers, matrix products. Below, the time that these
+bound: a call cannot be faster; how much slower it is only a GPU can tell. The bound for plain PyTorch is reckoned
+alike, from the operators that the peers of bench/ call.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import gibbs_ext as gx
+from gibbs_ext import _C, ops
+
+from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
+
+sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
+sys.path.insert(0, str(harness.ROOT / "tests" / "cuda"))
+import nvcc
+
+import build
+
+HISTORY = harness.HISTORY / "cuda-bounds.json"
+
+
+class Limits(NamedTuple):
+    """Of a device, per second or clock cycle; of several figures the most favourable, as bounds are from below."""
+
+    clock: float  # Hz, boost
+    memory: float  # bytes a second
+    l2: float  # bytes that the multiprocessors read from it a clock
+    l2_size: int
+    l1_size: int  # of a multiprocessor, shared memory included
+    tensor: float  # 8-bit multiply-adds a second, dense
+    latency: float  # clocks from a load of shared memory to its value
+
+
+# Clock (the highest), memory, tensor cores, size of L2: NVIDIA's data sheets of A100 80GB SXM, H100 SXM5, HGX B200.
+# L2: whitepaper "NVIDIA A100 Tensor Core GPU Architecture", 5120 bytes a clock; else the 64 bytes that a
+# multiprocessor takes a clock. L1: "CUDA C++ Programming Guide", compute capabilities 8.0, 9.0, 10.0. Latency: Luo et
+# al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499, 29 clocks on A100 and H100;
+# B200 is taken to be alike.
+LIMITS = {
+    "A100": Limits(1.410e9, 2.039e12, 5120, 40 << 20, 192 << 10, 312e12, 29),
+    "H100": Limits(1.980e9, 3.35e12, 132 * 64, 50 << 20, 256 << 10, 989.5e12, 29),
+    "B200": Limits(1.965e9, 8e12, 148 * 64, 126 << 20, 256 << 10, 2250e12, 29),
+}
+ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "90", "B200": "100", "RTX 5090": "120"}
+
+LAUNCH = 4e-6  # seconds from one launch to the next, of ours and of PyTorch's
+LANES = 128  # instructions of single lanes that a multiprocessor begins a clock
+PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's count
+# An update's instructions, at least: threshold() or relax() about 35, and Philox's 10 rounds of 4 for 16 high bytes
+# (relaxed: and for 4 low parts). A table spares the threshold.
+INSTRUCTIONS = {"binary": 35 + 40 / 16, "tables": 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
+
+
+# Problems ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """What is called is made anew for each number of sweeps, so that counts can be continued to more than are run."""
+
+    name: str
+    sweeps: int
+    updates: int  # a sweep
+    ours: Callable[[int], Callable[[], object]]
+    peer: Callable[[int], Callable[[], object]]  # under FakeTensorMode
+    kind: str = "binary"
+    num_relaxed: int = 0
+    runs: tuple[int, int] = (2, 4)  # how many sweeps are run: enough of them for the plan of more
+
+
+def draws(models: int, chains: int, n1: int, n2: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States [M, C, n1], biases [M, 1, n], weights [M, n1, n2], as in bench/bipartite_gibbs.py."""
+    torch.manual_seed(1)
+    left = torch.randint(2, (models, chains, n1)).float()
+    weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
+    return left, torch.randn(models, 1, n1), torch.randn(models, 1, n2), weight
+
+
+def one_model_or_many(left: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """The arguments of gibbs_ext's functions: [C, n] of one model, or [M, n] of one chain each."""
+    if len(left) == 1:
+        return left[0], *(p[0].squeeze(0) if p.shape[1] == 1 else p[0] for p in parameters)
+    return left.squeeze(1), *(p.squeeze(1) for p in parameters)
+
+
+def bipartite(models: int, chains: int, n1: int, n2: int, sweeps: int, **more: Any) -> Problem:
+    what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
+
+    def ours(num_sweeps: int) -> Callable[[], object]:
+        arguments = one_model_or_many(*draws(models, chains, n1, n2))
+        return lambda: gx.bipartite_gibbs(*arguments, num_sweeps, seed=1)
+
+    def peer(num_sweeps: int) -> Callable[[], object]:
+        arguments = draws(models, chains, n1, n2)
+        return lambda: bipartite_gibbs.torch_sweeps(*arguments, num_sweeps, bipartite_gibbs.rand)
+
+    return Problem(f"{what}, {n1}+{n2}, {sweeps} sweeps", sweeps, models * chains * (n1 + n2), ours, peer, **more)
+
+
+def relaxed(models: int, n: int, sweeps: int) -> Problem:
+    def ours(num_sweeps: int) -> Callable[[], object]:
+        left, *parameters = one_model_or_many(*draws(models, 1, n, n))
+        leaves = [p.requires_grad_() for p in parameters]
+
+        def run() -> object:
+            left_out, right_out, _mean = gx.bipartite_gibbs_relaxed(left, *leaves, num_sweeps, 1, seed=1)
+            return torch.autograd.grad((left_out.sum() + right_out.sum()), leaves)
+
+        return run
+
+    def peer(num_sweeps: int) -> Callable[[], object]:
+        left, *parameters = draws(models, 1, n, n)
+        leaves = [p.requires_grad_() for p in parameters]
+
+        def run() -> object:
+            left_out, right_out, _mean = bipartite_gibbs_relaxed.torch_relaxed(
+                left, *leaves, num_sweeps, 1, bipartite_gibbs.rand
+            )
+            return torch.autograd.grad((left_out.sum() + right_out.sum()), leaves)
+
+        return run
+
+    name = f"{models} models, {n}+{n}, {sweeps} + 1 sweeps and backward"
+    return Problem(name, sweeps, models * 2 * n, ours, peer, num_relaxed=1)
+
+
+def torch_ais(left: Tensor, a: Tensor, b: Tensor, weight: Tensor, num_steps: int) -> Tensor:
+    """Annealed importance sampling from the uniform distribution, as gibbs_ext.annealed_importance_sampling does it."""
+    log_weight, betas = left.new_zeros(left.shape[:-1]), [step / num_steps for step in range(num_steps + 1)]
+    for before, beta in pairwise(betas):
+        field = torch.baddbmm(b, left, weight)
+        softplus = torch.nn.functional.softplus
+        log_weight += (softplus(beta * field) - softplus(before * field)).sum(-1)
+        log_weight += (beta - before) * (left @ a.mT)[..., 0]
+        right = (torch.rand_like(field) < torch.sigmoid(beta * field)).float()
+        field = torch.baddbmm(a, right, weight.mT)
+        left = (torch.rand_like(field) < torch.sigmoid(beta * field)).float()
+    return log_weight
+
+
+def ais(chains: int, n: int, steps: int) -> Problem:
+    def ours(num_steps: int) -> Callable[[], object]:
+        _left, a, b, weight = one_model_or_many(*draws(1, 1, n, n))
+        model = gx.BipartiteBoltzmann(a, b, weight)
+        betas = torch.linspace(0, 1, num_steps + 1)
+        return lambda: gx.annealed_importance_sampling(model, chains, betas, seed=1)
+
+    def peer(num_steps: int) -> Callable[[], object]:
+        arguments = draws(1, chains, n, n)
+        return lambda: torch_ais(*arguments, num_steps)
+
+    return Problem(f"AIS, {chains} chains, {n}+{n}, {steps} steps", steps, chains * 2 * n, ours, peer)
+
+
+def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_relaxed: int = 0) -> Problem:
+    graph = gx.ChimeraGraph(size)
+    lists = graph_gibbs.Lists(graph)
+    n, own = graph.num_nodes, (chains,) if models else ()
+
+    def parameters() -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(1)
+        return (
+            torch.randint(2, (chains, n)).float(),
+            torch.randn(*own, n),
+            torch.rand(*own, graph.num_edges) * 2 - 1,
+        )
+
+    def ours(num_sweeps: int) -> Callable[[], object]:
+        state, bias, coupling = parameters()
+        if not num_relaxed:
+            return lambda: gx.graph_gibbs(state, bias, coupling, graph, num_sweeps, seed=1)
+        leaves = bias.requires_grad_(), coupling.requires_grad_()
+
+        def run() -> object:
+            outputs = gx.graph_gibbs_relaxed(state, *leaves, graph, num_sweeps, num_relaxed, seed=1)
+            return torch.autograd.grad(sum(x.sum() for x in outputs), leaves)
+
+        return run
+
+    def peer(num_sweeps: int) -> Callable[[], object]:
+        state, bias, coupling = (x.T.contiguous() if x.dim() > 1 else x for x in parameters())
+        arguments = lists, state, bias if models else bias[:, None], coupling
+        way = graph_gibbs.gather if models else graph_gibbs.bag
+        if not num_relaxed:
+            return lambda: graph_gibbs.torch_gibbs(*arguments, [1.0] * num_sweeps, way)
+        leaves = [x.requires_grad_() for x in arguments[2:]]
+        field = graph_gibbs_relaxed.gather if models else graph_gibbs_relaxed.bag
+
+        def run() -> object:
+            outputs = graph_gibbs_relaxed.torch_relaxed(
+                lists, state, *leaves, num_sweeps, field, way, lambda u: u.uniform_()
+            )
+            return torch.autograd.grad(sum(x.sum() for x in outputs), leaves)
+
+        return run
+
+    what = f"{chains} models" if models else f"{chains} chains"
+    relaxation = f" + {num_relaxed} sweeps and backward" if num_relaxed else " sweeps"
+    name = f"Chimera C{size}, {what}, {sweeps}{relaxation}"
+    return Problem(name, sweeps, chains * n, ours, peer, num_relaxed=num_relaxed, runs=(4, 8))
+
+
+def problems() -> Iterator[Problem]:
+    yield bipartite(128, 1, 100, 100, 100)
+    yield bipartite(4096, 1, 200, 200, 100)
+    yield bipartite(1, 1024, 784, 500, 100, runs=(1, 2))
+    yield bipartite(1, 65536, 784, 500, 100, runs=(1, 2))
+    yield relaxed(128, 100, 10)
+    yield relaxed(4096, 200, 10)
+    yield ais(1024, 100, 1000)
+    yield chimera(16, 1024, 100)
+    yield chimera(16, 16384, 100)
+    yield chimera(8, 128, 100, models=True)
+    yield chimera(8, 128, 10, models=True, num_relaxed=1)
+
+
+# Counting ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def emulator() -> Any:
+    path = str(build.emulated_ops())
+    _C.load_cuda(path)
+    library = ctypes.CDLL(path)
+    library.emulator_count.argtypes = [ctypes.c_int64]
+    library.emulator_launches.restype = ctypes.c_char_p
+    return library
+
+
+call_on_cpu = ops._call
+
+
+def call_emulated(op: Any, *args: Any) -> Any:
+    name = op._schema.name.removeprefix("gibbs_ext::")
+    return call_on_cpu(getattr(torch.ops.gibbs_ext_emulated, name).default, *args)
+
+
+def launches(call: Callable[[], object], device: str, most_ctas: int) -> tuple[list[dict[str, Any]], int]:
+    """Of a call on a device, each with so many of its CTAs run; and the bytes of the ops' arguments and results."""
+    moved = 0
+
+    def counted(op: Any, *args: Any) -> Any:
+        nonlocal moved
+        results = call_emulated(op, *args)
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in tree_leaves((args, results))
+            if isinstance(t, Tensor)
+        }
+        moved += sum(storages.values())
+        return results
+
+    emulator().emulator_count(most_ctas)
+    try:
+        with patch.dict(os.environ, GIBBS_EMULATED_DEVICE=device), patch.object(ops, "_call", counted):
+            call()
+    finally:
+        text = emulator().emulator_launches()
+    return json.loads(text), moved
+
+
+COUNTS = ("wavefronts", "conflicts", "barriers", "lines", "sectors", "different_sectors", "products")
+SHAPE = ("kernel", "num_ctas", "num_threads", "shared_memory", "cluster_size")
+_counted: dict[Any, list[dict[str, Any]]] = {}
+
+
+def count(problem: Problem, device: str) -> tuple[list[dict[str, Any]], int]:
+    """The launches of a call, with counts per CTA, and the bytes of the ops' arguments and results."""
+    planned, moved = launches(problem.ours(problem.sweeps), device, 0)
+    shapes = [[launch[k] for k in SHAPE] for launch in planned]
+    key = problem.name, str(shapes)
+    if key not in _counted:  # two devices may have the same plan
+        per_cta = []
+        for sweeps in problem.runs:
+            done, _ = launches(problem.ours(sweeps), device, 1)
+            if [[launch[k] for k in SHAPE] for launch in done] != shapes:
+                raise RuntimeError(f"{problem.name}, {device}: the plan for {sweeps} sweeps is another one")
+            per_cta.append([{k: launch[k] / max(1, launch["ctas_run"]) for k in COUNTS} for launch in done])
+        few, more = per_cta
+        steps = (problem.sweeps - problem.runs[0]) / (problem.runs[1] - problem.runs[0])
+        _counted[key] = [
+            {k: a[k] + (b[k] - a[k]) * steps for k in COUNTS} | {"different_sectors": b["different_sectors"]}
+            for a, b in zip(few, more, strict=True)
+        ]
+    return [launch | counts for launch, counts in zip(planned, _counted[key], strict=True)], moved
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that a GPU would launch a kernel for, and the bytes of their operands by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+        self.operands: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if not func.is_view and re.match(r"aten::(?!_?empty|new_empty|detach|_unsafe_view|lift)", name):
+            self.launches += 1
+            self.operands.update(
+                t.numel() * t.element_size() for t in tree_leaves((args, kwargs, results)) if isinstance(t, Tensor)
+            )
+        return results
+
+
+class PeerCount(NamedTuple):
+    launches: float
+    operands: dict[int, float]  # bytes of a tensor: how often it is read or written
+
+
+def count_peer(problem: Problem) -> PeerCount:
+    """Of plain PyTorch, continued from few sweeps; on tensors without data."""
+    few, more = 2, 3
+    counts = []
+    for sweeps in (few, more):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            call = problem.peer(sweeps)
+            with Operators() as counted:
+                call()
+        counts.append(counted)
+    a, b = counts
+    steps = problem.sweeps - few
+    operands = {
+        size: a.operands[size] + (b.operands[size] - a.operands[size]) * steps for size in a.operands | b.operands
+    }
+    return PeerCount(a.launches + (b.launches - a.launches) * steps, operands)
+
+
+# Bounds ------------------------------------------------------------------------------------------------------------
+
+
+def occupancies(rows: list[tuple[str, int, int, int]]) -> list[tuple[int, int, int]]:
+    """Of (device, registers, threads, shared memory): CTAs per multiprocessor, multiprocessors, most threads of one."""
+    program = harness.ROOT / "build" / "occupancy"
+    cuda = nvcc.find()
+    assert cuda, "make cuda-report needs nvcc"
+    flags = ["-std=c++20", "-DGIBBS_EMULATE", *build.include_flags(), f"-I{cuda.home / 'include'}"]
+    source = Path(__file__).with_name("occupancy.cpp")
+    subprocess.run([*build.compiler(), *flags, str(source), "-o", str(program)], check=True)
+    text = "\n".join("|".join(map(str, row)) for row in rows)
+    done = subprocess.run([str(program)], input=text, capture_output=True, text=True, check=True)
+    return [(int(a), int(b), int(c)) for a, b, c in map(str.split, done.stdout.splitlines())]
+
+
+def kernel_bounds(launch: dict[str, Any], limits: Limits, num_sms: int) -> dict[str, float]:
+    """Seconds that a launch takes at least, by what bounds them; device memory is left to the call as a whole."""
+    on_one_sm = math.ceil(launch["num_ctas"] / num_sms)
+    together = min(on_one_sm, launch["ctas_per_sm"])
+    waves = math.ceil(on_one_sm / together)
+    # What a CTA reads more than once comes from L1 if it fits there.
+    is_kept = 32 * launch["different_sectors"] * together + launch["shared_memory"] * together <= limits.l1_size
+    from_l2 = 32 * launch["num_ctas"] * launch["different_sectors" if is_kept else "sectors"]
+    return {
+        "shared memory": on_one_sm * (launch["wavefronts"] + launch["lines"]) / limits.clock,
+        "latency": waves * launch["barriers"] * limits.latency / limits.clock,
+        "L2": from_l2 / limits.l2 / limits.clock,
+        "tensor cores": launch["num_ctas"] * launch["products"] * PRODUCT / limits.tensor,
+    }
+
+
+def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: Limits, num_sms: int) -> dict[str, Any]:
+    """The least time of a call of ours, and what bounds it most."""
+    seconds: Counter[str] = Counter()
+    for launch in planned:
+        of_kernel = kernel_bounds(launch, limits, num_sms)
+        most = max(of_kernel, key=of_kernel.__getitem__)
+        seconds[most] += of_kernel[most]
+    by = {"memory": moved / limits.memory, "launches": LAUNCH * len(planned)}
+    has_tables = any("graph_kernelILNS_14GraphCudaRouteE1" in launch["kernel"] for launch in planned)
+    lanes = problem.updates * (
+        problem.sweeps * INSTRUCTIONS["tables" if has_tables else "binary"]
+        + 2 * problem.num_relaxed * INSTRUCTIONS["relaxed"]
+    )
+    by["arithmetic"] = lanes / LANES / num_sms / limits.clock
+    total = sum(seconds.values())
+    most = max(by, key=by.__getitem__)
+    if total >= by[most]:
+        return {"seconds": total, "bound_by": seconds.most_common(1)[0][0]}
+    return {"seconds": by[most], "bound_by": most}
+
+
+def peer_bound(peer: PeerCount, limits: Limits) -> float:
+    """What fits L2 is taken to be there always."""
+    moved = sum(size * times for size, times in peer.operands.items() if size > limits.l2_size)
+    return max(LAUNCH * peer.launches, moved / limits.memory)
+
+
+# Machine code ------------------------------------------------------------------------------------------------------
+
+CLASSES = {  # of SASS, by the beginning of an opcode; the first that fits
+    "convert": "I2F|F2I|I2FP|F2F",
+    "shared": "LDS|STS|LDSM|ATOMS",
+    "local": "LDL|STL",
+    "tensor": "IMMA|HMMA",
+    "control": "BRA|BRX|BAR|BSSY|BSYNC|BREAK|CALL|RET|EXIT|WARPSYNC|NOP|VOTE|SHFL|MEMBAR|UCGABAR",
+    "global": r"LDG|STG|LD\b|ST\b|ATOMG|RED\b",
+    "float": "F(?!L)|D|MUFU",
+    "integer": "",
+}
+
+
+def instruction_class(opcode: str) -> str:
+    return next(kind for kind, begins in CLASSES.items() if re.match(begins, opcode))
+
+
+def instructions(text: str) -> list[tuple[int, str, str]]:
+    """(address, opcode, operands) of cuobjdump's lines."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)(.*?);", text)
+    return [(int(address, 16), opcode, operands) for address, opcode, operands in lines]
+
+
+def inner_loop(code: list[tuple[int, str, str]]) -> list[str]:
+    """The innermost loop that asks most of memories and tensor cores, of (address, opcode, operands)."""
+    loops = []
+    for address, opcode, operands in code:
+        target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
+        if target and int(target[1], 16) < address:
+            loops.append((int(target[1], 16), address))
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    bodies = [[opcode for address, opcode, _ in code if begin <= address <= end] for begin, end in innermost]
+    asks = ("shared", "tensor", "global")
+    return max(bodies, key=lambda body: sum(instruction_class(o) in asks for o in body), default=[])
+
+
+def instruction_mix(objects: list[str], architecture: str) -> dict[str, dict[str, int]]:
+    """Of each kernel's inner loop, by class; empty where there is no cuobjdump."""
+    beside = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # where PyPI's packages put it
+    tools = f"{beside}{os.pathsep}{os.environ['PATH']}"
+    cuobjdump = shutil.which("cuobjdump", path=tools)
+    if cuobjdump is None:
+        return {}
+    mixes = {}
+    for name in objects:
+        text = subprocess.run(
+            [cuobjdump, "-sass", "-arch", f"sm_{architecture}", name],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PATH": tools},
+        ).stdout
+        for function in text.split("Function : ")[1:]:
+            kinds = Counter(map(instruction_class, inner_loop(instructions(function))))
+            mixes[function.split()[0]] = dict(kinds.most_common())
+    return mixes
+
+
+# The report --------------------------------------------------------------------------------------------------------
+
+
+def short_name(kernel: str) -> str:
+    """bipartite_resident_kernel<true> as "bipartite_resident"; its arguments are in the history."""
+    found = re.search(r"\d+([a-z_]+?)(?:_kernel)?(?:I|E|v)", kernel.removeprefix("_ZN5gibbs"))
+    return found[1] if found else kernel
+
+
+def report() -> dict[str, Any]:
+    cuda = nvcc.find()
+    if cuda is None:
+        sys.exit("cuda-report: there is no nvcc in CUDA_HOME/bin or on the PATH, or GIBBS_CUDA=0")
+    objects = nvcc.compile_kernels(cuda)
+    usage = {(u.kernel, u.architecture): u for u in nvcc.usages(objects)}
+    mixes = instruction_mix(objects, "90")
+    cases = []
+    for problem in problems():
+        peer = count_peer(problem)
+        devices = {}
+        for device, architecture in ARCHITECTURES.items():
+            planned, moved = count(problem, device)
+            for launch in planned:
+                found = usage[launch["kernel"], architecture]
+                launch |= {"registers": found.registers, "spilled_bytes": found.spilled_bytes}
+            rows = [(device, x["registers"], x["num_threads"], x["shared_memory"]) for x in planned]
+            found_rows = occupancies(rows)
+            for launch, (ctas_per_sm, _, most_threads) in zip(planned, found_rows, strict=True):
+                launch["ctas_per_sm"] = ctas_per_sm
+                launch["occupancy"] = ctas_per_sm * launch["num_threads"] / most_threads
+            devices[device] = {"launches": planned, "bytes": moved}
+            if device in LIMITS:
+                limits = LIMITS[device]
+                devices[device] |= bounds(problem, planned, moved, limits, found_rows[0][1])
+                devices[device]["peer_seconds"] = peer_bound(peer, limits)
+        cases.append({"problem": problem.name, "peer_launches": peer.launches, "devices": devices})
+        print(describe(cases[-1]), flush=True)
+    for kernel, mix in mixes.items():
+        print(f"{short_name(kernel)}, inner loop: {', '.join(f'{count} {kind}' for kind, count in mix.items())}")
+    if not mixes:
+        print("no cuobjdump, no instruction mix: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    return {
+        "limits": {name: limits._asdict() for name, limits in LIMITS.items()},
+        "launch_seconds": LAUNCH,
+        "problems": cases,
+        "kernels": [u._asdict() for u in usage.values()],
+        "inner_loops_sm_90": mixes,
+    }
+
+
+def duration(seconds: float) -> str:
+    unit, factor = ("us", 1e6) if seconds < 1e-3 else ("ms", 1e3) if seconds < 1 else ("s", 1)
+    return f"{seconds * factor:.3g} {unit}"
+
+
+def describe(case: dict[str, Any]) -> str:
+    counts = ("wavefronts", "conflicts", "barriers", "lines", "sectors", "products")
+    lines = [["", "kernel", "CTAs", "threads", "registers", "spills", "shared", "per SM", "occupancy", *counts]]
+    for device, found in case["devices"].items():
+        for launch in found["launches"]:
+            lines.append(
+                [
+                    device,
+                    short_name(launch["kernel"]),
+                    *(str(launch[k]) for k in ("num_ctas", "num_threads", "registers", "spilled_bytes")),
+                    f"{launch['shared_memory'] / 1024:.1f} KB",
+                    str(launch["ctas_per_sm"]),
+                    f"{launch['occupancy']:.0%}",
+                    *(f"{launch[k]:.0f}" for k in counts),
+                ]
+            )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [f"{case['problem']} (counts are of a CTA)"]
+    text += ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    for device, found in case["devices"].items():
+        if "seconds" in found:
+            text.append(
+                f"  {device}: at least {duration(found['seconds'])} ({found['bound_by']}), "
+                f"{found['bytes'] / 1e6:.1f} MB; "
+                f"PyTorch {case['peer_launches']:.0f} launches, at least {duration(found['peer_seconds'])}"
+            )
+    return "\n".join(text) + "\n"
+
+
+def readme_table(found: dict[str, Any]) -> str:
+    """Bounds, and nothing that was measured."""
+    lines = [["problem", "kernels", *LIMITS, "because of", "PyTorch", "ratio"]]
+    for case in found["problems"]:
+        on = {name: case["devices"][name] for name in LIMITS}
+        h100 = on["H100"]
+        lines.append(
+            [
+                case["problem"],
+                ", ".join(dict.fromkeys(short_name(x["kernel"]) for x in h100["launches"])),
+                *(duration(on[name]["seconds"]) for name in LIMITS),
+                h100["bound_by"],
+                duration(h100["peer_seconds"]),
+                f"{h100['peer_seconds'] / h100['seconds']:.1f}x",
+            ]
+        )
+    return harness.markdown(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda_report", description="Counts what the CUDA kernels do.")
+    parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
+    args = parser.parse_args()
+    if not args.readme:
+        found = report()
+        harness.write(HISTORY, json.dumps(found, indent=1) + "\n")
+        print(f"kept in {HISTORY.relative_to(harness.ROOT)}")
+    harness.write_readme("make cuda-report", readme_table(json.loads(HISTORY.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/cuda_report.py: what it counts, how it continues counts to more sweeps, the bounds that it makes of them."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from bench import cuda_report, harness
+
+
+def test_the_table_of_bounds_is_that_of_the_history() -> None:
+    text = harness.parts_of_readme("make cuda-report")[1]
+    assert text.strip() == cuda_report.readme_table(json.loads(cuda_report.HISTORY.read_text())).strip()
+
+
+def test_the_history_is_of_the_problems_and_kernels_that_there_are() -> None:
+    history = json.loads(cuda_report.HISTORY.read_text())
+    assert [case["problem"] for case in history["problems"]] == [problem.name for problem in cuda_report.problems()]
+    assert all(kernel["spilled_bytes"] == 0 for kernel in history["kernels"])
+
+
+# Random numbers make flips, and with them wavefronts, differ from sweep to sweep.
+@pytest.mark.parametrize(
+    ("problem", "tolerance"),
+    [
+        (cuda_report.bipartite(2, 1, 40, 33, 40, runs=(10, 20)), 0.1),
+        (cuda_report.bipartite(1, 70, 40, 33, 6), 0.1),
+        (cuda_report.chimera(2, 40, 12, models=True), 0.1),
+    ],
+    ids=lambda value: value.name if isinstance(value, cuda_report.Problem) else "",
+)
+def test_counts_continued_from_few_sweeps_are_those_of_all(problem: cuda_report.Problem, tolerance: float) -> None:
+    counted, moved = cuda_report.count(problem, "H100")
+    whole, moved_again = cuda_report.launches(problem.ours(problem.sweeps), "H100", 1)
+    assert moved == moved_again > 0
+    assert len(counted) == len(whole) > 0
+    for launch, expected in zip(counted, whole, strict=True):
+        assert launch["ctas_run"] == 0
+        assert expected["ctas_run"] == expected["cluster_size"]
+        for name in ("barriers", "products"):
+            assert launch[name] * expected["ctas_run"] == expected[name]
+        for name in ("wavefronts", "sectors"):
+            assert launch[name] * expected["ctas_run"] == pytest.approx(expected[name], rel=tolerance)
+
+
+def test_a_plan_that_depends_on_the_number_of_sweeps_is_not_continued() -> None:
+    problem = dataclasses.replace(cuda_report.chimera(2, 132 * 32, 10), runs=(2, 3))
+    with pytest.raises(RuntimeError, match="the plan for 2 sweeps is another one"):
+        cuda_report.count(problem, "H100")
+
+
+def test_a_sweep_of_pytorch_is_eight_launches() -> None:
+    problem = cuda_report.bipartite(3, 1, 20, 10, 50)
+    peer = cuda_report.count_peer(problem)
+    # a copy of the state, the transposed weight; then product, sigmoid, random numbers and comparison for either side
+    assert peer.launches == 2 + 8 * 50
+    weight = 3 * 20 * 10 * 4
+    assert peer.operands[weight] == 2 + 2 * 50  # copied to its transpose, then read by each product
+
+
+LAUNCH: dict[str, Any] = dict.fromkeys(cuda_report.COUNTS, 0) | {
+    "kernel": "_ZN5gibbs25bipartite_resident_kernelILb0EEEvNS_21BipartiteBinaryParamsE",
+    "num_ctas": 300,
+    "num_threads": 512,
+    "shared_memory": 100 << 10,
+    "cluster_size": 1,
+    "ctas_per_sm": 2,
+}
+LIMITS = cuda_report.Limits(1e9, 1e12, 1000, 1 << 20, 128 << 10, 1e12, 30)
+
+
+def test_bounds_of_a_kernel() -> None:
+    # On 100 multiprocessors the busiest has three CTAs, two at a time.
+    launch = LAUNCH | {"wavefronts": 900, "lines": 100, "barriers": 10, "products": 5, "sectors": 7}
+    found = cuda_report.kernel_bounds(launch, LIMITS, 100)
+    assert found["shared memory"] == pytest.approx(3 * 1000 / 1e9)
+    assert found["latency"] == pytest.approx(2 * 10 * 30 / 1e9)
+    assert found["tensor cores"] == pytest.approx(300 * 5 * 16**3 / 1e12)
+    assert found["L2"] == pytest.approx(300 * 7 * 32 / 1000 / 1e9)  # twice 100 KB leave no room in L1
+    kept = cuda_report.kernel_bounds(launch | {"shared_memory": 0, "different_sectors": 2}, LIMITS, 100)
+    assert kept["L2"] == pytest.approx(300 * 2 * 32 / 1000 / 1e9)
+
+
+def test_the_bound_of_a_call_is_the_largest() -> None:
+    problem = dataclasses.replace(cuda_report.bipartite(1, 1, 8, 8, 1), updates=0)
+    busy = LAUNCH | {"wavefronts": 10**6}
+    assert cuda_report.bounds(problem, [busy, busy], 0, LIMITS, 100) == {
+        "seconds": pytest.approx(6e-3),
+        "bound_by": "shared memory",
+    }
+    assert cuda_report.bounds(problem, [LAUNCH], 0, LIMITS, 100) == {"seconds": 4e-6, "bound_by": "launches"}
+    assert cuda_report.bounds(problem, [LAUNCH], 10**9, LIMITS, 100)["bound_by"] == "memory"
+    many = dataclasses.replace(problem, updates=10**9)
+    assert cuda_report.bounds(many, [LAUNCH], 0, LIMITS, 100)["bound_by"] == "arithmetic"
+
+
+def test_pytorch_reads_what_fits_the_cache_for_nothing() -> None:
+    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {1 << 20: 10**6}), LIMITS) == 4e-6
+    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {10**8: 10}), LIMITS) == pytest.approx(1e-3)
+
+
+SASS = """
+        /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;
+        /*0010*/              @!P1 BRA 0x90 ;
+        /*0020*/                   LDS R4, [R3] ;
+        /*0030*/                   IMAD.WIDE.U32 R6, R4, 0x10, RZ ;
+        /*0040*/                   IMMA.16816.S8.S8 R8, R4.ROW, R6.COL, R8 ;
+        /*0050*/                   FADD R9, R8, R9 ;
+        /*0060*/              @P0  BRA 0x20 ;
+        /*0070*/                   I2F.S32 R9, R9 ;
+        /*0080*/              @P2  BRA 0x0 ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_the_inner_loop_of_machine_code() -> None:
+    code = cuda_report.instructions(SASS)
+    assert [opcode for _, opcode, _ in code][:3] == ["LDG.E", "BRA", "LDS"]
+    loop = cuda_report.inner_loop(code)
+    kinds = [cuda_report.instruction_class(opcode) for opcode in loop]
+    assert kinds == ["shared", "integer", "tensor", "float", "control"]
+    assert cuda_report.instruction_class("I2F.S32") == "convert"
+    assert cuda_report.instruction_class("LDL.64") == "local"
+    assert cuda_report.instruction_class("LDC") == "integer"
+    assert cuda_report.inner_loop(code[:2]) == []
+
+
+def test_kernels_are_named_shortly() -> None:
+    assert cuda_report.short_name(LAUNCH["kernel"]) == "bipartite_resident"
+    history = json.loads(cuda_report.HISTORY.read_text())
+    assert all(re.fullmatch("[a-z_]+", cuda_report.short_name(usage["kernel"])) for usage in history["kernels"])

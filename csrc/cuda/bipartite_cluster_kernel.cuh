@@ -3,6 +3,7 @@
 
 // Binary sweeps of models whose couplings fit in the shared memory of several CTAs only: a thread-block cluster (compute capability 9.0 and later).
 #include "cuda/bipartite_kernel.cuh"
+#include "cuda/cluster.cuh"
 
 namespace gibbs {
 

@@ -97,7 +97,7 @@ GIBBS_DEVICE int32_t wrapping_sum(int32_t a, int32_t b) { return int32_t(uint32_
 
 // Of the units whose bits are set, value(unit), added up. Four at a time, so that their loads wait together. All lanes have the same bits.
 template <class Value>
-GIBBS_DEVICE uint32_t sum_over_bits(uint32_t bits, int64_t first, const Value& value) {
+GIBBS_DEVICE uint32_t sum_over_bits(uint32_t bits, int first, const Value& value) {
   uint32_t sum = 0;
   while (bits) {
     uint32_t part[4];
@@ -116,7 +116,7 @@ struct ResidentCouplings {
   static constexpr bool kCoalescedColumns = true;
   Shared<int32_t> weight;
   int ld;
-  GIBBS_DEVICE int32_t operator()(int64_t i, int64_t j) const { return weight[int(i) * ld + int(j)]; }
+  GIBBS_DEVICE int32_t operator()(int i, int j) const { return weight[int(i) * ld + int(j)]; }
 };
 // Those in global memory, rounded as they are read.
 struct StreamingCouplings {
@@ -125,7 +125,7 @@ struct StreamingCouplings {
   int64_t row_stride, column_stride;
   bool is_double;
   int k;
-  GIBBS_DEVICE int32_t operator()(int64_t i, int64_t j) const {
+  GIBBS_DEVICE int32_t operator()(int i, int j) const {
     const int64_t at = i * row_stride + j * column_stride;
     return is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k))
                      : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k));
@@ -137,9 +137,9 @@ template <bool kShared>
 struct BinarySide {
   template <class E>
   using Array = typename CtaMemory<kShared>::template Array<E>;
-  int64_t n, words;
-  int64_t first_unit;     // its number in the random words
-  int64_t bias_stride;    // 0: one row for all chains
+  int n, words;
+  int first_unit;         // its number in the random words
+  int bias_stride;        // 0: one row for all chains
   Array<uint32_t> state;  // [chain, word]
   Array<uint32_t> flips;  // [chain, word]: units that changed when they were last drawn
   Array<uint32_t> clamp;  // [chain, word]
@@ -169,7 +169,7 @@ class BinaryCta {
         first_chain_(first_chain),
         num_chains_(num_chains),
         parts_(parts),
-        sweeps_ahead_(layout.sweeps_ahead) {
+        sweeps_ahead_(int(layout.sweeps_ahead)) {
     left_ = side(layout, memory, p.n1, layout.left_words, layout.left_biases, 0);
     right_ = side(layout, memory, p.n2, layout.right_words, layout.right_biases, p.n1);
     bytes_ = memory.template take<uint32_t>(layout.bytes_ahead);
@@ -201,14 +201,14 @@ class BinaryCta {
   GIBBS_DEVICE void sweep(const Couplings& couplings, float scale) {
     const SweepView& s = p_.sweep;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      const int64_t ahead = sweep % sweeps_ahead_;
+      const auto ahead = int(sweep % sweeps_ahead_);
       if (ahead == 0) {
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
       const float beta = float(beta_at(s, sweep + kAnnealed));
-      const auto row = [&](int64_t from, int64_t to) { return couplings(from, to); };
-      const auto column = [&](int64_t from, int64_t to) { return couplings(to, from); };
+      const auto row = [&](int from, int to) { return couplings(from, to); };
+      const auto column = [&](int from, int to) { return couplings(to, from); };
       if (!kAnnealed) {
         half_sweep<true>(left_, right_, row, sweep, ahead, beta, scale);
       } else {
@@ -233,7 +233,7 @@ class BinaryCta {
         p_.log_weights[linear_number(p_.sweep.batch, model_, first_chain_ + c)] = log_weight_[c];
   }
 
-  GIBBS_DEVICE uint32_t left_bit(int chain, int64_t i) const { return left_.state[chain * left_.words + i / 32] >> (i % 32) & 1; }
+  GIBBS_DEVICE uint32_t left_bit(int chain, int i) const { return left_.state[chain * left_.words + i / 32] >> (i % 32) & 1; }
 
  private:
   using Side = BinarySide<kShared>;
@@ -245,7 +245,7 @@ class BinaryCta {
                     clamp = layout.has_clamps ? memory.template take<uint32_t>(all) : state;
     Array<int32_t> acc = memory.template take<int32_t>(all * kWarpSize);
     Array<float> bias = memory.template take<float>(biases), base_bias = kAnnealed ? memory.template take<float>(biases) : bias;
-    return {n, words, first_unit, biases == n ? 0 : n, state, flips, clamp, acc, bias, base_bias};
+    return {int(n), int(words), int(first_unit), biases == n ? 0 : int(n), state, flips, clamp, acc, bias, base_bias};
   }
 
   GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
@@ -254,13 +254,14 @@ class BinaryCta {
 
   GIBBS_DEVICE void load_side(const Side& side, const StateView& state, const StateView& clamp, Outcome fault) const {
     const BatchView& batch = p_.sweep.batch;
-    const auto word_of = [&](const StateView& view, int64_t offset, int64_t word) {
-      const int64_t unit = word * kWarpSize + lane();
+    const auto word_of = [&](const StateView& view, int64_t offset, int word) {
+      const int unit = word * kWarpSize + lane();
       const bool is_set = view.data && unit < side.n && load_bit(p_.sweep, view, offset + unit * view.stride, fault);
       return __ballot_sync(kFullWarp, is_set);
     };
-    for (int64_t item = warp(); item < num_chains_ * side.words; item += num_warps()) {
-      const int64_t chain = first_chain_ + item / side.words, word = item % side.words;
+    for (int item = warp(); item < num_chains_ * side.words; item += num_warps()) {
+      const int word = item % side.words;
+      const int64_t chain = first_chain_ + item / side.words;
       const uint32_t bits = word_of(state, batch_offset(batch, state.batch_strides, model_, chain), word);
       if (lane() == 0) side.state[item] = side.flips[item] = bits;
       if (has_clamps()) {
@@ -274,24 +275,25 @@ class BinaryCta {
 
   GIBBS_DEVICE void load_biases(const Side& side, const Array<float>& to, const ParameterView& bias, const BatchView& batch,
                                 Outcome fault) const {
-    const int64_t rows = side.bias_stride ? num_chains_ : 1;
-    for (int64_t c = 0; c < rows; ++c) {
+    const int rows = side.bias_stride ? num_chains_ : 1;
+    for (int c = 0; c < rows; ++c) {
       const void* row = parameter_row(bias, batch, p_.is_double, model_, first_chain_ + c);
-      for (int64_t i = threadIdx.x; i < side.n; i += blockDim.x)
+      for (int i = threadIdx.x; i < side.n; i += blockDim.x)
         to[c * side.n + i] = finite_bias(p_.sweep, float(load_parameter(row, i * bias.stride, p_.is_double)), fault);
     }
   }
 
-  GIBBS_DEVICE RandomStream stream(int64_t chain, int64_t sweep) const {
+  GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
 
   // Of `sweep` and those after it, as many as there is room for.
   GIBBS_DEVICE void draw_bytes(int64_t sweep) {
-    const int64_t counters = random_byte_counters(p_.n1 + p_.n2), words = random_byte_words(p_.n1 + p_.n2);
-    const int64_t left_over = p_.sweep.num_sweeps - sweep, sweeps = left_over < sweeps_ahead_ ? left_over : sweeps_ahead_;
-    for (int64_t item = threadIdx.x; item < sweeps * num_chains_ * counters; item += blockDim.x) {
-      const int64_t row = item / counters;  // sweep ahead, chain
+    const auto counters = int(random_byte_counters(p_.n1 + p_.n2)), words = int(random_byte_words(p_.n1 + p_.n2));
+    const int64_t left_over = p_.sweep.num_sweeps - sweep;
+    const int sweeps = left_over < sweeps_ahead_ ? int(left_over) : sweeps_ahead_;
+    for (int item = threadIdx.x; item < sweeps * num_chains_ * counters; item += blockDim.x) {
+      const int row = item / counters;  // sweep ahead, chain
       store_random_bytes(stream(row % num_chains_, sweep + row / num_chains_), item % counters, bytes_ + row * words);
     }
   }
@@ -302,9 +304,8 @@ class BinaryCta {
   template <bool kLanesAlongTo, class C>
   GIBBS_DEVICE void add_flips(const Side& from, const Side& to, const C& couplings, bool is_first) {
     if constexpr (kLanesAlongTo) {
-      for (int64_t item = warp(); item < num_chains_ * to.words * parts_; item += num_warps()) {
-        const int64_t part = item % parts_, word = item / parts_, chain = word / to.words,
-                      unit = word % to.words * kWarpSize + lane();
+      for (int item = warp(); item < num_chains_ * to.words * parts_; item += num_warps()) {
+        const int part = item % parts_, word = item / parts_, chain = word / to.words, unit = word % to.words * kWarpSize + lane();
         const int32_t sum = flipped_sum(from, couplings, chain, unit < to.n ? unit : to.n - 1, part, is_first);
         if (parts_ == 1)
           to.acc[word * kWarpSize + lane()] = wrapping_sum(to.acc[word * kWarpSize + lane()], sum);
@@ -312,10 +313,10 @@ class BinaryCta {
           atomicAdd(&to.acc[word * kWarpSize + lane()], sum);
       }
     } else {
-      for (int64_t item = warp(); item < num_chains_ * to.n; item += num_warps()) {
-        const int64_t chain = item / to.n, unit = item % to.n;
+      for (int item = warp(); item < num_chains_ * to.n; item += num_warps()) {
+        const int chain = item / to.n, unit = item % to.n;
         uint32_t sum = 0;
-        for (int64_t w = 0; w < from.words; ++w) {
+        for (int w = 0; w < from.words; ++w) {
           const uint32_t state = from.state[chain * from.words + w], flips = is_first ? state : from.flips[chain * from.words + w];
           if (flips >> lane() & 1) {
             const auto coupling = uint32_t(couplings(w * kWarpSize + lane(), unit));
@@ -332,18 +333,18 @@ class BinaryCta {
   }
 
   template <class C>
-  GIBBS_DEVICE int32_t flipped_sum(const Side& from, const C& couplings, int64_t chain, int64_t unit, int64_t part, bool is_first) {
+  GIBBS_DEVICE int32_t flipped_sum(const Side& from, const C& couplings, int chain, int unit, int part, bool is_first) {
     uint32_t sum = 0;
-    for (int64_t w = part; w < from.words; w += parts_) {
+    for (int w = part; w < from.words; w += parts_) {
       const uint32_t state = from.state[chain * from.words + w], flips = is_first ? state : from.flips[chain * from.words + w];
-      const auto coupling = [&](int64_t flipped) { return couplings(flipped, unit); };
+      const auto coupling = [&](int flipped) { return couplings(flipped, unit); };
       sum += sum_over_bits(flips & state, w * kWarpSize, coupling) - sum_over_bits(flips & ~state, w * kWarpSize, coupling);
     }
     return int32_t(sum);
   }
 
   template <bool kLanesAlongTo, class C>
-  GIBBS_DEVICE void half_sweep(const Side& from, const Side& to, const C& couplings, int64_t sweep, int64_t ahead, float beta,
+  GIBBS_DEVICE void half_sweep(const Side& from, const Side& to, const C& couplings, int64_t sweep, int ahead, float beta,
                                float scale) {
     add_flips<kLanesAlongTo>(from, to, couplings, sweep == 0);
     // With one part, the warp that drew a word's bits has also brought its fields up to date.
@@ -351,17 +352,17 @@ class BinaryCta {
     draw_side(to, sweep, ahead, beta, scale);
   }
 
-  GIBBS_DEVICE float logit(const Side& side, int64_t item, int64_t chain, int64_t unit, float beta, float scale) const {
+  GIBBS_DEVICE float logit(const Side& side, int item, int chain, int unit, float beta, float scale) const {
     const int32_t acc = side.acc[item * kWarpSize + lane()];
     const float bias = side.bias[chain * side.bias_stride + unit];
     return kAnnealed ? annealed_logit(acc, scale, bias, side.base_bias[chain * side.bias_stride + unit], beta)
                      : binary_logit(acc, scale, bias, beta);
   }
 
-  GIBBS_DEVICE void draw_side(const Side& side, int64_t sweep, int64_t ahead, float beta, float scale) {
-    const int64_t byte_words = random_byte_words(p_.n1 + p_.n2);
-    for (int64_t item = warp(); item < num_chains_ * side.words; item += num_warps()) {
-      const int64_t chain = item / side.words, unit = item % side.words * kWarpSize + lane(), number = side.first_unit + unit;
+  GIBBS_DEVICE void draw_side(const Side& side, int64_t sweep, int ahead, float beta, float scale) {
+    const auto byte_words = int(random_byte_words(p_.n1 + p_.n2));
+    for (int item = warp(); item < num_chains_ * side.words; item += num_warps()) {
+      const int chain = item / side.words, unit = item % side.words * kWarpSize + lane(), number = side.first_unit + unit;
       bool bit = false;
       if (unit < side.n) {
         const uint32_t word = bytes_[(ahead * num_chains_ + chain) * byte_words + (number >> 2)];
@@ -380,17 +381,17 @@ class BinaryCta {
 
   // What each word of 32 units adds to a chain's log-weight in the step from beta to next_beta; right is summed out.
   GIBBS_DEVICE void weigh(float beta, float next_beta, float scale) {
-    const int64_t words = left_.words + right_.words;
-    for (int64_t item = warp(); item < num_chains_ * words; item += num_warps()) {
-      const int64_t chain = item / words, at = item % words;
+    const int words = left_.words + right_.words;
+    for (int item = warp(); item < num_chains_ * words; item += num_warps()) {
+      const int chain = item / words, at = item % words;
       double term = 0;
       if (at < right_.words) {
-        const int64_t unit = at * kWarpSize + lane(), word = chain * right_.words + at;
+        const int unit = at * kWarpSize + lane(), word = chain * right_.words + at;
         if (unit < right_.n)
           term = double(softplus_difference(logit(right_, word, chain, unit, beta, scale),
                                             logit(right_, word, chain, unit, next_beta, scale)));
       } else {
-        const int64_t word = at - right_.words, unit = word * kWarpSize + lane(), row = chain * left_.bias_stride + unit;
+        const int word = at - right_.words, unit = word * kWarpSize + lane(), row = chain * left_.bias_stride + unit;
         if (left_.state[chain * left_.words + word] >> lane() & 1) term = double(left_.bias[row]) - double(left_.base_bias[row]);
       }
       term = warp_sum(term);
@@ -399,19 +400,19 @@ class BinaryCta {
   }
   // In one order, whatever the number of threads.
   GIBBS_DEVICE void add_weights(double beta, double next_beta) {
-    const int64_t words = left_.words + right_.words;
+    const int words = left_.words + right_.words;
     for (int c = threadIdx.x; c < num_chains_; c += blockDim.x) {
       double summed_out = 0, linear = 0;
-      for (int64_t w = 0; w < right_.words; ++w) summed_out += terms_[c * words + w];
-      for (int64_t w = right_.words; w < words; ++w) linear += terms_[c * words + w];
+      for (int w = 0; w < right_.words; ++w) summed_out += terms_[c * words + w];
+      for (int w = right_.words; w < words; ++w) linear += terms_[c * words + w];
       log_weight_[c] += summed_out + (next_beta - beta) * linear;
     }
   }
 
   GIBBS_DEVICE void store_side(const Side& side, const StateOutput& out) const {
-    for (int64_t c = 0; c < num_chains_; ++c) {
+    for (int c = 0; c < num_chains_; ++c) {
       const int64_t row = linear_number(p_.sweep.batch, model_, first_chain_ + c) * side.n;
-      for (int64_t i = threadIdx.x; i < side.n; i += blockDim.x)
+      for (int i = threadIdx.x; i < side.n; i += blockDim.x)
         store_bit(out, row + i, side.state[c * side.words + i / kWarpSize] >> (i % kWarpSize) & 1);
     }
   }
@@ -419,7 +420,7 @@ class BinaryCta {
   const BipartiteParams& p_;
   const int64_t model_, first_chain_;
   const int num_chains_, parts_;
-  const int64_t sweeps_ahead_;
+  const int sweeps_ahead_;
   Side left_, right_;
   Array<uint32_t> bytes_;
   Array<uint64_t> number_;

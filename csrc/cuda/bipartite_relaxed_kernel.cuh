@@ -2,6 +2,8 @@
 #pragma once
 
 // Relaxed sweeps of bipartite models and the chain rule through them (csrc/README.md, 4). twin: csrc/cpu/relaxed_kernel.h
+#include <type_traits>
+
 #include "cuda/bipartite_kernel.cuh"
 #include "cuda/relaxation.cuh"
 
@@ -60,50 +62,52 @@ template <class T>
 struct RelaxedWeight<T, true> {
   Shared<T> weight;
   int ld;
-  GIBBS_DEVICE T operator()(int64_t i, int64_t j) const { return weight[int(i) * ld + int(j)]; }
+  GIBBS_DEVICE T operator()(int i, int j) const { return weight[i * ld + j]; }
 };
 template <class T>
 struct RelaxedWeight<T, false> {
   const T* weight;
   int64_t row_stride, stride;
-  GIBBS_DEVICE T operator()(int64_t i, int64_t j) const { return global_load(weight + i * row_stride + j * stride); }
+  GIBBS_DEVICE T operator()(int i, int j) const { return global_load(weight + i * row_stride + j * stride); }
 };
 
 // sum over i of value(i) coupling(i), in four interleaved parts: their loads wait together.
 template <class T, class Value, class Coupling>
-GIBBS_DEVICE T dot(int64_t n, const Value& value, const Coupling& coupling) {
+GIBBS_DEVICE T dot(int n, const Value& value, const Coupling& coupling) {
   T sum[4] = {};
-  int64_t i = 0;
+  int i = 0;
+#pragma unroll 1
   for (; i + 4 <= n; i += 4)
 #pragma unroll
     for (int k = 0; k < 4; ++k) sum[k] += value(i + k) * coupling(i + k);
+#pragma unroll 1
   for (; i < n; ++i) sum[0] += value(i) * coupling(i);
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // out(chain, j) of  sum_i value(chain, i) W_ij  for every right unit, lanes along j.
 template <class T, class Weight, class Value, class Out>
-GIBBS_DEVICE void to_right(const Weight& weight, int64_t n1, int64_t n2, int chains, const Value& value, const Out& out) {
-  for (int64_t item = threadIdx.x; item < chains * n2; item += blockDim.x) {
-    const int64_t c = item / n2, j = item % n2;
-    out(c, j, dot<T>(n1, [&](int64_t i) { return value(c, i); }, [&](int64_t i) { return weight(i, j); }));
+GIBBS_DEVICE void to_right(const Weight& weight, int n1, int n2, int chains, const Value& value, const Out& out) {
+  for (int item = threadIdx.x; item < chains * n2; item += blockDim.x) {
+    const int c = item / n2, j = item % n2;
+    out(c, j, dot<T>(n1, [&](int i) { return value(c, i); }, [&](int i) { return weight(i, j); }));
   }
 }
 // out(chain, i) of  sum_j W_ij value(chain, j)  for every left unit: lanes along i where couplings in a column are in different banks, a warp
 // for each i where a row is what is coalesced.
 template <class T, bool kResident, class Weight, class Value, class Out>
-GIBBS_DEVICE void to_left(const Weight& weight, int64_t n1, int64_t n2, int chains, const Value& value, const Out& out) {
+GIBBS_DEVICE void to_left(const Weight& weight, int n1, int n2, int chains, const Value& value, const Out& out) {
   if constexpr (kResident) {
-    for (int64_t item = threadIdx.x; item < chains * n1; item += blockDim.x) {
-      const int64_t c = item / n1, i = item % n1;
-      out(c, i, dot<T>(n2, [&](int64_t j) { return value(c, j); }, [&](int64_t j) { return weight(i, j); }));
+    for (int item = threadIdx.x; item < chains * n1; item += blockDim.x) {
+      const int c = item / n1, i = item % n1;
+      out(c, i, dot<T>(n2, [&](int j) { return value(c, j); }, [&](int j) { return weight(i, j); }));
     }
   } else {
     const int lane = int(threadIdx.x) % kWarpSize;
-    for (int64_t item = threadIdx.x / kWarpSize; item < chains * n1; item += blockDim.x / kWarpSize) {
-      const int64_t c = item / n1, i = item % n1;
+    for (int item = threadIdx.x / kWarpSize; item < chains * n1; item += blockDim.x / kWarpSize) {
+      const int c = item / n1, i = item % n1;
       T sum = 0;
-      for (int64_t j = lane; j < n2; j += kWarpSize) sum += value(c, j) * weight(i, j);
+      for (int j = lane; j < n2; j += kWarpSize) sum += value(c, j) * weight(i, j);
       sum = warp_total(sum);
       if (lane == 0) out(c, i, sum);
     }
@@ -130,6 +134,47 @@ GIBBS_DEVICE_CALL uint32_t relaxed_word(const SweepView& s, uint64_t chain, int6
   return random_word(random_stream(seed_of(s), chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
 }
 
+// Binary sweeps, of which only the left bits remain: p.state. What they keep lies in shared memory from `binary_at` on, or in the workspace. Not
+// inlined, as it is the same code for both dtypes, and most of a kernel's.
+template <bool kResident>
+GIBBS_DEVICE_CALL void sweep_before(const BipartiteRelaxedParams& params, int64_t model, int64_t first_chain, int num_chains,
+                                    unsigned char* shared, int64_t binary_at) {
+  const BipartiteParams& p = params.call;
+  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
+  unsigned char* const binary = !kResident && p.workspace
+                                    ? static_cast<unsigned char*>(p.workspace) + int64_t{blockIdx.x} * layout.bytes()
+                                    : shared + binary_at;
+  CtaMemory<kResident> memory(binary);
+  const auto scratch = memory.template take<uint32_t>(layout.scratch);
+  const bool reports = first_chain == 0;
+  if (!p.sweep.num_sweeps) {
+    streaming_scale_exponent(p, model, scratch, reports);
+    return;
+  }
+  using Couplings = std::conditional_t<kResident, ResidentCouplings, StreamingCouplings>;
+  BinaryCta<kResident, false, Couplings> cta(p, layout, model, first_chain, num_chains, params.parts, memory);
+  cta.load();
+  if constexpr (kResident) {
+    const Shared<int32_t> weight = shared_array<int32_t>(shared, p.n1 * odd(p.n2));
+    const float scale = round_into_shared(p, model, weight, scratch, reports);
+    cta.sweep({weight, int(odd(p.n2))}, scale);
+  } else {
+    const int k = streaming_scale_exponent(p, model, scratch, reports);
+    const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
+    cta.sweep({weight, p.weight.row_stride, p.weight.stride, p.is_double, k}, FloatTraits<float>::power(-k));
+  }
+  for (int c = 0; c < num_chains; ++c) {
+    const int64_t row = linear_number(p.sweep.batch, model, first_chain + c) * p.n1;
+    for (int i = threadIdx.x; i < int(p.n1); i += blockDim.x) {
+      const uint32_t bit = cta.left_bit(c, i);
+      if (p.is_double)
+        static_cast<double*>(p.state)[row + i] = bit;
+      else
+        static_cast<float*>(p.state)[row + i] = float(bit);
+    }
+  }
+}
+
 // A CTA owns: some chains of one model. First their binary sweeps, by the code of bipartite_kernel.cuh, then the relaxed ones.
 // Shared memory (resident): the weight, int32 for the binary sweeps and then T in its place; values of both sides. Not resident: the weight
 // stays in global memory, values in the outputs.
@@ -144,51 +189,19 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const BipartiteParams& p = params.call;
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
-  const int64_t n1 = p.n1, n2 = p.n2, total = batch.num_models * batch.chains_per_model;
+  const int n1 = int(p.n1), n2 = int(p.n2);
+  const int64_t total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const auto linear = [&](int64_t c) { return linear_number(batch, chains.model, chains.first + c); };
+  const auto linear = [&](int c) { return linear_number(batch, chains.model, chains.first + c); };
   T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
 
-  // Binary sweeps, from which only the left bits remain.
-  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
-  const auto store_state = [&](const auto& cta) {
-    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
-      state[linear(item / n1) * n1 + item % n1] = T(cta.left_bit(int(item / n1), item % n1));
-  };
-  unsigned char* const binary = shared + (kResident ? shared_bytes<T>(n1 * odd(n2)) : 0);
-  const bool reports = chains.first == 0;
-  if constexpr (kResident) {
-    CtaMemory<true> memory(binary);
-    const Shared<uint32_t> scratch = memory.template take<uint32_t>(layout.scratch);
-    if (s.num_sweeps) {
-      const Shared<int32_t> rounded_weight = shared_array<int32_t>(shared, n1 * odd(n2));
-      BinaryCta<true, false, ResidentCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
-      cta.load();
-      const float scale = round_into_shared(p, chains.model, rounded_weight, scratch, reports);
-      cta.sweep({rounded_weight, int(odd(n2))}, scale);
-      store_state(cta);
-    } else {
-      streaming_scale_exponent(p, chains.model, scratch, reports);
-    }
-  } else {
-    CtaMemory<false> memory(p.workspace ? static_cast<unsigned char*>(p.workspace) + int64_t{blockIdx.x} * layout.bytes() : binary);
-    uint32_t* const scratch = memory.template take<uint32_t>(layout.scratch);
-    if (s.num_sweeps) {
-      BinaryCta<false, false, StreamingCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
-      cta.load();
-      const int k = streaming_scale_exponent(p, chains.model, scratch, reports);
-      const void* weight = parameter_row(p.weight, batch, p.is_double, chains.model, 0);
-      cta.sweep({weight, p.weight.row_stride, p.weight.stride, p.is_double, k}, FloatTraits<float>::power(-k));
-      store_state(cta);
-    } else {
-      streaming_scale_exponent(p, chains.model, scratch, reports);
-    }
-  }
+  const int64_t weight_bytes = kResident ? shared_bytes<T>(n1 * odd(n2)) : 0;
+  sweep_before<kResident>(params, chains.model, chains.first, chains.count, shared, weight_bytes);
   if (!s.num_sweeps)
-    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x) {
-      const int64_t c = item / n1, i = item % n1;
+    for (int item = threadIdx.x; item < chains.count * n1; item += blockDim.x) {
+      const int c = item / n1, i = item % n1;
       const T value = parameter_row<T>(p.start, batch, chains.model, chains.first + c)[i * p.start.stride];
       if (p.start_is_bits && value != 0 && value != 1) report_fault(s, Outcome::kLeftNotBits, float(value));
       if (!(fabs(value) <= FloatTraits<T>::power(FloatTraits<T>::kBias))) report_fault(s, Outcome::kNonFiniteLeft);
@@ -199,16 +212,18 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const Shared<T> weight_array = kResident ? shared_array<T>(shared, n1 * odd(n2)) : Shared<T>();
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
   // Values: (chain, unit) of each side. Outputs hold them as well, and alone where shared memory has no room.
-  const Shared<T> values = kResident ? shared_array<T>(binary + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
-  const auto left_value = [&](int64_t c, int64_t i) -> T& {
+  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
+  const Shared<T> values =
+      kResident ? shared_array<T>(shared + weight_bytes + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
+  const auto left_value = [&](int c, int i) -> T& {
     if constexpr (kResident) return values[int(c * n1 + i)];
     return left_out[linear(c) * n1 + i];
   };
-  const auto right_value = [&](int64_t c, int64_t j) -> T& {
+  const auto right_value = [&](int c, int j) -> T& {
     if constexpr (kResident) return values[int(chains.count * n1 + c * n2 + j)];
     return right_out[linear(c) * n2 + j];
   };
-  for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
+  for (int item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
     left_value(item / n1, item % n1) = state[linear(item / n1) * n1 + item % n1];
   __syncthreads();  // weight and values are there
 
@@ -219,16 +234,16 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   };
   for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
     const T beta = T(beta_at(s, s.num_sweeps + sweep));
-    const auto update = [&](int64_t c, int64_t number, T field) {
+    const auto update = [&](int c, int number, T field) {
       fields[(sweep * total + linear(c)) * (n1 + n2) + (number < n1 ? n2 + number : number - n1)] = field;
       return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
                       T(s.sharpness), s.slope_gradient);
     };
-    to_right<T>(weight, n1, n2, chains.count, left_value, [&](int64_t c, int64_t j, T sum) {
+    to_right<T>(weight, n1, n2, chains.count, left_value, [&](int c, int j, T sum) {
       right_value(c, j) = update(c, n1 + j, bias_of(p.right_bias, c, j, Outcome::kNonFiniteRightBias) + sum).value;
     });
     __syncthreads();  // right's values are there
-    to_left<T, kResident>(weight, n1, n2, chains.count, right_value, [&](int64_t c, int64_t i, T sum) {
+    to_left<T, kResident>(weight, n1, n2, chains.count, right_value, [&](int c, int i, T sum) {
       const RelaxedUnit<T> unit = update(c, i, bias_of(p.left_bias, c, i, Outcome::kNonFiniteLeftBias) + sum);
       left_value(c, i) = unit.value;
       mean_out[linear(c) * n1 + i] = unit.mean;
@@ -236,9 +251,9 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     __syncthreads();  // left's values are there
   }
   if constexpr (kResident) {
-    for (int64_t item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
+    for (int item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
       left_out[linear(item / n1) * n1 + item % n1] = left_value(item / n1, item % n1);
-    for (int64_t item = threadIdx.x; item < chains.count * n2; item += blockDim.x)
+    for (int item = threadIdx.x; item < chains.count * n2; item += blockDim.x)
       right_out[linear(item / n2) * n2 + item % n2] = right_value(item / n2, item % n2);
   }
 }
@@ -257,9 +272,10 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const BipartiteBackwardParams& p = params.call;
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
-  const int64_t n1 = p.n1, n2 = p.n2, sweeps = s.num_relaxed_sweeps, total = batch.num_models * batch.chains_per_model;
+  const int n1 = int(p.n1), n2 = int(p.n2);
+  const int64_t sweeps = s.num_relaxed_sweeps, total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const auto linear = [&](int64_t c) { return linear_number(batch, chains.model, chains.first + c); };
+  const auto linear = [&](int c) { return linear_number(batch, chains.model, chains.first + c); };
   const BackwardLayout<T> layout(p, params.chains_per_cta, kResident, params.sums_outer);
   SharedMemory memory(shared);
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
@@ -274,34 +290,34 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     left_factors = static_cast<T*>(p.workspace) + first * n1;
     right_factors = static_cast<T*>(p.workspace) + total * 2 * sweeps * n1 + first * n2;
   }
-  const auto left_factor = [&](int64_t c, int64_t which) { return left_factors + (c * 2 * sweeps + which) * n1; };
-  const auto right_factor = [&](int64_t c, int64_t which) { return right_factors + (c * 2 * sweeps + which) * n2; };
+  const auto left_factor = [&](int c, int64_t which) { return left_factors + (c * 2 * sweeps + which) * n1; };
+  const auto right_factor = [&](int c, int64_t which) { return right_factors + (c * 2 * sweeps + which) * n2; };
   const auto in = [&](const void* data, int64_t c, int64_t n) { return static_cast<const T*>(data) + linear(c) * n; };
   const auto out = [&](void* data, int64_t c, int64_t n) { return static_cast<T*>(data) + linear(c) * n; };
-  const auto grad_value = [&](int64_t c, int64_t i) -> T& {
+  const auto grad_value = [&](int c, int i) -> T& {
     if constexpr (kResident) return grads[int(c * n1 + i)];
     return out(p.grad_state, c, n1)[i];
   };
-  const auto for_each = [&](int64_t n, const auto& f) {
-    for (int64_t item = threadIdx.x; item < chains.count * n; item += blockDim.x) f(item / n, item % n);
+  const auto for_each = [&](int n, const auto& f) {
+    for (int item = threadIdx.x; item < chains.count * n; item += blockDim.x) f(item / n, item % n);
   };
-  for_each(n1, [&](int64_t c, int64_t i) {
+  for_each(n1, [&](int c, int i) {
     grad_value(c, i) = in(p.grad_left, c, n1)[i];
     out(p.grad_left_bias, c, n1)[i] = 0;
     left_factor(c, 1)[i] = in(p.state, c, n1)[i];  // what right saw in the first sweep
   });
-  for_each(n2, [&](int64_t c, int64_t j) { out(p.grad_right_bias, c, n2)[j] = 0; });
+  for_each(n2, [&](int c, int j) { out(p.grad_right_bias, c, n2)[j] = 0; });
   __syncthreads();  // gradients and weight are there
   for (int64_t sweep = sweeps; sweep-- > 0;) {
     const bool last = sweep + 1 == sweeps;
     const T beta = T(beta_at(s, s.num_sweeps + sweep));
-    const auto relaxed = [&](int64_t c, int64_t number) {
+    const auto relaxed = [&](int c, int number) {
       const T* of_chain = static_cast<const T*>(p.fields) + (sweep * total + linear(c)) * (n1 + n2);
       const T field = of_chain[number < n1 ? n2 + number : number - n1];
       return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
                       T(s.sharpness), s.slope_gradient);
     };
-    for_each(n1, [&](int64_t c, int64_t i) {
+    for_each(n1, [&](int c, int i) {
       const RelaxedUnit<T> unit = relaxed(c, i);
       T grad = grad_value(c, i) * unit.slope;
       if (last)
@@ -313,8 +329,8 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     });
     __syncthreads();  // gradients of left's fields are there
     to_right<T>(
-        weight, n1, n2, chains.count, [&](int64_t c, int64_t i) { return left_factor(c, 2 * sweep)[i]; },
-        [&](int64_t c, int64_t j, T sum) {
+        weight, n1, n2, chains.count, [&](int c, int i) { return left_factor(c, 2 * sweep)[i]; },
+        [&](int c, int j, T sum) {
           const RelaxedUnit<T> unit = relaxed(c, n1 + j);
           const T grad = (last ? in(p.grad_right, c, n2)[j] + sum : sum) * unit.slope;
           right_factor(c, 2 * sweep)[j] = unit.value;
@@ -324,19 +340,18 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     __syncthreads();  // gradients of right's fields are there
     if (sweep > 0 || p.needs_grad_state)
       to_left<T, kResident>(
-          weight, n1, n2, chains.count, [&](int64_t c, int64_t j) { return right_factor(c, 2 * sweep + 1)[j]; },
-          [&](int64_t c, int64_t i, T sum) { grad_value(c, i) = sum; });
+          weight, n1, n2, chains.count, [&](int c, int j) { return right_factor(c, 2 * sweep + 1)[j]; },
+          [&](int c, int i, T sum) { grad_value(c, i) = sum; });
     __syncthreads();  // gradients of left's values are there
   }
-  for_each(n1, [&](int64_t c, int64_t i) { out(p.grad_state, c, n1)[i] = p.needs_grad_state ? grad_value(c, i) : T(0); });
+  for_each(n1, [&](int c, int i) { out(p.grad_state, c, n1)[i] = p.needs_grad_state ? grad_value(c, i) : T(0); });
   if (!params.sums_outer) return;
   T* const grad_weight = static_cast<T*>(p.grad_weight) + chains.model * n1 * n2;
-  const int64_t factors = chains.count * 2 * sweeps;
-  for (int64_t at = threadIdx.x; at < n1 * n2; at += blockDim.x) {
-    const int64_t i = at / n2, j = at % n2;
-    grad_weight[at] =
-        dot<T>(factors, [&](int64_t f) { return left_factors[f * n1 + i]; }, [&](int64_t f) { return right_factors[f * n2 + j]; });
-  }
+  const int factors = chains.count * 2 * int(sweeps);  // they lie in shared memory
+  for (int i = threadIdx.x / kWarpSize; i < n1; i += blockDim.x / kWarpSize)
+    for (int j = threadIdx.x % kWarpSize; j < n2; j += kWarpSize)
+      grad_weight[int64_t{i} * n2 + j] =
+          dot<T>(factors, [&](int f) { return left_factors[f * n1 + i]; }, [&](int f) { return right_factors[f * n2 + j]; });
 }
 
 // A CTA owns: 32 x 32 of one model's gradient; a thread four rows of a column.

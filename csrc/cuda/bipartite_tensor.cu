@@ -16,9 +16,7 @@ int64_t shared_memory(const BipartiteParams& p, bool is_resident, int chains) {
   return TensorLayout(p, is_resident, chains).bytes();
 }
 
-int64_t tiles_of(const BatchView& batch, int chains) {
-  return batch.num_models * ((batch.chains_per_model + chains - 1) / chains);
-}
+int64_t tiles_of(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
 bool is_resident(const BipartitePlan& plan) { return plan.workspace == 0; }
 
@@ -68,8 +66,8 @@ bool prefers_tensor(const BipartiteParams& p, const DeviceLimits& limits) {
 
 void launch_bipartite_tensor(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
   const bool annealed = p.log_weights, wide = plan.chains_per_cta == kWide;
-  const auto kernel = is_resident(plan) ? annealed ? bipartite_tensor_kernel<true, true, kNarrow>
-                                                   : bipartite_tensor_kernel<false, true, kNarrow>
+  const auto kernel = is_resident(plan)
+                          ? annealed ? bipartite_tensor_kernel<true, true, kNarrow> : bipartite_tensor_kernel<false, true, kNarrow>
                       : annealed ? bipartite_tensor_kernel<true, false, kNarrow>
                       : wide     ? bipartite_tensor_kernel<false, false, kWide>
                                  : bipartite_tensor_kernel<false, false, kNarrow>;

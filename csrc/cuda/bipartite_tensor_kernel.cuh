@@ -16,6 +16,11 @@
 // Slices and states lie in memory tile by tile, K innermost, so that a lane's part of a fragment is whole words; for that slices are kept twice, as
 // left updates and as right updates multiply by them.
 #include "cuda/bipartite_kernel.cuh"
+#include "cuda/cluster.cuh"
+
+#if !defined(GIBBS_EMULATE)
+#include <mma.h>
+#endif
 
 namespace gibbs {
 
@@ -199,7 +204,7 @@ class TensorCta {
   struct Side {
     int n, tiles;
     int64_t first_unit;
-    bool is_shared;  // one bias for all chains
+    bool is_shared;                 // one bias for all chains
     Shared<UnitTile> state, clamp;  // a tile of 16 units and 16 chains after the other, chains innermost
     Shared<float> bias, base_bias;  // [unit] or [unit, chain]
     GIBBS_DEVICE int bias_at(int unit, int chain) const { return is_shared ? unit : unit * kChains + chain; }
@@ -233,9 +238,12 @@ class TensorCta {
     __syncthreads();
   }
 
-  // Bits 0 .. 3 as bytes.
-  GIBBS_DEVICE static uint32_t spread(uint32_t bits) {
-    return (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21;
+  // Bits 0 .. 15 as bytes.
+  GIBBS_DEVICE static UnitTile spread(uint32_t bits) {
+    UnitTile out;
+#pragma unroll
+    for (int q = 0; q < 4; ++q, bits >>= 4) out.word[q] = (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21;
+    return out;
   }
   // Lanes along units, for the sake of global memory; units and chains that there are not have state 0.
   GIBBS_DEVICE void load_side(const Side& side, const StateView& state, const StateView& clamp, Outcome fault) const {
@@ -248,8 +256,7 @@ class TensorCta {
           const bool exists = view.data && unit < side.n && c < chains_.count;
           const uint32_t bits =
               __ballot_sync(kFullWarp, exists && load_bit(p_.sweep, view, row + unit * view.stride, fault)) >> (16 * (lane() & 1));
-          if (lane() < 2 && tile + lane() < side.tiles)
-            to[side.at(tile + lane(), c)] = {{spread(bits), spread(bits >> 4), spread(bits >> 8), spread(bits >> 12)}};
+          if (lane() < 2 && tile + lane() < side.tiles) to[side.at(tile + lane(), c)] = spread(bits);
         }
       };
       load(side.state, state);
@@ -276,8 +283,7 @@ class TensorCta {
     for (int item = threadIdx.x; item < counters * kChains; item += blockDim.x) {
       const int counter = item / kChains, c = item % kChains;
       const RandomStream of_chain = stream(c, sweep);
-      const PhiloxOutput r =
-          philox4x32(uint32_t(begin + counter), of_chain.c1, of_chain.c2, of_chain.c3, of_chain.k0, of_chain.k1);
+      const PhiloxOutput r = philox4x32(uint32_t(begin + counter), of_chain.c1, of_chain.c2, of_chain.c3, of_chain.k0, of_chain.k1);
 #pragma unroll
       for (int w = 0; w < 4; ++w) bytes_[((counter >> 3) * 32 + (counter & 7) + 8 * w) * kChains + c] = r.word[w];
     }
@@ -292,6 +298,7 @@ class TensorCta {
       for (int n = 0; n < kChainTiles; ++n) wmma::fill_fragment(sum[s][n], 0);
     const signed char* slices = slices_ + int64_t{(kRight ? to.tiles : 0) + tile} * from.tiles * kSlices * kTileCouplings;
     const signed char* states = reinterpret_cast<const signed char*>(shared_pointer(from.state));
+#pragma unroll 2
     for (int t = 0; t < from.tiles; ++t) {
       Fragment<wmma::matrix_b, wmma::col_major> bits[kChainTiles];
 #pragma unroll
@@ -342,27 +349,23 @@ class TensorCta {
                          float scale) {
     const RandomStream of_chain = stream(c, sweep);
     const int state_at = to.at(tile, c);
-    UnitTile drawn;
+    const int units = to.n - tile * kTensorTile < kTensorTile ? to.n - tile * kTensorTile : kTensorTile;
+    uint32_t bits = 0;
     double term = 0;
-#pragma unroll
-    for (int quad = 0; quad < 4; ++quad) {
-      uint32_t word = 0;
 #pragma unroll 1
-      for (int e = 0; e < 4; ++e) {
-        const int u = 4 * quad + e, unit = tile * kTensorTile + u, at = to.bias_at(unit, c < chains_.count ? c : 0);
-        if (unit >= to.n) break;
-        const int64_t number = to.first_unit + unit;
-        const int32_t acc = stage_[u * kStageStride + c];
-        const float bias = to.bias[at], base = kAnnealed ? to.base_bias[at] : 0;
-        const float logit = kAnnealed ? annealed_logit(acc, scale, bias, base, beta) : binary_logit(acc, scale, bias, beta);
-        if (kAnnealed && kRight) term += double(softplus_difference(annealed_logit(acc, scale, bias, base, last_beta), logit));
-        const uint32_t byte = bytes_[int((number - bytes_begin) >> 2) * kChains + c] >> (8 * (number & 3)) & 0xff;
-        const bool bit = decide(of_chain, uint32_t(number), byte, logit);
-        word |= uint32_t{bit} << (8 * e);
-        if (kAnnealed && !kRight && bit) term += double(bias) - double(base);
-      }
-      drawn.word[quad] = word;
+    for (int u = 0; u < units; ++u) {
+      const int unit = tile * kTensorTile + u, at = to.bias_at(unit, c < chains_.count ? c : 0);
+      const int64_t number = to.first_unit + unit;
+      const int32_t acc = stage_[u * kStageStride + c];
+      const float bias = to.bias[at], base = kAnnealed ? to.base_bias[at] : 0;
+      const float logit = kAnnealed ? annealed_logit(acc, scale, bias, base, beta) : binary_logit(acc, scale, bias, beta);
+      if (kAnnealed && kRight) term += double(softplus_difference(annealed_logit(acc, scale, bias, base, last_beta), logit));
+      const uint32_t byte = bytes_[int((number - bytes_begin) >> 2) * kChains + c] >> (8 * (number & 3)) & 0xff;
+      const bool bit = decide(of_chain, uint32_t(number), byte, logit);
+      bits |= uint32_t{bit} << u;
+      if (kAnnealed && !kRight && bit) term += double(bias) - double(base);
     }
+    UnitTile drawn = spread(bits);
     if (kAnnealed) (kRight ? right_terms_ : left_terms(sweep + 1))[tile * kChains + c] = term;
     if (c >= chains_.count) return;
     if (has_clamps()) {
@@ -423,8 +426,7 @@ class TensorCta {
 };
 
 template <bool kAnnealed, bool kResident, int kChains>
-__global__ void __launch_bounds__(kTensorThreads, 1)
-    bipartite_tensor_kernel(const __grid_constant__ BipartiteTensorParams params) {
+__global__ void __launch_bounds__(kTensorThreads, 1) bipartite_tensor_kernel(const __grid_constant__ BipartiteTensorParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);
   TensorCta<kAnnealed, kResident, kChains> cta(params, memory);

@@ -13,9 +13,7 @@
 
 #else
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 
 #define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(32) unsigned char name[]
 
@@ -33,16 +31,6 @@ template <class T>
 __device__ __forceinline__ T global_load(const T* p) {
   return __ldg(p);
 }
-// The array at the same place in the shared memory of another CTA of the cluster.
-template <class T>
-__device__ __forceinline__ T* cluster_array(T* array, unsigned rank) {
-#if __CUDA_ARCH__ >= 900
-  return cooperative_groups::this_cluster().map_shared_rank(array, rank);
-#else
-  return array;
-#endif
-}
-
 #endif
 
 #if defined(__CUDACC__) || defined(GIBBS_EMULATE)

@@ -7,7 +7,8 @@ namespace gibbs {
 
 namespace {
 
-constexpr int64_t kPartialSums = int64_t{1} << 28;  // bytes that partial sums may take, if a CTA of each model is not too much already
+constexpr int64_t kPartialSums =
+    int64_t{1} << 28;  // bytes that partial sums may take, if a CTA of each model is not too much already
 
 int64_t number_size(bool is_double) { return is_double ? 8 : 4; }
 

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
+def generation(architecture: str) -> int:
+    """Compute capabilities of one, the kernels do not tell apart: 7.5; 8; 9.0, the first with clusters, and newer."""
+    return min(int(architecture) // 10, 9)
+
+
 class Cuda:
     """CUDA's compiler, and what it compiles for."""
 
@@ -41,16 +46,17 @@ class Cuda:
 
     @property
     def flags(self) -> list[str]:
-        """Machine code for each architecture, and PTX of the newest for those to come.
+        """Machine code for each architecture, and PTX for those to come.
 
-        Compute capabilities 8.6 and 8.9 are translated from what was compiled for 8.0: they only differ in sizes.
+        PTX is made for the oldest of those that the kernels do not tell apart, and is what the others are translated
+        from: 8.0 for 8.6 and 8.9; 9.0, the first with clusters, for 10.0 and 12.0.
         """
         codes: dict[str, list[str]] = {}
         for number in self.architectures:
-            virtual = "80" if number in ("86", "89") and "80" in self.architectures else number
-            codes.setdefault(virtual, []).append(f"sm_{number}")
-        newest = self.architectures[-1]
-        codes.setdefault(newest, []).append(f"compute_{newest}")
+            first = next(other for other in self.architectures if generation(other) == generation(number))
+            codes.setdefault(first, []).append(f"sm_{number}")
+        newest = list(codes)[-1]
+        codes[newest].append(f"compute_{newest}")
         generate = [f"-gencode=arch=compute_{virtual},code=[{','.join(real)}]" for virtual, real in codes.items()]
         warnings = ["-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage"]
         return [
@@ -77,6 +83,10 @@ def find() -> Cuda | None:
     return Cuda(nvcc) if nvcc and wish != "0" else None
 
 
+def kernel_size(source: Path) -> int:
+    return source.with_name(f"{source.stem}_kernel.cuh").stat().st_size
+
+
 def compile_kernels(cuda: Cuda) -> list[str]:
     """The objects of csrc/cuda/*.cu; those are compiled again that anything they may include has changed since."""
     headers = [path for pattern in ("core/*.h", "cuda/*.h", "cuda/*.cuh") for path in ROOT.glob(f"csrc/{pattern}")]
@@ -100,7 +110,9 @@ def compile_kernels(cuda: Cuda) -> list[str]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            return list(pool.map(compile_kernel, sorted(ROOT.glob("csrc/cuda/*.cu"))))
+            # What takes long first: else a core is left with it in the end.
+            sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+            return list(pool.map(compile_kernel, sorted(sources, key=kernel_size, reverse=True)))
         except RuntimeError as error:
             sys.exit(f"{error}\nnvcc failed; GIBBS_CUDA=0 builds without the CUDA kernels")
 

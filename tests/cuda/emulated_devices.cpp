@@ -49,16 +49,14 @@ extern "C" __attribute__((visibility("default"))) const char* emulator_launches(
   for (const cuda_emulator::Launch& launch : cuda_emulator::launches()) {
     Dl_info info = {};
     dladdr(launch.kernel, &info);
-    const auto number = [](const char* name, int64_t value) {
-      return std::string(", \"") + name + "\": " + std::to_string(value);
-    };
+    const auto number = [](const char* name, int64_t value) { return std::string(", \"") + name + "\": " + std::to_string(value); };
     const cuda_emulator::Counts& c = launch.counts;
     text += std::string(text.size() > 1 ? ", " : "") + "{\"kernel\": \"" + (info.dli_sname ? info.dli_sname : "") + "\"" +
             number("num_ctas", launch.num_ctas) + number("num_threads", launch.num_threads) +
             number("shared_memory", launch.shared_memory) + number("cluster_size", launch.cluster_size) +
             number("ctas_run", launch.ctas_run) + number("instructions", c.instructions) + number("wavefronts", c.wavefronts) +
-            number("conflicts", c.conflicts) + number("barriers", c.barriers) + number("lines", c.lines) + number("sectors", c.sectors) +
-            number("different_sectors", c.different_sectors) + number("products", c.products) + "}";
+            number("conflicts", c.conflicts) + number("barriers", c.barriers) + number("lines", c.lines) +
+            number("sectors", c.sectors) + number("different_sectors", c.different_sectors) + number("products", c.products) + "}";
   }
   cuda_emulator::options().counts = false;
   cuda_emulator::options().most_ctas = -1;

@@ -438,7 +438,8 @@ inline void record_tile(const void* site, const void* tile, size_t rows, size_t 
     const auto* place = static_cast<const unsigned char*>(tile) + at / pieces * stride_bytes + at % pieces * piece;
     const bool is_global = !is_shared(tile);
     f.cta->accesses[{f.thread / kWarp, f.meetings, site, f.visits[site]}].push_back(
-        {unsigned(at % kWarp), is_global ? reinterpret_cast<uintptr_t>(place) : uint64_t(place - f.cta->memory.get()), piece, is_global});
+        {unsigned(at % kWarp), is_global ? reinterpret_cast<uintptr_t>(place) : uint64_t(place - f.cta->memory.get()), piece,
+         is_global});
   }
 }
 
@@ -504,7 +505,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
     }
   }
   if (options().counts)
-    launches().push_back({reinterpret_cast<const void*>(kernel), grid.x, threads, int64_t(shared_bytes), cluster.x, run_ctas, counts()});
+    launches().push_back(
+        {reinterpret_cast<const void*>(kernel), grid.x, threads, int64_t(shared_bytes), cluster.x, run_ctas, counts()});
 }
 
 // ---- barriers and collectives ----------------------------------------------------------------------------------------------------

@@ -238,8 +238,8 @@ static DeviceLimits random_device() {
 }
 
 static BipartiteRoute random_route() {
-  constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto, BipartiteRoute::kResident, BipartiteRoute::kCluster,
-                                        BipartiteRoute::kStreaming, BipartiteRoute::kTensor, BipartiteRoute::kTensorStreaming};
+  constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto,      BipartiteRoute::kResident, BipartiteRoute::kCluster,
+                                        BipartiteRoute::kStreaming, BipartiteRoute::kTensor,   BipartiteRoute::kTensorStreaming};
   return kRoutes[below(std::size(kRoutes))];
 }
 

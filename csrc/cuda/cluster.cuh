@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Thread-block clusters (compute capability 9.0 and later). Not in device.cuh, as the header takes nvcc a while.
+#include "cuda/device.cuh"
+
+#if !defined(GIBBS_EMULATE)
+
+#include <cooperative_groups.h>
+
+// The array at the same place in the shared memory of another CTA of the cluster.
+template <class T>
+__device__ __forceinline__ T* cluster_array(T* array, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(array, rank);
+#else
+  return array;
+#endif
+}
+
+#endif

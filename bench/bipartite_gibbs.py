@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binary sweeps. The peers are what a careful user of PyTorch or NumPy writes: in place, into preallocated buffers."""
 
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
-from .harness import OURS, Case
+from .harness import OURS, Case, on_gpu
 
 Array = np.ndarray
 
@@ -24,7 +26,7 @@ def torch_sweeps(
 ) -> tuple[Tensor, Tensor]:
     """States [M, C, n]: M models of C chains. At C = 1 matrix @ column is the faster product, see NOTES.md."""
     left, transposed = left.clone(), weight.mT.contiguous()
-    right = torch.empty(*left.shape[:-1], weight.shape[-1])
+    right = left.new_empty(*left.shape[:-1], weight.shape[-1])
     p_left, p_right = torch.empty_like(left), torch.empty_like(right)
     for _ in range(num_sweeps):
         torch.baddbmm(right_bias.mT, transposed, left.mT, out=p_right.mT)
@@ -40,6 +42,27 @@ def rand(p: Tensor, out: Tensor) -> None:
 
 def bernoulli(p: Tensor, out: Tensor) -> None:
     torch.bernoulli(p, out=out)
+
+
+def half_sweep(given: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    p = torch.sigmoid(torch.baddbmm(bias, given, matrix))
+    return (torch.rand_like(p) < p).to(p.dtype)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+def compiled_sweeps(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """As torch_sweeps, with what torch.compile makes of half a sweep."""
+    transposed, right = weight.mT.contiguous(), left
+    for _ in range(num_sweeps):
+        right = compiled(half_sweep)(left, weight, right_bias)
+        left = compiled(half_sweep)(right, transposed, left_bias)
+    return left, right
 
 
 def numpy_sweeps(
@@ -65,32 +88,42 @@ def numpy_sweeps(
     return left, right
 
 
-def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float) -> Case:
+def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float | None = None) -> Case:
     """`models` matrices of `chains` chains each; couplings N(0, 1/n), biases N(0, 1)."""
     torch.manual_seed(1)
     left = torch.randint(2, (models, chains, n1)).float()
     left_bias, right_bias = torch.randn(models, 1, n1), torch.randn(models, 1, n2)
     weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
     peer = left, left_bias, right_bias, weight, num_sweeps
-    arrays = *(t.numpy() for t in peer[:4]), num_sweeps, np.random.default_rng(1)
     # gibbs_ext broadcasts: [M, n] of one chain a model, or [C, n] of one model
     left_, *biases = (t.flatten(0, 1) for t in peer[:3])
     ours = left_, *biases, weight if models > 1 else weight[0]
     what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
+    contenders: dict[str, Callable[[], object]] = {
+        OURS: lambda: gx.bipartite_gibbs(*ours, num_sweeps, seed=1),
+        "torch.rand": lambda: torch_sweeps(*peer, rand),
+        "torch.bernoulli": lambda: torch_sweeps(*peer, bernoulli),
+    }
+    if on_gpu():
+        contenders["torch.compile"] = lambda: compiled_sweeps(*peer)
+    else:
+        arrays = *(t.numpy() for t in peer[:4]), num_sweeps, np.random.default_rng(1)
+        contenders["NumPy"] = lambda: numpy_sweeps(*arrays)
     return Case(
         f"{what}, {n1}+{n2}, {num_sweeps} sweeps",
-        {
-            OURS: lambda: gx.bipartite_gibbs(*ours, num_sweeps, seed=1),
-            "torch.rand": lambda: torch_sweeps(*peer, rand),
-            "torch.bernoulli": lambda: torch_sweeps(*peer, bernoulli),
-            "NumPy": lambda: numpy_sweeps(*arrays),
-        },
+        contenders,
         updates=models * chains * (n1 + n2) * num_sweeps,
         wanted=wanted,
     )
 
 
 def cases() -> Iterator[Case]:
+    if on_gpu():  # the problems of bench/cuda_report.py
+        yield case(128, 1, 100, 100, 100)
+        yield case(4096, 1, 200, 200, 100)
+        yield case(1, 1024, 784, 500, 100)
+        yield case(1, 65536, 784, 500, 100)
+        return
     for num_sweeps in (50, 10):
         yield case(128, 1, 100, 100, num_sweeps, 3)
         yield case(128, 1, 200, 200, num_sweeps, 10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""40 binary sweeps, one relaxed sweep (pwl) and the backward pass, a weight per model, against PyTorch's autograd."""
+"""Binary sweeps, one relaxed sweep (pwl) and the backward pass, a weight per model, against PyTorch's autograd."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
-from .bipartite_gibbs import bernoulli, rand, torch_sweeps
-from .harness import OURS, Case
+from .bipartite_gibbs import bernoulli, compiled, compiled_sweeps, rand, torch_sweeps
+from .harness import OURS, Case, on_gpu
 
 SHARPNESS = 4.0
 
@@ -30,17 +30,30 @@ def torch_relaxed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """States [M, C, n], as in torch_sweeps."""
     with torch.no_grad():
-        left, right = torch_sweeps(left, left_bias, right_bias, weight, num_sweeps, draw)
-    left_mean = left
+        left, _right = torch_sweeps(left, left_bias, right_bias, weight, num_sweeps, draw)
+    return relaxed_sweeps(left, left_bias, right_bias, weight, num_relaxed_sweeps)
 
-    for _ in range(num_relaxed_sweeps):
+
+def relaxed_sweeps(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    right = left_mean = left
+    for _ in range(num_sweeps):
         right = relax(torch.sigmoid(torch.baddbmm(right_bias, left, weight)))
         left_mean = torch.sigmoid(torch.baddbmm(left_bias, right, weight.mT))
         left = relax(left_mean)
     return left, right, left_mean
 
 
-def case(models: int, n: int, wanted: float) -> Case:
+def compiled_relaxed(left: Tensor, *parameters: Tensor, num_sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch_relaxed with one relaxed sweep, by torch.compile."""
+    with torch.no_grad():
+        left, _right = compiled_sweeps(left, *parameters, num_sweeps)
+    outputs: tuple[Tensor, Tensor, Tensor] = compiled(relaxed_sweeps)(left, *parameters, 1)
+    return outputs
+
+
+def case(models: int, n: int, num_sweeps: int, wanted: float | None = None) -> Case:
     torch.manual_seed(1)
     left = torch.randint(2, (models, 1, n)).float()
     parameters = [torch.randn(models, 1, n), torch.randn(models, 1, n), torch.randn(models, n, n) / n**0.5]
@@ -49,20 +62,33 @@ def case(models: int, n: int, wanted: float) -> Case:
     ours = [p.detach().squeeze(1).requires_grad_() for p in parameters]
 
     def run_ours() -> object:
-        outputs = gx.bipartite_gibbs_relaxed(left[:, 0], *ours, 40, 1, sharpness=SHARPNESS, seed=1)
+        outputs = gx.bipartite_gibbs_relaxed(left[:, 0], *ours, num_sweeps, 1, sharpness=SHARPNESS, seed=1)
         return torch.autograd.grad(outputs, ours, [g[:, 0] for g in grads])
 
     def run_torch(draw: Callable[[Tensor, Tensor], object]) -> object:
-        return torch.autograd.grad(torch_relaxed(left, *peer, 40, 1, draw), peer, grads)
+        return torch.autograd.grad(torch_relaxed(left, *peer, num_sweeps, 1, draw), peer, grads)
 
+    contenders: dict[str, Callable[[], object]] = {
+        OURS: run_ours,
+        "torch.rand": lambda: run_torch(rand),
+        "torch.bernoulli": lambda: run_torch(bernoulli),
+    }
+    if on_gpu():
+        contenders["torch.compile"] = lambda: torch.autograd.grad(
+            compiled_relaxed(left, *peer, num_sweeps=num_sweeps), peer, grads
+        )
     return Case(
-        f"{models} models, {n}+{n}, 40 + 1 sweeps and backward",
-        {OURS: run_ours, "torch.rand": lambda: run_torch(rand), "torch.bernoulli": lambda: run_torch(bernoulli)},
-        updates=models * 2 * n * 41,
+        f"{models} models, {n}+{n}, {num_sweeps} + 1 sweeps and backward",
+        contenders,
+        updates=models * 2 * n * (num_sweeps + 1),
         wanted=wanted,
     )
 
 
 def cases() -> Iterator[Case]:
-    yield case(128, 100, 4)
-    yield case(128, 200, 8)
+    if on_gpu():
+        yield case(128, 100, 10)
+        yield case(4096, 200, 10)
+        return
+    yield case(128, 100, 40, 4)
+    yield case(128, 200, 40, 8)

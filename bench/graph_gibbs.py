@@ -23,7 +23,8 @@ from torch.nn.functional import embedding_bag
 
 import gibbs_ext as gx
 
-from .harness import OURS, Case
+from .bipartite_gibbs import compiled
+from .harness import OURS, Case, on_gpu
 
 Array = np.ndarray
 DWAVE = "dwave-samplers"
@@ -35,6 +36,7 @@ class Lists:
     """Units sorted by colour, and the neighbours of each. Rows are padded with unit 0 at the edge number num_edges."""
 
     def __init__(self, graph: gx.ColoredGraph) -> None:
+        device = torch.get_default_device()
         self.order = graph.colors.argsort(stable=True)
         self.position = self.order.argsort()
         of_unit: list[list[tuple[int, int]]] = [[] for _ in range(graph.num_nodes)]
@@ -42,10 +44,11 @@ class Lists:
             of_unit[u].append((v, edge))
             of_unit[v].append((u, edge))
         padding = (0, graph.num_edges)
-        rows = torch.tensor([row + [padding] * (graph.max_degree - len(row)) for row in of_unit])
+        rows = torch.tensor([row + [padding] * (graph.max_degree - len(row)) for row in of_unit], device=device)
         self.neighbors, self.edges = rows.unbind(-1)  # [N, k]
         ends = [0, *graph.colors.bincount().cumsum(0).tolist()]
         self.colors = [slice(*pair) for pair in pairwise(ends)]
+        self.order, self.position = self.order.to(device), self.position.to(device)
 
     def weights(self, coupling: Tensor) -> Tensor:
         """[N, k] of couplings [E], or [N, k, M] of couplings [E, M]."""
@@ -113,6 +116,23 @@ def torch_sweeps(
             draw(u)
             torch.lt(u, p, out=part)
     return state
+
+
+def update(state: Tensor, begin: int, end: int, bias: Tensor, weight: Tensor, neighbors: Tensor, beta: Tensor) -> None:
+    """Of the units begin .. end - 1, for torch.compile: weight [n, k, 1 or C]."""
+    field = bias + (state[neighbors] * weight).sum(1)
+    state[begin:end] = torch.rand_like(field) < torch.sigmoid(beta * field)
+
+
+def compiled_gibbs(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Tensor) -> Tensor:
+    """As torch_gibbs, with what torch.compile makes of the update of a colour."""
+    state, weight = state.clone(), lists.weights(coupling)
+    weight = weight if weight.dim() == 3 else weight[:, :, None]
+    bias = bias.expand_as(state)
+    for beta in betas.unbind():
+        for c in lists.colors:
+            compiled(update)(state, c.start, c.stop, bias[c], weight[c], lists.neighbors[c], beta)
+    return state[lists.position].T
 
 
 def torch_gibbs(lists: Lists, *args: Any) -> Tensor:
@@ -192,12 +212,16 @@ def case(
     contenders: dict[str, Callable[[], object]] = {
         OURS: lambda: gx.graph_gibbs(bits, bias, coupling, graph, len(betas), beta=beta, seed=1),
         "torch, gather": lambda: torch_gibbs(*peer, gather),
-        "NumPy": lambda: numpy_gibbs(*peer, rng),
     }
-    if models:
-        contenders["torch, gather, NumPy's random"] = lambda: torch_gibbs(*peer, gather, numpy_uniform(rng))
-    else:
+    if not models:
         contenders["torch, embedding_bag"] = lambda: torch_gibbs(*peer, bag)
+    if on_gpu():
+        contenders["torch.compile"] = lambda: compiled_gibbs(*peer[:-1], beta)
+    else:
+        contenders["NumPy"] = lambda: numpy_gibbs(*peer, rng)
+    if models and not on_gpu():
+        contenders["torch, gather, NumPy's random"] = lambda: torch_gibbs(*peer, gather, numpy_uniform(rng))
+    elif not on_gpu():
         contenders["torch, embedding_bag, NumPy's random"] = lambda: torch_gibbs(*peer, bag, numpy_uniform(rng))
         contenders["torch, sparse"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=True))
         contenders["torch, dense"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=False))
@@ -234,6 +258,11 @@ def threads_case(name: str, graph: gx.ColoredGraph, chains: int, beta: float, nu
 
 def cases() -> Iterator[Case]:
     fixed, annealing = [0.5] * 100, torch.linspace(0.1, 3, 100).tolist()
+    if on_gpu():
+        for chains in (1024, 16384):
+            yield case(f"Chimera C16, {chains} chains, 100 sweeps", gx.ChimeraGraph(16), chains, fixed)
+        yield case("Chimera C8, 128 models, 100 sweeps", gx.ChimeraGraph(8), 128, fixed, models=True)
+        return
     for size in (8, 16):
         graph = gx.ChimeraGraph(size)
         for chains in (256, 1024):

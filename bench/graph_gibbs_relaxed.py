@@ -15,7 +15,7 @@ import gibbs_ext as gx
 from . import graph_gibbs
 from .bipartite_gibbs_relaxed import SHARPNESS, relax
 from .graph_gibbs import Lists, ising_energy, numpy_uniform, torch_sweeps
-from .harness import OURS, Case
+from .harness import OURS, Case, on_gpu
 
 # weight . state, [n, C], of weights [n, k] or [n, k, C], neighbours [n, k] and a state [n', C]
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -95,7 +95,9 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
 
     contenders: dict[str, Callable[[], object]] = {OURS: run_ours}
     ways = {"gather": gather} if models else {"gather": gather, "embedding_bag": bag, "dense": dense}
-    draws = {"": Tensor.uniform_, ", NumPy's random": numpy_uniform(rng)} if num_sweeps else {"": Tensor.uniform_}
+    draws = {"": Tensor.uniform_}
+    if num_sweeps and not on_gpu():
+        draws[", NumPy's random"] = numpy_uniform(rng)
     for (way, field), (suffix, draw) in itertools.product(ways.items(), draws.items()):
         sweep_field = graph_gibbs.gather if models else graph_gibbs.bag
         contenders[f"torch, {way}{suffix}"] = functools.partial(run_torch, field, sweep_field, draw)

@@ -37,6 +37,7 @@ class Case:
     updates: int | None = None  # variable updates a call; None where a call counts as a whole
     wanted: float | None = None  # how many times faster than the best peer
     rivals: dict[str, float] = field(default_factory=dict)  # peers with a row, and a wanted ratio, of their own
+    is_capturable: bool = True  # can be a CUDA graph
     # Samples [n] of some quantities, from what a contender returned; their means must agree with those of OURS
     statistics: Callable[[Any], Sequence[Tensor]] | None = None
 
@@ -76,16 +77,16 @@ def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
     return replay
 
 
-def as_cuda_graphs(case: "Case") -> "Case":
+def as_cuda_graphs(case: Case) -> Case:
     """The same with every contender as a CUDA graph: what remains when launching costs nothing."""
     graphs = {name: as_cuda_graph(call) for name, call in case.contenders.items()}
     return dataclasses.replace(case, name=f"{case.name}, CUDA graphs", contenders=graphs)
 
 
-def with_cuda_graphs(cases: Iterator["Case"]) -> Iterator["Case"]:
+def with_cuda_graphs(cases: Iterator[Case]) -> Iterator[Case]:
     for case in cases:
         yield case
-        if on_gpu():
+        if on_gpu() and case.is_capturable:
             yield as_cuda_graphs(case)
 
 

@@ -90,4 +90,5 @@ def cases() -> Iterator[Case]:
                 "torch.rand": step_with(coupling, peer_gibbs, peer_relaxed),
                 WITHOUT_SAMPLING: step_with(coupling, no_gibbs, no_relaxed),
             },
+            is_capturable=False,  # its optimizer and its data are not made for that
         )

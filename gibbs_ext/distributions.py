@@ -175,8 +175,8 @@ class _Boltzmann(Distribution):
         shape = (*sample_shape, *self.batch_shape, self._num_state_units)
         if initial is not None:
             initial = expand_to(name, "initial", initial, shape)
-            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64)
-        beta = torch.ones(1 + num_sweeps, dtype=torch.float64)
+            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64, device="cpu")
+        beta = torch.ones(1 + num_sweeps, dtype=torch.float64, device="cpu")
         beta[0] = 0
         return self._last.new_zeros(()).expand(shape), beta
 

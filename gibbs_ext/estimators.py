@@ -102,13 +102,13 @@ def annealed_importance_sampling(
     check_integers(name, 1, num_chains=num_chains)
     if isinstance(betas, (int, numbers.Integral)):
         check_integers(name, 1, betas=betas)
-        betas = torch.linspace(0, 1, int(betas) + 1, dtype=torch.float64)
+        betas = torch.linspace(0, 1, int(betas) + 1, dtype=torch.float64, device="cpu")
     schedule = _rising(name, as_beta(name, betas, "betas"))
     bases = _base_biases(name, model, base)
     if reverse and initial is None:
         of_left = " of left" if isinstance(model, BipartiteBoltzmann) else ""
         raise ValueError(f"{name}: reverse=True needs initial, exact draws{of_left} from the model, got None")
-    seed = as_seed(name, generator, seed)  # one for the base's draw and the path
+    seed = as_seed(name, generator, seed, model.device)  # one for the base's draw and the path
 
     shape = (num_chains, *model.batch_shape, model._num_state_units)
     if initial is None:

@@ -109,7 +109,7 @@ def exact_samples(
     name = "exact_samples"
     check_model(name, model, GraphBoltzmann)
     check_integers(name, 0, num_samples=num_samples)
-    source = torch.Generator(model.device).manual_seed(int(as_seed(name, generator, seed)))
+    source = torch.Generator(model.device).manual_seed(int(as_seed(name, generator, seed, model.device)))
 
     def draw(steps: "list[_Step]", odds: list[Tensor]) -> list[Tensor]:
         return [_draw(steps, odds, num_samples, source).to(model.coupling.dtype)]

@@ -87,7 +87,7 @@ def as_seed(
         return seed
     check_integers(name, -(2**63), 2**64 - 1, seed=seed)
     number = int(seed)  # NumPy's would overflow
-    return torch.tensor(number if number < 2**63 else number - 2**64, dtype=torch.int64)
+    return torch.tensor(number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
 
 
 def _as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:

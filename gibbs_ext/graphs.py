@@ -112,7 +112,7 @@ class ColoredGraph:
         _, color_offsets, order, row_offsets = self.layout[: sum(sizes)].split(sizes)
         order = order.to(torch.int64)
         self.colors, self.degrees = torch.empty_like(order), torch.empty_like(order)
-        self.colors[order] = torch.arange(self.num_colors).repeat_interleave(color_offsets.diff())
+        self.colors[order] = torch.arange(self.num_colors, device="cpu").repeat_interleave(color_offsets.diff())
         self.degrees[order] = row_offsets.diff().to(torch.int64)
         self.labels = tuple(range(self.num_nodes))
         self._units_of_colors = order.split(color_offsets.diff().tolist())
@@ -281,7 +281,7 @@ class ChimeraGraph(ColoredGraph):
         total = 2 * self.rows * self.cols * self.shore
         if max(total, total // 2 * (self.shore + 2)) >= _LIMIT:
             raise ValueError(f"{name}: rows, cols and shore must make less than 2^30 nodes and edges, got {shape}")
-        node = torch.arange(total).reshape(shape)
+        node = torch.arange(total, device="cpu").reshape(shape)
         ends = [
             (node[:, :, 0, :, None], node[:, :, 1, None, :]),
             (node[:-1, :, 0], node[1:, :, 0]),
@@ -294,7 +294,7 @@ class ChimeraGraph(ColoredGraph):
         vacant = _as_integers(name, "missing_nodes", missing_nodes)
         for index in vacant[(vacant < 0) | (vacant >= total)].tolist()[:1]:
             raise ValueError(f"{name}: missing_nodes must lie in 0 .. {total - 1}, got {index}")
-        present = torch.ones(total, dtype=torch.bool)
+        present = torch.ones(total, dtype=torch.bool, device="cpu")
         present[vacant] = False
         if not present.any():
             raise ValueError(f"{name}: missing_nodes must leave a node, got all {total}")
@@ -306,7 +306,7 @@ class ChimeraGraph(ColoredGraph):
         edges = edges[present[edges].all(1) & ~torch.isin(keys, cut_keys)]
 
         unit = present.cumsum(0) - 1
-        coordinates = torch.cartesian_prod(*map(torch.arange, shape))[present]
+        coordinates = torch.stack(torch.unravel_index(node.flatten(), shape), -1)[present]
         row, col, side, _ = coordinates.unbind(1)
         super().__init__(len(coordinates), unit[edges], (row + col + side + 1) % 2)
         self.coordinates = coordinates

@@ -59,8 +59,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         version, compiler, cpu_instruction_sets, instruction_set, stable_abi; cuda_architectures: compute capabilities
-        that the loaded CUDA kernels are compiled for ("75" is 7.5; newer ones run the last one's PTX); cuda: "loaded",
-        or why there are no CUDA kernels.
+        that the loaded CUDA kernels are compiled for ("75" is 7.5; on newer ones the driver compiles their PTX); cuda:
+        "loaded", or why there are no CUDA kernels.
     """
     architectures = tuple(_cuda.architectures.split(";")) if _cuda else ()
     return _C.build_info() | {"cuda_architectures": architectures, "cuda": _why_no_cuda or "loaded"}

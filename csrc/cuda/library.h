@@ -8,7 +8,7 @@ namespace gibbs {
 
 struct CudaLibrary {
   void (*set_hooks)(const Hooks&);
-  const char* architectures;  // what the kernels are compiled for, "75;80;...": machine code, and PTX of the last
+  const char* architectures;  // what the kernels are compiled for, "75;80;...": machine code, and PTX of the last generation
   // What kernels on a device have found wrong since it was last asked; null: nothing. Valid until the thread's next call.
   const char* (*take_fault)(int device);
   // Which route binary sweeps take: "auto" or, for tests and benchmarks, one by name. False where it is none.

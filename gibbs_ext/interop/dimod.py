@@ -118,7 +118,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             raise TypeError(f"{_NAME}: bqm must be a dimod.BinaryQuadraticModel, got {type(bqm).__name__}")
         self.remove_unknown_kwargs(**kwargs)
         if seed is None:
-            seed = int(torch.randint(2**32, ()))
+            seed = int(torch.randint(2**32, (), device="cpu"))
         check_integers(_NAME, 0, seed=seed)
         if seed >= 2**32:
             raise ValueError(f"{_NAME}: seed must be below 2^32, got {seed}")

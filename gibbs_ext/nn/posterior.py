@@ -191,7 +191,7 @@ class BoltzmannPosterior(nn.Module):
         """
         model = self.distribution(features)
         num_sweeps, num_relaxed_sweeps = self.num_sweeps, self.num_relaxed_sweeps
-        beta = torch.ones(num_sweeps + num_relaxed_sweeps, dtype=torch.float64)
+        beta = torch.ones(num_sweeps + num_relaxed_sweeps, dtype=torch.float64, device="cpu")
         if index is None:
             # A first sweep at beta = 0 makes uniform bits.
             num_sweeps, beta = num_sweeps + 1, torch.cat([beta.new_zeros(1), beta])

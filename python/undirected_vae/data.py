@@ -46,7 +46,7 @@ class Dataset:
 
 def binarise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draws each pixel with its gray level as the probability. Binary images come back unchanged."""
-    return (torch.rand(images.shape, generator=generator) * 255 < images).float()
+    return (torch.rand(images.shape, generator=generator, device=images.device) * 255 < images).float()
 
 
 def fingerprint(images: Tensor) -> str:
@@ -62,7 +62,7 @@ def augment(images: Tensor, shape: tuple[int, int], strength: float) -> Tensor:
     if strength == 0:
         return images
     batch = images.shape[0]
-    angle, scale_x, scale_y, shear, shift_x, shift_y = (torch.randn(6, batch) * strength).unbind()
+    angle, scale_x, scale_y, shear, shift_x, shift_y = (torch.randn(6, batch, device=images.device) * strength).unbind()
     angle, shear = 0.12 * angle, 0.1 * shear
     scale_x, scale_y = torch.exp(0.07 * scale_x), torch.exp(0.07 * scale_y)
     cos, sin = torch.cos(angle), torch.sin(angle)

@@ -6,8 +6,7 @@
 // A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of so many lanes go through the
 // units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and what the graph says is a broadcast; with fewer (kUnits)
 // a warp has several units, down to 32 units of one chain.
-#include "cuda/graph.h"
-#include "cuda/graph_relaxed_kernel.cuh"
+#include "cuda/graph_cta.cuh"
 
 namespace gibbs {
 

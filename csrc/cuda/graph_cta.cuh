@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the kernels of coloured graphs share: which chains a CTA takes and which of them a thread, whether a layout is sound, the couplings' scale.
+#include "core/graph.h"
+#include "cuda/graph.h"
+#include "cuda/rounding.cuh"
+#include "cuda/sampling.cuh"
+
+namespace gibbs {
+
+constexpr int kGraphScaleScratch = 2;
+
+GIBBS_HOST_DEVICE int64_t graph_ctas_per_model(const BatchView& b, int chains_per_cta) {
+  return (b.chains_per_model + chains_per_cta - 1) / chains_per_cta;
+}
+
+#if defined(GIBBS_DEVICE)
+
+// What the CTA takes.
+struct GraphCtaChains {
+  int64_t model, begin, end;
+  GIBBS_DEVICE GraphCtaChains(const BatchView& b, int chains_per_cta) {
+    const int64_t ctas = graph_ctas_per_model(b, chains_per_cta);
+    model = blockIdx.x / ctas;
+    begin = blockIdx.x % ctas * chains_per_cta;
+    end = begin + chains_per_cta < b.chains_per_model ? begin + chains_per_cta : b.chains_per_model;
+  }
+};
+
+// A thread's part: lane `lane` of group `group`. blockDim.x is a multiple of the tile.
+struct GraphTileThread {
+  int tile, lane, group, num_groups;
+  GIBBS_DEVICE explicit GraphTileThread(int tile_)
+      : tile(tile_), lane(int(threadIdx.x) % tile), group(int(threadIdx.x) / tile), num_groups(int(blockDim.x) / tile) {}
+  // Over the tile's chains, in the same order for every one of them.
+  template <class T>
+  GIBBS_DEVICE T sum(T x) const {
+    const unsigned mask = ((1u << tile) - 1) << (threadIdx.x % kWarpSize / tile * tile);
+    for (int step = 1; step < tile; step *= 2) x += __shfl_xor_sync(mask, x, step);
+    return x;
+  }
+};
+
+// Whether all that sweeps follow lies inside the graph; the same for every thread of the CTA, all of which must call it.
+GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
+  if (layout[0] != num_nodes || layout[1] != num_edges || layout[2] != num_colors) return false;
+  const GraphView g = graph_view(layout);
+  bool sound = g.color_offsets[0] == 0 && g.color_offsets[num_colors] == num_nodes && g.row_offsets[0] == 0 &&
+               g.row_offsets[num_nodes] == 2 * num_edges && g.max_degree < num_nodes;
+  const auto is_below = [](int32_t x, int64_t limit) { return uint32_t(x) < uint32_t(limit); };
+  for (int64_t c = threadIdx.x; c < num_colors; c += blockDim.x) sound &= g.color_offsets[c] <= g.color_offsets[c + 1];
+  for (int64_t pos = threadIdx.x; pos < num_nodes; pos += blockDim.x)
+    sound &= is_below(g.order[pos], num_nodes) && g.row_offsets[pos] <= g.row_offsets[pos + 1] &&
+             int64_t{g.row_offsets[pos + 1]} - g.row_offsets[pos] <= g.max_degree;
+  for (int64_t h = threadIdx.x; h < 2 * num_edges; h += blockDim.x)
+    sound &= is_below(g.neighbors[h], num_nodes) && is_below(g.edge_of[h], num_edges);
+  return !__syncthreads_or(!sound);
+}
+
+// The k of a model's couplings (core/fixed_point.h); the same for every thread of the CTA, all of which must call it. Faults, and
+// a resolution that is felt, are reported. scratch: [kGraphScaleScratch].
+template <class T>
+GIBBS_DEVICE_CALL int graph_scale_exponent_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
+                                              Shared<uint32_t> scratch) {
+  const int lane = int(threadIdx.x) % kWarpSize;
+  if (threadIdx.x < kGraphScaleScratch) scratch[threadIdx.x] = 0;
+  __syncthreads();  // scratch is clear
+  int stored = 0;
+  for (int64_t e = threadIdx.x; e < g.num_edges; e += blockDim.x) {
+    const int exponent = FloatTraits<T>::exponent(global_load(coupling + e * stride));
+    stored = exponent > stored ? exponent : stored;
+  }
+  stored = warp_max(stored);
+  if (lane == 0) atomicMax(&scratch[0], uint32_t(stored));
+  __syncthreads();  // scratch[0] is the largest
+  const int64_t degree = g.max_degree > 1 ? g.max_degree : 1;
+  Outcome fault;
+  const LargestCoupling largest =
+      largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteCoupling, Outcome::kTooLargeCoupling, &fault);
+  if (fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
+  int k = kMaxScaleExponent;
+  if (!largest.settled) {  // the same for the whole CTA
+    const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
+    uint32_t sum = 0;
+    for (int64_t pos = threadIdx.x; pos < g.num_nodes; pos += blockDim.x) {
+      uint32_t of_unit = 0;
+      for (int h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; ++h)
+        of_unit += rounded_up<T>(global_load(coupling + g.edge_of[h] * stride), factor);
+      sum = of_unit > sum ? of_unit : sum;
+    }
+    sum = uint32_t(warp_max(int(sum)));
+    if (lane == 0) atomicMax(&scratch[1], sum);
+    __syncthreads();  // scratch[1] is the largest sum
+    k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
+  }
+  if (threadIdx.x == 0) report_resolution(s, FloatTraits<float>::power(-k), degree);
+  return k;
+}
+
+#endif
+
+}  // namespace gibbs

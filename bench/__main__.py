@@ -45,8 +45,10 @@ def main() -> None:
         cases = importlib.import_module(f"bench.{name}").cases()
         results[name] = [harness.measure(case, args.seconds) for case in harness.with_cuda_graphs(cases)]
         print(f"{name}\n{harness.table(results[name])}\n", flush=True)
+        if not args.dry:
+            harness.store(results)
     if not args.dry:
-        print(f"kept in {harness.store(results).relative_to(harness.ROOT)}")
+        print(f"kept in {harness.history_file().relative_to(harness.ROOT)}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Lists:
             of_unit[v].append((u, edge))
         padding = (0, graph.num_edges)
         rows = torch.tensor([row + [padding] * (graph.max_degree - len(row)) for row in of_unit], device=device)
-        self.neighbors, self.edges = rows.unbind(-1)  # [N, k]
+        self.neighbors, self.edges = (part.contiguous() for part in rows.unbind(-1))  # [N, k]
         ends = [0, *graph.colors.bincount().cumsum(0).tolist()]
         self.colors = [slice(*pair) for pair in pairwise(ends)]
         self.order, self.position = self.order.to(device), self.position.to(device)
@@ -77,7 +77,9 @@ def gather(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -
 
 
 def bag(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -> Field:
-    return lambda state, beta: embedding_bag(neighbors, state, per_sample_weights=weight * beta, mode="sum").add_(
+    indices, offsets = neighbors.flatten(), torch.arange(0, neighbors.numel(), neighbors.shape[1])
+    scaled = functools.lru_cache(maxsize=1)(lambda beta: (weight * beta).flatten())
+    return lambda state, beta: embedding_bag(indices, state, offsets, per_sample_weights=scaled(beta), mode="sum").add_(
         bias, alpha=beta
     )
 

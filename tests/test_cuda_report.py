@@ -69,7 +69,7 @@ LAUNCH: dict[str, Any] = dict.fromkeys(cuda_report.COUNTS, 0) | {
     "cluster_size": 1,
     "ctas_per_sm": 2,
 }
-LIMITS = cuda_report.Limits(1e9, 1e12, 1000, 1 << 20, 128 << 10, 1e12, 30)
+LIMITS = cuda_report.Limits(1e9, 1e12, 1000, 1 << 20, 128 << 10, 1024, 30)
 
 
 def test_bounds_of_a_kernel() -> None:
@@ -78,10 +78,17 @@ def test_bounds_of_a_kernel() -> None:
     found = cuda_report.kernel_bounds(launch, LIMITS, 100)
     assert found["shared memory"] == pytest.approx(3 * 1000 / 1e9)
     assert found["latency"] == pytest.approx(2 * 10 * 30 / 1e9)
-    assert found["tensor cores"] == pytest.approx(300 * 5 * 16**3 / 1e12)
-    assert found["L2"] == pytest.approx(300 * 7 * 32 / 1000 / 1e9)  # twice 100 KB leave no room in L1
-    kept = cuda_report.kernel_bounds(launch | {"shared_memory": 0, "different_sectors": 2}, LIMITS, 100)
-    assert kept["L2"] == pytest.approx(300 * 2 * 32 / 1000 / 1e9)
+    assert found["tensor cores"] == pytest.approx(3 * 5 * 16**3 / 1024 / 1e9)
+
+
+def test_what_is_read_again_comes_from_the_nearest_cache() -> None:
+    # Four passes over 3000 sectors; two CTAs a multiprocessor.
+    launch = LAUNCH | {"sectors": 12000, "different_sectors": 3000}
+    for shared, from_l2 in ((100 << 10, 12000), (0, 3000 + 3 * (3000 - 2048)), (48 << 10, 3000 + 3 * (3000 - 512))):
+        found = cuda_report.kernel_bounds(launch | {"shared_memory": shared}, LIMITS, 100)
+        assert found["L2"] == pytest.approx(300 * from_l2 * 32 / 1000 / 1e9)
+    few = cuda_report.kernel_bounds(launch | {"different_sectors": 1000, "shared_memory": 0}, LIMITS, 100)
+    assert few["L2"] == pytest.approx(300 * 1000 * 32 / 1000 / 1e9)
 
 
 def test_the_bound_of_a_call_is_the_largest() -> None:
@@ -98,8 +105,9 @@ def test_the_bound_of_a_call_is_the_largest() -> None:
 
 
 def test_pytorch_reads_what_fits_the_cache_for_nothing() -> None:
-    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {1 << 20: 10**6}), LIMITS) == 4e-6
-    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {10**8: 10}), LIMITS) == pytest.approx(1e-3)
+    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {1 << 20: 10**6}), LIMITS, 4e-6) == 4e-6
+    moved = 10 * (10**8 - (1 << 20))
+    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {10**8: 10}), LIMITS, 4e-6) == pytest.approx(moved / 1e12)
 
 
 SASS = """

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMaxChainsPerCta = 32;
 constexpr int kMinThreads = 128;
+constexpr int64_t kMostSlices = int64_t{1} << 28;  // bytes of several models' slices: twice their weights, and no longer in L2
 
 // Warps that have something to do in a half sweep; several share the flips of 32 units where there are warps left.
 int threads_for(const BipartiteParams& p, int chains, bool is_resident) {
@@ -78,7 +79,10 @@ BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limit
   // A route that tests ask for is taken wherever it can be.
   const bool prefers = route == BipartiteRoute::kAuto && prefers_tensor(p, limits);
   if ((prefers || route == BipartiteRoute::kTensor) && plan_bipartite_tensor(p, limits, &plan)) return plan;
-  if ((prefers || route == BipartiteRoute::kTensorStreaming) && plan_bipartite_tensor_streaming(p, limits, &plan)) return plan;
+  const auto is_worth_it = [&] { return p.sweep.batch.num_models == 1 || plan.workspace <= kMostSlices; };
+  if ((prefers || route == BipartiteRoute::kTensorStreaming) && plan_bipartite_tensor_streaming(p, limits, &plan) &&
+      (!prefers || is_worth_it()))
+    return plan;
   if (can(BipartiteRoute::kResident, plan_bipartite_resident) || can(BipartiteRoute::kCluster, plan_bipartite_cluster)) return plan;
   plan = {};
   plan_bipartite_streaming(p, limits, &plan);

@@ -47,6 +47,7 @@ struct BipartitePlan {
   LaunchShape shape;
   int chains_per_cta;
   int64_t workspace;  // bytes
+  int slice_parts;    // CTAs that slice a weight beforehand (kTensorStreaming)
 };
 
 // Throws std::invalid_argument, without the op's name, where the model is too large for any route or the one asked for.

@@ -46,6 +46,10 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
                        (has_clusters || tiles_of(batch, kWide) >= limits.num_sms) &&
                        shared_memory(p, false, kWide) <= limits.shared_memory_per_cta;
   *plan = plan_for(p, false, is_wide ? kWide : kNarrow);
+  // Enough to keep the device busy, each with some of the work that reading the weight for its scale is.
+  const int64_t words = slice_bytes(p) / 4 / kSlices;
+  plan->slice_parts =
+      int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
   const int64_t tiles = (std::max(p.n1, p.n2) + kTensorTile - 1) / kTensorTile;
   int& size = plan->shape.cluster_size;
   while (has_clusters && size < kMaxTensorCluster && size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)
@@ -73,10 +77,10 @@ void launch_bipartite_tensor(const BipartiteParams& p, const BipartitePlan& plan
                                  : bipartite_tensor_kernel<false, false, kNarrow>;
   if (!is_resident(plan)) {
     LaunchShape slices;
-    slices.num_ctas = p.sweep.batch.num_models;
+    slices.num_ctas = p.sweep.batch.num_models * plan.slice_parts;
     slices.num_threads = kSliceThreads;
     slices.shared_memory = shared_bytes<uint32_t>(scale_scratch(p.n2));
-    launch(bipartite_slice_kernel, slices, stream, p);
+    launch(bipartite_slice_kernel, slices, stream, BipartiteSliceParams{p, plan.slice_parts});
   }
   launch(kernel, plan.shape, stream, BipartiteTensorParams{p, plan.shape.cluster_size});
 }

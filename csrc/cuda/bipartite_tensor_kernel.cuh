@@ -81,6 +81,10 @@ struct BipartiteTensorParams {
   BipartiteParams call;
   int cluster_size;
 };
+struct BipartiteSliceParams {
+  BipartiteParams call;
+  int parts;  // CTAs of a model
+};
 
 #if defined(GIBBS_DEVICE)
 
@@ -98,14 +102,14 @@ GIBBS_DEVICE int8_t take_digit(int32_t& rest) {
   return digit;
 }
 
-// Writes a model's slices, words of four couplings along K; store(at, word). Lanes along the weight's rows as it is read.
+// Writes a model's slices, or one of `parts` of them: words of four couplings along K; store(at, word). Lanes along the weight's rows as it is read.
 template <class Store>
-GIBBS_DEVICE void slice_weight(const BipartiteParams& p, int64_t model, int k, const Store& store) {
+GIBBS_DEVICE void slice_weight(const BipartiteParams& p, int64_t model, int k, int part, int parts, const Store& store) {
   const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
   for (int of_right = 0; of_right < 2; ++of_right) {
     const int m_tiles = int(tensor_tiles(of_right ? p.n2 : p.n1)), k_tiles = int(tensor_tiles(of_right ? p.n1 : p.n2));
     const int units = m_tiles * kTensorTile, words = k_tiles * kTensorTile / 4;
-    for (int item = threadIdx.x; item < units * words; item += blockDim.x) {
+    for (int item = part * int(blockDim.x) + int(threadIdx.x); item < units * words; item += parts * int(blockDim.x)) {
       const int m = of_right ? item % units : item / words, quad = of_right ? item / units : item % words;
       uint32_t word[kSlices] = {};
 #pragma unroll
@@ -178,7 +182,7 @@ class TensorCta {
     int k;
     if constexpr (kResident) {
       k = streaming_scale_exponent(p_, chains_.model, scratch_, chains_.first == 0);
-      slice_weight(p_, chains_.model, k, [&](int at, uint32_t word) { shared_slices_[at] = word; });
+      slice_weight(p_, chains_.model, k, 0, 1, [&](int at, uint32_t word) { shared_slices_[at] = word; });
     } else {
       k = *reinterpret_cast<const int32_t*>(slices_ - kSlicesAlignment);
     }
@@ -433,18 +437,20 @@ __global__ void __launch_bounds__(kTensorThreads, 1) bipartite_tensor_kernel(con
   cta.run();
 }
 
-// A CTA owns: a model, whose k and slices it writes to device memory. Barriers: those of the scale. Traffic: the weight three or four times, its
-// slices once.
-__global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const __grid_constant__ BipartiteParams p) {
+// A CTA owns: a part of a model's slices, which it writes to device memory, the first one also k. Barriers: those of the scale. Traffic: the weight
+// once or twice by each CTA, for the scale, and its part of the slices.
+__global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const __grid_constant__ BipartiteSliceParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
+  const BipartiteParams& p = params.call;
   SharedMemory memory(shared);
   const Shared<uint32_t> scratch = memory.take<uint32_t>(scale_scratch(p.n2));
-  const int64_t model = blockIdx.x;
-  const int k = streaming_scale_exponent(p, model, scratch, true);
+  const int64_t model = blockIdx.x / unsigned(params.parts);
+  const int part = int(blockIdx.x % unsigned(params.parts));
+  const int k = streaming_scale_exponent(p, model, scratch, part == 0);
   unsigned char* const out = static_cast<unsigned char*>(p.workspace) + model * sliced_model_bytes(p);
-  if (threadIdx.x == 0) *reinterpret_cast<int32_t*>(out) = k;
+  if (part == 0 && threadIdx.x == 0) *reinterpret_cast<int32_t*>(out) = k;
   auto* const slices = reinterpret_cast<uint32_t*>(out + kSlicesAlignment);
-  slice_weight(p, model, k, [&](int at, uint32_t word) { slices[at] = word; });
+  slice_weight(p, model, k, part, params.parts, [&](int at, uint32_t word) { slices[at] = word; });
 }
 
 #endif

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests of the ops once more, with the CUDA kernels in the CPU's place, run by tests/cuda/emulator.h."""
 
+import warnings
 from collections.abc import Iterator
 
 import backends
@@ -13,8 +14,10 @@ import test_graph_ais
 import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
+import torch
 from backends import call_emulated, emulated_library
 
+import gibbs_ext as gx
 from gibbs_ext import ops
 
 MODULES = (
@@ -68,3 +71,15 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
 def graph_route(request: pytest.FixtureRequest) -> str:
     emulated_library().set_route(request.param)
     return str(request.param)
+
+
+def test_a_fault_goes_before_a_warning_and_leaves_nothing_behind() -> None:
+    weight, bias = 1e6 * torch.randn(17, 33), torch.zeros(17)
+    left = torch.zeros(33, 17)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="bipartite_gibbs: left_bias must be finite"):
+            gx.bipartite_gibbs(left, bias.index_fill(0, torch.tensor(3), torch.nan), torch.zeros(33), weight, 1)
+        with pytest.raises(gx.CouplingResolutionWarning):
+            gx.bipartite_gibbs(left, bias, torch.zeros(33), weight, 1)
+        gx.bipartite_gibbs(left, bias, torch.zeros(33), weight / 1e6, 1)

@@ -138,11 +138,14 @@ float as_float(uint32_t bits) {
   return value;
 }
 
-// What a device's kernels have found since it was last asked; "" if nothing. Warns of coarse resolutions.
+// What a device's kernels have found since it was last asked; "" if nothing. Warns of coarse resolutions where nothing was wrong.
 std::string take_report(DeviceReport& report, const std::string& when, const std::string& at_beta = "") {
   volatile uint64_t &fault = report.fault, &resolution = report.resolution;
-  if (const uint64_t coarse = resolution) {
-    resolution = 0;
+  const uint64_t found = fault, coarse = resolution;
+  // Before the warning, which may become an exception.
+  fault = 0;
+  resolution = 0;
+  if (coarse && !found) {
     const uint32_t op = uint32_t(coarse >> 32);
     std::ostringstream out;
     out << kOpNames[op] << ": " << coupling_name(op) << " is so large that rounding it to fixed point is felt: resolution "
@@ -150,9 +153,7 @@ std::string take_report(DeviceReport& report, const std::string& when, const std
     if (hooks.warn && !hooks.warn(out.str().c_str()))
       throw std::runtime_error(std::string(kOpNames[op]) + ": stopped by a warning");
   }
-  const uint64_t found = fault;
   if (!found) return "";
-  fault = 0;
   const uint32_t op = uint32_t(found >> 40);
   const char* beta = op == kBipartiteAis || op == kGraphAis ? "betas" : "beta";
   return std::string(kOpNames[op]) + ": " + text(Outcome(found >> 32 & 0xff), as_float(uint32_t(found)), beta) + when;

@@ -18,7 +18,7 @@ import torch
 from backends import call_emulated, emulated_library
 
 import gibbs_ext as gx
-from gibbs_ext import ops
+from gibbs_ext import ops, reference
 
 MODULES = (
     test_bipartite_gibbs,
@@ -83,3 +83,28 @@ def test_a_fault_goes_before_a_warning_and_leaves_nothing_behind() -> None:
         with pytest.raises(gx.CouplingResolutionWarning):
             gx.bipartite_gibbs(left, bias, torch.zeros(33), weight, 1)
         gx.bipartite_gibbs(left, bias, torch.zeros(33), weight / 1e6, 1)
+
+
+def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBBS_EMULATED_DEVICE", "V100")
+    with pytest.raises(RuntimeError, match=r"bipartite_gibbs: cuda:\S+ has compute capability 7.0, older than .* 7.5"):
+        gx.bipartite_gibbs(torch.zeros(3), torch.zeros(3), torch.zeros(2), torch.zeros(3, 2), 1)
+
+
+def test_too_little_memory() -> None:
+    left = torch.zeros(3).expand(10**14, 3)
+    with pytest.raises(RuntimeError, match=r"bipartite_gibbs: cannot allocate \[100000000000000, 3\] float32 on cpu: "):
+        gx.bipartite_gibbs(left, torch.zeros(3), torch.zeros(2), torch.zeros(3, 2), 1)
+
+
+# Where a model fits no shared memory, nor a CTA's part of it.
+@pytest.mark.parametrize("device", ["T4", "A100", "RTX 5090"])
+def test_smaller_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBBS_EMULATED_DEVICE", device)
+    n1, n2 = 160, 131
+    parameters = torch.randn(n1), torch.randn(n2), torch.randn(n1, n2) / n1**0.5
+    for chains in (3, 40):
+        left = torch.randint(2, (chains, n1)).float()
+        emulated = gx.bipartite_gibbs(left, *parameters, 2, seed=1)
+        expected = reference.bipartite_gibbs_reference(left, *parameters, 2, seed=1)
+        assert all(a.equal(b) for a, b in zip(emulated, expected, strict=True))

@@ -48,10 +48,7 @@ DeviceLimits read_limits(int device) {
       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
       attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device),
       attribute(cudaDevAttrMaxBlocksPerMultiprocessor, device)};
-  if (limits.compute_capability < kOldestArchitecture)
-    throw std::runtime_error("cuda:" + std::to_string(device) + " has compute capability " +
-                             std::to_string(limits.compute_capability / 10) + "." + std::to_string(limits.compute_capability % 10) +
-                             ", older than the oldest supported, 7.5");
+  check_supported(limits, device);
   return limits;
 }
 

@@ -7,6 +7,13 @@
 // What the ops ask of the machine. csrc/cuda/devices.cpp asks CUDA; the emulator of the tests answers for itself.
 namespace gibbs {
 
+inline void check_supported(const DeviceLimits& limits, int device) {
+  const auto version = [](int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); };
+  if (limits.compute_capability < kOldestArchitecture)
+    throw std::runtime_error("cuda:" + std::to_string(device) + " has compute capability " + version(limits.compute_capability) +
+                             ", older than the oldest supported, " + version(kOldestArchitecture));
+}
+
 // Throws where the device is older than any that kernels are compiled for.
 const DeviceLimits& device_limits(int device);
 

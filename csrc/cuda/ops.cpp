@@ -170,7 +170,7 @@ class Call {
       stream_ = current_stream(device_);
       report_ = device_report(device_);
     } catch (const std::runtime_error& error) {
-      fail(op_, error.what());
+      fail_at_runtime(error.what());
     }
     raise(take_report(*report_, " (found by an earlier call, whose results are not valid)"));
   }
@@ -220,7 +220,7 @@ class Call {
     try {
       return torch::stable::new_empty(like, shape, type);
     } catch (const std::exception& error) {
-      fail(op_, "cannot allocate ", text(shape), " ", name_of(type), " on ", device_of(like), ": ", error.what());
+      fail_at_runtime("cannot allocate " + text(shape) + " " + name_of(type) + " on " + device_of(like) + ": " + error.what());
     }
   }
   void* workspace(const Tensor& like, int64_t bytes) {
@@ -249,6 +249,8 @@ class Call {
   }
 
  private:
+  // What is wrong with the machine, not with an argument.
+  [[noreturn]] void fail_at_runtime(const std::string& what) const { throw std::runtime_error(std::string(op_) + ": " + what); }
   static int device_index(const Tensor& t) { return t.is_cpu() ? 0 : t.get_device_index(); }
   static void raise(const std::string& message) {
     if (!message.empty()) throw std::invalid_argument(message);

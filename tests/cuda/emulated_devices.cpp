@@ -12,7 +12,8 @@
 namespace gibbs {
 
 // Asked at every call, so that what tests set in the environment holds from the next one on.
-const DeviceLimits& device_limits(int) {
+const DeviceLimits& device_limits(int device) {
+  static const DeviceLimits kTooOld = {70, 80, 96 * kKiB, 96 * kKiB, 2048, 32};
   using cuda_emulator::Order;
   const char *name = std::getenv("GIBBS_EMULATED_DEVICE"), *order = std::getenv("GIBBS_EMULATOR_ORDER"),
              *seed = std::getenv("GIBBS_EMULATOR_SEED");
@@ -21,8 +22,9 @@ const DeviceLimits& device_limits(int) {
                                    : !std::strcmp(order, "forward") ? Order::kForward
                                    : !std::strcmp(order, "reverse") ? Order::kReverse
                                                                     : Order::kRandom;
-  for (const KnownDevice& device : kKnownDevices)
-    if (name && !std::strcmp(device.name, name)) return device.limits;
+  if (name && !std::strcmp(name, "V100")) check_supported(kTooOld, device);
+  for (const KnownDevice& known : kKnownDevices)
+    if (name && !std::strcmp(known.name, name)) return known.limits;
   return kKnownDevices[kH100].limits;
 }
 Stream current_stream(int) { return nullptr; }

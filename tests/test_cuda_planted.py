@@ -71,12 +71,20 @@ FAULTS = [
 ]
 
 
-# How the names of the ops begin that a kernel serves.
-OPS = {"bipartite_relaxed": "bipartite_gibbs_relaxed", "graph_relaxed": "graph_gibbs_relaxed"}
+# How the names of the ops, and of their routes, begin that a kernel serves.
+SERVES = {
+    "bipartite": ("bipartite_",),
+    "bipartite_tensor": ("bipartite_", "tensor"),
+    "bipartite_cluster": ("bipartite_gibbs", "cluster"),
+    "bipartite_relaxed": ("bipartite_gibbs_relaxed",),
+    "graph": ("graph_",),
+    "graph_relaxed": ("graph_gibbs_relaxed",),
+    "graph_fields": ("graph_fields",),
+}
 
 
-def compare(library: Path, ops: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, build.ROOT / "tests" / "cuda" / "compare.py", library, ops]
+def compare(library: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, build.ROOT / "tests" / "cuda" / "compare.py", library, *wanted]
     return subprocess.run(command, capture_output=True, text=True, cwd=build.ROOT)
 
 
@@ -87,7 +95,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
     def outcome(fault: Fault) -> subprocess.CompletedProcess[str]:
         folder = tmp_path_factory.mktemp("fault")
         library = build.emulated_ops_with_fault(f"{fault.kernel}_kernel.cuh", fault.old, fault.new, folder)
-        return compare(library, OPS.get(fault.kernel, fault.kernel.split("_")[0]))
+        return compare(library, *SERVES[fault.kernel])
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip([fault.what for fault in FAULTS], pool.map(outcome, FAULTS), strict=True))

@@ -52,7 +52,8 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
       int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
   const int64_t tiles = (std::max(p.n1, p.n2) + kTensorTile - 1) / kTensorTile;
   int& size = plan->shape.cluster_size;
-  while (has_clusters && size < kMaxTensorCluster && size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)
+  // Not so many CTAs that most of a CTA's warps would have no tile.
+  while (has_clusters && size < kMaxTensorCluster && 4 * size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)
     size *= 2, plan->shape.num_ctas *= 2;
   return plan->shape.shared_memory <= limits.shared_memory_per_cta;
 }

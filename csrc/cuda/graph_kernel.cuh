@@ -15,6 +15,12 @@ constexpr int kGraphWarps = kGraphThreads / kWarpSize;
 constexpr int kMaxTableDegree = 6;
 constexpr int kTableEntries = 1 << kMaxTableDegree;
 
+// Where half-edge h lies in shared memory. Lanes along units are a degree apart; at an even one half of the banks would idle.
+template <class Index>
+GIBBS_HOST_DEVICE Index skewed(Index h) {
+  return h + (h >> 5);
+}
+
 // How many numbers lie in shared memory. As far as they do not fit, states are in the workspace, the graph and the couplings where they are,
 // and random bytes are drawn one by one.
 struct GraphBinaryLayout {
@@ -29,7 +35,7 @@ struct GraphBinaryLayout {
     } else if (plan.state_in_shared) {
       state_bytes = n * plan.tile;
     }
-    if (plan.couplings_in_shared) half_edges = 2 * p.num_edges;
+    if (plan.couplings_in_shared) half_edges = skewed(2 * p.num_edges);
     if (plan.bytes_in_shared) byte_words = random_byte_words(n) * plan.tile;
     if (plan.route == GraphCudaRoute::kTables) table = n * kTableEntries;
     if (p.log_weights) terms = kGraphThreads;
@@ -140,10 +146,10 @@ class GraphCta {
                         : rounded(global_load(static_cast<const float*>(coupling_row_) + at), FloatTraits<float>::power(k_));
   }
   GIBBS_DEVICE int neighbor(int half_edge) const {
-    return plan_.couplings_in_shared ? neighbor_[half_edge] : global_load(g_.neighbors + half_edge);
+    return plan_.couplings_in_shared ? neighbor_[skewed(half_edge)] : global_load(g_.neighbors + half_edge);
   }
   GIBBS_DEVICE int32_t coupling(int half_edge) const {
-    return plan_.couplings_in_shared ? coupling_[half_edge] : rounded_coupling(half_edge);
+    return plan_.couplings_in_shared ? coupling_[skewed(half_edge)] : rounded_coupling(half_edge);
   }
   GIBBS_DEVICE uint8_t& state_byte(int node) const { return state_[int64_t{node} * plan_.tile + thread_.lane]; }
   GIBBS_DEVICE uint32_t bit(int node) const {
@@ -175,8 +181,8 @@ class GraphCta {
   GIBBS_DEVICE void load() {
     if (plan_.couplings_in_shared)
       for (int h = threadIdx.x; h < 2 * p_.num_edges; h += blockDim.x) {
-        neighbor_[h] = g_.neighbors[h];
-        coupling_[h] = rounded_coupling(h);
+        neighbor_[skewed(h)] = g_.neighbors[h];
+        coupling_[skewed(h)] = rounded_coupling(h);
       }
     const BatchView& batch = p_.sweep.batch;
     const int64_t state = batch_offset(batch, p_.state.batch_strides, own_.model, chain_),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares emulated CUDA ops with the CPU's, on small problems that take every route: exits with 1 where they differ.
 
-Arguments: the library, and how the names of the ops begin that are wanted (default: all).
+Arguments: the library; how the names of the ops, and of their routes, begin that are wanted (default: all).
 The tests run it on libraries with a fault planted in a kernel; see tests/test_cuda_planted.py.
 """
 
@@ -103,7 +103,7 @@ def differs(actual: Any, expected: Any, tolerance: float) -> bool:
     )
 
 
-def main(library_path: str, wanted: str = "") -> str:
+def main(library_path: str, wanted: str = "", wanted_route: str = "") -> str:
     """What differs, or ""."""
     library = _C.load_cuda(library_path)
     torch.manual_seed(0)
@@ -111,7 +111,8 @@ def main(library_path: str, wanted: str = "") -> str:
     calls = [(name, arguments, routes, 0.0 if "gibbs" in name else 1e-3) for name, arguments, routes in binary_calls()]
     calls += [(name, arguments, ("auto",), 1e-9) for name, arguments in relaxed_calls()]
     for name, arguments, routes, tolerance in calls:
-        if not name.startswith(wanted):
+        routes = [route for route in routes if route.startswith(wanted_route)]
+        if not name.startswith(wanted) or not routes:
             continue
         expected = getattr(ops, name)(*arguments)
         for route, order in itertools.product(routes, ("random", "forward", "reverse")):

@@ -34,15 +34,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gibbs_ext as gx
-from gibbs_ext import _C, ops
+from gibbs_ext import ops
 
 from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
 
 sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
-sys.path.insert(0, str(harness.ROOT / "tests" / "cuda"))
+sys.path.insert(0, str(harness.ROOT / "tests"))
+import backends
 import nvcc
-
-import build
+from backends import build
 
 HISTORY = harness.HISTORY / "cuda-bounds.json"
 
@@ -71,10 +71,9 @@ LIMITS = {
 }
 ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "90", "B200": "100", "RTX 5090": "120"}
 
-LAUNCH, GRAPH_LAUNCH = (
-    4e-6,
-    1e-6,
-)  # seconds from one launch to the next: eager (ours, and PyTorch's), and in a CUDA graph
+# Seconds from one launch to the next.
+LAUNCH = 4e-6  # eager: ours, and PyTorch's
+GRAPH_LAUNCH = 1e-6  # in a CUDA graph
 LANES = 128  # instructions of single lanes that a multiprocessor begins a clock
 PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's count
 # An update's instructions, at least: threshold() or relax() about 35, and Philox's 10 rounds of 4 for 16 high bytes
@@ -94,7 +93,6 @@ class Problem:
     updates: int  # a sweep
     ours: Callable[[int], Callable[[], object]]
     peer: Callable[[int], Callable[[], object]]  # under FakeTensorMode
-    kind: str = "binary"
     num_relaxed: int = 0
     runs: tuple[int, int] = (2, 4)  # how many sweeps are run: enough of them for the plan of more
 
@@ -249,21 +247,12 @@ def problems() -> Iterator[Problem]:
 
 
 @cache
-def emulator() -> Any:
-    path = str(build.emulated_ops())
-    _C.load_cuda(path)
-    library = ctypes.CDLL(path)
+def counters() -> Any:
+    """Of tests/cuda/emulated_devices.cpp."""
+    library = ctypes.CDLL(str(build.emulated_ops()))
     library.emulator_count.argtypes = [ctypes.c_int64]
     library.emulator_launches.restype = ctypes.c_char_p
     return library
-
-
-call_on_cpu = ops._call
-
-
-def call_emulated(op: Any, *args: Any) -> Any:
-    name = op._schema.name.removeprefix("gibbs_ext::")
-    return call_on_cpu(getattr(torch.ops.gibbs_ext_emulated, name).default, *args)
 
 
 def launches(call: Callable[[], object], device: str, most_ctas: int) -> tuple[list[dict[str, Any]], int]:
@@ -272,7 +261,7 @@ def launches(call: Callable[[], object], device: str, most_ctas: int) -> tuple[l
 
     def counted(op: Any, *args: Any) -> Any:
         nonlocal moved
-        results = call_emulated(op, *args)
+        results = backends.call_emulated(op, *args)
         storages = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
             for t in tree_leaves((args, results))
@@ -281,12 +270,13 @@ def launches(call: Callable[[], object], device: str, most_ctas: int) -> tuple[l
         moved += sum(storages.values())
         return results
 
-    emulator().emulator_count(most_ctas)
+    backends.emulated_library()
+    counters().emulator_count(most_ctas)
     try:
         with patch.dict(os.environ, GIBBS_EMULATED_DEVICE=device), patch.object(ops, "_call", counted):
             call()
     finally:
-        text = emulator().emulator_launches()
+        text = counters().emulator_launches()
     return json.loads(text), moved
 
 

@@ -96,7 +96,8 @@ def with_cuda_graphs(cases: Iterator[Case]) -> Iterator[Case]:
         yield case
         if on_gpu() and case.is_capturable:
             yield as_cuda_graphs(case)
-        torch._dynamo.reset()  # torch.compile gives up a function of which it has made many versions
+        if on_gpu():
+            torch._dynamo.reset()  # torch.compile gives up a function of which it has made many versions
 
 
 def check_agreement(case: Case, returned: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from gibbs_ext import _C, ops
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda"))
 import build
+
+BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming")
+GRAPH_ROUTES = ("tables", "sums", "units")
 
 call_on_cpu = ops._call
 
@@ -49,6 +53,18 @@ def call_on_gpu(op: Any, *args: Any) -> Any:
     moved = [value if name in stay else to_device(value, "cuda") for name, value in zip(names, args, strict=True)]
     results = call_on_cpu(op, *moved)
     return results.cpu() if isinstance(results, Tensor) else tuple(result.cpu() for result in results)
+
+
+def send_ops(
+    call: Callable[..., Any], set_route: Callable[[str], None], modules: Sequence[ModuleType], patch: pytest.MonkeyPatch
+) -> None:
+    """To another backend, for the length of a test. What names a route of the CPU names one of its kernels then."""
+    patch.setattr(ops, "_call", call)
+    patch.setattr(ops, "set_instruction_set", lambda name: None)
+    patch.setattr(ops, "set_graph_route", set_route)
+    for module in modules:
+        if hasattr(module, "WAYS"):
+            patch.setattr(module, "WAYS", [("auto", route) for route in GRAPH_ROUTES])
 
 
 def tests_of(modules: Sequence[ModuleType], unfit: Callable[[str, str], bool]) -> dict[str, Any]:

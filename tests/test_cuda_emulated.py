@@ -15,10 +15,10 @@ import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
 import torch
-from backends import call_emulated, emulated_library
+from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
 
 import gibbs_ext as gx
-from gibbs_ext import ops, reference
+from gibbs_ext import reference
 
 MODULES = (
     test_bipartite_gibbs,
@@ -36,8 +36,6 @@ UNFIT = (
     *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
     *("many_nodes", "drift", "tables_agree", "ties_are", "refuses"),
 )
-BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming")
-GRAPH_ROUTES = ("tables", "sums", "units")
 
 
 def unfit(module: str, name: str) -> bool:
@@ -50,13 +48,7 @@ globals().update(backends.tests_of(MODULES, unfit))
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library = emulated_library()
-    monkeypatch.setattr(ops, "_call", call_emulated)
-    # What names a route of the CPU names one of the kernels here.
-    monkeypatch.setattr(ops, "set_instruction_set", lambda name: None)
-    monkeypatch.setattr(ops, "set_graph_route", library.set_route)
-    for module in MODULES:
-        if hasattr(module, "WAYS"):
-            monkeypatch.setattr(module, "WAYS", [("auto", route) for route in GRAPH_ROUTES])
+    backends.send_ops(call_emulated, library.set_route, MODULES, monkeypatch)
     yield
     library.set_route("auto")
 

@@ -13,6 +13,9 @@ import torch
 import gibbs_ext as gx
 from gibbs_ext import ops
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "csrc" / "cuda"))
+import nvcc
+
 ROOT = Path(__file__).parents[1]
 NVCC = [sys.executable, ROOT / "csrc" / "cuda" / "nvcc.py"]
 
@@ -93,3 +96,19 @@ def test_architectures_that_there_are_not(wrong: str) -> None:
     done = run(*NVCC, GIBBS_CUDA_ARCHITECTURES=wrong)
     assert done.returncode != 0
     assert done.stderr.startswith("GIBBS_CUDA_ARCHITECTURES: must be of ")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "codes"),
+    [
+        (("86",), ["compute_86,code=[sm_86,compute_86]"]),
+        (("80", "86", "90"), ["compute_80,code=[sm_80,sm_86]", "compute_90,code=[sm_90,compute_90]"]),
+        (("75", "90", "100", "120"), ["compute_75,code=[sm_75]", "compute_90,code=[sm_90,sm_100,sm_120,compute_90]"]),
+    ],
+)
+def test_ptx_is_made_once_for_those_that_the_kernels_do_not_tell_apart(
+    architectures: tuple[str, ...], codes: list[str]
+) -> None:
+    cuda = nvcc.Cuda.__new__(nvcc.Cuda)  # without asking nvcc
+    cuda.architectures = list(architectures)
+    assert [flag for flag in cuda.flags if "gencode" in flag] == [f"-gencode=arch={code}" for code in codes]

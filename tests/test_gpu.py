@@ -19,14 +19,15 @@ from typing import Any
 import backends
 import pytest
 import torch
-from backends import call_on_cpu, call_on_gpu, to_device
+from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_on_cpu, call_on_gpu, to_device
 from graph_support import GRAPH_BROADCASTS, graph_named, random_graph_parameters
 from support import BROADCASTS, assert_bits, assert_close, assert_same_bits, awkward, random_bits, random_parameters
-from test_cuda_emulated import BIPARTITE_ROUTES, GRAPH_ROUTES, MODULES, unfit
+from test_cuda_emulated import MODULES, unfit
 from torch import Tensor
 from torch.utils._triton import has_triton
 
 import gibbs_ext
+from bench.harness import as_cuda_graph
 from gibbs_ext import ops
 
 gx: Any = gibbs_ext  # mypy does not know how many arguments are unpacked from a list
@@ -82,13 +83,7 @@ def _backend(_has_gpu: None, request: pytest.FixtureRequest, monkeypatch: pytest
         yield
         gx.synchronize()  # a fault that the test did not ask for is its own, not the next one's
         return
-    monkeypatch.setattr(ops, "_call", call_on_gpu)
-    # What names a route of the CPU names one of the kernels here.
-    monkeypatch.setattr(ops, "set_instruction_set", lambda name: None)
-    monkeypatch.setattr(ops, "set_graph_route", ops.set_cuda_route)
-    for module in MODULES:
-        if hasattr(module, "WAYS"):
-            monkeypatch.setattr(module, "WAYS", [("auto", route) for route in GRAPH_ROUTES])
+    backends.send_ops(call_on_gpu, ops.set_cuda_route, MODULES, monkeypatch)
     yield
     ops.set_cuda_route("auto")
 
@@ -410,23 +405,8 @@ def test_default_seed_is_the_devices() -> None:
 # CUDA graphs ------------------------------------------------------------------------------------------------------
 
 
-def capture(function: Callable[[], Any]) -> tuple[Any, Any]:
-    """A CUDA graph of a call, and the tensors that each replay fills."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is made once is made here
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function()
-    return graph, outputs
-
-
-def replayed(graph: Any, outputs: Any) -> list[Tensor]:
-    graph.replay()
-    return [output.clone() for output in outputs]
+def replayed(replay: Callable[[], Any]) -> list[Tensor]:
+    return [output.clone() for output in replay()]
 
 
 @pytest.mark.parametrize("kind", ["bipartite", "graph", "annealing"])
@@ -442,13 +422,13 @@ def test_replay_draws_anew(kind: str) -> None:
             return (gx.graph_gibbs(state, *q, graph, 5),)
         return gx.bipartite_ais(left, *p, p[0], p[1], torch.linspace(0, 1, 10))
 
-    recorded, outputs = capture(call)
-    first, second = replayed(recorded, outputs), replayed(recorded, outputs)
+    recorded = as_cuda_graph(call)
+    first, second = replayed(recorded), replayed(recorded)
     assert_bits(first[0])
     assert not first[0].equal(second[0])
     # The draws of a replay are those of a call.
     torch.cuda.manual_seed(5)
-    third = replayed(recorded, outputs)
+    third = replayed(recorded)
     torch.cuda.manual_seed(5)
     assert_same_bits(call(), third)
 
@@ -461,13 +441,13 @@ def test_replay_of_a_seed_that_is_a_number() -> None:
     def call() -> Any:
         return *gx.bipartite_gibbs(left, *p, 5, seed=3), gx.graph_gibbs(state, *q, graph, 5, seed=4)
 
-    recorded, outputs = capture(call)
-    first = replayed(recorded, outputs)
+    recorded = as_cuda_graph(call)
+    first = replayed(recorded)
     assert_same_bits(first, call())
-    assert_same_bits(replayed(recorded, outputs), first)
+    assert_same_bits(replayed(recorded), first)
     # It reads what its inputs hold at the time.
     left.copy_(1 - left)
-    assert_same_bits(replayed(recorded, outputs), call())
+    assert_same_bits(replayed(recorded), call())
 
 
 def test_replay_of_a_seed_on_the_device() -> None:
@@ -482,11 +462,11 @@ def test_replay_of_a_seed_on_the_device() -> None:
             gx.graph_gibbs(state, *q, graph, 80, beta=beta, seed=seed),
         )
 
-    recorded, outputs = capture(call)
+    recorded = as_cuda_graph(call)
     draws = []
     for number in (3, 11, -5):
         seed.fill_(number)
-        draws.append(replayed(recorded, outputs))
+        draws.append(replayed(recorded))
         assert_same_bits(draws[-1], call())
     assert not draws[0][0].equal(draws[1][0])
 
@@ -514,10 +494,10 @@ def test_replay_of_a_backward_pass() -> None:
         loss = torch.stack([output.square().sum() for output in outputs]).sum()
         return [*(output.detach() for output in outputs), *torch.autograd.grad(loss, [*p, *q])]
 
-    recorded, outputs = capture(call)
+    recorded = as_cuda_graph(call)
     for number in (3, 11):
         seed.fill_(number)
-        assert_same_bits(replayed(recorded, outputs), call())
+        assert_same_bits(replayed(recorded), call())
 
 
 # Streams ----------------------------------------------------------------------------------------------------------
@@ -754,11 +734,11 @@ def test_the_next_call_raises_a_fault(fault: str) -> None:
 
 def test_a_replay_reports_a_fault() -> None:
     p, left = moved(*random_parameters(40, 33)), torch.zeros(9, 40, device=DEVICE)
-    recorded, outputs = capture(lambda: gx.bipartite_gibbs(left, *p, 3, seed=1))
-    replayed(recorded, outputs)
+    recorded = as_cuda_graph(lambda: gx.bipartite_gibbs(left, *p, 3, seed=1))
+    replayed(recorded)
     gx.synchronize()
     left.fill_(2)
-    replayed(recorded, outputs)
+    replayed(recorded)
     with pytest.raises(RuntimeError, match=r"^bipartite_gibbs: left must hold 0 and 1 only, got 2"):
         gx.synchronize()
     assert_works()

@@ -116,7 +116,7 @@ struct ResidentCouplings {
   static constexpr bool kCoalescedColumns = true;
   Shared<int32_t> weight;
   int ld;
-  GIBBS_DEVICE int32_t operator()(int i, int j) const { return weight[int(i) * ld + int(j)]; }
+  GIBBS_DEVICE int32_t operator()(int i, int j) const { return weight[i * ld + j]; }
 };
 // Those in global memory, rounded as they are read.
 struct StreamingCouplings {

@@ -216,11 +216,11 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const Shared<T> values =
       kResident ? shared_array<T>(shared + weight_bytes + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
   const auto left_value = [&](int c, int i) -> T& {
-    if constexpr (kResident) return values[int(c * n1 + i)];
+    if constexpr (kResident) return values[c * n1 + i];
     return left_out[linear(c) * n1 + i];
   };
   const auto right_value = [&](int c, int j) -> T& {
-    if constexpr (kResident) return values[int(chains.count * n1 + c * n2 + j)];
+    if constexpr (kResident) return values[chains.count * n1 + c * n2 + j];
     return right_out[linear(c) * n2 + j];
   };
   for (int item = threadIdx.x; item < chains.count * n1; item += blockDim.x)
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const auto in = [&](const void* data, int64_t c, int64_t n) { return static_cast<const T*>(data) + linear(c) * n; };
   const auto out = [&](void* data, int64_t c, int64_t n) { return static_cast<T*>(data) + linear(c) * n; };
   const auto grad_value = [&](int c, int i) -> T& {
-    if constexpr (kResident) return grads[int(c * n1 + i)];
+    if constexpr (kResident) return grads[c * n1 + i];
     return out(p.grad_state, c, n1)[i];
   };
   const auto for_each = [&](int n, const auto& f) {

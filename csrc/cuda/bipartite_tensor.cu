@@ -18,7 +18,7 @@ int64_t shared_memory(const BipartiteParams& p, bool is_resident, int chains) {
 
 int64_t tiles_of(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
-bool is_resident(const BipartitePlan& plan) { return plan.workspace == 0; }
+bool is_resident(const BipartitePlan& plan) { return plan.slice_parts == 0; }
 
 BipartitePlan plan_for(const BipartiteParams& p, bool resident, int chains) {
   BipartitePlan plan = {};
@@ -50,7 +50,7 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
   const int64_t words = slice_bytes(p) / 4 / kSlices;
   plan->slice_parts =
       int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
-  const int64_t tiles = (std::max(p.n1, p.n2) + kTensorTile - 1) / kTensorTile;
+  const int64_t tiles = tensor_tiles(std::max(p.n1, p.n2));
   int& size = plan->shape.cluster_size;
   // Not so many CTAs that most of a CTA's warps would have no tile.
   while (has_clusters && size < kMaxTensorCluster && 4 * size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)

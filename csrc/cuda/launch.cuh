@@ -38,8 +38,8 @@ struct LaunchShape {
   int cluster_size = 1;
 };
 
-// How many CTAs run on a multiprocessor at a time, at least one. Registers: what a kernel of that many threads may take at most, for plans are
-// made before the driver is asked.
+// How many CTAs run on a multiprocessor at a time, at least one. kRegisters: about what the kernels that are planned by this take of each thread
+// (make cuda-report); plans are made without asking the driver.
 inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape) {
   constexpr int64_t kReservedShared = 1024;  // of each CTA, by CUDA
   constexpr int64_t kRegistersPerSm = 65536, kRegisters = 128;

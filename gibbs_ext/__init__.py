@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block Gibbs sampling of Boltzmann machines over bits, reproducible to the bit, and differentiable when relaxed."""
 
-from gibbs_ext import interop, nn, pictures
+from gibbs_ext import distributed, interop, nn, pictures
 from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.estimators import (
@@ -38,6 +38,7 @@ __all__ = [
     "boltzmann_to_ising",
     "build_info",
     "coupling_resolution",
+    "distributed",
     "exact_log_partition",
     "exact_marginals",
     "exact_samples",

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Markov chains that live from one training step to the next, stored as bits."""
 
-from typing import overload
+import math
+from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from gibbs_ext.checks import check_bits, check_integers, check_tensors, reported_as, shown
+from gibbs_ext.checks import check_bits, check_integers, check_tensors, check_values, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
 
 
@@ -20,6 +22,10 @@ def pack_bits(bits: Tensor) -> Tensor:
         [..., ceil(n / 8)] uint8, the last byte filled up with zeros.
     """
     check_bits("pack_bits", "bits", bits)
+    return _pack(bits)
+
+
+def _pack(bits: Tensor) -> Tensor:
     octets = nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
     packed: Tensor = (octets << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
     return packed
@@ -44,6 +50,9 @@ class PersistentChains(nn.Module):
 
     Of a bipartite model they keep left only, from which right is redrawn; of a graph, all units. Below, n is n1 or N.
 
+    The chains belong to the process that made them: they move with the module and are in its ``state_dict``, but they
+    are none of its ``buffers()``, all of which ``DistributedDataParallel`` overwrites with those of rank 0.
+
     One set of chains per model, or one per data point, of which a training step uses those of its batch. They start as
     uniform bits, drawn from torch's default generator.
 
@@ -54,10 +63,8 @@ class PersistentChains(nn.Module):
             picks the points to which a batch of B models belongs.
 
     Attributes:
-        bits: Buffer, uint8 [C, *batch_shape, ceil(n / 8)] or [dataset_size, C, ceil(n / 8)]; see :func:`pack_bits`.
+        bits: uint8 [C, *batch_shape, ceil(n / 8)] or [dataset_size, C, ceil(n / 8)]; see :func:`pack_bits`.
     """
-
-    bits: Tensor
 
     def __init__(
         self, num_chains: int, model: BipartiteBoltzmann | GraphBoltzmann, dataset_size: int | None = None
@@ -70,8 +77,24 @@ class PersistentChains(nn.Module):
         self.num_bits = model._num_state_units
         self.dataset_size = dataset_size
         shape = (num_chains, *model.batch_shape) if dataset_size is None else (dataset_size, num_chains)
-        bits = torch.randint(2, (*shape, self.num_bits), dtype=torch.uint8, device=model.device)
-        self.register_buffer("bits", pack_bits(bits))
+        self.bits = _pack(torch.randint(2, (*shape, self.num_bits), dtype=torch.uint8, device=model.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PersistentChains":
+        super()._apply(fn, recurse)
+        self.bits = fn(self.bits)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        destination[prefix + "bits"] = self.bits
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """As if ``bits`` were a buffer."""
+        self._buffers["bits"] = self.__dict__.pop("bits")
+        try:
+            super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+        finally:
+            self.__dict__["bits"] = self._buffers.pop("bits")
 
     def _check_index(self, index: Tensor | None) -> None:
         if (index is None) != (self.dataset_size is None):
@@ -84,47 +107,66 @@ class PersistentChains(nn.Module):
         check_tensors("PersistentChains", index=index)
         if index.dim() != 1 or index.dtype != torch.int64:
             raise ValueError(f"PersistentChains: index must be int64 [B], got {index.dtype} {list(index.shape)}")
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.bits):
-            raise ValueError(
-                f"PersistentChains: index must be in [0, {self.dataset_size}), got {shown(index.tolist())}"
-            )
+        wanted = f"be in [0, {self.dataset_size})"
+        check_values("PersistentChains", "index", wanted, index, (index >= 0) & (index < len(self.bits)))
 
-    def state(self, index: Tensor | None = None) -> Tensor:
+    def _check_part(self, part: slice | None) -> slice:
+        """``part`` with a start and an end."""
+        if part is None:
+            return slice(0, len(self.bits))
+        if self.dataset_size is not None:
+            raise ValueError("PersistentChains: part must be None where the chains have a dataset_size")
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"PersistentChains: part must be a slice of step 1, got {shown(part)}")
+        start, end, _ = part.indices(len(self.bits))
+        if end <= start:
+            raise ValueError(f"PersistentChains: part must hold one or more of {len(self.bits)} chains, got {part}")
+        return slice(start, end)
+
+    def state(self, index: Tensor | None = None, part: slice | None = None) -> Tensor:
         """The states, unpacked: a copy.
 
         Args:
             index: [B] int64 data points, with ``dataset_size`` only.
+            part: Which of the C chains per model, without ``dataset_size`` only; all by default.
 
         Returns:
-            uint8 [C, *batch_shape, n], or [C, B, n].
+            uint8 [C, *batch_shape, n], or [C, B, n]; C being the length of ``part``, if that is given.
         """
         self._check_index(index)
-        packed = self.bits if index is None else self.bits[index].movedim(0, 1)
+        part = self._check_part(part)
+        packed = self.bits[part] if index is None else self.bits.index_select(0, index).movedim(0, 1)
         return unpack_bits(packed, self.num_bits)
 
-    def store_(self, state: Tensor, index: Tensor | None = None) -> None:
+    def store_(self, state: Tensor, index: Tensor | None = None, part: slice | None = None) -> None:
         """Replaces states. Mutates ``bits``.
 
         Args:
             state: Bits of any dtype, of the shape that :meth:`state` returns.
             index: [B] int64 data points, with ``dataset_size`` only. Which of several
                 states a point named more than once gets is undefined.
+            part: As in :meth:`state`.
         """
         self._check_index(index)
+        part = self._check_part(part)
         check_tensors("PersistentChains", state=state)
-        chains, *batch = self.bits.shape[:-1]
+        check_bits("PersistentChains", "state", state)
+        self._store(state, index, part)
+
+    def _store(self, state: Tensor, index: Tensor | None, part: slice = slice(None)) -> None:
+        """:meth:`store_` of bits and a part that are known to be sound."""
+        chains, *batch = self.bits[part].shape[:-1]
         if index is not None:
             chains, batch = self.bits.shape[1], [len(index)]
         if state.shape != (chains, *batch, self.num_bits):
             raise ValueError(
                 f"PersistentChains: state must have shape {[chains, *batch, self.num_bits]}, got {list(state.shape)}"
             )
-        with reported_as("PersistentChains", bits="state"):
-            packed = pack_bits(state.detach())
+        packed = _pack(state.detach())
         if index is None:
-            self.bits.copy_(packed)
+            self.bits[part].copy_(packed)
         else:
-            self.bits[index] = packed.movedim(1, 0)
+            self.bits.index_copy_(0, index, packed.movedim(1, 0))
 
     @overload
     def advance_(
@@ -133,6 +175,9 @@ class PersistentChains(nn.Module):
         num_sweeps: int,
         index: Tensor | None = ...,
         generator: torch.Generator | None = ...,
+        *,
+        part: slice | None = ...,
+        seed: int | Tensor | None = ...,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -142,6 +187,9 @@ class PersistentChains(nn.Module):
         num_sweeps: int,
         index: Tensor | None = ...,
         generator: torch.Generator | None = ...,
+        *,
+        part: slice | None = ...,
+        seed: int | Tensor | None = ...,
     ) -> Tensor: ...
 
     @torch.no_grad()
@@ -151,6 +199,9 @@ class PersistentChains(nn.Module):
         num_sweeps: int,
         index: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        part: slice | None = None,
+        seed: int | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Sweeps the chains under ``model`` and keeps the result. Mutates ``bits``.
 
@@ -159,16 +210,23 @@ class PersistentChains(nn.Module):
             num_sweeps: Binary sweeps, at least 1.
             index: [B] int64 data points, with ``dataset_size`` only.
             generator: Supplies the seed.
+            part: Which of the C chains per model, without ``dataset_size`` only; all by default. The others stay. With
+                one ``seed``, processes that advance a part each make the bits that one process makes of all.
+            seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
             Bits of the parameters' dtype, without gradient: left [C, *batch_shape, n1] and right [C, *batch_shape, n2],
-            or z [C, *batch_shape, N] of a graph.
+            or z [C, *batch_shape, N] of a graph; C being the length of ``part``, if that is given.
         """
         check_model("PersistentChains", model)
         check_integers("PersistentChains", 1, num_sweeps=num_sweeps)
+        part = self._check_part(part)
+        state = self.state(index, None if self.dataset_size is not None else part).to(model.dtype)
+        # Chains are numbered over the whole set.
+        first = part.start * math.prod(self.bits.shape[1:-1])
         with reported_as("PersistentChains"):
-            z = model._sweep(self.state(index).to(model.dtype), num_sweeps, generator=generator)
-        self.store_(z[0], index)
+            z = model._sweep(state, num_sweeps, chain_offset=first, generator=generator, seed=seed)
+        self._store(z[0], index, part)
         return z if isinstance(model, BipartiteBoltzmann) else z[0]
 
     def extra_repr(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -48,11 +49,27 @@ def check_units(name: str, argument: str, tensor: Tensor, *num_units: int) -> No
         raise ValueError(f"{name}: {argument} must have shape {wanted}, got {list(tensor.shape)}")
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Of a FakeTensorMode: it has a shape and a device, and no values."""
+    return isinstance(tensor, FakeTensor)
+
+
+def check_values(name: str, argument: str, expected: str, tensor: Tensor, good: Tensor) -> None:
+    """Every element of ``good``, of tensor's shape, is true.
+
+    Where reading values is free, on the CPU, the error shows an offending one. Where it would make the host wait for a
+    GPU, and in what torch.compile traces, PyTorch's own assertion fails, at the latest when the device is waited for.
+    """
+    message = f"{name}: {argument} must {expected}"
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or is_fake(good):
+        torch._assert_async(good.all(), message)
+    elif not good.all():
+        raise ValueError(f"{message}, got {tensor[~good][0].item()}")
+
+
 def check_bits(name: str, argument: str, tensor: Tensor) -> None:
     check_tensors(name, **{argument: tensor})
-    odd = tensor[(tensor != 0) & (tensor != 1)]
-    if odd.numel():
-        raise ValueError(f"{name}: {argument} must hold 0 and 1 only, got {odd[0].item()}")
+    check_values(name, argument, "hold 0 and 1 only", tensor, (tensor == 0) | (tensor == 1))
 
 
 def expand_to(name: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -148,12 +148,12 @@ class _Boltzmann(Distribution):
         """The parts of z at the end of an AIS path from the model of biases ``bases``, then the log-weights."""
         raise NotImplementedError
 
-    def _draw_independent(self, biases: list[Tensor], shape: Sequence[int], seed: Tensor) -> Tensor:
+    def _draw_independent(self, biases: list[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
         """States of independent units of these biases: one sweep without couplings."""
         uncoupled = self._mapped(lambda tensor, dim: tensor.new_zeros(()).expand(tensor.shape[-dim:]))
         for argument, bias in zip(self._dims, biases, strict=False):
             setattr(uncoupled, argument, bias)
-        return uncoupled._sweep(self._last.new_zeros(()).expand(shape), 1, seed=seed)[0]
+        return uncoupled._sweep(self._last.new_zeros(()).expand(shape), 1, **options)[0]
 
     # Samples --------------------------------------------------------------------------------------------------
 
@@ -175,9 +175,8 @@ class _Boltzmann(Distribution):
         shape = (*sample_shape, *self.batch_shape, self._num_state_units)
         if initial is not None:
             initial = expand_to(name, "initial", initial, shape)
-            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64, device="cpu")
-        beta = torch.ones(1 + num_sweeps, dtype=torch.float64, device="cpu")
-        beta[0] = 0
+            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64, device=self.device)
+        beta = (torch.arange(1 + num_sweeps, device=self.device) > 0).double()
         return self._last.new_zeros(()).expand(shape), beta
 
     def sample(
@@ -186,6 +185,7 @@ class _Boltzmann(Distribution):
         num_sweeps: int = 100,
         *,
         initial: Tensor | None = None,
+        chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
@@ -196,6 +196,7 @@ class _Boltzmann(Distribution):
             num_sweeps: At least 0. How many are enough depends on the model; compare two lengths.
             initial: States to start from: left [..., n1] of a bipartite model, z [..., N] of a graph. Uniform bits when
                 not given.
+            chain_offset: Number of the first chain, or numbers of all, as in :func:`gibbs_ext.bipartite_gibbs`.
             generator: Supplies the seed.
             seed: A 64-bit integer, instead of a generator.
 
@@ -206,7 +207,9 @@ class _Boltzmann(Distribution):
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
         with reported_as(name, left="initial", state="initial"):
-            parts = self._sweep(state, len(beta), beta=_or_one(beta), generator=generator, seed=seed)
+            parts = self._sweep(
+                state, len(beta), beta=_or_one(beta), chain_offset=chain_offset, generator=generator, seed=seed
+            )
         return torch.cat(parts, -1)
 
     def rsample(
@@ -219,6 +222,7 @@ class _Boltzmann(Distribution):
         sharpness: float = 4.0,
         slope_gradient: bool = True,
         initial: Tensor | None = None,
+        chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
@@ -237,7 +241,7 @@ class _Boltzmann(Distribution):
             parts = self._sweep_relaxed(
                 state, len(beta), num_relaxed_sweeps, relaxation=relaxation, sharpness=sharpness,
                 slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
-                generator=generator, seed=seed,
+                chain_offset=chain_offset, generator=generator, seed=seed,
             )  # fmt: skip
         return torch.cat(parts, -1)
 

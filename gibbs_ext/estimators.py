@@ -25,6 +25,17 @@ class AISResult(NamedTuple):
     samples: Tensor  # [C, M, num_units] bits; with weights softmax(log_weights) they represent the model
 
 
+def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor, reverse: bool) -> AISResult:
+    """The estimates that the weights [C, M] of all chains give."""
+    log_ratio = log_weights.logsumexp(0) - math.log(len(log_weights))
+    # Delta method: the relative error of the mean weight.
+    relative = (log_weights - log_ratio).exp()
+    spread = relative.var(0) if len(log_weights) > 1 else torch.full_like(log_ratio, math.nan)
+    standard_error = (spread / len(log_weights)).sqrt()
+    log_partition = base_log_partition - log_ratio if reverse else base_log_partition + log_ratio
+    return AISResult(log_partition, standard_error, log_weights, samples)
+
+
 def _rising(name: str, schedule: Tensor) -> Tensor:
     falls = (~(schedule.diff() >= 0)).nonzero().flatten()
     if not len(falls) and len(schedule) > 1 and schedule[0] == 0 and schedule[-1] == 1:
@@ -66,6 +77,7 @@ def annealed_importance_sampling(
     base: str | tuple[Tensor, Tensor] | Tensor | None = None,
     reverse: bool = False,
     initial: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> AISResult:
@@ -85,6 +97,8 @@ def annealed_importance_sampling(
         reverse: Run the path from the model to the base. Needs ``initial``.
         initial: Exact draws from the model (``reverse``) or from the base: of left [C, *batch_shape, n1], or of a
             graph's z [C, *batch_shape, N] (see :func:`gibbs_ext.exact_samples`).
+        chain_offset: Number of the first of the C * M chains, or numbers [C, *batch_shape], as in
+            :func:`gibbs_ext.bipartite_gibbs`.
         generator: Supplies the seed.
         seed: A 64-bit integer, instead of a generator.
 
@@ -113,21 +127,16 @@ def annealed_importance_sampling(
     shape = (num_chains, *model.batch_shape, model._num_state_units)
     if initial is None:
         with reported_as(name, left_bias="base[0]", right_bias="base[1]", bias="base"):
-            initial = model._draw_independent(bases, shape, seed)
+            initial = model._draw_independent(bases, shape, chain_offset=chain_offset, seed=seed)
     state = expand_to(name, "initial", initial, shape).to(model.dtype)
     bases_called = {"base_left_bias": "base[0]", "base_right_bias": "base[1]", "base_bias": "base"}
     with reported_as(name, left="initial", state="initial", **bases_called):
         *z, log_weights = model._anneal(
-            state, bases, schedule.flip(0) if reverse else schedule, sweep_offset=1, seed=seed
-        )
+            state, bases, schedule.flip(0) if reverse else schedule,
+            chain_offset=chain_offset, sweep_offset=1, seed=seed,
+        )  # fmt: skip
     base_log_partition = torch.stack([softplus(bias.double()).sum(-1) for bias in bases]).sum(0)
-    log_ratio = log_weights.logsumexp(0) - math.log(num_chains)
-    # Delta method: the relative error of the mean weight.
-    relative = (log_weights - log_ratio).exp()
-    spread = relative.var(0) if num_chains > 1 else torch.full_like(log_ratio, math.nan)
-    standard_error = (spread / num_chains).sqrt()
-    log_partition = base_log_partition - log_ratio if reverse else base_log_partition + log_ratio
-    return AISResult(log_partition, standard_error, log_weights, torch.cat(z, -1))
+    return ais_result(base_log_partition, log_weights, torch.cat(z, -1), reverse)
 
 
 def negative_log_likelihood_surrogate(

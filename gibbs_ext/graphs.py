@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, check_tensors, check_units, reported_as, shown
+from gibbs_ext.checks import check_integers, check_tensors, check_units, is_fake, reported_as, shown
 
 if TYPE_CHECKING:
     import networkx
@@ -122,6 +122,10 @@ class ColoredGraph:
         """:attr:`layout` where ops on tensors of ``device`` want it."""
         return self._copy("layout", self.layout, device)
 
+    def edges_on(self, device: torch.device) -> Tensor:
+        """:attr:`edges` on ``device``."""
+        return self._copy("edges", self.edges, device)
+
     def units_of_color(self, color: int, device: torch.device) -> Tensor:
         """The units of a colour (negative: from the last one), [n] int64 on ``device``, in their order."""
         return self._copy(f"color {color}", self._units_of_colors[color], device)
@@ -130,9 +134,12 @@ class ColoredGraph:
         """On a GPU a copy, made once and kept as long as the graph: copying waits for the device."""
         if device.type != "cuda":
             return tensor.to(device)
-        if (name, device) not in self._copies:
-            self._copies[name, device] = tensor.to(device)
-        return self._copies[name, device]
+        if (name, device) in self._copies:
+            return self._copies[name, device]
+        copy = tensor.to(device)
+        if not is_fake(copy):
+            self._copies[name, device] = copy
+        return copy
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_copies": {}}
@@ -335,7 +342,7 @@ def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: T
             raise TypeError(f"{name}: {wanted}, got {argument} {tensor.dtype}")
     if isinstance(edges, ColoredGraph):
         check_units(name, on_nodes, nodes, edges.num_nodes)
-        pairs = edges.edges
+        pairs = edges.edges_on(nodes.device)
     else:
         if not nodes.dim():
             raise ValueError(f"{name}: {on_nodes} must have shape [..., N], got []")

@@ -25,12 +25,13 @@ STOREYS = [
     "exact",
     "chains",
     "estimators",
+    "distributed",
     "nn",
     "pictures",
     "interop",
 ]
 # Modules whose names are public, beside those of gibbs_ext itself.
-PUBLIC = {"nn", "pictures", "interop"}
+PUBLIC = {"distributed", "nn", "pictures", "interop"}
 # Imported inside a method: a model's log_partition is short for the estimators of log Z.
 UPWARDS = {("distributions", "gibbs_ext.estimators"), ("distributions", "gibbs_ext.exact")}
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_gibbs_relaxed
-from gibbs_ext.graphs import ColoredGraph, ising_to_boltzmann
+from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
+from gibbs_ext.graphs import ColoredGraph
 from gibbs_ext.nn.structure import boltzmann, coupling_shape
 
 
@@ -159,23 +159,33 @@ class BoltzmannPosterior(nn.Module):
             elif graph is None:
                 coupling = (self.left_factor * strength.unsqueeze(-2)) @ self.right_factor.mT
             else:
-                u, v = graph.edges.unbind(-1)
+                u, v = graph.edges_on(strength.device).unbind(-1)
                 coupling = strength @ (self.factor[u] * self.factor[v]).mT
+        # t sum_j J_ij is half of the sum of a unit's couplings.
         if graph is not None:
-            # The formula of the class, for h = t b / 2 and t J / 2.
             # Under autocast their dtypes may differ.
             dtype = torch.promote_types(bias.dtype, coupling.dtype)
-            h, J = bias.to(dtype) / 2, coupling.to(dtype) / 4
-            return ising_to_boltzmann(h, J, graph, convention="physics")[:2]
+            coupling = coupling.to(dtype)
+            # Fields of units that are all 1: sums whose order is fixed on a GPU, too.
+            ones, zeros = (coupling.new_full((), value).expand(graph.num_nodes) for value in (1, 0))
+            sums = graph_fields(ones, zeros, coupling, graph).to(dtype)
+            return bias.to(dtype) - sums / 2, coupling
         left, right = bias.split(self.coupling_shape, dim=-1)
-        # t sum_j J_ij is half of weight's sum.
         return left - coupling.sum(-1) / 2, right - coupling.sum(-2) / 2, coupling
 
     def distribution(self, features: Tensor) -> BipartiteBoltzmann | GraphBoltzmann:
         """The posteriors of features [B, F] as a distribution of batch shape [B]."""
         return boltzmann(self.graph, self.parameters_of(features))
 
-    def forward(self, features: Tensor, index: Tensor | None = None) -> BoltzmannSample | GraphSample:
+    def forward(
+        self,
+        features: Tensor,
+        index: Tensor | None = None,
+        *,
+        chain_offset: int | Tensor = 0,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> BoltzmannSample | GraphSample:
         """A relaxed sample of each posterior, differentiable in the features and in this module's parameters.
 
         Args:
@@ -183,40 +193,44 @@ class BoltzmannPosterior(nn.Module):
             index: [B] int64, which data points these are: their persistent chains start the sweeps and, in training
                 mode, are replaced by the binary state before the relaxed sweeps (mutates ``chains``). Without index
                 the chains start from uniform bits.
+            chain_offset: Number of the first chain, or numbers [chains_per_point, B], as in
+                :func:`gibbs_ext.bipartite_gibbs`. Processes that each have a part of a batch and one ``seed`` draw what
+                one process draws for the whole batch if these are the chains' places in it.
+            generator: Supplies the seed.
+            seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
             :class:`BoltzmannSample`, or :class:`GraphSample` on a graph. Both have ``z``, ``z_mean`` and ``model``, so
-            that ``model.energy(z_mean)`` is the energy with the units updated last integrated out. The seed comes from
-            torch's default generator.
+            that ``model.energy(z_mean)`` is the energy with the units updated last integrated out.
         """
         model = self.distribution(features)
         num_sweeps, num_relaxed_sweeps = self.num_sweeps, self.num_relaxed_sweeps
-        beta = torch.ones(num_sweeps + num_relaxed_sweeps, dtype=torch.float64, device="cpu")
+        beta: float | Tensor = 1.0
         if index is None:
             # A first sweep at beta = 0 makes uniform bits.
-            num_sweeps, beta = num_sweeps + 1, torch.cat([beta.new_zeros(1), beta])
+            num_sweeps += 1
+            beta = (torch.arange(num_sweeps + num_relaxed_sweeps, device=features.device) > 0).double()
             start = features.new_zeros(()).expand(self.chains_per_point, len(features), model._num_state_units)
         elif self.chains is None:
             raise ValueError("BoltzmannPosterior: index needs a posterior built with dataset_size")
         else:
             start = self.chains.state(index)
-        relaxation: dict[str, Any] = {
-            "relaxation": self.relaxation, "sharpness": self.sharpness, "slope_gradient": self.slope_gradient
+        options: dict[str, Any] = {
+            "relaxation": self.relaxation, "sharpness": self.sharpness, "slope_gradient": self.slope_gradient,
+            "beta": beta, "chain_offset": chain_offset, "generator": generator, "seed": seed, "return_state": True,
         }  # fmt: skip
         if isinstance(model, BipartiteBoltzmann):
             left, right, left_mean, state = bipartite_gibbs_relaxed(
-                start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps,
-                beta=beta, return_state=True, **relaxation,
-            )  # fmt: skip
+                start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps, **options
+            )
         else:
             z, mean, state = graph_gibbs_relaxed(
-                start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps,
-                beta=beta, return_state=True, **relaxation,
-            )  # fmt: skip
+                start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps, **options
+            )
             last = model.graph.units_of_color(-1, z.device)
             z_mean = z.index_copy(-1, last, mean.index_select(-1, last))
         if self.chains is not None and index is not None and self.training:
-            self.chains.store_(state, index)
+            self.chains._store(state, index)
         chains = 0 if self.chains_per_point == 1 else slice(None)
         if isinstance(model, BipartiteBoltzmann):
             return BoltzmannSample(left[chains], right[chains], left_mean[chains], model)

@@ -74,12 +74,23 @@ class BoltzmannPrior(nn.Module):
             raise ValueError("BoltzmannPrior: right must be None when a graph is given")
         return model.energy_of(z, right)
 
-    def log_partition_surrogate(self) -> Tensor:
+    def log_partition_surrogate(
+        self,
+        *,
+        part: slice | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
         """A scalar whose gradient estimates that of log Z; its value means nothing.
 
         ``mean_chains(-free_energy)``: minus the mean of d energy, right (on a graph, colour 0) integrated out. Mutates
-        ``chains``, which make ``num_sweeps`` sweeps first. The seed comes from torch's default generator.
+        ``chains``, which make ``num_sweeps`` sweeps first.
+
+        Args:
+            part: Which chains to advance and to take the mean of; all by default.
+            generator: Supplies the seed.
+            seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
         """
         model = self.distribution()
-        state = self.chains.advance_(model, self.num_sweeps)
+        state = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
         return -model.free_energy(state if isinstance(state, Tensor) else state[0]).mean()

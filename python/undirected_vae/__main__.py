@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m undirected_vae train | evaluate | sample | info"""
+"""python -m undirected_vae train | evaluate | sample | info
+
+train and evaluate may be started by torchrun, in several processes that share the work.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import gibbs_ext as gx
+
 from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
-from .data import SPLITS, DataError, load
+from .data import SPLITS, DataError, Dataset, load
+from .processes import agreed, find_device, processes
 from .runs import Run, RunError, new_folder
 
 
@@ -21,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, then evaluate on the test images and draw pictures")
     where = train.add_mutually_exclusive_group()
     where.add_argument(
-        "--run", type=Path, help="folder of the new run (default: runs/ and a name made from the settings)"
+        "--run",
+        "--folder",  # torchrun's parser takes --run for its own --run-path
+        type=Path,
+        help="folder of the new run (default: runs/ and a name made from the settings)",
     )
     where.add_argument(
         "--resume",
@@ -35,6 +47,19 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--evaluate", action=argparse.BooleanOptionalAction, default=True, help="evaluate and sample at the end"
+    )
+    add_device(train)
+    train.add_argument(
+        "--capture",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, capture the training step in a CUDA graph (several processes never do)",
+    )
+    train.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="on the CPU, try torch.compile and keep it if steps are faster: they then differ in rounding",
     )
     add_flags(train)
 
@@ -51,12 +76,14 @@ def parser() -> argparse.ArgumentParser:
         help="also print the paired difference to this run on the same images; an evaluation that it has stays",
     )
     evaluate.add_argument("--split", choices=SPLITS, default="test")
+    add_device(evaluate)
     add_flags(evaluate, EVALUATION)
 
     sample = commands.add_parser("sample", help="samples.png, reconstructions.png and curves.png")
     sample.add_argument("path", type=Path, metavar="RUN")
     sample.add_argument("--count", type=int, default=100, help="images to generate (default: 100)")
     sample.add_argument("--seed", type=int, default=0)
+    add_device(sample)
 
     info = commands.add_parser(
         "info", help="a run's settings, size and results; without a run, the build and the presets"
@@ -65,11 +92,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    # Not a setting: a run made on one device goes on on another.
+    command.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:i (default: auto)"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     command = arguments.pop("command")
+    run: dict[str, Callable[..., None]] = {"train": _train, "evaluate": _evaluate, "sample": _sample}
     try:
-        {"train": _train, "evaluate": _evaluate, "sample": _sample, "info": _info}[command](arguments)
+        if command == "info":
+            _info(arguments)
+        else:
+            device = find_device(arguments.pop("device"))
+            with processes(device):
+                run[command](arguments, device)
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -82,14 +122,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(arguments: dict[str, Any]) -> None:
+def _train(arguments: dict[str, Any], device: torch.device) -> None:
     from .evaluate import evaluate_run, summary
     from .sample import sample_run
     from .train import Interrupted, train
 
-    path, resume, preset, file, finish = (
-        arguments.pop(name) for name in ("run", "resume", "preset", "config", "evaluate")
+    path, resume, preset, file, finish, capture, compile_model = (
+        arguments.pop(name) for name in ("run", "resume", "preset", "config", "evaluate", "capture", "compile")
     )
+    if compile_model and device.type == "cuda":
+        raise ConfigError("compile: expected a run on the CPU; on a GPU the step is captured")
+    # Of several processes, the first owns the folder and speaks.
+    is_first = gx.distributed.rank() == 0
     if resume:
         before = Run.open(resume).config
         run = Run(resume, resolve(preset, file, arguments, base=before))
@@ -99,22 +143,34 @@ def _train(arguments: dict[str, Any]) -> None:
     else:
         config = resolve(preset, file, arguments)
         data = load(config.data, config.data_seed)
-        run = Run(path or new_folder(Path("runs") / _folder(config)), config)
-    with run.lock():
-        if not resume:
-            run.create()
-        print(
-            f"{run.path}: {len(data.train)} training images of {data.name}, {run.config.steps} steps", file=sys.stderr
-        )
+        folder = path or (new_folder(Path("runs") / _folder(config)) if is_first else None)
+        run = Run(agreed(folder), config)
+    with run.lock() if is_first else nullcontext():
+        if is_first:
+            if not resume:
+                run.create()
+            print(_headline(run, data, device), file=sys.stderr)
         try:
-            model = train(run, data, resume=bool(resume))
+            model = train(run, data, bool(resume), device, capture=capture, compile_model=compile_model)
         except Interrupted:
-            print(f"interrupted; the checkpoint is saved, continue with: train --resume {run.path}", file=sys.stderr)
+            if is_first:
+                note = f"interrupted; the checkpoint is saved, continue with: train --resume {run.path}"
+                print(note, file=sys.stderr)
             raise KeyboardInterrupt from None
         if finish:
-            print(summary(evaluate_run(run, data, model)))
-            for picture in sample_run(run, data, model):
-                print(picture)
+            result = evaluate_run(run, data, model)
+            if is_first:
+                print(summary(result))
+                for picture in sample_run(run, data, model):
+                    print(picture)
+
+
+def _headline(run: Run, data: Dataset, device: torch.device) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    if gx.distributed.world_size() > 1:
+        where = f"{gx.distributed.world_size()} processes, each on {where}"
+    images = f"{len(data.train)} training images of {data.name}"
+    return f"{run.path}: {images}, {run.config.steps} steps, on {where}"
 
 
 def _folder(config: Config) -> str:
@@ -130,7 +186,7 @@ def _require_same_images(first: Config, second: Config, problem: str) -> None:
         raise RunError(f"{problem}: {images[0]}; {images[1]}")
 
 
-def _evaluate(arguments: dict[str, Any]) -> None:
+def _evaluate(arguments: dict[str, Any], device: torch.device) -> None:
     from .evaluate import compare, evaluate_run, saved, settings, summary
 
     path, against, split = (arguments.pop(name) for name in ("path", "against", "split"))
@@ -141,31 +197,36 @@ def _evaluate(arguments: dict[str, Any]) -> None:
         other.config = other.config.replace({name: getattr(run.config, name) for name in EVALUATION})
         _require_same_images(run.config, other.config, "runs are compared on the same images only")
         other_result = saved(other, split, other.load_checkpoint()["step"])
-    result = evaluate_run(run, run.load_data(), split=split)
-    print(f"{run.path}: {summary(result)}")
+    result = evaluate_run(run, run.load_data(), split=split, device=device)
+    _say(f"{run.path}: {summary(result)}")
     if against:
         if not other_result or other_result["settings"] != settings(other.config):
-            other_result = evaluate_run(other, other.load_data(), split=split, replace=False)
-        print(f"{other.path}: {summary(other_result)}")
+            other_result = evaluate_run(other, other.load_data(), split=split, replace=False, device=device)
+        _say(f"{other.path}: {summary(other_result)}")
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
-        print(f"NLL of {run.path} minus {other.path}, paired: {difference}")
+        _say(f"NLL of {run.path} minus {other.path}, paired: {difference}")
 
 
-def _sample(arguments: dict[str, Any]) -> None:
+def _say(text: str) -> None:
+    if gx.distributed.rank() == 0:
+        print(text)
+
+
+def _sample(arguments: dict[str, Any], device: torch.device) -> None:
     from .sample import sample_run
 
     count = checked("count", arguments["count"], int, 1, 10_000)
     seed = checked("seed", arguments["seed"], int, 0, MAX_SEED)
     run = Run.open(arguments["path"])
-    for picture in sample_run(run, run.load_data(), count=count, seed=seed):
+    if gx.distributed.rank() > 0:
+        return
+    for picture in sample_run(run, run.load_data(), count=count, seed=seed, device=device):
         print(picture)
 
 
 def _info(arguments: dict[str, Any]) -> None:
     import yaml
-
-    import gibbs_ext as gx
 
     from .evaluate import read, summary
     from .vae import VAE

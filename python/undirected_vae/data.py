@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import gibbs_ext as gx
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -54,15 +56,45 @@ def fingerprint(images: Tensor) -> str:
     return hashlib.sha256(np.packbits(images.bool().numpy()).tobytes()).hexdigest()[:16]
 
 
-def augment(images: Tensor, shape: tuple[int, int], strength: float) -> Tensor:
-    """Small random affine maps (at 1: about 7 degrees, 7% of scale and shear, a pixel of shift).
+class Binariser:
+    """Draws each pixel of images with its gray level as the probability, the same bits on every device.
 
-    Draws from torch's default generator.
+    The sampler is the library's own: a machine of as many units as pixels, without couplings.
     """
-    if strength == 0:
-        return images
+
+    def __init__(self, num_pixels: int, device: torch.device) -> None:
+        self.graph = gx.ColoredGraph(num_pixels, [])
+        # 100 is as good as infinite: 2^32 times its probability is less than 1.
+        levels = torch.logit(torch.arange(256, dtype=torch.float64) / 255).clamp(-100, 100).float()
+        self.logits = levels.to(device)
+
+    def __call__(self, images: Tensor, seed: Tensor, first: int = 0) -> Tensor:
+        """Bits as float32.
+
+        Args:
+            images: [B, pixels] gray levels 0 to 255, uint8 or floating (rounded).
+            seed: 0-dim int64.
+            first: the place of the first image in its batch.
+        """
+        levels = images if images.dtype == torch.uint8 else images.round().clamp(0, 255)
+        bias = self.logits.index_select(0, levels.long().flatten()).view_as(images)
+        bits = gx.graph_gibbs(
+            torch.zeros_like(bias), bias, bias.new_empty(0), self.graph, 1, chain_offset=first, seed=seed
+        )
+        return torch.maximum(bits, (levels == 255).to(bits.dtype))
+
+
+def augment(images: Tensor, shape: tuple[int, int], noise: Tensor) -> Tensor:
+    """Small affine maps.
+
+    Args:
+        images: [B, height * width] gray levels.
+        shape: height, width.
+        noise: [B, 6], what to do with each image: turn, stretch in x and y, shear, shift in x and y; 1 stands for about
+            7 degrees, 7% of scale, 10% of shear and a pixel of shift.
+    """
     batch = images.shape[0]
-    angle, scale_x, scale_y, shear, shift_x, shift_y = (torch.randn(6, batch, device=images.device) * strength).unbind()
+    angle, scale_x, scale_y, shear, shift_x, shift_y = noise.unbind(-1)
     angle, shear = 0.12 * angle, 0.1 * shear
     scale_x, scale_y = torch.exp(0.07 * scale_x), torch.exp(0.07 * scale_y)
     cos, sin = torch.cos(angle), torch.sin(angle)

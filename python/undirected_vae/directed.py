@@ -36,7 +36,8 @@ class FactorialPosterior(nn.Module):
         self.relaxation, self.sharpness, self.slope_gradient = relaxation, sharpness, slope_gradient
         self.logits = nn.Linear(in_features, num_latents)
 
-    def forward(self, features: Tensor) -> FactorialSample:
+    def forward(self, features: Tensor, *, chain_offset: int = 0, seed: Tensor | None = None) -> FactorialSample:
+        """A relaxed sample for each of features [B, F]; chain_offset and seed as of BoltzmannPosterior."""
         logits = self.logits(features)
         z, _ = gx.graph_gibbs_relaxed(
             torch.zeros_like(logits),
@@ -48,8 +49,15 @@ class FactorialPosterior(nn.Module):
             relaxation=self.relaxation,
             sharpness=self.sharpness,
             slope_gradient=self.slope_gradient,
+            chain_offset=chain_offset,
+            seed=seed,
         )
         return FactorialSample(z, logits)
+
+    def sample(self, logits: Tensor, num_samples: int, seed: int | None = None) -> Tensor:
+        """Bits [num_samples, B, N] for logits [B, N]."""
+        start = logits.new_zeros(()).expand(num_samples, *logits.shape)
+        return gx.graph_gibbs(start, logits, logits.new_empty(0), self.graph, 1, seed=seed)
 
 
 def negative_entropy(logits: Tensor) -> Tensor:

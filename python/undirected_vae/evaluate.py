@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import gibbs_ext as gx
+
 from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
 from .runs import DAMAGED, Run, RunError, atomic_write, blaming
@@ -26,32 +28,50 @@ SETTINGS = (*EVALUATION, "data_seed", "seed")
 def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> dict[str, Any]:
     """Returns the estimates, their settings and each image's log-likelihood.
 
+    Processes share the work; each gets the result of all, which does not depend on their number.
+
     `nll` is -log of the mean over samples of p(x, z) / q(z) with AIS's own weights for q: whatever the annealing, its
     mean over repetitions is an upper bound of the true one. `nll_plain` takes AIS's samples as exact ones of q and
     log Z_phi(x) as a number, as Vahdat et al. do; the two agree when the annealing is long enough. Both share
     log Z_theta, whose AIS estimate is low by about half its squared error.
     """
     began = time.perf_counter()
-    torch.manual_seed(config.seed)
     model.eval()
-    log_partition, error = model.prior_log_partition(config.prior_ais_chains, config.prior_betas)
+    # One seed for each piece of work, whichever process does it.
+    seed = config.seed << 32
+    log_partition, error = model.prior_log_partition(
+        config.prior_ais_chains, config.prior_betas, seed, gx.distributed.annealed_importance_sampling
+    )
     images = data.binary(split, config.test_images, config.data_seed)
-    weighted, plain, elbo = [], [], []
     # Chunks that keep the decoder's activations at some 50 MB.
-    chunks = images.split(max(1, 16_000_000 // (config.samples * images.shape[1])))
-    for chunk in tqdm(chunks, desc="evaluate", unit=" chunks", leave=False):
-        proposal = model.propose(chunk, config.samples, config.posterior_betas)
+    size = max(1, 16_000_000 // (config.samples * images.shape[1]))
+    chunks = images.split(size)
+    mine = gx.distributed.share(len(chunks))
+    # Of each chunk, three estimates for each image; the last chunk may be smaller.
+    estimates = torch.full((mine.stop - mine.start, 3, size), math.nan, dtype=torch.float64, device=model.device)
+    progress = tqdm(
+        range(mine.start, mine.stop), desc="evaluate", unit=" chunks", leave=False, disable=gx.distributed.rank() > 0
+    )
+    for number in progress:
+        chunk = chunks[number].to(model.device)
+        proposal = model.propose(chunk, config.samples, config.posterior_betas, seed + 1 + number)
         log_joint = model.log_joint(chunk, proposal.z) - log_partition
-        weighted.append(_log_mean_exp(log_joint + proposal.log_weight))
-        plain.append(_log_mean_exp(log_joint - proposal.log_q))
-        elbo.append((log_joint - proposal.log_q).mean(0))
-    log_likelihood = torch.cat(weighted).double()
+        estimates[number - mine.start, :, : len(chunk)] = torch.stack(
+            [
+                _log_mean_exp(log_joint + proposal.log_weight),
+                _log_mean_exp(log_joint - proposal.log_q),
+                (log_joint - proposal.log_q).mean(0),
+            ]
+        )
+    # [3, images]
+    estimates = gx.distributed.gather(estimates, len(chunks)).movedim(1, 0).flatten(1)[:, : len(images)].cpu()
+    log_likelihood, plain, elbo = estimates
     return {
         "split": split,
         "nll": -log_likelihood.mean().item(),
         "nll_standard_error": _standard_error(log_likelihood),
-        "nll_plain": -torch.cat(plain).mean().item(),
-        "elbo": torch.cat(elbo).mean().item(),
+        "nll_plain": -plain.mean().item(),
+        "elbo": elbo.mean().item(),
         "log_partition": log_partition,
         "log_partition_standard_error": error,
         "images": len(images),
@@ -79,17 +99,25 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_run(
-    run: Run, data: Dataset, model: VAE | None = None, split: str = "test", replace: bool = True
+    run: Run,
+    data: Dataset,
+    model: VAE | None = None,
+    split: str = "test",
+    replace: bool = True,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run with its own settings and saves the result, but never in place of one of more images.
 
     Args:
+        device: where to do it, if no model is given.
         replace: whether the result may take the place of an earlier one at all.
     """
     state = run.load_checkpoint()
-    result = {"step": state["step"]} | evaluate(model or run.load_model(data, state), data, run.config, split)
+    result = {"step": state["step"]} | evaluate(
+        model or run.load_model(data, state).to(device or "cpu"), data, run.config, split
+    )
     earlier = saved(run, split, state["step"])
-    if earlier is None or (replace and earlier["images"] <= result["images"]):
+    if gx.distributed.rank() == 0 and (earlier is None or (replace and earlier["images"] <= result["images"])):
         atomic_write(_path(run, split), (json.dumps(result) + "\n").encode())
     return result
 

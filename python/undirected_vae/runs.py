@@ -146,7 +146,8 @@ class Run:
         state = state or self.load_checkpoint()
         model = VAE(self.config, data.mean(), len(data.train))
         with self.fitting():
-            model.load_state_dict(state["average"] or state["model"])
+            # An average holds no chains.
+            model.load_state_dict(state["model"] | (state["average"] or {}))
         return model.eval()
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -17,28 +17,39 @@ from .vae import VAE
 
 
 @torch.no_grad()
-def generate(model: VAE, count: int, num_betas: int = 2000) -> Tensor:
+def generate(model: VAE, count: int, seed: int, num_betas: int = 2000) -> Tensor:
     """Mean images [count, pixels] of the prior's latents, annealed from independent bits (it mixes slowly)."""
-    latents = gx.annealed_importance_sampling(model.prior.distribution(), count, num_betas, base="bias").samples
-    return torch.sigmoid(model.decoder(latents))
+    prior = model.prior.distribution()
+    latents = gx.annealed_importance_sampling(prior, count, num_betas, base="bias", seed=seed).samples
+    return torch.sigmoid(model.decoder(latents)).cpu()
 
 
 @torch.no_grad()
-def reconstruct(model: VAE, images: Tensor) -> Tensor:
+def reconstruct(model: VAE, images: Tensor, seed: int) -> Tensor:
     """Mean images of one posterior sample each, [B, pixels]."""
-    proposal = model.propose(images, 1, 200)
-    return torch.sigmoid(model.decoder(proposal.z[0]))
+    proposal = model.propose(images.to(model.device), 1, 200, seed)
+    return torch.sigmoid(model.decoder(proposal.z[0])).cpu()
 
 
-def sample_run(run: Run, data: Dataset, model: VAE | None = None, count: int = 100, seed: int = 0) -> list[Path]:
-    """Writes samples.png, reconstructions.png and curves.png into the run's folder."""
-    model = model or run.load_model(data)
+def sample_run(
+    run: Run,
+    data: Dataset,
+    model: VAE | None = None,
+    count: int = 100,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> list[Path]:
+    """Writes samples.png, reconstructions.png and curves.png into the run's folder.
+
+    `device`: where to sample, if no model is given.
+    """
+    model = model or run.load_model(data).to(device or "cpu")
     model.eval()
-    torch.manual_seed(seed)
     images = data.binary("test", 30, run.config.data_seed)
+    samples, reconstructions = generate(model, count, seed << 32), reconstruct(model, images, (seed << 32) + 1)
     written = [
-        pictures.grid(run.path / "samples.png", generate(model, count), data.shape),
-        pictures.pairs(run.path / "reconstructions.png", images, reconstruct(model, images), data.shape),
+        pictures.grid(run.path / "samples.png", samples, data.shape),
+        pictures.pairs(run.path / "reconstructions.png", images, reconstructions, data.shape),
     ]
     metrics = run.read_metrics()
     if metrics:

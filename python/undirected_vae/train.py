@@ -6,155 +6,357 @@ A step depends on nothing but the checkpoint's state and the step's number, so t
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from .data import Dataset, augment, binarise
+import gibbs_ext as gx
+
+from .config import Config
+from .data import Binariser, Dataset, augment
+from .feed import Feed, step_seed
+from .processes import any_of, share_batch_norms
 from .runs import Run, RunError
-from .vae import VAE
+from .vae import VAE, Terms
+
+WARM_UP = 3  # steps before one is captured: they compile, allocate and load what a captured one finds there
+AGREE = 10  # steps after which processes ask each other whether to stop
 
 
 class Interrupted(Exception):
     """Ctrl-C: the step was finished and a checkpoint saved."""
 
 
-def train(run: Run, data: Dataset, resume: bool = False) -> VAE:
-    """Trains until the run's last step; returns the model to evaluate. Ctrl-C: a checkpoint, then Interrupted."""
+class Trainer:
+    """A training run's state on its device, and its step.
+
+    A step is made of tensors on the device alone, and never waits for it: what the host decides comes from a
+    :class:`Feed`. So on a GPU it can be captured in a CUDA graph, and is, after a warm-up.
+
+    The processes of gx.distributed share a step: each takes a part of the batch and of the prior's chains, whose random
+    numbers are those of their places in the whole. Every process keeps all of the model and of the data points' chains,
+    and the prior's chains are brought together for a checkpoint.
+
+    Args:
+        config: the settings.
+        data: the images.
+        device: where to train.
+        capture: on a GPU, whether to capture the step; several processes never do.
+        compile_model: whether to try torch.compile on the model, and keep it if steps are faster with it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        device: torch.device,
+        *,
+        capture: bool = True,
+        compile_model: bool = False,
+    ) -> None:
+        self.config, self.device = config, device
+        self.step = 0  # how many are done
+        torch.manual_seed(config.seed)
+        # Made on the CPU, so that it starts alike on every device.
+        self.model = VAE(config, data.mean(), len(data.train)).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.average else None
+        self.rate = torch.tensor(config.learning_rate, device=device)
+        self.optimizer = torch.optim.Adam(
+            _parameter_groups(self.model, config.weight_decay),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self._settings = [{name: value for name, value in g.items() if name != "params"} for g in self._groups()]
+        self._apply_settings()
+        self.shape = data.shape
+        self.train_images = data.train.to(device)
+        self.binarise = Binariser(self.train_images.shape[1], device)
+        self.feed = Feed(config, len(data.train), device)
+        self.images: Tensor  # binary, of the last step: this process's
+        self.terms: Terms
+
+        self.batch = gx.distributed.share(config.batch_size)
+        self.prior_part = gx.distributed.share(config.prior_chains)
+        self._forward: nn.Module = self.model
+        self._is_shared = gx.distributed.world_size() > 1
+        if self._is_shared:
+            share_batch_norms(self.model)
+            device_ids = [device] if device.type == "cuda" else None
+            self._forward = nn.parallel.DistributedDataParallel(self.model, device_ids=device_ids)
+        self._captures = capture and device.type == "cuda" and not self._is_shared
+        self._tries_compile = compile_model and not self._is_shared
+        # Everything on one stream, of its own where there is capture: a graph cannot be captured on the default one.
+        self._stream = torch.cuda.Stream(device) if self._captures else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm_up = WARM_UP
+
+    def advance(self, num_steps: int) -> None:
+        """Makes so many further steps, without waiting for them."""
+        self.model.train()
+        if self._tries_compile:
+            self._try_compile()
+        stream = self._stream
+        if stream:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            for _ in range(num_steps):
+                if self.config.dropout:  # all else has seeds of its own
+                    torch.manual_seed(step_seed(self.config.seed, self.step))
+                self.feed.prepare()
+                self._run()
+                self.step += 1
+        if stream:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _run(self) -> None:
+        if not self._captures or self._warm_up:
+            self._warm_up = max(0, self._warm_up - 1)
+            self._make_step()
+            return
+        if not self._graph:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._make_step()
+            self._graph = graph
+        self._graph.replay()
+
+    def _make_step(self) -> None:
+        row = self.feed.take()
+        self.rate.copy_(row.rate)
+        index = row.index[self.batch]
+        gray = self.train_images.index_select(0, index)
+        if row.noise is not None:
+            gray = augment(gray, self.shape, row.noise[self.batch])
+        self.images = self.binarise(gray, row.seeds[0], self.batch.start)
+        terms: Terms = self._forward(
+            self.images,
+            index,
+            row.kl_weight,
+            seeds=row.seeds[1:],
+            first=self.batch.start,
+            batch_size=self.config.batch_size,
+            part=self.prior_part,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel takes the mean over processes of gradients whose sum is wanted.
+        (gx.distributed.world_size() * terms.loss).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.terms = Terms(*(value.detach() for value in terms))
+        if self.average:
+            _move_average(self.average, self.model, row.average_weight)
+        if self._is_shared:
+            self._share_chains(row.index)
+
+    @torch.no_grad()
+    def _share_chains(self, index: Tensor) -> None:
+        """Any process may meet any data point next."""
+        chains = getattr(self.model.posterior, "chains", None)
+        if chains is not None:
+            mine = chains.bits.index_select(0, index[self.batch])
+            chains.bits.index_copy_(0, index, gx.distributed.gather(mine, self.config.batch_size))
+
+    def _try_compile(self) -> None:
+        """Makes some steps as they are and compiled, in turn; goes back to where it was, with the faster of the two."""
+        self._tries_compile = False
+        before = copy.deepcopy(self.state_dict())
+        ways: list[Any] = [self.model, torch.compile(self.model, dynamic=False)]
+        times: list[list[float]] = [[], []]
+        try:
+            for _ in range(12):
+                for way, seconds in zip(ways, times, strict=True):
+                    self._forward = way
+                    began = time.perf_counter()
+                    self.advance(1)
+                    seconds.append(time.perf_counter() - began)
+        except Exception as error:  # the compilers' own are of many classes
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            tqdm.write(f"torch.compile cannot be used: {reason}", file=sys.stderr)
+            self._forward = self.model
+        else:
+            eager, compiled = (statistics.median(seconds[2:]) for seconds in times)  # the first ones compile
+            self._forward = ways[compiled < eager]
+            kept = "kept" if compiled < eager else "not kept"
+            tqdm.write(f"torch.compile: {compiled * 1e3:.1f} ms a step, {eager * 1e3:.1f} without: {kept}", file=sys.stderr)
+        self.load_state_dict(before)
+
+    def finish(self) -> None:
+        """Waits for the steps made. Raises ValueError if they have left numbers that are not finite."""
+        if self.device.type == "cuda":
+            try:
+                gx.synchronize(self.device)
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
+        if not math.isfinite(self.terms.loss.item()):
+            raise ValueError(f"the loss became {self.terms.loss.item()}")
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise ValueError("a parameter is not finite")
+
+    @property
+    def evaluated(self) -> VAE:
+        """The model to evaluate: of the averaged parameters, where an average is kept."""
+        return self.average or self.model
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run continues from, on whatever device and in however many processes: on the CPU. A collective call."""
+        bits = self.model.prior.chains.bits
+        bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
+        averaged = None
+        if self.average:
+            averaged = dict(self.average.named_parameters()) | dict(self.average.named_buffers())
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": averaged,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        on_cpu: dict[str, Any] = tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, state)
+        return on_cpu
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            # A run that kept no average starts one here.
+            self.average.load_state_dict(state["model"] | (state["average"] or {}))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._apply_settings()
+        self.step = state["step"]
+        self.feed.seek(self.step)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _apply_settings(self) -> None:
+        """Those of this run and device, whatever a checkpoint says; and the learning rate as a tensor on the device."""
+        for group, settings in zip(self._groups(), self._settings, strict=True):
+            group.update(settings, lr=self.rate)
+
+
+def train(
+    run: Run,
+    data: Dataset,
+    resume: bool = False,
+    device: torch.device | None = None,
+    *,
+    capture: bool = True,
+    compile_model: bool = False,
+) -> VAE:
+    """Trains until the run's last step; returns the model to evaluate. Ctrl-C: a checkpoint, then Interrupted.
+
+    Processes share the work; the first of them alone writes.
+    """
     config = run.config
+    size, first = gx.distributed.world_size(), gx.distributed.rank() == 0
     if len(data.train) < config.batch_size:
         raise RunError(f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}")
-    torch.manual_seed(config.seed)
-    model = VAE(config, data.mean(), len(data.train))
-    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average)) if config.average else None
-    optimizer = torch.optim.Adam(
-        _parameter_groups(model, config.weight_decay), lr=config.learning_rate, eps=config.adam_eps, fused=True
-    )
-    start = 0
+    for name in ("batch_size", "prior_chains"):
+        if getattr(config, name) < size:
+            raise RunError(f"{name}: expected at least one for each of {size} processes, got {getattr(config, name)}")
+    device = device or torch.device("cpu")
+    trainer = Trainer(config, data, device, capture=capture, compile_model=compile_model)
     if resume:
-        start = _restore(run, model, average, optimizer)
-        if start > config.steps:
-            raise RunError(f"steps: expected at least {start}, which {run.path} has done, got {config.steps}")
+        state = run.load_checkpoint()
+        with run.fitting():
+            trainer.load_state_dict(state)
+        if trainer.step > config.steps:
+            raise RunError(f"steps: expected at least {trainer.step}, which {run.path} has done, got {config.steps}")
+    start = trainer.step
+
+    def save() -> int:
+        state = trainer.state_dict()
+        return run.save_checkpoint(state) if first else 0
+
+    if first and resume:
         run.save_config()
         run.write_metrics([line for line in run.read_metrics() if line["step"] <= start])
-
-    def save(step: int) -> int:
-        averaged = average.module.state_dict() if average else None
-        return run.save_checkpoint(
-            {"step": step, "model": model.state_dict(), "average": averaged, "optimizer": optimizer.state_dict()}
-        )
-
     # The first checkpoint tells of an unwritable folder or a full disk before training starts. Adam's moments come to
     # it later, and the old checkpoint stays while a new one is written.
-    size = save(start)
-    run.check_space(2 * (size + 2 * sum(p.numel() * p.element_size() for p in model.parameters())) + 20_000_000)
+    written = save()
+    if first:
+        moments = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+        run.check_space(2 * (written + moments) + 20_000_000)
 
-    validation = data.binary("validation", 200, config.data_seed)
-    evaluated: VAE = average.module if average else model  # type: ignore[assignment]
-    steps_per_epoch = len(data.train) // config.batch_size
-    order, order_epoch = torch.empty(0), -1
+    validation = data.binary("validation", 200, config.data_seed).to(device)
     interval = 0.5 if sys.stderr.isatty() else 10
     with (
-        _metrics(run, start) as write,
+        _metrics(run, start) if first else nullcontext() as write,
         _ctrl_c() as interrupted,
-        tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval) as progress,
+        tqdm(
+            total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval, disable=not first
+        ) as progress,
     ):
         began = time.perf_counter()
-        for step in range(start, config.steps):
-            with _divergence(step):
-                epoch, position = divmod(step, steps_per_epoch)
-                if epoch != order_epoch:
-                    order, order_epoch = (
-                        torch.randperm(len(data.train), generator=_generator(config.seed, -1 - epoch)),
-                        epoch,
-                    )
-                index = order[position * config.batch_size : (position + 1) * config.batch_size]
-
-                torch.manual_seed(_step_seed(config.seed, step))
-                # Less and less augmentation: the last steps see images as they are.
-                strength = config.augment * (1 - step / config.steps)
-                images = binarise(augment(data.train[index], data.shape, strength))
-                rate = config.learning_rate * learning_rate(config.schedule, step / config.steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                model.train()
-                terms = model(images, index, kl_weight(config.kl_warmup, step / config.steps))
-                optimizer.zero_grad(set_to_none=True)
-                terms.loss.backward()
-                if not math.isfinite(terms.loss.item()):
-                    raise ValueError(f"the loss became {terms.loss.item()}")
-                optimizer.step()
-                if average:
-                    average.update_parameters(model)
-
-                done = step + 1
-                if done % config.log_every == 0 or done in (1, config.steps):
-                    _require_finite(model)
-                    line = {"step": done, "reconstruction": terms.reconstruction.mean().item(), "learning_rate": rate}
-                    line |= _elbo(model, images, "elbo", "log_partition")
-                    if done % config.validate_every == 0 or done in (1, config.steps):
-                        line |= _elbo(evaluated, validation, "validation_elbo", "validation_log_partition")
+        stop = False
+        while trainer.step < config.steps and not stop:
+            # One step at a time where they are slow, so that Ctrl-C is heeded at once.
+            done = _next_pause(config, trainer.step, 1 if device.type == "cpu" and size == 1 else AGREE)
+            with _divergence(trainer.step):
+                trainer.advance(done - trainer.step)
+                logs = done % config.log_every == 0 or done in (1, config.steps)
+                if logs:
+                    trainer.finish()
+                if logs and write:
+                    line = _line(trainer, validation)
                     # The only value in a line that differs between two runs of the same settings.
                     line["steps_per_second"] = (done - start) / (time.perf_counter() - began)
                     write(line)
                     progress.set_postfix_str(f"ELBO {line['elbo']:.2f}", refresh=False)
-                progress.update()
-                stop = interrupted()
+                progress.update(done - progress.n)
+                stop = any_of(interrupted())
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                    _require_finite(model)
-                    save(done)
-                if stop:
-                    break
-    return evaluated.eval()
+                    trainer.finish()
+                    save()
+    if stop:  # because of another process
+        raise Interrupted
+    return trainer.evaluated.eval()
 
 
-def learning_rate(schedule: str, progress: float) -> float:
-    """The factor of the base rate when this part of the training is done."""
-    if schedule == "cosine":
-        return min(1.0, 0.1 + progress / 0.02) * 0.5 * (1 + math.cos(math.pi * progress))
-    for end, factor in ((0.02, 0.1), (0.6, 1.0), (0.75, 1 / 3), (0.95, 0.1)):
-        if progress < end:
-            return factor
-    return 1 / 33
+def _next_pause(config: Config, step: int, most: int) -> int:
+    """How many steps are done when there is something else to do, at the latest after ``most`` more."""
+    regular = [(step // every + 1) * every for every in (config.log_every, config.checkpoint_every)]
+    return 1 if step == 0 else min(step + most, config.steps, *regular)
 
 
-def kl_weight(warmup: float, progress: float) -> float:
-    return min(1.0, progress / warmup) if warmup else 1.0
+def _line(trainer: Trainer, validation: Tensor) -> dict[str, float]:
+    """The metrics of the last step; of this process's part of the batch."""
+    config, done = trainer.config, trainer.step
+    # Far from the seeds that an evaluation makes of the run's.
+    seed = (config.seed << 32) + (1 << 31) + 4 * done
+    line = {
+        "step": done,
+        "reconstruction": trainer.terms.reconstruction.mean().item(),
+        "learning_rate": trainer.rate.item(),
+    }
+    line |= _elbo(trainer.model, trainer.images, "elbo", "log_partition", seed)
+    if done % config.validate_every == 0 or done in (1, config.steps):
+        line |= _elbo(trainer.evaluated, validation, "validation_elbo", "validation_log_partition", seed + 2)
+    return line
 
 
-def _step_seed(seed: int, step: int) -> int:
-    # PyTorch's CPU generator reads 32 bits of a seed. This keeps a run's steps apart, and runs far from each other.
-    return (seed * 0x9E3779B1 + step) % 2**32
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_step_seed(seed, step))
-
-
-def _elbo(model: VAE, images: Tensor, name: str, partition_name: str) -> dict[str, float]:
+def _elbo(model: VAE, images: Tensor, name: str, partition_name: str, seed: int) -> dict[str, float]:
     """The ELBO of binary samples, by short AIS: log Z of the prior and of the posterior come out a little low."""
     was_training = model.training
     model.eval()
-    log_partition, _ = model.prior_log_partition(64, 1000)
-    values = model.elbo(images, log_partition, num_samples=8)
+    log_partition, _ = model.prior_log_partition(64, 1000, seed)
+    values = model.elbo(images, log_partition, num_samples=8, seed=seed + 1)
     model.train(was_training)
     return {name: values.mean().item(), partition_name: log_partition}
-
-
-def _require_finite(model: VAE) -> None:
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise ValueError("a parameter is not finite")
 
 
 def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
@@ -167,24 +369,14 @@ def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _moving_average(decay: float) -> Any:
-    def update(averaged: Any, current: Any, count: Tensor) -> None:
-        # At first a plain mean: a fixed decay would keep the random start for long.
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, float(count / (count + 10))))
-
-    return update
-
-
-def _restore(run: Run, model: VAE, average: AveragedModel | None, optimizer: torch.optim.Optimizer) -> int:
-    state = run.load_checkpoint()
-    with run.fitting():
-        model.load_state_dict(state["model"])
-        if average:
-            # A run that kept no average starts one here.
-            average.module.load_state_dict(state["average"] or state["model"])
-            average.n_averaged.fill_(state["step"])
-        optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
+    """average += weight (model - average) for the parameters; buffers, which are averages already, are copied."""
+    parameters = list(average.parameters())
+    steps = torch._foreach_sub(list(model.parameters()), parameters)
+    torch._foreach_mul_(steps, weight)
+    torch._foreach_add_(parameters, steps)
+    torch._foreach_copy_(list(average.buffers()), list(model.buffers()))
 
 
 @contextmanager
@@ -227,7 +419,8 @@ def _ctrl_c() -> Iterator[Any]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        if received:
+        # torchrun passes a signal on that the terminal may have sent already.
+        if received and gx.distributed.world_size() == 1:
             raise KeyboardInterrupt
         received = True
 

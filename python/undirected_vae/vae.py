@@ -54,6 +54,10 @@ def chimera(config: Config) -> gx.ColoredGraph:
 
 
 class VAE(nn.Module):
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.mean.device
+
     def __init__(self, config: Config, mean: Tensor, dataset_size: int) -> None:
         super().__init__()
         self.encoder = Encoder(mean, config.encoder, config.dropout)
@@ -86,44 +90,72 @@ class VAE(nn.Module):
         )
         self.decoder = Decoder(config.num_latents, mean, config.decoder, config.dropout)
 
-    def forward(self, images: Tensor, index: Tensor, kl_weight: float = 1.0) -> Terms:
-        """One step's objective on binary images [B, pixels] with the numbers `index` [B] in the training set."""
+    def forward(
+        self,
+        images: Tensor,
+        index: Tensor,
+        kl_weight: float | Tensor = 1.0,
+        *,
+        seeds: Tensor | None = None,
+        first: int = 0,
+        batch_size: int | None = None,
+        part: slice | None = None,
+    ) -> Terms:
+        """One step's objective on binary images [B, pixels] with the numbers `index` [B] in the training set.
+
+        Args:
+            kl_weight: of the KL term.
+            seeds: int64 [2], of the posterior's and the prior's sampler; drawn from the default generator if None.
+            first: the place of these images in a batch of `batch_size` that several processes share. Their losses add
+                up to that of the batch.
+            batch_size: of all of them together; B if None.
+            part: of the prior's chains, this process's; all if None.
+        """
+        posterior_seed, prior_seed = (None, None) if seeds is None else seeds.unbind()
         features = self.encoder(images)
         if isinstance(self.posterior, FactorialPosterior):
-            sample = self.posterior(features)
+            sample = self.posterior(features, chain_offset=first, seed=posterior_seed)
             # The prior's energy is linear in each unit: its mean under a factorial posterior is its value at the means.
             divergence = negative_entropy(sample.logits) + self.prior.energy(torch.sigmoid(sample.logits))
         else:
-            sample = self.posterior(features, index)
+            sample = self.posterior(features, index, chain_offset=first, seed=posterior_seed)
             # Energies are linear in left (colour 1), so its conditional mean integrates it out.
             # log q's own parameters are detached: the score has mean zero.
             z = sample.z_mean
             divergence = self.prior.energy(z) - sample.model.detach().energy(z)
         reconstruction = log_bernoulli(self.decoder(sample.z), images)
-        loss = (kl_weight * divergence - reconstruction).mean() + kl_weight * self.prior.log_partition_surrogate()
+        num_chains = len(self.prior.chains.bits)
+        share = 1.0 if part is None else (part.stop - part.start) / num_chains
+        log_partition = share * self.prior.log_partition_surrogate(part=part, seed=prior_seed)
+        loss = (kl_weight * divergence - reconstruction).sum() / (batch_size or len(images)) + kl_weight * log_partition
         return Terms(loss, reconstruction.detach(), divergence.detach())
 
     @torch.no_grad()
-    def propose(self, images: Tensor, num_samples: int, num_betas: int) -> Proposal:
+    def propose(self, images: Tensor, num_samples: int, num_betas: int, seed: int | None = None) -> Proposal:
         """Binary samples of the posterior: exact ones of a factorial posterior, AIS's of an undirected one."""
         features = self.encoder(images)
         if isinstance(self.posterior, FactorialPosterior):
             logits = self.posterior.logits(features)
-            z = torch.bernoulli(torch.sigmoid(logits).expand(num_samples, -1, -1))
+            z = self.posterior.sample(logits, num_samples, seed)
             log_q = log_bernoulli(logits, z)
             return Proposal(z, -log_q, log_q)
         model = self.posterior.distribution(features)
         # base="bias": the factorial model with the same biases.
-        result = gx.annealed_importance_sampling(model, num_samples, num_betas, base="bias")
+        result = gx.annealed_importance_sampling(model, num_samples, num_betas, base="bias", seed=seed)
         z = result.samples
         energy, log_partition = model.energy(z), result.log_partition.to(z)
         # Each sample's own weight, scaled so that their mean is Z_phi.
         log_weight = torch.log_softmax(result.log_weights, 0).to(z) + math.log(num_samples) + log_partition
         return Proposal(z, log_weight + energy, -energy - log_partition)
 
-    def prior_log_partition(self, num_chains: int, num_betas: int) -> tuple[float, float]:
-        """log Z_theta by AIS and its standard error."""
-        result = gx.annealed_importance_sampling(self.prior.distribution(), num_chains, num_betas, base="bias")
+    def prior_log_partition(
+        self, num_chains: int, num_betas: int, seed: int, anneal: Any = gx.annealed_importance_sampling
+    ) -> tuple[float, float]:
+        """log Z_theta by AIS and its standard error.
+
+        `anneal`: gx.distributed.annealed_importance_sampling, if all processes are to share the work.
+        """
+        result = anneal(self.prior.distribution(), num_chains, num_betas, base="bias", seed=seed)
         return float(result.log_partition), float(result.standard_error)
 
     @torch.no_grad()
@@ -132,9 +164,11 @@ class VAE(nn.Module):
         return log_bernoulli(self.decoder(z), images) - self.prior.energy(z)
 
     @torch.no_grad()
-    def elbo(self, images: Tensor, log_partition: float, num_samples: int = 16, num_betas: int = 50) -> Tensor:
+    def elbo(
+        self, images: Tensor, log_partition: float, num_samples: int = 16, num_betas: int = 50, seed: int | None = None
+    ) -> Tensor:
         """An estimate of each image's ELBO with binary samples, [B]."""
-        proposal = self.propose(images, num_samples, num_betas)
+        proposal = self.propose(images, num_samples, num_betas, seed)
         log_joint = self.log_joint(images, proposal.z) - log_partition
         return (log_joint - proposal.log_q).mean(0)
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a program runs: its device, and the processes that torchrun has started to share its work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import gibbs_ext as gx
+
+from .config import ConfigError
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:i` as a device that is there.
+
+    `auto` is a GPU if there is one and gibbs_ext has kernels for it. Of several processes on a machine each takes a GPU
+    of its own, unless one is named.
+    """
+    kernels = gx.build_info()["cuda"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and kernels == "loaded" else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:i, got {name!r}")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if kernels != "loaded":
+        raise ConfigError(f"device: {name} needs gibbs_ext's CUDA kernels: {kernels}")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device: {name} needs a GPU, PyTorch {torch.__version__} finds none")
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device: expected a GPU below cuda:{torch.cuda.device_count()}, got cuda:{index}")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun has started, if it has: gx.distributed then shares work among them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def agreed(value: Any) -> Any:
+    """What the first process says: a collective call."""
+    if gx.distributed.world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true in any process: a collective call, that waits."""
+    if gx.distributed.world_size() == 1:
+        return flag
+    flags: list[bool] = [False] * gx.distributed.world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, of the values and, backwards, of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation [B, n] of a batch that is spread over processes, on any device (SyncBatchNorm needs a GPU)."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(values)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        sums = self._sums(values, values.new_full((1,), len(values)))
+        count, mean = sums[-1], sums[:-1] / sums[-1]
+        centred = values - mean
+        var = self._sums(centred.square()) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        return centred * (var + self.eps).rsqrt() * self.weight + self.bias
+
+    @staticmethod
+    def _sums(values: Tensor, *more: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(torch.cat([values.sum(0), *more]))  # type: ignore[no-untyped-call]
+        return total
+
+
+def share_batch_norms(model: nn.Module) -> None:
+    """Its batch normalisations see the batch of all processes, as one process would. Mutates the model."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SharedBatchNorm1d

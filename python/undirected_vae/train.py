@@ -72,7 +72,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         # Made on the CPU, so that it starts alike on every device.
         self.model = VAE(config, data.mean(), len(data.train)).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.average else None
+        self.average: VAE | None = None
+        if config.average:
+            self.average = VAE(config, data.mean(), len(data.train)).to(device).requires_grad_(False)
+            self.average.load_state_dict(self.model.state_dict())
         self.rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             _parameter_groups(self.model, config.weight_decay),

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training steps on tensors that have a device and no values: whoever reads one, or mixes devices, raises.
+
+Fake tensors (FakeTensorMode) say that a step never waits for its device, whatever that is; tensors of device "meta" say
+that it makes nothing elsewhere. tests/test_undirected_vae_step.py runs it on fake CPU tensors and on "meta";
+tests/cuda/check_import.py, where PyTorch has CUDA, on fake CUDA tensors, for which no GPU is needed.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+import gibbs_ext as gx
+from undirected_vae.config import Config
+from undirected_vae.data import Dataset
+from undirected_vae.train import Trainer
+from undirected_vae.vae import VAE
+
+SIZES: dict[str, Any] = {
+    "left": 16, "right": 16, "chimera_rows": 1, "chimera_cols": 4, "encoder": (10,), "decoder": (10,),
+    "prior_chains": 20, "batch_size": 8,
+}  # fmt: skip
+# Every posterior, prior and coupling; and what else changes a step.
+CONFIGS = {
+    f"{posterior}-{prior}-{coupling}": Config(posterior=posterior, prior=prior, coupling=coupling, **SIZES)
+    for posterior, prior, coupling in itertools.product(
+        ("undirected", "chimera", "directed"), ("bipartite", "chimera"), ("shared", "low_rank", "per_sample")
+    )
+    if posterior != "directed" or coupling == "shared"
+} | {
+    "plain": Config(augment=0.0, average=0.0, coupling="per_sample", relaxation="concrete", **SIZES),
+    "dropout": Config(dropout=0.1, relaxed_sweeps=2, kl_warmup=0.0, schedule="paper", **SIZES),
+}
+
+
+def images() -> Dataset:
+    gray = torch.randint(0, 256, (30, 49), dtype=torch.uint8)
+    return Dataset(gray, gray, gray, (7, 7), "noise")
+
+
+def _to(module: nn.Module, device: torch.device) -> nn.Module:
+    """module.to(device), which PyTorch refuses to do with fake tensors."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(parameter.detach().to(device))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
+        if isinstance(part, gx.PersistentChains):
+            part.bits = part.bits.to(device)
+    return module
+
+
+def _fused_adam(*lists: Any, **options: Any) -> None:
+    """PyTorch has none for "meta". It changes tensors in place, of which nothing shows but their devices."""
+    tensors = [x for value in (*lists, *options.values()) for x in (value if isinstance(value, list) else [value])]
+    assert all(x.device.type == "meta" for x in tensors if isinstance(x, Tensor))
+
+
+@contextlib.contextmanager
+def fake() -> Iterator[None]:
+    """Tensors made inside are fake. A graph, which is made once of real integers, is not."""
+    make = gx.ColoredGraph.__init__
+
+    def made(self: gx.ColoredGraph, *args: Any) -> None:
+        with unset_fake_temporarily():
+            make(self, *args)
+
+    # chimera() and its like index with a graph's tensors: they stay real, too.
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(gx.ColoredGraph, "__init__", made):
+        yield
+
+
+@contextlib.contextmanager
+def meta() -> Iterator[None]:
+    from torch.optim import optimizer
+
+    supported = [*optimizer._get_fused_kernels_supported_devices(), "meta"]
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_fused_adam_.tensor_lr", _fused_adam, "Meta")
+    with patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: supported):
+        yield
+    library._destroy()
+
+
+def take_steps(config: Config, device: str, **faults: Any) -> Trainer:
+    """Two steps, of which the second finds the optimizer's moments. ``faults``: of VAE, methods to put in their place."""
+    graph = gx.ChimeraGraph(config.chimera_rows, config.chimera_cols, config.chimera_shore)
+    order = graph.colors.argsort(descending=True, stable=True)
+    renumbered = gx.ColoredGraph(graph.num_nodes, order.argsort()[graph.edges], graph.colors[order])
+    ready = renumbered if config.has_bipartite else graph
+    data = images()
+    with (
+        patch("undirected_vae.vae.chimera", lambda config: ready),
+        patch.object(VAE, "to", _to),
+        patch.multiple(VAE, **faults) if faults else contextlib.nullcontext(),
+        meta() if device == "meta" else fake(),
+    ):
+        trainer = Trainer(config, data, torch.device(device), capture=False)
+        trainer.advance(2)
+    return trainer

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step waits for no device and mixes none; it can be captured; and it is the same on every device."""
+
+import contextlib
+from typing import Any
+
+import deviceless
+import pytest
+import torch
+from backends import call_emulated, emulated_library
+from support import assert_same_bits
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+
+from gibbs_ext import ops
+from undirected_vae import feed
+from undirected_vae.train import Trainer
+from undirected_vae.vae import VAE
+
+forward = VAE.forward
+NO_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", deviceless.CONFIGS)
+def test_a_step_needs_no_values_and_one_device(name: str, device: str) -> None:
+    trainer = deviceless.take_steps(deviceless.CONFIGS[name], device)
+    assert trainer.step == 2
+    tensors = [*trainer.model.parameters(), trainer.terms.loss, *(p.grad for p in trainer.model.parameters())]
+    assert all(isinstance(x, FakeTensor) if device == "cpu" else x.device.type == "meta" for x in tensors)
+    # The step did all its work: the optimizer has moments of every parameter.
+    assert len(trainer.optimizer.state) == len(list(trainer.model.parameters()))
+
+
+def with_item(self: VAE, *args: Any, **options: Any) -> Any:
+    terms = forward(self, *args, **options)
+    return terms._replace(loss=terms.loss * (1.0 if terms.loss.item() > 0 else 2.0))
+
+
+def with_nonzero(self: VAE, *args: Any, **options: Any) -> Any:
+    terms = forward(self, *args, **options)
+    return terms._replace(reconstruction=terms.reconstruction[terms.reconstruction < 0])
+
+
+def with_constant(self: VAE, images: torch.Tensor, *args: Any, **options: Any) -> Any:
+    return forward(self, images * torch.ones(images.shape[1], device="cpu"), *args, **options)
+
+
+@pytest.mark.parametrize(
+    ("fault", "device", "message"),
+    [
+        (with_item, "cpu", "_local_scalar_dense"),
+        (with_nonzero, "cpu", "nonzero"),
+        (with_constant, "meta", "device"),
+    ],
+)
+def test_planted_faults_of_a_step_are_found(fault: Any, device: str, message: str) -> None:
+    config = deviceless.CONFIGS["undirected-bipartite-shared"]
+    with pytest.raises((RuntimeError, *NO_VALUES), match=message):
+        deviceless.take_steps(config, device, forward=fault)
+
+
+def steps_of(trainer: Trainer, *nums: int) -> list[torch.Tensor]:
+    for num in nums:
+        trainer.advance(num)
+    trainer.finish()
+    chains = [trainer.model.prior.chains.bits]
+    if trainer.model.posterior.chains is not None:
+        chains.append(trainer.model.posterior.chains.bits)
+    return [*chains, *(p.detach() for p in trainer.model.parameters()), trainer.terms.loss]
+
+
+CONFIG = deviceless.CONFIGS["undirected-chimera-per_sample"].replace({"average": 0.9, "steps": 300})
+
+
+@pytest.fixture
+def trainers() -> list[Trainer]:
+    data = deviceless.images()
+    return [Trainer(CONFIG, data, torch.device("cpu")) for _ in range(2)]
+
+
+def test_a_captured_step_is_replayed_once_a_step(trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CUDA graphs: what is captured does nothing, and a replay makes the step."""
+    eager, captured = trainers
+    make, captures = captured._make_step, []
+
+    class Graph:
+        replay = staticmethod(make)
+
+    @contextlib.contextmanager
+    def capturing(graph: Graph, stream: Any) -> Any:
+        captures.append(captured.step)
+        captured._make_step = lambda: None
+        yield
+        captured._make_step = make
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    captured._captures = True
+    # Over the end of the table of numbers.
+    assert_same_bits(steps_of(captured, 2, 7, feed.ROWS), steps_of(eager, 9 + feed.ROWS))
+    assert captures == [3]
+
+
+def test_a_run_goes_on_from_a_checkpoint_within_a_table(trainers: list[Trainer]) -> None:
+    whole, parts = trainers
+    expected = steps_of(whole, feed.ROWS + 20)
+    steps_of(parts, feed.ROWS - 5)
+    resumed = Trainer(CONFIG, deviceless.images(), torch.device("cpu"))
+    resumed.train_images = parts.train_images
+    resumed.load_state_dict(parts.state_dict())
+    assert_same_bits(steps_of(resumed, 25), expected)
+
+
+def test_emulated_kernels_make_the_same_chains(trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA kernels' own text in the CPU's place: the bits of all chains and images are those of the CPU."""
+    on_cpu, emulated = trainers
+    expected = steps_of(on_cpu, 6)
+    emulated_library()
+    monkeypatch.setattr(ops, "_call", call_emulated)
+    actual = steps_of(emulated, 6)
+    assert_same_bits(actual[:2], expected[:2])
+    assert_same_bits(emulated.images, on_cpu.images)
+    for a, e in zip(actual[2:], expected[2:], strict=True):
+        assert torch.allclose(a, e, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "says"),
+    [(lambda *args, **options: forward(*args, **options), "torch.compile: "), (None, "torch.compile cannot be used: no")],
+)
+def test_trying_torch_compile_goes_back_to_where_it_was(
+    trainers: list[Trainer], compiled: Any, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def compile_model(model: VAE, dynamic: bool) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if compiled is None:
+                raise NotImplementedError("no compiler\nof any kind")
+            return compiled(model, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    plain, trying = trainers
+    trying._tries_compile = True
+    assert_same_bits(steps_of(trying, 5), steps_of(plain, 5))
+    assert capsys.readouterr().err.startswith(says)
+    assert (trying._forward is trying.model) >= (compiled is None)

@@ -237,7 +237,7 @@ class Trainer:
         if self.average:
             # A run that kept no average starts one here.
             self.average.load_state_dict(state["model"] | (state["average"] or {}))
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # which would keep the state's own tensors
         self._apply_settings()
         self.step = state["step"]
         self.feed.seek(self.step)

@@ -89,7 +89,7 @@ cuda-report: build
 CUDA_TORCH_VERSION ?= 2.14.1
 cuda-import: .venv/python.stamp
 	$(PYTHON) -m venv build/cuda-import
-	build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq 'torch==$(CUDA_TORCH_VERSION)' numpy ninja pybind11 'setuptools>=77' wheel
+	build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq 'torch==$(CUDA_TORCH_VERSION)' numpy tqdm ninja pybind11 'setuptools>=77' wheel
 	GIBBS_CUDA=1 build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --force-reinstall .
 	cd build && cuda-import/bin/python ../tests/cuda/check_import.py
 

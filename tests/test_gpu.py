@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+import deviceless
 import pytest
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_on_cpu, call_on_gpu, to_device
@@ -1041,28 +1042,72 @@ def test_prior(kind: str) -> None:
 # Training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coupling", ["shared", "low_rank", "per_sample"])
-@pytest.mark.parametrize(("posterior", "prior"), [("undirected", "bipartite"), ("chimera", "chimera")])
-def test_training_steps(coupling: str, posterior: str, prior: str) -> None:
-    from undirected_vae.config import Config
-    from undirected_vae.vae import VAE
+def trainer_on(device: str, name: str, capture: bool = False) -> Any:
+    from undirected_vae.train import Trainer
 
-    sizes: dict[str, Any] = {"left": 20, "right": 20, "chimera_rows": 2, "chimera_cols": 2}
-    choices: dict[str, Any] = {"posterior": posterior, "prior": prior, "coupling": coupling}
-    config = Config(**choices, **sizes, encoder=(30,), decoder=(30,), prior_chains=100, batch_size=16)
-    model = VAE(config, torch.full((50,), 0.2), 64).to(DEVICE).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    images = torch.bernoulli(torch.full((16, 50), 0.2, device=DEVICE))
-    for step in range(3):
-        optimizer.zero_grad(set_to_none=True)
-        terms = model(images, torch.arange(16 * step, 16 * (step + 1), device=DEVICE))
-        terms.loss.backward()
-        optimizer.step()
-    gx.synchronize()
-    assert torch.isfinite(terms.loss)
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    assert any(not parameter.equal(old) for parameter, old in zip(model.parameters(), before, strict=True))
+    torch.manual_seed(1)
+    config = deviceless.CONFIGS[name].replace({"average": 0.9, "steps": 300})
+    return Trainer(config, deviceless.images(), torch.device(device), capture=capture)
+
+
+def chains_of(trainer: Any) -> list[Tensor]:
+    parts = (trainer.model.prior, trainer.model.posterior)
+    return [part.chains.bits.cpu() for part in parts if hasattr(part, "chains")]
+
+
+@pytest.mark.parametrize("name", [name for name in deviceless.CONFIGS if name != "dropout"])
+def test_training_steps_make_the_chains_of_the_cpu(name: str) -> None:
+    on_cpu, on_gpu = (trainer_on(device, name) for device in ("cpu", DEVICE))
+    for trainer in (on_cpu, on_gpu):
+        trainer.advance(3)
+        trainer.finish()
+    assert_same_bits(on_gpu.images.cpu(), on_cpu.images)
+    assert_same_bits(chains_of(on_gpu), chains_of(on_cpu))
+    for actual, expected in zip(on_gpu.model.parameters(), on_cpu.model.parameters(), strict=True):
+        assert_close(actual.cpu(), expected, 1e-3)
+
+
+@pytest.mark.parametrize("name", deviceless.CONFIGS)
+def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
+    """Over the end of a feed's table, and from a checkpoint."""
+    eager, captured = trainer_on(DEVICE, name), trainer_on(DEVICE, name, capture=True)
+    for trainer in (eager, captured):
+        trainer.advance(105)
+        trainer.finish()
+    assert captured._graph is not None
+    again = trainer_on(DEVICE, name, capture=True)
+    again.train_images = captured.train_images
+    again.load_state_dict(captured.state_dict())
+    for trainer in (eager, captured, again):
+        trainer.advance(8)
+        trainer.finish()
+    for other in (captured, again):
+        assert other.step == eager.step
+        assert_same_bits(other.images, eager.images)
+        # Sums of cuBLAS and of PyTorch may differ in rounding, and the chains then in a bit, after so many steps.
+        for actual, expected in zip(other.model.parameters(), eager.model.parameters(), strict=True):
+            assert_close(actual.cpu(), expected.cpu(), 0.2)
+
+
+def test_a_training_step_does_not_wait() -> None:
+    for capture in (False, True):
+        trainer = trainer_on(DEVICE, "undirected-chimera-per_sample", capture)
+        trainer.advance(5)
+        with no_waiting():
+            trainer.advance(3)
+
+
+def test_a_checkpoint_moves_between_devices() -> None:
+    on_gpu = trainer_on(DEVICE, "plain")
+    on_gpu.advance(4)
+    state = on_gpu.state_dict()
+    assert all(value.device.type == "cpu" for value in state["model"].values())
+    on_cpu = trainer_on("cpu", "plain")
+    on_cpu.load_state_dict(state)
+    for trainer in (on_gpu, on_cpu):
+        trainer.advance(2)
+        trainer.finish()
+    assert_same_bits(chains_of(on_cpu), chains_of(on_gpu))
 
 
 # Small problems, by themselves and for compute-sanitizer ----------------------------------------------------------

@@ -10,7 +10,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 
 import torch
 
-from . import harness
+from . import harness, texts
 
 NAMES = (
     "bipartite_gibbs",
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
     args = parser.parse_args()
     if args.readme:
-        harness.write_readme(harness.SPEED, harness.readme_table())
+        texts.write_readme(harness.SPEED, harness.readme_table())
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: PyTorch {torch.__version__} finds no GPU")

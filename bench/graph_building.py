@@ -3,9 +3,7 @@
 
 from collections.abc import Iterator
 
-import networkx
 import torch
-from dwave.graphs import pegasus_graph
 from torch import Tensor
 
 import gibbs_ext as gx
@@ -14,6 +12,8 @@ from .harness import OURS, Case
 
 
 def networkx_colors(num_nodes: int, edges: Tensor) -> dict[int, int]:
+    import networkx
+
     G = networkx.empty_graph(num_nodes)
     G.add_edges_from(edges.tolist())
     return networkx.greedy_color(G, "smallest_last")  # as few colours as ours
@@ -27,6 +27,8 @@ def case(name: str, num_nodes: int, edges: Tensor) -> Case:
 
 
 def cases() -> Iterator[Case]:
+    from dwave.graphs import pegasus_graph
+
     pegasus = gx.ColoredGraph.from_networkx(pegasus_graph(16))
     yield case("Pegasus P16", pegasus.num_nodes, pegasus.edges)
     torch.manual_seed(1)

@@ -4,6 +4,7 @@
 Peers see the units sorted by colour, chains last: a colour is a contiguous [n, C] part of the state. Lists of
 neighbours are made beforehand (as is our graph), couplings are arranged in the call. dwave-samplers gets its model and
 starting states ready-made; its `sample` converts them, sweeps and builds a SampleSet (the sweeps are over 98% of it).
+It is imported where it is used: a machine with a GPU needs none of it.
 """
 
 import dataclasses
@@ -13,11 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import dimod
 import numpy as np
 import torch
-from dwave.graphs import pegasus_graph
-from dwave.samplers import SimulatedAnnealingSampler
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -62,7 +60,7 @@ Field = Callable[[Tensor, float], Tensor]
 
 
 def gather(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -> Field:
-    field, values = (torch.empty(len(bias), shape[1]) for _ in range(2))
+    field, values = (bias.new_empty(len(bias), shape[1]) for _ in range(2))
     columns = [
         (i, w if w.dim() == 2 else w[:, None]) for i, w in zip(neighbors.T.contiguous(), weight.unbind(1), strict=True)
     ]
@@ -173,8 +171,10 @@ def numpy_gibbs(
     return states[lists.position.numpy()].T
 
 
-def dwave_gibbs(bqm: dimod.BinaryQuadraticModel, states: Any, betas: Sequence[float]) -> Array:
+def dwave_gibbs(bqm: Any, states: Any, betas: Sequence[float]) -> Array:
     """Metropolis's rule, the default; with Gibbs's it is as fast."""
+    from dwave.samplers import SimulatedAnnealingSampler
+
     sampleset = SimulatedAnnealingSampler().sample(
         bqm, initial_states=states, beta_schedule_type="custom", beta_schedule=betas, seed=1
     )
@@ -224,6 +224,8 @@ def case(
     if models and not on_gpu():
         contenders["torch, gather, NumPy's random"] = lambda: torch_gibbs(*peer, gather, numpy_uniform(rng))
     elif not on_gpu():
+        import dimod
+
         contenders["torch, embedding_bag, NumPy's random"] = lambda: torch_gibbs(*peer, bag, numpy_uniform(rng))
         contenders["torch, sparse"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=True))
         contenders["torch, dense"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=False))
@@ -265,6 +267,8 @@ def cases() -> Iterator[Case]:
             yield case(f"Chimera C16, {chains} chains, 100 sweeps", gx.ChimeraGraph(16), chains, fixed)
         yield case("Chimera C8, 128 models, 100 sweeps", gx.ChimeraGraph(8), 128, fixed, models=True)
         return
+    from dwave.graphs import pegasus_graph
+
     for size in (8, 16):
         graph = gx.ChimeraGraph(size)
         for chains in (256, 1024):

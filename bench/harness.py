@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import re
 import statistics
@@ -21,9 +20,9 @@ from torch import Tensor
 
 import gibbs_ext
 
-ROOT = Path(__file__).parents[1]
+from .texts import PROOF, ROOT, file_name, markdown, write
+
 HISTORY = ROOT / "bench" / "history"
-README = ROOT / "README.md"
 SPEED = "python -m bench --readme"  # what writes README's table of speed, and marks it there
 OURS = "gibbs_ext"
 WITHOUT_SAMPLING = "without sampling"  # no peer: what is left of a call when samplers cost nothing
@@ -171,22 +170,10 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def file_name(device: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-
-
 def history_file() -> Path:
     if on_gpu():
         return HISTORY / file_name(torch.cuda.get_device_name()) / "speed.json"
     return HISTORY / "cpu" / f"{file_name(cpu_name())}.json"
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
 
 
 def store(results: dict[str, list[dict[str, Any]]]) -> Path:
@@ -210,13 +197,6 @@ def speed(result: dict[str, Any], name: str) -> str:
     return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """A table with its columns aligned; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [["case", OURS, "best peer", "ratio", "wanted"]]
     for result in results:
@@ -231,21 +211,11 @@ def readme_table() -> str:
     """What README says of speed: the newest figures kept for each device. What was measured alike shares a table."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(HISTORY.glob("*/*.json")):
+        if path.name == PROOF:
+            continue
         for module in json.loads(path.read_text()).values():
             about = module["metadata"]
             device = about.get("gpu") or f"{about['cpu']}, {about['threads']} thread"
             heading = f"{device}, PyTorch {about['torch']}, {about['date']}:"
             tables.setdefault(heading, []).extend(module["results"])
     return "\n\n".join(f"{heading}\n\n{table(results)}" for heading, results in tables.items())
-
-
-def parts_of_readme(command: str) -> tuple[str, str, str]:
-    """What README says before, in and after what a command writes there."""
-    before, rest = README.read_text().split(f"<!-- begin: {command} -->\n")
-    inside, after = rest.split("<!-- end -->", 1)
-    return before, inside, after
-
-
-def write_readme(command: str, text: str) -> None:
-    before, _, after = parts_of_readme(command)
-    write(README, f"{before}<!-- begin: {command} -->\n{text}\n<!-- end -->{after}")

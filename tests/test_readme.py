@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness
+from bench import harness, texts
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -42,7 +42,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_table_of_speed_is_that_of_the_history() -> None:
-    assert harness.parts_of_readme(harness.SPEED)[1].strip() == harness.readme_table().strip()
+    assert texts.parts_of_readme(harness.SPEED)[1].strip() == harness.readme_table().strip()
 
 
 def test_results_keep_the_metadata_of_their_own_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

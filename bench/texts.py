@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and tables, for programs that must run where PyTorch or gibbs_ext may not."""
+
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PROOF = "proof.json"  # in a GPU's folder of bench/history: what `make gpu-proof` found
+
+
+def file_name(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def duration(seconds: float) -> str:
+    unit, factor = ("us", 1e6) if seconds < 1e-3 else ("ms", 1e3) if seconds < 1 else ("s", 1)
+    return f"{seconds * factor:.3g} {unit}"
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table with its columns aligned; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+
+
+def parts_of_readme(command: str, path: Path = README) -> tuple[str, str, str]:
+    """What README says before, in and after what a command writes there."""
+    before, rest = path.read_text().split(f"<!-- begin: {command} -->\n")
+    inside, after = rest.split("<!-- end -->", 1)
+    return before, inside, after
+
+
+def write_readme(command: str, text: str, path: Path = README) -> None:
+    before, _, after = parts_of_readme(command, path)
+    write(path, f"{before}<!-- begin: {command} -->\n{text}\n<!-- end -->{after}")

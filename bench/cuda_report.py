@@ -37,6 +37,7 @@ import gibbs_ext as gx
 from gibbs_ext import ops
 
 from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
+from .texts import duration, markdown, write, write_readme
 
 sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
 sys.path.insert(0, str(harness.ROOT / "tests"))
@@ -81,6 +82,8 @@ PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's co
 INSTRUCTIONS = {"binary": 35 + 40 / 16, "tables": 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
 
 
+COMPILE = "compile"  # the peers' way that torch.compile makes kernels for
+
 # Problems ----------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +95,8 @@ class Problem:
     sweeps: int
     updates: int  # a sweep
     ours: Callable[[int], Callable[[], object]]
-    peer: Callable[[int], Callable[[], object]]  # under FakeTensorMode
+    peer: Callable[..., Callable[[], object]]  # of sweeps, one of `ways` (the first by default) and a dtype
+    ways: tuple[str, ...] = ("rand", "bernoulli", COMPILE)
     num_relaxed: int = 0
     runs: tuple[int, int] = (2, 4)  # how many sweeps are run: enough of them for the plan of more
 
@@ -119,9 +123,11 @@ def bipartite(models: int, chains: int, n1: int, n2: int, sweeps: int, **more: A
         arguments = one_model_or_many(*draws(models, chains, n1, n2))
         return lambda: gx.bipartite_gibbs(*arguments, num_sweeps, seed=1)
 
-    def peer(num_sweeps: int) -> Callable[[], object]:
-        arguments = draws(models, chains, n1, n2)
-        return lambda: bipartite_gibbs.torch_sweeps(*arguments, num_sweeps, bipartite_gibbs.rand)
+    def peer(num_sweeps: int, way: str = "rand", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+        left, a, b, weight = (x.to(dtype) for x in draws(models, chains, n1, n2))
+        if way == COMPILE:
+            return lambda: bipartite_gibbs.compiled_sweeps(left, a, b, weight, num_sweeps)
+        return lambda: bipartite_gibbs.torch_sweeps(left, a, b, weight, num_sweeps, getattr(bipartite_gibbs, way))
 
     return Problem(f"{what}, {n1}+{n2}, {sweeps} sweeps", sweeps, models * chains * (n1 + n2), ours, peer, **more)
 
@@ -137,14 +143,17 @@ def relaxed(models: int, n: int, sweeps: int) -> Problem:
 
         return run
 
-    def peer(num_sweeps: int) -> Callable[[], object]:
-        left, *parameters = draws(models, 1, n, n)
+    def peer(num_sweeps: int, way: str = "rand", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+        left, *parameters = (x.to(dtype) for x in draws(models, 1, n, n))
         leaves = [p.requires_grad_() for p in parameters]
 
         def run() -> object:
-            left_out, right_out, _mean = bipartite_gibbs_relaxed.torch_relaxed(
-                left, *leaves, num_sweeps, 1, bipartite_gibbs.rand
-            )
+            if way == COMPILE:
+                outputs = bipartite_gibbs_relaxed.compiled_relaxed(left, *leaves, num_sweeps=num_sweeps)
+            else:
+                draw = getattr(bipartite_gibbs, way)
+                outputs = bipartite_gibbs_relaxed.torch_relaxed(left, *leaves, num_sweeps, 1, draw)
+            left_out, right_out, _mean = outputs
             return torch.autograd.grad((left_out.sum() + right_out.sum()), leaves)
 
         return run
@@ -153,17 +162,23 @@ def relaxed(models: int, n: int, sweeps: int) -> Problem:
     return Problem(name, sweeps, models * 2 * n, ours, peer, num_relaxed=1)
 
 
-def torch_ais(left: Tensor, a: Tensor, b: Tensor, weight: Tensor, num_steps: int) -> Tensor:
+def ais_step(
+    left: Tensor, log_weight: Tensor, a: Tensor, b: Tensor, weight: Tensor, before: Any, beta: Any
+) -> tuple[Tensor, Tensor]:
+    field = torch.baddbmm(b, left, weight)
+    softplus = torch.nn.functional.softplus
+    log_weight = log_weight + (softplus(beta * field) - softplus(before * field)).sum(-1, dtype=log_weight.dtype)
+    log_weight = log_weight + (beta - before) * (left @ a.mT)[..., 0]
+    right = (torch.rand_like(field) < torch.sigmoid(beta * field)).to(left.dtype)
+    field = torch.baddbmm(a, right, weight.mT)
+    return (torch.rand_like(field) < torch.sigmoid(beta * field)).to(left.dtype), log_weight
+
+
+def torch_ais(left: Tensor, a: Tensor, b: Tensor, weight: Tensor, betas: Any, step: Callable[..., Any]) -> Tensor:
     """Annealed importance sampling from the uniform distribution, as gibbs_ext.annealed_importance_sampling does it."""
-    log_weight, betas = left.new_zeros(left.shape[:-1]), [step / num_steps for step in range(num_steps + 1)]
+    log_weight = left.new_zeros(left.shape[:-1], dtype=torch.float32)
     for before, beta in pairwise(betas):
-        field = torch.baddbmm(b, left, weight)
-        softplus = torch.nn.functional.softplus
-        log_weight += (softplus(beta * field) - softplus(before * field)).sum(-1)
-        log_weight += (beta - before) * (left @ a.mT)[..., 0]
-        right = (torch.rand_like(field) < torch.sigmoid(beta * field)).float()
-        field = torch.baddbmm(a, right, weight.mT)
-        left = (torch.rand_like(field) < torch.sigmoid(beta * field)).float()
+        left, log_weight = step(left, log_weight, a, b, weight, before, beta)
     return log_weight
 
 
@@ -174,17 +189,25 @@ def ais(chains: int, n: int, steps: int) -> Problem:
         betas = torch.linspace(0, 1, num_steps + 1)
         return lambda: gx.annealed_importance_sampling(model, chains, betas, seed=1)
 
-    def peer(num_steps: int) -> Callable[[], object]:
-        arguments = draws(1, chains, n, n)
-        return lambda: torch_ais(*arguments, num_steps)
+    def peer(num_steps: int, way: str = "rand", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+        left, a, b, weight = (x.to(dtype) for x in draws(1, chains, n, n))
+        betas: Any = [step / num_steps for step in range(num_steps + 1)]
+        step = ais_step
+        if way == COMPILE:  # numbers would be compiled in, each anew
+            betas, step = torch.tensor(betas, dtype=dtype).unbind(), bipartite_gibbs.compiled(ais_step)
+        return lambda: torch_ais(left, a, b, weight, betas, step)
 
-    return Problem(f"AIS, {chains} chains, {n}+{n}, {steps} steps", steps, chains * 2 * n, ours, peer)
+    ways = ("rand", COMPILE)
+    return Problem(f"AIS, {chains} chains, {n}+{n}, {steps} steps", steps, chains * 2 * n, ours, peer, ways)
 
 
 def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_relaxed: int = 0) -> Problem:
     graph = gx.ChimeraGraph(size)
     lists = graph_gibbs.Lists(graph)
     n, own = graph.num_nodes, (chains,) if models else ()
+    # A bag has the same weights for every chain. Nobody has written relaxed sweeps for torch.compile.
+    ways = ("gather",) if models else ("bag", "gather")
+    ways = ways if num_relaxed else (*ways, COMPILE)
 
     def parameters() -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(1)
@@ -206,18 +229,20 @@ def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_re
 
         return run
 
-    def peer(num_sweeps: int) -> Callable[[], object]:
-        state, bias, coupling = (x.T.contiguous() if x.dim() > 1 else x for x in parameters())
+    def peer(num_sweeps: int, way: str = ways[0], dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+        state, bias, coupling = (x.to(dtype).T.contiguous() if x.dim() > 1 else x.to(dtype) for x in parameters())
         arguments = lists, state, bias if models else bias[:, None], coupling
-        way = graph_gibbs.gather if models else graph_gibbs.bag
+        if way == COMPILE:
+            betas = torch.ones(num_sweeps, dtype=dtype)
+            return lambda: graph_gibbs.compiled_gibbs(*arguments, betas)
         if not num_relaxed:
-            return lambda: graph_gibbs.torch_gibbs(*arguments, [1.0] * num_sweeps, way)
+            return lambda: graph_gibbs.torch_gibbs(*arguments, [1.0] * num_sweeps, getattr(graph_gibbs, way))
         leaves = [x.requires_grad_() for x in arguments[2:]]
-        field = graph_gibbs_relaxed.gather if models else graph_gibbs_relaxed.bag
+        field, sweep_field = getattr(graph_gibbs_relaxed, way), getattr(graph_gibbs, way)
 
         def run() -> object:
             outputs = graph_gibbs_relaxed.torch_relaxed(
-                lists, state, *leaves, num_sweeps, field, way, lambda u: u.uniform_()
+                lists, state, *leaves, num_sweeps, field, sweep_field, lambda u: u.uniform_()
             )
             return torch.autograd.grad(sum(x.sum() for x in outputs), leaves)
 
@@ -226,7 +251,7 @@ def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_re
     what = f"{chains} models" if models else f"{chains} chains"
     relaxation = f" + {num_relaxed} sweeps and backward" if num_relaxed else " sweeps"
     name = f"Chimera C{size}, {what}, {sweeps}{relaxation}"
-    return Problem(name, sweeps, chains * n, ours, peer, num_relaxed=num_relaxed, runs=(4, 8))
+    return Problem(name, sweeps, chains * n, ours, peer, ways, num_relaxed=num_relaxed, runs=(4, 8))
 
 
 def problems() -> Iterator[Problem]:
@@ -522,11 +547,6 @@ def report() -> dict[str, Any]:
     }
 
 
-def duration(seconds: float) -> str:
-    unit, factor = ("us", 1e6) if seconds < 1e-3 else ("ms", 1e3) if seconds < 1 else ("s", 1)
-    return f"{seconds * factor:.3g} {unit}"
-
-
 def describe(case: dict[str, Any]) -> str:
     counts = ("wavefronts", "conflicts", "barriers", "lines", "sectors", "products")
     lines = [["", "kernel", "CTAs", "threads", "registers", "spills", "shared", "per SM", "occupancy", *counts]]
@@ -576,7 +596,7 @@ def readme_table(found: dict[str, Any]) -> str:
                 f"{h100['peer_graph_seconds'] / h100['seconds']:.1f}x",
             ]
         )
-    return harness.markdown(lines)
+    return markdown(lines)
 
 
 def main() -> None:
@@ -585,9 +605,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.readme:
         found = report()
-        harness.write(HISTORY, json.dumps(found, indent=1) + "\n")
+        write(HISTORY, json.dumps(found, indent=1) + "\n")
         print(f"kept in {HISTORY.relative_to(harness.ROOT)}")
-    harness.write_readme("make cuda-report", readme_table(json.loads(HISTORY.read_text())))
+    write_readme("make cuda-report", readme_table(json.loads(HISTORY.read_text())))
 
 
 if __name__ == "__main__":

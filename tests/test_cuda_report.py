@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench import cuda_report, harness
+from bench import cuda_report, texts
 
 
 def test_the_table_of_bounds_is_that_of_the_history() -> None:
-    text = harness.parts_of_readme("make cuda-report")[1]
+    text = texts.parts_of_readme("make cuda-report")[1]
     assert text.strip() == cuda_report.readme_table(json.loads(cuda_report.HISTORY.read_text())).strip()
 
 

@@ -3,7 +3,8 @@
 
 Where there is none they are skipped; with GIBBS_REQUIRE_CUDA=1 in the environment they fail instead. Whether calls
 wait for their kernels is decided once a process. The tests of the ops want it, to see the faults of each call: they run
-with GIBBS_CUDA_SYNCHRONOUS=1, all others without. As a program, this file runs small problems for compute-sanitizer.
+with GIBBS_CUDA_SYNCHRONOUS=1, all others without. As a program, this file runs small problems for compute-sanitizer:
+those of the route that its first argument names, of as many sizes as the second says.
 """
 
 import contextlib
@@ -1113,17 +1114,14 @@ def test_a_checkpoint_moves_between_devices() -> None:
 # Small problems, by themselves and for compute-sanitizer ----------------------------------------------------------
 
 
-def small_problems() -> str:
+def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
     """What differs from the CPU, or "". PyTorch's own kernels are hardly used."""
     import compare  # of tests/cuda
 
     torch.manual_seed(0)
-    calls = [
-        (name, arguments, routes, 0.0 if "gibbs" in name else 1e-3)
-        for name, arguments, routes in compare.binary_calls()
-    ]
-    calls += [(name, arguments, ("auto",), 1e-9) for name, arguments in compare.relaxed_calls()]
-    for name, arguments, routes, tolerance in calls:
+    for name, arguments, routes, tolerance in compare.calls(
+        lambda route: wanted_route in ("", route), compare.SIZES[: int(num_sizes)]
+    ):
         op = getattr(torch.ops.gibbs_ext, name).default
         expected = call_on_cpu(op, *arguments)
         for route in routes:
@@ -1166,6 +1164,6 @@ def test_compute_sanitizer(tool: str) -> None:
 
 
 if __name__ == "__main__":
-    found = small_problems()
+    found = small_problems(*sys.argv[1:])
     print(found or "the small problems agree")
     sys.exit(bool(found))

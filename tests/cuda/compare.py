@@ -8,7 +8,7 @@ The tests run it on libraries with a fault planted in a kernel; see tests/test_c
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ def bits(*shape: int) -> Tensor:
     return torch.randint(2, shape).float()
 
 
-def binary_calls() -> Iterator[Any]:
+def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
     """Names, arguments and routes of calls whose results are equal to the bit."""
     schedule = torch.tensor([0.5, 1.0, 1.5, 0.7], dtype=torch.float64)
     seed = torch.tensor(7)
-    for n1, n2 in SIZES:
+    for n1, n2 in sizes:
         for batch in ((37,), (3, 2)):
             own = batch[1:]
             left_bias, right_bias = torch.randn(*own, n1), torch.randn(*own, n2)
@@ -60,10 +60,10 @@ def binary_calls() -> Iterator[Any]:
             yield "graph_fields", (state, bias, coupling, graph.layout), ("auto",)
 
 
-def relaxed_calls() -> Iterator[Any]:
+def relaxed_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
     """Forward and backward, whose results agree within rounding."""
     seed, beta = torch.tensor(7), torch.ones(1, dtype=torch.float64)
-    for n1, n2 in SIZES:
+    for n1, n2 in sizes:
         for batch in ((37,), (3, 2), (2,)):
             own = batch[1:] if len(batch) > 1 else batch if batch == (2,) else ()
             parameters = (
@@ -94,6 +94,18 @@ def relaxed_calls() -> Iterator[Any]:
             yield "graph_edge_sums", (*grads, coupling, graph.layout)
 
 
+def calls(
+    is_wanted: Callable[[str], bool], sizes: Sequence[tuple[int, int]] = SIZES
+) -> Iterator[tuple[str, Any, list[str], float]]:
+    """Names, arguments, routes and tolerances, of the routes that are wanted."""
+    for name, arguments, routes in binary_calls(sizes):
+        if found := list(filter(is_wanted, routes)):
+            yield name, arguments, found, 0.0 if "gibbs" in name else 1e-3
+    if is_wanted("auto"):
+        for name, arguments in relaxed_calls(sizes):
+            yield name, arguments, ["auto"], 1e-9
+
+
 def differs(actual: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, Tensor):
         actual, expected = (actual,), (expected,)
@@ -108,11 +120,8 @@ def main(library_path: str, wanted: str = "", wanted_route: str = "") -> str:
     library = _C.load_cuda(library_path)
     torch.manual_seed(0)
     emulated = torch.ops.gibbs_ext_emulated
-    calls = [(name, arguments, routes, 0.0 if "gibbs" in name else 1e-3) for name, arguments, routes in binary_calls()]
-    calls += [(name, arguments, ("auto",), 1e-9) for name, arguments in relaxed_calls()]
-    for name, arguments, routes, tolerance in calls:
-        routes = [route for route in routes if route.startswith(wanted_route)]
-        if not name.startswith(wanted) or not routes:
+    for name, arguments, routes, tolerance in calls(lambda route: route.startswith(wanted_route)):
+        if not name.startswith(wanted):
             continue
         expected = getattr(ops, name)(*arguments)
         for route, order in itertools.product(routes, ("random", "forward", "reverse")):

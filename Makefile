@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test build lint format hooks bench gpu sanitize cuda cuda-import cuda-report clean distclean
+.PHONY: train test build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -32,6 +32,17 @@ gpu:
 	    || [ $$? = 5 ] || failed=1; \
 	done; exit $$failed  # 5: ARGS chose none of these
 	$(BIN)/python -m bench --device cuda
+
+# All that only a GPU can tell, in ten minutes: with PYTHON as it is, without .venv, pip or a network. See README.
+BUDGET ?= 560
+gpu-proof:
+ifneq ($(REPLAY),)
+	$(PYTHON) -m bench.gpu_proof --replay '$(REPLAY)'
+else ifneq ($(OUT),)
+	$(PYTHON) -m bench.gpu_proof --out '$(OUT)' --budget $(BUDGET) $(if $(REHEARSE),--emulate) $(if $(STEPS),--steps $(STEPS))
+else
+	@echo 'make gpu-proof: expected OUT=folder, to run, or REPLAY=folder, to write down what a run found; got neither' >&2; exit 1
+endif
 
 # Set-up. A stamp is written only after its step has succeeded, so an interrupted one is done again.
 # pip never builds in isolation here: that would download a second torch.
@@ -93,7 +104,7 @@ cuda-import: .venv/python.stamp
 	GIBBS_CUDA=1 build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --force-reinstall .
 	cd build && cuda-import/bin/python ../tests/cuda/check_import.py
 
-CXX_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc bench tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a GPU can do at most: kernels that do one thing only. A program of its own, which bench/gpu_steps.py compiles and runs.
+// Writes a line of JSON for each ceiling; ends with 1 and CUDA's message where something fails.
+#include <cooperative_groups.h>
+#include <mma.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+namespace {
+
+constexpr int kThreads = 512, kRepeats = 30;
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "ceilings: %s: %s\n", what, cudaGetErrorString(status));
+  std::exit(1);
+}
+
+void say(const char* name, double value) {
+  std::printf("{\"%s\": %.6g}\n", name, value);
+  std::fflush(stdout);
+}
+
+// Seconds, the median of 30.
+template <class Call>
+double seconds(const Call& call) {
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "cudaEventCreate");
+  check(cudaEventCreate(&end), "cudaEventCreate");
+  std::vector<double> times;
+  for (int i = -3; i < kRepeats; ++i) {
+    check(cudaEventRecord(begin), "cudaEventRecord");
+    call();
+    check(cudaGetLastError(), "launch");
+    check(cudaEventRecord(end), "cudaEventRecord");
+    check(cudaEventSynchronize(end), "cudaEventSynchronize");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
+    if (i >= 0) times.push_back(milliseconds / 1e3);
+  }
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
+
+template <class T>
+T* device_memory(size_t count) {
+  T* memory = nullptr;
+  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
+  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
+  return memory;
+}
+
+__global__ void empty_kernel() {}
+
+__global__ void copy_kernel(const uint4* from, uint4* to, int64_t count) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += gridDim.x * int64_t(blockDim.x)) to[i] = from[i];
+}
+
+// Every CTA reads all of a few megabytes, a power of two, past L1, several times.
+__global__ void l2_kernel(const uint4* from, uint32_t* out, int count, int passes) {
+  uint32_t sum = 0;
+  for (int pass = 0; pass < passes; ++pass)
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const uint4 value = __ldcg(from + ((i + blockIdx.x * 4096) & (count - 1)));
+      sum += value.x ^ value.y ^ value.z ^ value.w;
+    }
+  if (sum == 1) *out = sum;  // never: but the compiler does not know
+}
+
+// A wavefront of 32 words a warp and step, free of conflicts.
+__global__ void shared_kernel(uint32_t* out, int steps) {
+  constexpr int kReads = 16;  // at offsets known beforehand, as address arithmetic would bind
+  __shared__ uint32_t words[kReads * kThreads];
+  for (int i = threadIdx.x; i < kReads * kThreads; i += kThreads) words[i] = 0;
+  __syncthreads();
+  const volatile uint32_t* reads = words + threadIdx.x;
+  uint32_t sum = 0;
+  for (int step = 0; step < steps; step += kReads)
+#pragma unroll
+    for (int i = 0; i < kReads; ++i) sum += reads[i * kThreads];
+  if (sum == 1) *out = sum;
+}
+
+__global__ void tensor_kernel(int* out, int steps) {
+  using namespace nvcuda;
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, uint8_t, wmma::row_major> a;
+  wmma::fragment<wmma::matrix_b, 16, 16, 16, uint8_t, wmma::col_major> b;
+  wmma::fragment<wmma::accumulator, 16, 16, 16, int> sums[8];
+  wmma::fill_fragment(a, uint8_t(threadIdx.x & 1));
+  wmma::fill_fragment(b, uint8_t(threadIdx.x & 2));
+  for (auto& sum : sums) wmma::fill_fragment(sum, 0);
+  for (int step = 0; step < steps; ++step)
+    for (auto& sum : sums) wmma::mma_sync(sum, a, b, sum);
+  int total = 0;
+  for (auto& sum : sums)
+    for (int i = 0; i < sum.num_elements; ++i) total += sum.x[i];
+  if (total == 1) *out = total;
+}
+
+// Clocks from a load to its value: each load is of the place of the next.
+template <bool kShared>
+__global__ void latency_kernel(const uint32_t* memory, uint32_t* out, int64_t* clocks, int count, int steps) {
+  __shared__ uint32_t words[4096];
+  for (int i = 0; i < count; ++i) words[i % 4096] = memory[i];
+  uint32_t place = 0;
+  for (int step = 0; step < count; ++step) place = kShared ? words[place] : __ldcg(memory + place);
+  const int64_t begin = clock64();
+  for (int step = 0; step < steps; ++step) place = kShared ? words[place] : __ldcg(memory + place);
+  *out = place;
+  *clocks = clock64() - begin;
+}
+
+__global__ void barrier_kernel(int64_t* clocks, int steps) {
+  __syncthreads();
+  const int64_t begin = clock64();
+  for (int step = 0; step < steps; ++step) __syncthreads();
+  if (threadIdx.x == 0) *clocks = clock64() - begin;
+}
+
+__global__ void cluster_barrier_kernel(int64_t* clocks, int steps) {
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  const int64_t begin = clock64();
+  for (int step = 0; step < steps; ++step) cluster.sync();
+  if (threadIdx.x == 0 && blockIdx.x == 0) *clocks = clock64() - begin;
+#endif
+}
+
+void launch_in_clusters(int64_t* clocks, int steps) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {8, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = 8;
+  config.blockDim = kThreads;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, cluster_barrier_kernel, clocks, steps), "cudaLaunchKernelEx");
+}
+
+double clocks_of(const int64_t* clocks, int steps) {
+  int64_t value = 0;
+  check(cudaMemcpy(&value, clocks, sizeof value, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  return double(value) / steps;
+}
+
+// Microseconds of one of many empty kernels: by themselves, and as nodes of a graph.
+void measure_launches() {
+  constexpr int kLaunches = 1000;
+  cudaStream_t stream;
+  check(cudaStreamCreate(&stream), "cudaStreamCreate");
+  const auto launch_all = [&] {
+    for (int i = 0; i < kLaunches; ++i) empty_kernel<<<1, 32, 0, stream>>>();
+  };
+  const auto wait = [&] { check(cudaStreamSynchronize(stream), "cudaStreamSynchronize"); };
+  // The events are on the default stream, which waits for this one.
+  say("launch_us", seconds([&] { launch_all(), wait(); }) / kLaunches * 1e6);
+  say("launch_and_wait_us", seconds([&] { empty_kernel<<<1, 32, 0, stream>>>(), wait(); }) * 1e6);
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  launch_all();
+  check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+  check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  const auto replay = [&] {
+    check(cudaGraphLaunch(executable, stream), "cudaGraphLaunch");
+    wait();
+  };
+  say("graph_node_us", seconds(replay) / kLaunches * 1e6);
+}
+
+}  // namespace
+
+int main() {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  const int num_sms = properties.multiProcessorCount;
+  uint32_t* out = device_memory<uint32_t>(1);
+  int64_t* clocks = device_memory<int64_t>(1);
+
+  constexpr int64_t kCopied = int64_t{1} << 26;  // 1 GiB
+  uint4 *from = device_memory<uint4>(kCopied), *to = device_memory<uint4>(kCopied);
+  say("copy_bytes_per_second",
+      2.0 * kCopied * sizeof(uint4) / seconds([&] { copy_kernel<<<16 * num_sms, kThreads>>>(from, to, kCopied); }));
+
+  constexpr int kInL2 = (8 << 20) / sizeof(uint4), kPasses = 8;
+  const double l2 = seconds([&] { l2_kernel<<<4 * num_sms, kThreads>>>(from, out, kInL2, kPasses); });
+  say("L2_bytes_per_second", 4.0 * num_sms * kPasses * kInL2 * sizeof(uint4) / l2);
+
+  constexpr int kSteps = 1 << 14;
+  const double shared = seconds([&] { shared_kernel<<<4 * num_sms, kThreads>>>(out, kSteps); });
+  say("shared_bytes_per_second", 4.0 * num_sms * kThreads * kSteps * sizeof(uint32_t) / shared);
+
+  constexpr int kProducts = 1 << 12;
+  int* sums = device_memory<int>(1);
+  const double tensor = seconds([&] { tensor_kernel<<<2 * num_sms, kThreads>>>(sums, kProducts); });
+  say("tensor_u8_multiply_adds_per_second", 2.0 * num_sms * (kThreads / 32) * kProducts * 8 * 16 * 16 * 16 / tensor);
+
+  // A ring: far enough apart for lines of their own.
+  constexpr int kRing = 4096, kStride = 65, kLoads = 1 << 12;
+  std::vector<uint32_t> ring(kRing);
+  for (int i = 0; i < kRing; ++i) ring[i] = (i + kStride) % kRing;
+  uint32_t* memory = device_memory<uint32_t>(kRing);
+  check(cudaMemcpy(memory, ring.data(), kRing * sizeof(uint32_t), cudaMemcpyHostToDevice), "cudaMemcpy");
+  latency_kernel<true><<<1, 1>>>(memory, out, clocks, kRing, kLoads);
+  say("shared_latency_clocks", clocks_of(clocks, kLoads));
+  latency_kernel<false><<<1, 1>>>(memory, out, clocks, kRing, kLoads);
+  say("L2_latency_clocks", clocks_of(clocks, kLoads));
+  barrier_kernel<<<1, kThreads>>>(clocks, kLoads);
+  say("barrier_clocks", clocks_of(clocks, kLoads));
+  if (properties.major == 9 || properties.major == 10) {
+    launch_in_clusters(clocks, kLoads);
+    say("cluster_barrier_clocks", clocks_of(clocks, kLoads));
+  }
+  measure_launches();
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  return 0;
+}

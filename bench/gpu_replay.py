@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes bench/history and README of what bench/gpu_proof.py has written; needs Python alone."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .gpu_proof import KINDS, LINES, ROUTES, source
+from .texts import PROOF, ROOT, duration, file_name, markdown, parts_of_readme, write, write_readme
+
+COMMAND = "make gpu-proof"  # what writes README's part, and marks it there
+BITS = (*(f"bits:{route}" for route in (*ROUTES, "auto")), *(f"headline:{kind}" for kind in KINDS))
+EMULATED = "emulated"  # in place of a GPU's name
+# GPUs for which bench/history/cuda-bounds.json has bounds; another with the same multiprocessors is taken for one.
+BOUNDS = {"A100": "A100", "H100": "H100", "H200": "H100", "B200": "B200"}
+
+UNPROVEN = """\
+**No GPU has run these kernels yet.** Their own text runs, thread by thread, on a host emulator
+(`tests/cuda/emulator.h`), where it passes the tests of the CPU's ops to the bit; that file and `csrc/cuda/README.md`
+list what only a GPU can prove. Take the kernels as unproven until this paragraph is gone."""
+
+
+class ReplayError(RuntimeError):
+    """A folder of which nothing can be made; the message says why."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The lines of a folder as one proof; of several lines of a step, the last."""
+    path = folder / LINES
+    if not path.is_file():
+        raise ReplayError(f"{folder}: expected a folder with {LINES}, which `make gpu-proof OUT=folder` writes")
+    steps: dict[str, dict[str, Any]] = {}
+    texts = path.read_text().splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            steps[line["step"]] = line
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(texts):  # the machine went away in the middle of it
+                print(f"gpu-proof: {path}: the last line is cut off and left out", file=sys.stderr)
+                continue
+            raise ReplayError(f"{path}: line {number}: expected a step's line of JSON, got {text[:80]!r}") from error
+    for key in ("source", "emulated"):
+        values = {line[key] for line in steps.values()}
+        if len(values) > 1:
+            raise ReplayError(f"{path}: expected lines of one {key}, got {', '.join(sorted(map(str, values)))}")
+    environment = steps.get("environment")
+    if environment is None:
+        raise ReplayError(f"{path}: expected a line of the step environment, got {', '.join(steps) or 'none'}")
+    if environment["status"] != "ok":
+        raise ReplayError(f"{path}: nothing was measured: {environment['error']}")
+    about = environment["figures"]
+    kept = ("status", "seconds", "date", "error", "figures")
+    return {
+        "gpu": EMULATED if environment["emulated"] else about["gpu"],
+        "torch": about["torch"],
+        "cuda": about["cuda"],
+        "date": environment["date"][:10],
+        "source": environment["source"],
+        "steps": {name: {key: line[key] for key in kept} for name, line in steps.items()},
+    }
+
+
+def unproven(proof: dict[str, Any]) -> list[str]:
+    """The steps of bit equality that are not ok, and why."""
+    missing = {"status": "missing", "error": "it did not run"}
+    steps = {name: proof["steps"].get(name, missing) for name in BITS}
+    return [f"`{name}` ({first_line(step)})" for name, step in steps.items() if step["status"] != "ok"]
+
+
+def first_line(step: dict[str, Any]) -> str:
+    text = str(step["error"] or step["status"]).splitlines()[0]
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def best(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return min((entry for entry in entries if "us" in entry), key=lambda entry: entry["us"], default=None)
+
+
+def figures(proof: dict[str, Any], step: str) -> dict[str, Any]:
+    return dict(proof["steps"].get(step, {}).get("figures", {}))
+
+
+def bounds(proof: dict[str, Any], root: Path) -> tuple[str, dict[str, float]]:
+    """Whose they are, and seconds by problem; nothing for a GPU without."""
+    device = next((device for name, device in BOUNDS.items() if name in proof["gpu"]), "")
+    path = root / "bench" / "history" / "cuda-bounds.json"
+    if not device or not path.exists():
+        return "", {}
+    problems = json.loads(path.read_text())["problems"]
+    return device, {case["problem"]: case["devices"][device]["seconds"] for case in problems}
+
+
+def table(proof: dict[str, Any], root: Path) -> str:
+    device, least = bounds(proof, root)
+    modes = ("eager", "compiled", "captured")
+    lines = [["problem", "a call", "as a CUDA graph", "best of PyTorch", "which", "ratio"]]
+    if device:
+        lines[0] += [f"bound ({device})", "of the bound"]
+    for problem, entries in figures(proof, "ours").items():
+        if not isinstance(entries, list):  # clocks
+            continue
+        ours = best(entries)
+        peer = best([entry for mode in modes for entry in figures(proof, f"peers:{mode}").get(problem, [])])
+        row = [problem]
+        for mode in ("eager", "captured"):
+            entry = next((entry for entry in entries if entry["mode"] == mode), {"error": "not run"})
+            row.append(duration(entry["us"] / 1e6) if "us" in entry else "failed" if "mode" in entry else "")
+        row += [duration(peer["us"] / 1e6), f"{peer['way']}, {peer['precision']}, {peer['mode']}"] if peer else ["", ""]
+        row.append(f"{peer['us'] / ours['us']:.1f}x" if peer and ours else "")
+        if device:
+            bound = least.get(problem)
+            row.append(duration(bound) if bound else "")
+            row.append(f"{ours['us'] / 1e6 / bound:.1f}x" if bound and ours else "")
+        lines.append(row)
+    return markdown(lines) if len(lines) > 1 else ""
+
+
+def remarks(proof: dict[str, Any]) -> str:
+    """Training, tools and tests, and what is not ok."""
+    steps = proof["steps"]
+    text = []
+    training = [f"{name} {entry['ms']:.3g} ms" for name, entry in figures(proof, "training").items() if "ms" in entry]
+    if training:
+        text.append(f"A training step of the default model: {', '.join(training)}.")
+    metrics = figures(proof, "preset").get("metrics")
+    if metrics:
+        text.append(f"`paper-mnist-200`: {metrics[-1]['steps_per_second']:.0f} steps a second.")
+    for kind in ("memcheck", "racecheck"):
+        of_kind = [step for name, step in steps.items() if name.startswith(f"{kind}:")]
+        if of_kind:
+            num_ok = sum(step["status"] == "ok" for step in of_kind)
+            text.append(f"{kind}: {num_ok} of {len(of_kind)} routes without errors.")
+    tests = [figures(proof, f"tests:{which}") for which in ("own", "ops")]
+    if any(tests):
+        passed, failed = (sum(int(found.get(key, 0)) for found in tests) for key in ("passed", "failed"))
+        text.append(f"`tests/test_gpu.py`: {passed} passed, {failed} failed.")
+    others = [
+        f"`{name}` ({first_line(step)})" for name, step in steps.items() if step["status"] != "ok" and name not in BITS
+    ]
+    if others:
+        text.append(f"Not ok: {'; '.join(others)}.")
+    return "\n".join(text)
+
+
+def section(proof: dict[str, Any], root: Path) -> str:
+    """README's part of one GPU."""
+    missing = unproven(proof)
+    rehearsal = "A rehearsal on the host emulator, no GPU: its figures say nothing of one"
+    heading = (
+        f"**{rehearsal if proof['gpu'] == EMULATED else proof['gpu']}**, PyTorch {proof['torch']}, {proof['date']}:"
+    )
+    if missing:
+        verdict = f"the kernels are **not proven** to give the CPU's bits. What failed: {'; '.join(missing)}."
+    else:
+        verdict = (
+            "every route gives the CPU's bits, on small problems of all kinds and, in the chains that the CPU "
+            "computed too,\non the problems below. Medians; ratios are of the faster way of either side."
+        )
+    return "\n\n".join(part for part in (f"{heading} {verdict}", table(proof, root), remarks(proof)) if part)
+
+
+def readme_text(root: Path = ROOT) -> str:
+    """What the history has, a part for each GPU; where none of them proves the kernels, that they are not."""
+    proofs = [json.loads(path.read_text()) for path in sorted((root / "bench" / "history").glob(f"*/{PROOF}"))]
+    parts = [section(proof, root) for proof in proofs]
+    measured = [proof for proof in proofs if proof["gpu"] != EMULATED]
+    if all(unproven(proof) for proof in measured):
+        # Some GPU may have run them, and found them wrong.
+        parts.insert(0, UNPROVEN.replace("has run", "has proven") if measured else UNPROVEN)
+    return "\n\n".join(parts)
+
+
+def main(folder: Path | None, root: Path = ROOT) -> int:
+    try:
+        readme = root / "README.md"
+        parts_of_readme(COMMAND, readme)  # before anything is written
+        if folder:
+            proof = read(folder)
+            if proof["gpu"] == EMULATED and root.resolve() == ROOT.resolve():
+                raise ReplayError(f"{folder}: what was emulated goes into no README or history but a copy's: --root")
+            if proof["source"] != source():
+                print("gpu-proof: these sources are others than those that were measured", file=sys.stderr)
+            path = root / "bench" / "history" / file_name(proof["gpu"]) / PROOF
+            write(path, json.dumps(proof, indent=1) + "\n")
+            print(f"kept in {path.relative_to(root)}")
+        write_readme(COMMAND, readme_text(root), readme)
+    except (ReplayError, OSError, ValueError) as error:
+        print(f"gpu-proof: REPLAY: {error}", file=sys.stderr)
+        return 1
+    return 0

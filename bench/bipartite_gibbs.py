@@ -37,7 +37,7 @@ def torch_sweeps(
 
 
 def rand(p: Tensor, out: Tensor) -> None:
-    torch.lt(torch.rand(p.shape), p, out=out)
+    torch.lt(torch.rand(p.shape, device=p.device), p, out=out)
 
 
 def bernoulli(p: Tensor, out: Tensor) -> None:

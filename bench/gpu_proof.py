@@ -62,7 +62,7 @@ STEPS = (
     Step("peers:compiled", 90),
     Step("peers:captured", 60),
     Step("training", 60, is_emulated=True),
-    Step("preset", 90),
+    Step("preset", 90, is_emulated=True),
     Step("ceilings", 60, needs=("environment",)),
     *(Step(f"memcheck:{route}", 90, together=9) for route in (*ROUTES, "auto")),
     *(Step(f"racecheck:{route}", 90, together=9) for route in (*ROUTES, "auto")),
@@ -289,9 +289,11 @@ def summary(lines: dict[str, dict[str, Any]]) -> str:
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     bits = [line for name, line in lines.items() if name.startswith(("bits:", "headline:"))]
     emulated = any(line["emulated"] for line in lines.values())
-    if not bits or any(line["status"] != "ok" for line in bits):
+    if not bits:
+        return f"{counts}: no bits were compared"
+    if any(line["status"] != "ok" for line in bits):
         return f"{counts}: the kernels are NOT proven to give the CPU's bits"
-    return f"{counts}: {'the emulated kernels (no GPU)' if emulated else 'the kernels'} give the CPU's bits"
+    return f"{counts}: {'emulated, and not proven on a GPU, ' if emulated else ''}the kernels give the CPU's bits"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

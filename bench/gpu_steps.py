@@ -85,7 +85,10 @@ class Backend(NamedTuple):
 
 
 def backend(emulate: bool) -> Backend:
-    """Sends all ops there, for the rest of this process, and makes tensors there by default."""
+    """Sends all ops there, for the rest of this process. Tensors are made on the CPU by default.
+
+    A default device is a function that Python calls before each of PyTorch's: it would slow down what is timed.
+    """
     import backends
 
     from gibbs_ext import ops
@@ -95,12 +98,11 @@ def backend(emulate: bool) -> Backend:
         torch.set_num_threads(1)
         library = backends.emulated_library()
         return Backend("cpu", backends.call_emulated, backends.call_emulated, library.set_route)
-    torch.set_default_device("cuda")
     return Backend("cuda", backends.call_on_cpu, backends.call_on_gpu, ops.set_cuda_route)
 
 
 def standard_problems(emulate: bool) -> list[Any]:
-    """Those of bench/cuda_report.py, or small ones of the same kinds."""
+    """Those of bench/cuda_report.py, or small ones of the same kinds; to be called on the device where they will be."""
     from . import cuda_report as report
 
     if not emulate:
@@ -289,15 +291,14 @@ def bits(route: str, there: Backend) -> None:
 
     torch.manual_seed(0)
     comparisons: dict[str, Comparison] = {}
-    with torch.device("cpu"):
-        for name, arguments, _routes, _tolerance in compare.calls(lambda other: other == route):
-            op = getattr(torch.ops.gibbs_ext, name).default
-            expected = as_results(backends.call_on_cpu(op, *arguments))
-            there.set_route(route)
-            actual = as_results(there.call_from_cpu(op, *arguments))
-            there.set_route("auto")
-            comparisons.setdefault(name, Comparison()).add(name, actual, expected)
-            found(**{name: comparisons[name].figures()})
+    for name, arguments, _routes, _tolerance in compare.calls(lambda other: other == route):
+        op = getattr(torch.ops.gibbs_ext, name).default
+        expected = as_results(backends.call_on_cpu(op, *arguments))
+        there.set_route(route)
+        actual = as_results(there.call_from_cpu(op, *arguments))
+        there.set_route("auto")
+        comparisons.setdefault(name, Comparison()).add(name, actual, expected)
+        found(**{name: comparisons[name].figures()})
     report_comparisons(comparisons)
 
 
@@ -311,19 +312,24 @@ CORE = {"weight": 2, "chains": 0} | dict.fromkeys(
 FIELDS = {"bipartite_gibbs_relaxed": 4, "graph_gibbs_relaxed": 3}  # the place of fields [R, chains, n] among results
 
 
+def of_rows(tensor: Tensor, dim: int, rows: Tensor) -> Tensor:
+    return tensor.detach().index_select(dim, rows.to(tensor.device)).cpu()
+
+
 def of_chains(op: Any, arguments: Sequence[Any], rows: Tensor, num_chains: int) -> list[Any]:
     """A call's arguments, on the CPU, for some of its chains only, which are as they were: chains are independent."""
     names = [argument.name for argument in op._schema.arguments]
-    values = {
-        name: value.detach().cpu() if isinstance(value, Tensor) else value
-        for name, value in zip(names, arguments, strict=True)
-    }
+    values = dict(zip(names, arguments, strict=True))
     for name, value in values.items():
+        if not isinstance(value, Tensor):
+            continue
         dim = 1 if name == "fields" else 0
-        if isinstance(value, Tensor) and name in CORE and value.dim() > CORE[name] + dim:
+        if name in CORE and value.dim() > CORE[name] + dim:
             if value.dim() != CORE[name] + dim + 1 or value.shape[dim] not in (1, num_chains):
                 raise ValueError(f"of_chains: {name}: expected a batch [{num_chains}], got shape {list(value.shape)}")
-            values[name] = value.index_select(dim, rows) if value.shape[dim] == num_chains else value
+            if value.shape[dim] == num_chains:
+                value = of_rows(value, dim, rows)
+        values[name] = value.detach().cpu()
     if values["chains"] is None:
         values["chains"] = rows + values["chain_offset"]
         values["chain_offset"] = 0
@@ -349,7 +355,8 @@ def headline(kind: str, there: Backend, problems: Iterable[Any]) -> None:
     try:
         for problem in problems:
             routes = {"relaxed": (), "graph": backends.GRAPH_ROUTES}.get(kind, backends.BIPARTITE_ROUTES)
-            call = problem.ours(problem.sweeps)
+            with torch.device(there.device):
+                call = problem.ours(problem.sweeps)
             for route in ("auto", *routes):
                 calls.clear()
                 there.set_route(route)
@@ -372,13 +379,9 @@ def compare_chains(
         return
     num_chains = results[0].shape[0]
     # The first and the last, and others all over the batch.
-    with torch.device("cpu"):
-        rows = torch.linspace(0, num_chains - 1, min(SAMPLES, num_chains), dtype=torch.float64).long()
-        expected = as_results(call_on_cpu(op, *of_chains(op, arguments, rows, num_chains)))
-        sampled = [
-            result.detach().index_select(int(FIELDS.get(name) == place), rows.to(result.device)).cpu()
-            for place, result in enumerate(results)
-        ]
+    rows = torch.linspace(0, num_chains - 1, min(SAMPLES, num_chains), dtype=torch.float64).long()
+    expected = as_results(call_on_cpu(op, *of_chains(op, arguments, rows, num_chains)))
+    sampled = [of_rows(result, int(FIELDS.get(name) == place), rows) for place, result in enumerate(results)]
     comparison.add(name, sampled, expected)
 
 
@@ -430,7 +433,8 @@ def ours(there: Backend, problems: Iterable[Any]) -> None:
         for mode in ("eager", "captured") if on_gpu else ("eager",):
             entry: dict[str, Any] = {"mode": mode}
             try:
-                call = problem.ours(problem.sweeps)
+                with torch.device(there.device):
+                    call = problem.ours(problem.sweeps)
                 entry |= timed(as_cuda_graph(call) if mode == "captured" else call, there.device)
                 entry["updates_per_second"] = updates / entry["us"] * 1e6
             except Exception as error:
@@ -460,7 +464,8 @@ def peers(mode: str, there: Backend, problems: Sequence[Any]) -> None:
                         continue
                     entry: dict[str, Any] = {"way": way, "precision": precision, "mode": mode}
                     try:
-                        call = problem.peer(problem.sweeps, way, dtype)
+                        with torch.device(there.device):
+                            call = problem.peer(problem.sweeps, way, dtype)
                         entry |= timed(as_cuda_graph(call) if mode == "captured" else call, there.device, 0.3)
                     except Exception as error:
                         entry["error"] = reason(error)
@@ -476,15 +481,14 @@ def peers(mode: str, there: Backend, problems: Sequence[Any]) -> None:
 
 def blobs(count: int, side: int = 28) -> Tensor:
     """Gray images [count, side * side] uint8 that a network can learn: one to three blobs each."""
-    generator = torch.Generator("cpu").manual_seed(1)
-    with torch.device("cpu"):
-        grid = torch.arange(side).float()
-        centers = torch.rand(count, 3, 2, generator=generator) * (side - 8) + 4
-        widths = 2 + 3 * torch.rand(count, 3, 1, generator=generator)
-        seen = (torch.rand(count, 3, 1, 1, generator=generator) < 0.7).float()
-        rows, columns = (torch.exp(-(((grid - centers[..., i : i + 1]) / widths) ** 2)) for i in (0, 1))
-        images = (seen * rows[..., :, None] * columns[..., None, :]).sum(1).clamp(max=1)
-        return (255 * images).to(torch.uint8).flatten(1)
+    generator = torch.Generator().manual_seed(1)
+    grid = torch.arange(side).float()
+    centers = torch.rand(count, 3, 2, generator=generator) * (side - 8) + 4
+    widths = 2 + 3 * torch.rand(count, 3, 1, generator=generator)
+    seen = (torch.rand(count, 3, 1, 1, generator=generator) < 0.7).float()
+    rows, columns = (torch.exp(-(((grid - centers[..., i : i + 1]) / widths) ** 2)) for i in (0, 1))
+    images = (seen * rows[..., :, None] * columns[..., None, :]).sum(1).clamp(max=1)
+    return (255 * images).to(torch.uint8).flatten(1)
 
 
 def training(there: Backend) -> None:
@@ -494,7 +498,6 @@ def training(there: Backend) -> None:
     from undirected_vae.train import Trainer
 
     on_gpu = there.device == "cuda"
-    torch.set_default_device("cpu")  # the trainer is told where things are to be
     images = blobs(1200 if on_gpu else 60)
     data = Dataset(images, images[:50], images[:50], (28, 28), "blobs")
     sizes: dict[str, Any] = {}
@@ -523,14 +526,15 @@ def training(there: Backend) -> None:
         raise Failed("; ".join(failed))
 
 
-def preset(steps: int = 20_000, device: str = "cuda", *more: str) -> None:
+def preset(steps: int = 20_000, device: str = "cuda", count: int = 10_000, *more: str) -> None:
     """The paper's, by the command line; images are made here, as nothing can be downloaded."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
-        images = blobs(10_000).view(-1, 28, 28).numpy()
+        images = blobs(count).view(-1, 28, 28).numpy()
+        trained, held_out = count * 8 // 10, count * 9 // 10
         path, run = Path(folder, "blobs.npz"), Path(folder, "run")
-        np.savez(path, train=images[:8000], validation=images[8000:9000], test=images[9000:])
+        np.savez(path, train=images[:trained], validation=images[trained:held_out], test=images[held_out:])
         command = [
             sys.executable, "-m", "undirected_vae", "train", "--preset", "paper-mnist-200", "--steps", str(steps),
             "--no-evaluate", "--device", device, "--data", str(path), "--run", str(run), *more,
@@ -571,11 +575,10 @@ def compile_ceilings(number: str, folder: Path) -> Path:
 
 def ceilings() -> None:
     """What this GPU can do at most, by the simplest kernels that ask for it."""
-    torch.set_default_device("cuda")
-    source, target = (torch.empty(1 << 30, dtype=torch.uint8) for _ in range(2))
+    source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
     copy = timed(lambda: target.copy_(source), "cuda")
     found(torch_copy_bytes_per_second=2 * source.numel() / copy["us"] * 1e6)
-    a, b = (torch.randint(-9, 9, (8192, 8192), dtype=torch.int8) for _ in range(2))
+    a, b = (torch.randint(-9, 9, (8192, 8192), dtype=torch.int8, device="cuda") for _ in range(2))
     try:
         product = timed(lambda: torch._int_mm(a, b.T), "cuda")
         found(torch_int8_multiply_adds_per_second=8192**3 / product["us"] * 1e6)
@@ -642,8 +645,9 @@ METRICS = (
 
 def kernel(which: str, there: Backend) -> None:
     """For ncu: three calls of the problem."""
-    problem, route = problem_of(which)
-    call = problem.ours(problem.sweeps)
+    with torch.device(there.device):
+        problem, route = problem_of(which)
+        call = problem.ours(problem.sweeps)
     there.set_route(route)
     for _ in range(3):
         call()
@@ -737,11 +741,16 @@ def run(name: str, emulate: bool) -> None:
     plain: dict[str, Callable[[bool], None]] = {
         "environment": environment, "build": build, "build_info": build_info,
     }  # fmt: skip
-    tools: dict[str, Callable[..., None]] = {"preset": preset, "ceilings": ceilings, "ncu": ncu, "tests": suite}
+    tools: dict[str, Callable[..., None]] = {"ceilings": ceilings, "ncu": ncu, "tests": suite}
     if kind in plain:
         return plain[kind](emulate)
+    if kind == "preset" and emulate:  # its command line, on the CPU
+        small = ("--left", "10", "--right", "10", "--encoder", "20", "--decoder", "20", "--prior-chains", "20")
+        return preset(2, "cpu", 200, *small, "--batch-size", "20")
     if not emulate and not torch.cuda.is_available():
         raise Failed(NO_GPU)
+    if kind == "preset":
+        return preset()
     if kind in ("memcheck", "racecheck"):
         return sanitizer(kind, which)
     if kind in tools:
@@ -753,7 +762,8 @@ def run(name: str, emulate: bool) -> None:
         return bits(which, there)
     if kind == "training":
         return training(there)
-    problems = standard_problems(emulate)
+    with torch.device(there.device):
+        problems = standard_problems(emulate)
     if kind == "headline":
         problems += [] if emulate else [large_weights()]
         return headline(which, there, [problem for problem in problems if kind_of(problem) == which])

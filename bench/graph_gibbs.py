@@ -75,7 +75,7 @@ def gather(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -
 
 
 def bag(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size) -> Field:
-    indices, offsets = neighbors.flatten(), torch.arange(0, neighbors.numel(), neighbors.shape[1])
+    indices, offsets = neighbors.flatten(), torch.arange(0, neighbors.numel(), neighbors.shape[1], device=bias.device)
     scaled = functools.lru_cache(maxsize=1)(lambda beta: (weight * beta).flatten())
     return lambda state, beta: embedding_bag(indices, state, offsets, per_sample_weights=scaled(beta), mode="sum").add_(
         bias, alpha=beta

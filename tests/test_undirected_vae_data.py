@@ -76,7 +76,10 @@ def test_training_images_have_the_grays_as_probabilities():
     assert abs(gray.mean().item() - 128 / 255) < 0.0025  # as above
     assert set(gray.unique().tolist()) == {0.0, 1.0}
     # Between two levels the nearer one counts, and none is left.
-    between = draw(torch.tensor([-0.1, 0.4, 254.6, 255.1]).expand(1000, 4)[:, :, None].expand(-1, -1, 250).flatten(1), torch.tensor(5))
+    between = draw(
+        torch.tensor([-0.1, 0.4, 254.6, 255.1]).expand(1000, 4)[:, :, None].expand(-1, -1, 250).flatten(1),
+        torch.tensor(5),
+    )
     assert torch.equal(between.view(1000, 4, 250).amin((0, 2)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
     assert torch.equal(between.view(1000, 4, 250).amax((0, 2)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
     # A part of a batch, and another seed.

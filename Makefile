@@ -37,7 +37,7 @@ gpu:
 BUDGET ?= 560
 gpu-proof:
 ifneq ($(REPLAY),)
-	$(PYTHON) -m bench.gpu_proof --replay '$(REPLAY)'
+	$(PYTHON) -m bench.gpu_proof --replay $(REPLAY)
 else ifneq ($(OUT),)
 	$(PYTHON) -m bench.gpu_proof --out '$(OUT)' --budget $(BUDGET) $(if $(REHEARSE),--emulate) $(if $(STEPS),--steps $(STEPS))
 else

@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_proof", description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help=f"run, and append to this folder's {LINES} and {LOG}")
-    what.add_argument("--replay", type=Path, help="write bench/history and README from such a folder")
+    what.add_argument("--replay", type=Path, nargs="+", help="write bench/history and README from such folders")
     what.add_argument("--readme", action="store_true", help="only write README anew from the history")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all (default: %(default)g)")
     parser.add_argument("--steps", nargs="*", default=[], help="only these, and those that they need")
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out is None:
         from . import gpu_replay
 
-        return gpu_replay.main(args.replay, args.root)
+        return gpu_replay.main(args.replay or [], args.root)
     proof = Proof(chosen(args.steps), Output(args.out), args.budget, args.emulate)
     status = proof.run()
     print(summary(proof.lines))

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ EMULATED = "emulated"  # in place of a GPU's name
 # GPUs for which bench/history/cuda-bounds.json has bounds; another with the same multiprocessors is taken for one.
 BOUNDS = {"A100": "A100", "H100": "H100", "H200": "H100", "B200": "B200"}
 
+KEPT = ("status", "seconds", "date", "error", "figures")  # of a line
+
 UNPROVEN = """\
 **No GPU has run these kernels yet.** Their own text runs, thread by thread, on a host emulator
 (`tests/cuda/emulator.h`), where it passes the tests of the CPU's ops to the bit; that file and `csrc/cuda/README.md`
@@ -25,40 +28,50 @@ class ReplayError(RuntimeError):
     """A folder of which nothing can be made; the message says why."""
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The lines of a folder as one proof; of several lines of a step, the last."""
+def lines_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / LINES
     if not path.is_file():
         raise ReplayError(f"{folder}: expected a folder with {LINES}, which `make gpu-proof OUT=folder` writes")
-    steps: dict[str, dict[str, Any]] = {}
+    lines = []
     texts = path.read_text().splitlines()
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-            steps[line["step"]] = line
+            lines.append({key: line[key] for key in ("step", "source", "emulated", *KEPT)})
         except (ValueError, TypeError, KeyError) as error:
             if number == len(texts):  # the machine went away in the middle of it
                 print(f"gpu-proof: {path}: the last line is cut off and left out", file=sys.stderr)
                 continue
             raise ReplayError(f"{path}: line {number}: expected a step's line of JSON, got {text[:80]!r}") from error
-    for key in ("source", "emulated"):
-        values = {line[key] for line in steps.values()}
-        if len(values) > 1:
-            raise ReplayError(f"{path}: expected lines of one {key}, got {', '.join(sorted(map(str, values)))}")
+    return lines
+
+
+def read(folders: Sequence[Path]) -> dict[str, Any]:
+    """The lines of one GPU's runs as one proof; of a step that ran several times, the last."""
+    lines = [line for folder in folders for line in lines_of(folder)]
+    names = ", ".join(map(str, folders))
+    steps: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        if line["status"] != "skipped" or line["step"] not in steps:
+            steps[line["step"]] = line
     environment = steps.get("environment")
     if environment is None:
-        raise ReplayError(f"{path}: expected a line of the step environment, got {', '.join(steps) or 'none'}")
+        raise ReplayError(f"{names}: expected a line of the step environment, got {', '.join(steps) or 'none'}")
     if environment["status"] != "ok":
-        raise ReplayError(f"{path}: nothing was measured: {environment['error']}")
+        raise ReplayError(f"{names}: nothing was measured: {environment['error']}")
+    alike = {key: {str(line[key]) for line in lines} for key in ("source", "emulated")}
+    alike["gpu"] = {str(line["figures"].get("gpu")) for line in lines if line["step"] == "environment"}
+    for what, values in alike.items():
+        if len(values) > 1:
+            raise ReplayError(f"{names}: expected lines of one {what}, got {', '.join(sorted(values))}")
     about = environment["figures"]
-    kept = ("status", "seconds", "date", "error", "figures")
     return {
         "gpu": EMULATED if environment["emulated"] else about["gpu"],
         "torch": about["torch"],
         "cuda": about["cuda"],
         "date": environment["date"][:10],
         "source": environment["source"],
-        "steps": {name: {key: line[key] for key in kept} for name, line in steps.items()},
+        "steps": {name: {key: line[key] for key in KEPT} for name, line in steps.items()},
     }
 
 
@@ -128,7 +141,7 @@ def remarks(proof: dict[str, Any]) -> str:
     if metrics:
         text.append(f"`paper-mnist-200`: {metrics[-1]['steps_per_second']:.0f} steps a second.")
     for kind in ("memcheck", "racecheck"):
-        of_kind = [step for name, step in steps.items() if name.startswith(f"{kind}:")]
+        of_kind = [step for name, step in steps.items() if name.startswith(f"{kind}:") and step["status"] != "skipped"]
         if of_kind:
             num_ok = sum(step["status"] == "ok" for step in of_kind)
             text.append(f"{kind}: {num_ok} of {len(of_kind)} routes without errors.")
@@ -136,11 +149,13 @@ def remarks(proof: dict[str, Any]) -> str:
     if any(tests):
         passed, failed = (sum(int(found.get(key, 0)) for found in tests) for key in ("passed", "failed"))
         text.append(f"`tests/test_gpu.py`: {passed} passed, {failed} failed.")
-    others = [
-        f"`{name}` ({first_line(step)})" for name, step in steps.items() if step["status"] != "ok" and name not in BITS
-    ]
+    others: dict[str, list[str]] = {}
+    for name, step in steps.items():
+        if step["status"] != "ok" and name not in BITS:
+            others.setdefault(first_line(step), []).append(f"`{name}`")
     if others:
-        text.append(f"Not ok: {'; '.join(others)}.")
+        reasons = [f"{', '.join(names)} ({why})" for why, names in others.items()]
+        text.append(f"Not ok: {'; '.join(reasons)}.")
     return "\n".join(text)
 
 
@@ -154,9 +169,12 @@ def section(proof: dict[str, Any], root: Path) -> str:
     if missing:
         verdict = f"the kernels are **not proven** to give the CPU's bits. What failed: {'; '.join(missing)}."
     else:
+        compared = [found for name in BITS for found in figures(proof, name).values()]
+        num_bits, error = sum(found["bits"] for found in compared), max(found["largest_error"] for found in compared)
         verdict = (
-            "every route gives the CPU's bits, on small problems of all kinds and, in the chains that the CPU "
-            "computed too,\non the problems below. Medians; ratios are of the faster way of either side."
+            f"every route gives the CPU's bits ({num_bits:,} compared), on small problems of all kinds and,\n"
+            f"in the chains that the CPU computed too, on those below; what is not bits\n"
+            f"differs by at most {error:.1g} of its norm. Medians; ratios are of the faster way of either side."
         )
     return "\n\n".join(part for part in (f"{heading} {verdict}", table(proof, root), remarks(proof)) if part)
 
@@ -172,14 +190,17 @@ def readme_text(root: Path = ROOT) -> str:
     return "\n\n".join(parts)
 
 
-def main(folder: Path | None, root: Path = ROOT) -> int:
+def main(folders: Sequence[Path], root: Path = ROOT) -> int:
+    """Writes the history of what is in folders, if any, and README of the history."""
     try:
         readme = root / "README.md"
         parts_of_readme(COMMAND, readme)  # before anything is written
-        if folder:
-            proof = read(folder)
+        if folders:
+            proof = read(folders)
             if proof["gpu"] == EMULATED and root.resolve() == ROOT.resolve():
-                raise ReplayError(f"{folder}: what was emulated goes into no README or history but a copy's: --root")
+                raise ReplayError(
+                    f"{folders[0]}: what was emulated goes into no README or history but a copy's: --root"
+                )
             if proof["source"] != source():
                 print("gpu-proof: these sources are others than those that were measured", file=sys.stderr)
             path = root / "bench" / "history" / file_name(proof["gpu"]) / PROOF

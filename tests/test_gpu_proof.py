@@ -112,7 +112,8 @@ def test_a_line_is_there_before_the_next_step_begins(tmp_path: Path) -> None:
     assert [lines[name]["figures"]["n"] for name in ("second", "third")] == [1, 2]
 
 
-def test_what_is_not_run_says_why(tmp_path: Path) -> None:
+def test_what_is_not_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_proof, "LEAST", 0.5)
     _, lines = prove(
         tmp_path,
         step("a", "print('gpu-proof: {\"failed\": \"no GPU\"}'); raise SystemExit(1)"),
@@ -120,12 +121,12 @@ def test_what_is_not_run_says_why(tmp_path: Path) -> None:
         step("c", needs=("b",)),
         step("sleeps", "import time; time.sleep(60)"),
         step("late"),
-        budget=5,
+        budget=2,
     )  # fmt: skip
     assert [lines[name]["status"] for name in ("b", "c", "late")] == ["skipped"] * 3
     assert lines["sleeps"]["status"] == "timeout"
     assert lines["b"]["error"] == lines["c"]["error"] == "a failed: no GPU"
-    assert lines["late"]["error"] == "the budget of 5 s is used up"
+    assert lines["late"]["error"] == "the budget of 2 s is used up"
 
 
 def test_only_steps_of_a_kind_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,6 +575,7 @@ def write_lines(folder: Path, *changes: dict[str, Any], left_out: Sequence[str] 
             ]
         },
         "training": {"shared, captured": {"ms": 1.25, "steps_per_second": 800.0}},
+        **{name: {"op": {"calls": 1, "bits": 1000, "different": 0, "largest_error": 2e-7}} for name in gpu_replay.BITS},
         "tests:own": {"passed": 10, "failed": 1},
         "tests:ops": {"passed": 5},
     }
@@ -588,15 +590,19 @@ def write_lines(folder: Path, *changes: dict[str, Any], left_out: Sequence[str] 
     return folder
 
 
-def replay(folder: Path, root: Path) -> str:
-    assert gpu_proof.main(["--replay", str(folder), "--root", str(root)]) == 0
+STEP_NAMES = [step.name for step in gpu_proof.STEPS]
+
+
+def replay(folder: Path, root: Path, *more: Path) -> str:
+    assert gpu_proof.main(["--replay", *map(str, [folder, *more]), "--root", str(root)]) == 0
     return (root / "README.md").read_text()
 
 
 def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     text = replay(write_lines(tmp_path / "out"), copy)
     assert "No GPU" not in text
-    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: every route gives the CPU's bits" in text
+    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: every route gives the CPU's bits (13,000 compared)" in text
+    assert "differs by at most 2e-07 of its norm" in text
     (row,) = (re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith(f"| {PROBLEM}"))
     bounds = json.loads((copy / "bench" / "history" / "cuda-bounds.json").read_text())["problems"]
     bound = next(case for case in bounds if case["problem"] == PROBLEM)["devices"]["H100"]["seconds"]
@@ -635,13 +641,15 @@ def test_without_all_bits_nothing_is_proven(copy: Path, tmp_path: Path, is_missi
 def test_the_last_line_of_a_step_counts(copy: Path, tmp_path: Path) -> None:
     fault = {"status": "failed", "error": "planted", "figures": {}}
     faults = [fault | {"step": name} for name in ("bits:sums", "ncu:tables")]
-    again = {"step": "bits:sums", "figures": {}}
-    folder = write_lines(tmp_path / "out", *faults, again)
-    with (folder / LINES).open("a") as file:
+    skipped = {"step": "bits:cluster", "status": "skipped", "error": "the budget", "figures": {}}
+    folder = write_lines(tmp_path / "out", *faults, fault | {"step": "ncu:cluster"}, skipped)
+    again = {"op": {"calls": 1, "bits": 7, "different": 0, "largest_error": 0.0}}
+    second = write_lines(tmp_path / "second", {"step": "bits:sums", "figures": again}, left_out=STEP_NAMES[1:])
+    with (second / LINES).open("a") as file:
         file.write('{"step": "bits:sums", "stat')  # the machine went away
-    text = replay(folder, copy)
-    assert "every route gives the CPU's bits" in text
-    assert "Not ok: `ncu:tables` (planted)." in text
+    text = replay(folder, copy, second)
+    assert "every route gives the CPU's bits (12,007 compared)" in text
+    assert "Not ok: `ncu:cluster`, `ncu:tables` (planted)." in text
 
 
 @pytest.mark.parametrize(
@@ -649,6 +657,10 @@ def test_the_last_line_of_a_step_counts(copy: Path, tmp_path: Path) -> None:
     [
         ({"step": "ours", "source": "def", "figures": {}}, "expected lines of one source, got abc, def"),
         ({"step": "ours", "emulated": True, "figures": {}}, "expected lines of one emulated, got False, True"),
+        (
+            {"step": "environment", "figures": {"gpu": "NVIDIA B200", "torch": "2.11.0", "cuda": "13.0"}},
+            "expected lines of one gpu, got NVIDIA B200, NVIDIA H200",
+        ),
         ({"step": "environment", "status": "failed", "error": "no GPU", "figures": {}}, "nothing was measured: no GPU"),
     ],
 )

@@ -22,13 +22,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from .texts import ROOT
 
 LINES, LOG = "proof.jsonl", "proof.log"
 MOST_FILES, MOST_BYTES = 8, 16_000_000  # what OUT may hold, and each file there
 MOST_OF_A_LINE, MOST_OF_A_LOG = 100_000, 300_000  # characters of a step
+MOST_READ = 50_000_000  # bytes of a step's output: of more, the end
+DEADLINE = "GPU_PROOF_DEADLINE"  # in the environment of a step: when it will be stopped, in seconds since the epoch
 SAYS = "gpu-proof: "  # how lines begin by which a step tells what it found
 ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming", "tables", "sums", "units")
 KINDS = ("bipartite", "relaxed", "ais", "graph")  # of standard problems
@@ -122,13 +124,13 @@ def source() -> str:
 class Running:
     """A step's process, and all that it starts."""
 
-    def __init__(self, step: Step, limit: float, emulate: bool, output: TextIO) -> None:
+    def __init__(self, step: Step, limit: float, emulate: bool, output: BinaryIO) -> None:
         self.step, self.limit, self.output, self.began = step, limit, output, time.monotonic()
         paths = [ROOT, ROOT / "python", ROOT / "tests", ROOT / "tests" / "cuda", os.environ.get("PYTHONPATH", "")]
         environment = {
             "PYTHONPATH": os.pathsep.join(map(str, paths)).rstrip(os.pathsep),
             "PYTHONUNBUFFERED": "1",
-            "GPU_PROOF_LIMIT": str(limit),
+            DEADLINE: str(time.time() + limit),
         }
         command = step.command or (sys.executable, "-m", "bench.gpu_steps", step.name, *["--emulate"] * emulate)
         # A session of its own: a signal for this program is not theirs, and all of them can be ended together.
@@ -153,8 +155,8 @@ class Running:
 
     def outcome(self, status: str, why: str) -> tuple[dict[str, Any], str]:
         """What its line says, and all else that it wrote. ``status`` and ``why``, if it did not end by itself."""
-        self.output.seek(0)
-        text = self.output.read()
+        self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - MOST_READ))
+        text = self.output.read().decode(errors="replace")
         said = [line.removeprefix(SAYS) for line in text.splitlines() if line.startswith(SAYS)]
         rest = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith(SAYS))
         figures: dict[str, Any] = {}
@@ -232,7 +234,7 @@ class Proof:
                 self.write(step, {"status": "skipped", "seconds": 0.0, "figures": {}, "error": reason, "tail": ""})
                 continue
             limit = min(step.limit, self.end - time.monotonic())
-            file = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+            file = tempfile.TemporaryFile()  # noqa: SIM115
             try:
                 self.running.append(Running(step, limit, self.emulate, file))
             except OSError as error:

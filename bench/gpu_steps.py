@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_proof import SAYS
+from .gpu_proof import DEADLINE, SAYS
 from .texts import ROOT
 
 ROUNDS = 30
@@ -55,23 +56,35 @@ def found(**figures: Any) -> None:
 
 
 def shell(*command: str, seconds: float | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command, and shows its output when it has ended."""
+    """Runs a command, for so many seconds at most, and shows its output."""
     if shutil.which(command[0]) is None:
         return subprocess.CompletedProcess(command, 127, stdout=f"there is no {command[0]} on the PATH")
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, timeout=seconds, check=False,
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
-    print(done.stdout, flush=True)
-    return done
+    assert process.stdout
+    timer = threading.Timer(seconds or 0, process.kill)
+    if seconds:
+        timer.start()
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    status = process.wait()
+    if timer.finished.is_set():
+        lines.append(f"it took more than {seconds:.0f} s\n")
+    timer.cancel()
+    return subprocess.CompletedProcess(command, status, stdout="".join(lines))
+
+
+def last_line(output: str) -> str:
+    return (output.strip().splitlines() or ["no output"])[-1][:300]
 
 
 def seconds_left() -> float:
     """Before this step is stopped, less what it needs to say what it found."""
-    return float(os.environ.get("GPU_PROOF_LIMIT", "3600")) - (time.monotonic() - BEGAN) - 5
-
-
-BEGAN = time.monotonic()
+    return float(os.environ.get(DEADLINE, time.time() + 3600)) - time.time() - 5
 
 
 # Backends: a GPU, or the emulator of the tests ---------------------------------------------------------------------
@@ -548,19 +561,15 @@ def preset(steps: int = 20_000, device: str = "cuda", count: int = 10_000, *more
             "--no-evaluate", "--device", device, "--data", str(path), "--run", str(run), *more,
         ]  # fmt: skip
         start = time.perf_counter()
-        why = ""
-        try:
-            done = shell(*command, seconds=seconds_left())
-            if done.returncode:
-                why = f"exit status {done.returncode}: {(done.stdout.strip().splitlines() or ['no output'])[-1][:300]}"
-        except subprocess.TimeoutExpired:
-            why = "the time limit ended it"
+        done = shell(*command, seconds=seconds_left())
         seconds = time.perf_counter() - start
         text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
         lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         found(seconds=seconds, steps=lines[-1]["step"] if lines else 0, metrics=[lines[i] for i in (0, -1) if lines])
-        if why or not lines or lines[-1]["step"] != steps:
-            raise Failed(why or f"expected {steps} steps, metrics.jsonl has {lines[-1]['step'] if lines else 'none'}")
+        if done.returncode:
+            raise Failed(f"exit status {done.returncode}: {last_line(done.stdout)}")
+        if not lines or lines[-1]["step"] != steps:
+            raise Failed(f"expected {steps} steps, metrics.jsonl has {lines[-1]['step'] if lines else 'none'}")
 
 
 # Ceilings ----------------------------------------------------------------------------------------------------------
@@ -577,7 +586,7 @@ def compile_ceilings(number: str, folder: Path) -> Path:
     flags = ["-std=c++20", "-O3", f"-arch=sm_{number}", "-Werror", "all-warnings"]
     done = shell(cuda.nvcc, *flags, str(source), "-o", str(program))
     if done.returncode:
-        raise Failed(f"nvcc ended with exit status {done.returncode}: {done.stdout.strip()[-300:]}")
+        raise Failed(f"nvcc ended with exit status {done.returncode}: {last_line(done.stdout)}")
     return program
 
 
@@ -598,7 +607,7 @@ def ceilings() -> None:
         if line.startswith("{"):
             found(**json.loads(line))
     if done.returncode:
-        raise Failed(f"ceilings.cu ended with exit status {done.returncode}: {done.stdout.strip()[-300:]}")
+        raise Failed(f"ceilings.cu ended with exit status {done.returncode}: {last_line(done.stdout)}")
     found(state=gpu_state())
 
 
@@ -615,8 +624,7 @@ def sanitizer(tool: str, route: str) -> None:
     summaries = sanitizer_summaries(done.stdout)
     found(summaries=summaries)
     if done.returncode:
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-        raise Failed(f"exit status {done.returncode}: {'; '.join(summaries or [last])[:500]}")
+        raise Failed(f"exit status {done.returncode}: {'; '.join(summaries or [last_line(done.stdout)])[:500]}")
     if "the small problems agree" not in done.stdout or not summaries:
         raise Failed("the small problems did not run to their end")
 
@@ -686,8 +694,7 @@ def ncu(which: str) -> None:
     metrics = ncu_metrics(done.stdout)
     found(metrics=metrics)
     if not metrics:
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-        raise Failed(f"exit status {done.returncode}, no metrics of {function}: {last[:300]}")
+        raise Failed(f"exit status {done.returncode}, no metrics of {function}: {last_line(done.stdout)}")
 
 
 def ncu_metrics(text: str) -> dict[str, str]:

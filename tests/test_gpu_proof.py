@@ -99,6 +99,29 @@ def test_no_fault_of_a_step_stops_another(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "out" / LOG).read_text()
 
 
+def test_of_much_output_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_proof, "MOST_READ", 1000)
+    found = 'print(\'gpu-proof: {"figures": {"%s": 1}}\')'
+    _, lines = prove(tmp_path, step("a", f"{found % 'lost'}; print('x' * 1000); {found % 'kept'}"))
+    assert (lines["a"]["status"], lines["a"]["figures"]) == ("ok", {"kept": 1})
+
+
+def test_a_command_of_a_step_has_a_limit_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    done = gpu_steps.shell(*python("import time; print('begun', flush=True); time.sleep(60)"), seconds=2)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == "begun\nit took more than 2 s\n"
+    assert capfd.readouterr().out == "begun\n"
+    done = gpu_steps.shell(*python("import os; print(os.environ['NAME']); raise SystemExit(3)"), NAME="x", seconds=60)
+    assert (done.returncode, done.stdout) == (3, "x\n")
+    assert gpu_steps.shell("/nowhere/program").returncode == 127
+
+
+def test_a_step_knows_when_it_will_be_stopped(tmp_path: Path) -> None:
+    tells = "from bench import gpu_steps; gpu_steps.found(left=gpu_steps.seconds_left())"
+    _, lines = prove(tmp_path, step("a", tells, limit=100), budget=200)
+    assert 50 < lines["a"]["figures"]["left"] < 95
+
+
 def test_all_is_well_only_where_every_step_is(tmp_path: Path) -> None:
     assert prove(tmp_path / "a", step("a"), step("b"))[0] == 0
     assert prove(tmp_path / "b", step("a"), step("b", "raise SystemExit(3)"))[0] == 1
@@ -205,9 +228,10 @@ def test_names_are_those_of_the_project() -> None:
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        ["make", "gpu-proof", f"PYTHON={sys.executable}", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    # Not as a part of the make that runs the tests, if one does.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "OUT", "REPLAY"))}
+    command = ["make", "gpu-proof", f"PYTHON={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

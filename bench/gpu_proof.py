@@ -78,7 +78,10 @@ class Output:
     """OUT: never more files, nor larger ones, than may lie there."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"gpu-proof: OUT: expected a folder, or a place for one, got {folder}: {error}") from error
         others = [path.name for path in folder.iterdir() if path.name not in (LINES, LOG)]
         if len(others) > MOST_FILES - 2:
             raise SystemExit(
@@ -121,6 +124,11 @@ def source() -> str:
     return digest.hexdigest()[:16]
 
 
+def signal_name(number: int) -> str:
+    names = {int(one): one.name for one in signal.Signals}
+    return names.get(number, f"signal {number}")
+
+
 class Running:
     """A step's process, and all that it starts."""
 
@@ -156,7 +164,7 @@ class Running:
     def outcome(self, status: str, why: str) -> tuple[dict[str, Any], str]:
         """What its line says, and all else that it wrote. ``status`` and ``why``, if it did not end by itself."""
         self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - MOST_READ))
-        text = self.output.read().decode(errors="replace")
+        text = self.output.read().decode(errors="replace").replace(str(ROOT), ".")  # others have it elsewhere
         said = [line.removeprefix(SAYS) for line in text.splitlines() if line.startswith(SAYS)]
         rest = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith(SAYS))
         figures: dict[str, Any] = {}
@@ -166,13 +174,13 @@ class Running:
                 found = json.loads(line)
                 figures |= found.get("figures", {})
                 is_done |= bool(found.get("done"))
-                why = why or found.get("failed", "")
+                why = why or str(found.get("failed", ""))
             except (ValueError, TypeError, AttributeError):
                 status, why = status or "failed", why or f"wrote what is no JSON object of figures: {line[:200]}"
         if not status:
             code = self.process.returncode
             if code < 0:
-                status, why = "failed", f"ended by {signal.Signals(-code).name}"
+                status, why = "failed", f"ended by {signal_name(-code)}"
             elif code or not is_done:
                 last = (rest.splitlines() or ["no output"])[-1]
                 ended = f"exit status {code}" if code else "ended without saying that it is done"
@@ -246,7 +254,7 @@ class Proof:
         for one in list(self.running):
             status = why = ""
             if self.signal:
-                status, why = "interrupted", f"by {signal.Signals(self.signal).name}"
+                status, why = "interrupted", f"by {signal_name(self.signal)}"
             elif one.process.poll() is None:
                 if one.seconds < one.limit:
                     continue

@@ -171,7 +171,7 @@ def environment(emulate: bool) -> None:
         machine=platform.machine(),
         cores=os.cpu_count(),
         packages={name: version(name) for name in packages},
-        tools={name: shutil.which(name) for name in ("nvcc", "ncu", "compute-sanitizer", "nvidia-smi", "g++")},
+        tools=[name for name in ("nvcc", "ncu", "compute-sanitizer", "nvidia-smi", "g++") if shutil.which(name)],
     )
     if emulate:
         found(gpu=None)

@@ -67,6 +67,7 @@ def test_no_fault_of_a_step_stops_another(tmp_path: Path) -> None:
         tmp_path / "out",
         step("raises", "raise ValueError('planted')"),
         step("hangs", hangs, limit=1.5),
+        step("is killed by no name", "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 2)"),
         step("is killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
         Step("writes garbage", 60, needs=(), command=python("import os; os.write(1, bytes(range(256)))")),
         step("writes no JSON", "print('gpu-proof: [1')"),
@@ -88,6 +89,7 @@ def test_no_fault_of_a_step_stops_another(tmp_path: Path) -> None:
     assert errors["hangs"] == "stopped at its limit of 2 s"
     assert lines["hangs"]["figures"] == {"before": 1}
     assert not is_running(int(child.read_text()))
+    assert errors["is killed by no name"] == f"ended by signal {signal.SIGRTMIN + 2}"
     assert errors["is killed"] == "ended by SIGSEGV"
     assert errors["writes garbage"].startswith("ended without saying that it is done")
     assert errors["writes no JSON"] == "wrote what is no JSON object of figures: [1"
@@ -97,6 +99,12 @@ def test_no_fault_of_a_step_stops_another(tmp_path: Path) -> None:
     assert errors["says so"] == "one bit differs"
     assert (lines["fine"]["error"], lines["fine"]["figures"]) == ("", {"a": 1, "b": 2})
     assert "Traceback" in (tmp_path / "out" / LOG).read_text()
+
+
+def test_lines_hold_no_path_of_this_tree(tmp_path: Path) -> None:
+    _, lines = prove(tmp_path, step("a", f"raise SystemExit({str(ROOT / 'setup.py')!r})"))
+    assert lines["a"]["error"] == "exit status 1: ./setup.py"
+    assert str(ROOT) not in (tmp_path / LINES).read_text() + (tmp_path / LOG).read_text()
 
 
 def test_of_much_output_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +208,8 @@ def test_out_stays_within_its_limits(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / LOG).stat().st_size <= gpu_proof.MOST_BYTES
     assert f"{LOG} is full" in capsys.readouterr().err
     (tmp_path / "one more").touch()
+    with pytest.raises(SystemExit, match=r"gpu-proof: OUT: expected a folder, or a place for one, got .*one more"):
+        Output(tmp_path / "one more")
     with pytest.raises(SystemExit, match=r"gpu-proof: OUT: expected a folder of at most 6 other files, got 7"):
         Output(tmp_path)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from gibbs_ext import BipartiteBoltzmann, ops
@@ -177,6 +176,8 @@ def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
 
     States expected fewer than 10 times are pooled, so that the chi-square distribution holds in the tail.
     """
+    from scipy import stats  # here, as the tests of a GPU do without
+
     count = torch.bincount(state_numbers(z.reshape(-1, z.shape[-1])), minlength=len(probabilities)).double()
     expected = probabilities * count.sum()
     rare = expected < 10
@@ -194,6 +195,8 @@ def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
 
 def z_threshold(num_comparisons: int = 1) -> float:
     """Two-sided normal threshold such that the largest of so many |z| exceeds it with probability FALSE_ALARM."""
+    from scipy import stats
+
     return float(stats.norm.isf(FALSE_ALARM / 2 / num_comparisons))
 
 

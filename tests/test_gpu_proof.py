@@ -429,6 +429,38 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return figures
 
 
+def test_a_time_is_the_median_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0  # milliseconds
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    calls = 0
+
+    def call() -> None:
+        nonlocal now, calls
+        now, calls = now + (1.0 if calls % 2 else 3.0), calls + 1
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu_steps.time, "perf_counter", lambda: now / 1e3)
+    # 3 calls beforehand, the last of which takes 3 ms.
+    assert gpu_steps.timed(call, "cuda", most=0.0213) == {"us": 1000.0, "least_us": 1000.0, "rounds": 7}
+    assert calls == 3 + 7
+    assert gpu_steps.timed(call, "cuda", most=1e-9)["rounds"] == 5
+    assert gpu_steps.timed(call, "cuda", most=1e9)["rounds"] == gpu_steps.ROUNDS
+
+
 def test_a_peer_that_fails_fails_alone(
     emulated: gpu_steps.Backend, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -737,11 +769,11 @@ def test_the_table_of_speed_leaves_proofs_out(copy: Path, tmp_path: Path, monkey
 # Benchmarks where dimod and dwave are not --------------------------------------------------------------------------
 
 
-def test_benchmarks_import_without_packages_that_only_some_use() -> None:
+def test_benchmarks_and_the_tests_of_a_gpu_import_without_packages_that_only_some_use() -> None:
     names = [f"bench.{path.stem}" for path in (ROOT / "bench").glob("*.py") if path.stem != "__main__"]
     assert "bench.graph_gibbs" in names
-    absent = ["dimod", "dwave", "dwave.graphs", "dwave.samplers", "networkx"]
+    absent = ["dimod", "dwave", "dwave.graphs", "dwave.samplers", "networkx", "scipy", "matplotlib", "mlxtend", "yaml"]
     program = f"import sys; sys.modules |= dict.fromkeys({absent})\n"
-    program += "".join(f"import {name}\n" for name in [*names, "bench.__main__"])
+    program += "".join(f"import {name}\n" for name in [*names, "bench.__main__", "test_gpu"])
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
     subprocess.run(python(program), cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, check=True)

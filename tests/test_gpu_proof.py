@@ -610,6 +610,30 @@ FAILED tests/test_gpu.py::test_b[x-1] - AssertionError
     assert said(capsys)["failed_tests"] == ["tests/test_gpu.py::test_b[x-1]"]
 
 
+def test_a_library_is_taken_only_if_it_is_new_loads_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"cuda": "loaded", "cuda_architectures": ["80", "90"]}
+    for name in ("setup.py", "csrc/cuda/a.cu", "gibbs_ext/_C.x.so", "gibbs_ext/_cuda.so"):
+        texts.write(tmp_path / name, "")
+        os.utime(tmp_path / name, (1000, 1000))
+    monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_steps, "architecture", lambda: "90")
+    monkeypatch.setattr(gpu_steps, "library_info", lambda: info)
+    assert gpu_steps.is_current()
+    info["cuda_architectures"] = ["80"]
+    assert not gpu_steps.is_current()
+    info |= {"cuda": "an undefined symbol", "cuda_architectures": ["90"]}
+    assert not gpu_steps.is_current()
+    info["cuda"] = "loaded"
+    os.utime(tmp_path / "csrc/cuda/a.cu", (1001, 1001))
+    assert not gpu_steps.is_current()
+    os.utime(tmp_path / "gibbs_ext/_C.x.so", (1002, 1002))
+    assert not gpu_steps.is_current()
+    os.utime(tmp_path / "gibbs_ext/_cuda.so", (1002, 1002))
+    assert gpu_steps.is_current()
+    (tmp_path / "gibbs_ext/_cuda.so").unlink()
+    assert not gpu_steps.is_current()
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_ceilings_compile_and_say_what_fails(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ extensions = [
     Extension(
         "gibbs_ext._C",
         sources=sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
-        include_dirs=[*include_dirs, pybind11.get_include()],
+        # Before torch's folders, which hold a pybind11 too: torch 2.11's stops with #error under TORCH_STABLE_ONLY.
+        include_dirs=[pybind11.get_include(), *include_dirs],
         library_dirs=library_paths(),
         # Not torch_python, which the stable ABI does without.
         libraries=["c10", "torch_cpu"],

@@ -2,8 +2,10 @@
 """The sdist and the wheel hold everything, and the wheel works outside the source tree."""
 
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -81,6 +83,49 @@ def test_the_extension_serves_many_versions_of_torch() -> None:
     assert "aoti_torch" in symbols
     assert [s for s in symbols.splitlines() if "at::" in s or "c10::" in s or "torch::" in s] == []
     assert run("nm", "--debug-syms", library).count(" N ") == 0  # -g0
+
+
+# Prints the folders that setup.py gives the compiler for gibbs_ext._C, when torch's hold an older pybind11.
+INCLUDE_DIRS = """
+import sys
+from setuptools import distutils
+from torch.utils import cpp_extension
+torchs = [sys.argv[1], *cpp_extension.include_paths()]
+cpp_extension.include_paths = lambda: torchs
+setup = distutils.core.run_setup("setup.py", stop_after="init")
+given = setup.ext_modules[0].include_dirs
+print(*(given if sys.argv[2] == "setup.py's" else [*torchs, *given]), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("order", "errors"), [("setup.py's", 0), ("torch's first", 3)])
+def test_an_older_pybind11_in_torchs_folders_does_no_harm(tmp_path: Path, order: str, errors: int) -> None:
+    """torch 2.11's stops with #error where the stable ABI alone is used. The other order is the planted fault."""
+    (tmp_path / "pybind11").mkdir()
+    for name in ("numpy.h", "pybind11.h", "stl.h"):
+        (tmp_path / "pybind11" / name).write_text("#error an older pybind11\n")
+    folders = run(sys.executable, "-c", INCLUDE_DIRS, tmp_path, order).splitlines()
+    flags = [f"-I{folder}" for folder in (*folders, sysconfig.get_path("include"))]
+    command = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-E", "csrc/python.cpp", "-o", os.devnull, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert len(re.findall("error: (?:#error )?an older pybind11", done.stderr)) == errors, done.stderr
+    assert (done.returncode != 0) == (errors != 0)
+
+
+PROMISE = re.compile(r"gibbs_ext\[[a-z]|pip install (?!-).*gibbs_ext")
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("csrc/**/*.md"), *ROOT.glob("bench/*.*")]
+TEXTS += [path for folder in PACKAGES.values() for path in folder.rglob("*.py")] + [*ROOT.glob("python/examples/*.py")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_text_promises_a_published_package(path: Path) -> None:
+    """What works from a checkout is said instead, until there is one."""
+    assert PROMISE.search(path.read_text()) is None
+
+
+@pytest.mark.parametrize("extra", ["", "[dimod]"])
+def test_planted_fault_a_promise_is_noticed(extra: str) -> None:
+    assert PROMISE.search(f"pip install '{'gibbs_ext'}{extra}'")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report clean distclean
+.PHONY: train test build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -103,6 +103,12 @@ cuda-import: .venv/python.stamp
 	build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq 'torch==$(CUDA_TORCH_VERSION)' numpy tqdm ninja pybind11 'setuptools>=77' wheel
 	GIBBS_CUDA=1 build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --force-reinstall .
 	cd build && cuda-import/bin/python ../tests/cuda/check_import.py
+
+# With other versions of PyTorch, each with the Python after its colon: that gibbs_ext builds, and passes some of its tests. ARGS names others.
+# An environment each in build/torch-versions: where there is no CPU build, downloads of several GB.
+VERSIONS ?= 2.10.0:3.10 2.11.0:3.12 2.12.1:3.13 2.13.0 2.14.1
+torch-versions:
+	$(PYTHON) tests/torch_versions.py --index '$(TORCH_INDEX)' --tests '$(ARGS)' $(VERSIONS)
 
 CXX_FILES = $(shell find csrc bench tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

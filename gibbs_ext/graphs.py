@@ -192,7 +192,7 @@ class ColoredGraph:
         try:
             import networkx
         except ImportError as error:
-            raise ImportError("ColoredGraph.to_networkx: needs networkx; pip install 'gibbs_ext[networkx]'") from error
+            raise ImportError("ColoredGraph.to_networkx: needs networkx; pip install networkx") from error
 
         G = networkx.Graph()
         G.add_nodes_from(

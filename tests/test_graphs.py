@@ -328,9 +328,9 @@ def test_to_networkx_has_the_labels():
     assert networkx.utils.edges_equal(graph.to_networkx().edges, chimera_of_dwave(2, 2, 4, {0, 9}, set()).edges)
 
 
-def test_to_networkx_without_networkx_names_the_extra(monkeypatch):
+def test_to_networkx_without_networkx_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "networkx", None)
-    message = r"^ColoredGraph.to_networkx: needs networkx; pip install 'gibbs_ext\[networkx\]'$"
+    message = r"^ColoredGraph.to_networkx: needs networkx; pip install networkx$"
     with pytest.raises(ImportError, match=message):
         ColoredGraph(2, [(0, 1)]).to_networkx()
 

@@ -35,8 +35,8 @@ def test_the_examples_run(tmp_path: Path) -> None:
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"make (\w+)", TEXT.replace("`make` sets", ""))) - {"TORCH_INDEX"}
-    rules = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"make ([\w-]+)", TEXT.replace("`make` sets", ""))) - {"TORCH_INDEX"}
+    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"train", "test"} <= targets
     assert targets <= rules
 

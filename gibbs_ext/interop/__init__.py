@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gibbs_ext under other libraries' interfaces: one module each, which needs the extra of the same name.
+"""gibbs_ext under other libraries' interfaces: one module each, which needs the package of the same name.
 
 They are imported when first used: ``gibbs_ext.interop.dimod.BlockGibbsSampler``.
 """

@@ -24,7 +24,7 @@ from gibbs_ext.checks import check_integers, reported_as, shown
 try:
     import dimod
 except ImportError as error:
-    raise ImportError("gibbs_ext.interop.dimod: needs dimod; pip install 'gibbs_ext[dimod]'") from error
+    raise ImportError("gibbs_ext.interop.dimod: needs dimod; pip install dimod") from error
 
 __all__ = ["BlockGibbsSampler"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program written for dwave-samplers, with one line changed: the import. Needs gibbs_ext[dimod]."""
+"""A program written for dwave-samplers, with one line changed: the import. Needs dimod."""
 
 import dimod
 

@@ -9,7 +9,7 @@ sum: its energy is the sum over the loops of ``-(length - 2)``.
     python python/examples/spin_glass.py --size 8 --folder runs/spin_glass
 
 writes ``annealing.png``, energy against sweeps with the planted ground state as a line, and ``state.png``, the best
-state found. Needs gibbs_ext[dimod,train].
+state found. Needs dimod and matplotlib.
 """
 
 import argparse

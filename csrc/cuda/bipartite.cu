@@ -90,13 +90,13 @@ BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limit
 }
 
 void launch_bipartite_resident(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  launch(p.log_weights ? bipartite_resident_kernel<true> : bipartite_resident_kernel<false>, plan.shape, stream,
-         binary_params(p, plan));
+  launch(p.log_weights ? registered<bipartite_resident_kernel<true>> : registered<bipartite_resident_kernel<false>>, plan.shape,
+         stream, binary_params(p, plan));
 }
 
 void launch_bipartite_streaming(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  launch(p.log_weights ? bipartite_streaming_kernel<true> : bipartite_streaming_kernel<false>, plan.shape, stream,
-         binary_params(p, plan));
+  launch(p.log_weights ? registered<bipartite_streaming_kernel<true>> : registered<bipartite_streaming_kernel<false>>, plan.shape,
+         stream, binary_params(p, plan));
 }
 
 void launch_bipartite(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
@@ -117,8 +117,8 @@ void launch_coupling_resolution(const BipartiteParams& p, double* out, Stream st
   shape.num_ctas = p.sweep.batch.num_models;
   shape.num_threads = kBipartiteThreads;
   shape.shared_memory = shared_bytes<uint32_t>(scale_scratch(std::min(p.n1, p.n2)));
-  launch(p.is_double ? coupling_resolution_kernel<double> : coupling_resolution_kernel<float>, shape, stream,
-         ResolutionParams{p, out});
+  launch(p.is_double ? registered<coupling_resolution_kernel<double>> : registered<coupling_resolution_kernel<float>>, shape,
+         stream, ResolutionParams{p, out});
 }
 
 }  // namespace gibbs

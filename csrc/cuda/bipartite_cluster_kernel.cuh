@@ -8,7 +8,6 @@
 namespace gibbs {
 
 constexpr int kClusterThreads = 256;
-constexpr int kMaxClusterSize = 8;  // what every device with clusters can do
 
 // Units of a side that a CTA of the cluster has: whole words of them.
 GIBBS_HOST_DEVICE int64_t cluster_share(int64_t n, int cluster_size) {

@@ -55,7 +55,8 @@ BipartitePlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimit
 template <class T>
 static void launch_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
   const BipartiteRelaxedParams params = {p, plan.chains_per_cta, parts_for(p, plan.chains_per_cta)};
-  launch(plan.route == BipartiteRoute::kResident ? bipartite_relaxed_kernel<T, true> : bipartite_relaxed_kernel<T, false>,
+  launch(plan.route == BipartiteRoute::kResident ? registered<bipartite_relaxed_kernel<T, true>>
+                                                 : registered<bipartite_relaxed_kernel<T, false>>,
          plan.shape, stream, params);
 }
 void launch_bipartite_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
@@ -94,9 +95,9 @@ BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams& p, 
 template <class T>
 static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
   const BipartiteBackwardKernelParams params = {p, plan.chains_per_cta, plan.outer.num_ctas == 0};
-  launch(plan.weight_in_shared ? bipartite_backward_kernel<T, true> : bipartite_backward_kernel<T, false>, plan.shape, stream,
-         params);
-  launch(outer_products_kernel<T>, plan.outer, stream, p);
+  launch(plan.weight_in_shared ? registered<bipartite_backward_kernel<T, true>> : registered<bipartite_backward_kernel<T, false>>,
+         plan.shape, stream, params);
+  launch(registered<outer_products_kernel<T>>, plan.outer, stream, p);
 }
 void launch_bipartite_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
   p.is_double ? launch_backward<double>(p, plan, stream) : launch_backward<float>(p, plan, stream);

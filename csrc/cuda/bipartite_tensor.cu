@@ -10,7 +10,6 @@ namespace gibbs {
 namespace {
 
 constexpr int kNarrow = 32, kWide = 64;  // chains of a CTA
-constexpr int kMaxTensorCluster = 8;
 
 int64_t shared_memory(const BipartiteParams& p, bool is_resident, int chains) {
   return TensorLayout(p, is_resident, chains).bytes();
@@ -31,6 +30,15 @@ BipartitePlan plan_for(const BipartiteParams& p, bool resident, int chains) {
   return plan;
 }
 
+const Kernel<BipartiteTensorParams>& kernel_of(const BipartiteParams& p, const BipartitePlan& plan) {
+  const bool annealed = p.log_weights, wide = plan.chains_per_cta == kWide;
+  return is_resident(plan) ? annealed ? registered<bipartite_tensor_kernel<true, true, kNarrow>>
+                                      : registered<bipartite_tensor_kernel<false, true, kNarrow>>
+         : annealed        ? registered<bipartite_tensor_kernel<true, false, kNarrow>>
+         : wide            ? registered<bipartite_tensor_kernel<false, false, kWide>>
+                           : registered<bipartite_tensor_kernel<false, false, kNarrow>>;
+}
+
 }  // namespace
 
 bool plan_bipartite_tensor(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
@@ -40,21 +48,30 @@ bool plan_bipartite_tensor(const BipartiteParams& p, const DeviceLimits& limits,
 
 bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
   const BatchView& batch = p.sweep.batch;
-  const bool has_clusters = limits.has_clusters() && !p.log_weights;
+  const auto plan_of = [&](int chains, int cluster_size) {
+    BipartitePlan of = plan_for(p, false, chains);
+    // Enough to keep the device busy, each with some of the work that reading the weight for its scale is.
+    const int64_t words = slice_bytes(p) / 4 / kSlices;
+    of.slice_parts =
+        int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
+    of.shape.cluster_size = cluster_size;
+    of.shape.num_ctas *= cluster_size;
+    return of;
+  };
+  const auto ctas_at_a_time = [&](const BipartitePlan& of) { return limits.ctas_in_clusters(kernel_of(p, of), of.shape); };
   // A wide CTA reads the slices half as often; but without clusters half as many multiprocessors may be at work.
   const bool is_wide = !p.log_weights && batch.chains_per_model >= kWide &&
-                       (has_clusters || tiles_of(batch, kWide) >= limits.num_sms) &&
+                       (ctas_at_a_time(plan_of(kWide, 2)) || tiles_of(batch, kWide) >= limits.num_sms) &&
                        shared_memory(p, false, kWide) <= limits.shared_memory_per_cta;
-  *plan = plan_for(p, false, is_wide ? kWide : kNarrow);
-  // Enough to keep the device busy, each with some of the work that reading the weight for its scale is.
-  const int64_t words = slice_bytes(p) / 4 / kSlices;
-  plan->slice_parts =
-      int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
+  const int chains = is_wide ? kWide : kNarrow;
   const int64_t tiles = tensor_tiles(std::max(p.n1, p.n2));
-  int& size = plan->shape.cluster_size;
-  // Not so many CTAs that most of a CTA's warps would have no tile.
-  while (has_clusters && size < kMaxTensorCluster && 4 * size < tiles && plan->shape.num_ctas * 2 <= limits.num_sms)
-    size *= 2, plan->shape.num_ctas *= 2;
+  *plan = plan_of(chains, 1);
+  // Not so many CTAs that most of a CTA's warps would have no tile, and all of them at a time.
+  for (int size = 2; !p.log_weights && size <= kMaxClusterSize && 2 * size < tiles; size *= 2) {
+    const BipartitePlan larger = plan_of(chains, size);
+    if (larger.shape.num_ctas > ctas_at_a_time(larger)) break;
+    *plan = larger;
+  }
   return plan->shape.shared_memory <= limits.shared_memory_per_cta;
 }
 
@@ -70,20 +87,14 @@ bool prefers_tensor(const BipartiteParams& p, const DeviceLimits& limits) {
 }
 
 void launch_bipartite_tensor(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  const bool annealed = p.log_weights, wide = plan.chains_per_cta == kWide;
-  const auto kernel = is_resident(plan)
-                          ? annealed ? bipartite_tensor_kernel<true, true, kNarrow> : bipartite_tensor_kernel<false, true, kNarrow>
-                      : annealed ? bipartite_tensor_kernel<true, false, kNarrow>
-                      : wide     ? bipartite_tensor_kernel<false, false, kWide>
-                                 : bipartite_tensor_kernel<false, false, kNarrow>;
   if (!is_resident(plan)) {
     LaunchShape slices;
     slices.num_ctas = p.sweep.batch.num_models * plan.slice_parts;
     slices.num_threads = kSliceThreads;
     slices.shared_memory = shared_bytes<uint32_t>(scale_scratch(p.n2));
-    launch(bipartite_slice_kernel, slices, stream, BipartiteSliceParams{p, plan.slice_parts});
+    launch(registered<bipartite_slice_kernel>, slices, stream, BipartiteSliceParams{p, plan.slice_parts});
   }
-  launch(kernel, plan.shape, stream, BipartiteTensorParams{p, plan.shape.cluster_size});
+  launch(kernel_of(p, plan), plan.shape, stream, BipartiteTensorParams{p, plan.shape.cluster_size});
 }
 
 }  // namespace gibbs

@@ -3,41 +3,55 @@
 
 #include <dlfcn.h>
 
+#include <unistd.h>
+
+#include <atomic>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
+#include <map>
 #include <mutex>
-#include <vector>
+#include <tuple>
 
 namespace gibbs {
 
 namespace {
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-}
-
-// Things made once per device, when first asked for.
-template <class T>
-class PerDevice {
- public:
-  template <class Make>
-  T& get(int device, const Make& make) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (values_.size() <= size_t(device)) values_.resize(size_t(device) + 1);
-    if (!values_[size_t(device)]) values_[size_t(device)] = std::make_unique<T>(make());
-    return *values_[size_t(device)];
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<T>> values_;
-};
+constexpr int kFirstPtxWithClusters = 90;
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, device));
+  check_cuda(cudaDeviceGetAttribute(&value, which, device));
   return value;
+}
+
+cudaFuncAttributes attributes_of(const void* kernel) {
+  cudaFuncAttributes attributes = {};
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes;
+}
+
+int ask_for_clusters(const void* kernel, const LaunchShape& shape) {
+  // Made from PTX of an older generation, as where a build names no newer architecture, a kernel knows nothing of clusters whatever the
+  // device can do.
+  if (attributes_of(kernel).ptxVersion < kFirstPtxWithClusters) return 0;
+  LaunchShape one = shape;
+  one.num_ctas = shape.cluster_size;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, LaunchConfig(one, nullptr).get()) == cudaSuccess) return clusters;
+  cudaGetLastError();  // CUDA remembers it, and would tell whoever asks next
+  return 0;
+}
+
+// DeviceLimits::active_clusters. Plans are made at every call, and the driver takes longer to answer than a plan to be made.
+int active_clusters(const DeviceLimits&, const void* kernel, const LaunchShape& shape) {
+  using Question = std::tuple<int, const void*, int, int64_t, int>;
+  static std::mutex mutex;
+  static std::map<Question, int> answers;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device));
+  const Question question = {device, kernel, shape.num_threads, shape.shared_memory, shape.cluster_size};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = answers.find(question);
+  return known != answers.end() ? known->second : answers[question] = ask_for_clusters(kernel, shape);
 }
 
 DeviceLimits read_limits(int device) {
@@ -47,10 +61,74 @@ DeviceLimits read_limits(int device) {
       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
       attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device),
-      attribute(cudaDevAttrMaxBlocksPerMultiprocessor, device)};
+      attribute(cudaDevAttrMaxBlocksPerMultiprocessor, device),
+      attribute(cudaDevAttrClusterLaunch, device) ? active_clusters : nullptr};
   check_supported(limits, device);
   return limits;
 }
+
+// Lets this thread do what no CUDA graph can hold, such as to allocate, though one is being captured: it is no part of the graph.
+class OutsideCapture {
+ public:
+  OutsideCapture() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// All of them, as any may be the next one that a capture asks for. The most shared memory they can be granted, so that no launch has to ask
+// for more: what a launch takes is its own.
+void load_kernels(const DeviceLimits& limits) {
+  for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next) {
+    const int64_t own = int64_t(attributes_of(kernel->function).sharedSizeBytes);
+    check_cuda(cudaFuncSetAttribute(kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(limits.shared_memory_per_cta - own)));
+  }
+}
+
+DeviceReport* make_report() {
+  void* memory = nullptr;
+  check_cuda(cudaHostAlloc(&memory, sizeof(DeviceReport), cudaHostAllocMapped | cudaHostAllocPortable));
+  return new (memory) DeviceReport{};
+}
+
+Device make_device(int device) {
+  const OutsideCapture outside;
+  const DeviceLimits limits = read_limits(device);
+  load_kernels(limits);
+  return {limits, make_report()};
+}
+
+// CUDA does not outlive a fork: neither its contexts nor the memory of reports. Nor is the mutex of any use, which a thread may have held.
+void check_process() {
+  static std::atomic<pid_t> first_user{0};
+  pid_t user = 0;
+  const pid_t process = getpid();
+  if (!first_user.compare_exchange_strong(user, process) && user != process)
+    throw std::runtime_error("CUDA cannot be used in a process that was forked from one that has used it; start it by \"spawn\"");
+}
+
+class Devices {
+ public:
+  const Device& get(int device) {
+    check_process();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = devices_.find(device);
+    return found != devices_.end() ? found->second : devices_.emplace(device, make_device(device)).first->second;
+  }
+  const Device* find(int device) {
+    check_process();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = devices_.find(device);
+    return found != devices_.end() ? &found->second : nullptr;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int, Device> devices_;  // which stay where they are
+};
+Devices devices;
 
 bool is_set(const char* variable) {
   const char* value = std::getenv(variable);
@@ -59,9 +137,11 @@ bool is_set(const char* variable) {
 
 }  // namespace
 
-const DeviceLimits& device_limits(int device) {
-  static PerDevice<DeviceLimits> limits;
-  return limits.get(device, [&] { return read_limits(device); });
+const Device& use_device(int device) { return devices.get(device); }
+
+DeviceReport* report_if_used(int device) {
+  const Device* used = devices.find(device);
+  return used ? used->report : nullptr;
 }
 
 // libtorch_cuda is not linked to: a build needs none, and this library then loads, and explains itself, without one.
@@ -78,30 +158,15 @@ Stream current_stream(int device) {
 
 bool is_capturing(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &status));
+  check_cuda(cudaStreamIsCapturing(stream, &status));
   return status != cudaStreamCaptureStatusNone;
 }
 
-void synchronize(Stream stream) { check(cudaStreamSynchronize(stream)); }
+void synchronize(Stream stream) { check_cuda(cudaStreamSynchronize(stream)); }
 
 bool is_synchronous() {
   static const bool set = is_set("GIBBS_CUDA_SYNCHRONOUS") || is_set("CUDA_LAUNCH_BLOCKING");
   return set;
-}
-
-DeviceReport* device_report(int device) {
-  static PerDevice<DeviceReport*> reports;
-  return reports.get(device, [] {
-    // Allowed even while some stream captures a graph: it is not part of it.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    check(cudaThreadExchangeStreamCaptureMode(&mode));
-    void* memory = nullptr;
-    const cudaError_t error = cudaHostAlloc(&memory, sizeof(DeviceReport), cudaHostAllocMapped | cudaHostAllocPortable);
-    check(cudaThreadExchangeStreamCaptureMode(&mode));
-    check(error);
-    std::memset(memory, 0, sizeof(DeviceReport));
-    return static_cast<DeviceReport*>(memory);
-  });
 }
 
 }  // namespace gibbs

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstring>
+#include <optional>
+
 #include "cuda/launch.cuh"
 #include "cuda/views.cuh"
 
@@ -14,8 +17,17 @@ inline void check_supported(const DeviceLimits& limits, int device) {
                              ", older than the oldest supported, " + version(kOldestArchitecture));
 }
 
-// Throws where the device is older than any that kernels are compiled for.
-const DeviceLimits& device_limits(int device);
+struct Device {
+  DeviceLimits limits;
+  DeviceReport* report;  // host memory that the device's kernels write their faults to; the same address on both sides
+};
+
+// A device, which is the current one. Its first use loads all kernels there and lets each have as much shared memory as the device grants;
+// that may be while a CUDA graph is captured. Throws where the device is older than any that kernels are compiled for.
+const Device& use_device(int device);
+
+// The report of a device; null if it has never been used, in which case nothing is done to it.
+DeviceReport* report_if_used(int device);
 
 // PyTorch's current stream on a device.
 Stream current_stream(int device);
@@ -29,7 +41,43 @@ void synchronize(Stream);
 // Whether every call waits for its kernels and reports their faults itself: GIBBS_CUDA_SYNCHRONOUS or CUDA_LAUNCH_BLOCKING is set.
 bool is_synchronous();
 
-// Host memory that the device's kernels write their faults to; the same address on both sides.
-DeviceReport* device_report(int device);
+// ---- reports, as the host reads them ---------------------------------------------------------------------------------------------
+
+inline float float_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+struct Fault {
+  uint32_t op;
+  Outcome outcome;
+  float value;
+};
+struct FeltResolution {
+  uint32_t op;
+  float resolution;
+  int64_t degree;
+};
+struct Findings {
+  std::optional<Fault> fault;
+  std::optional<FeltResolution> resolution;
+};
+
+// What a device's kernels have found since this was last asked; from now on they have found nothing.
+//
+// Each word is exchanged for 0, so what a kernel stores meanwhile is either returned here or there the next time. That a device stores and
+// does not exchange does no harm: the store of an aligned 8-byte word reaches the host's memory whole, as one write, through the host's own
+// cache coherence, and the exchange holds the word's cache line from reading to writing. It comes before that write or after it.
+inline Findings take_findings(DeviceReport& report) {
+  const auto take = [](uint64_t& word) { return __atomic_exchange_n(&word, uint64_t{0}, __ATOMIC_ACQ_REL); };
+  Findings found;
+  if (const uint64_t word = take(report.fault))
+    found.fault = {uint32_t(word >> 40), Outcome(word >> 32 & 0xff), float_of_bits(uint32_t(word))};
+  if (const uint64_t word = take(report.resolution))
+    found.resolution = {uint32_t(word >> 56), float_of_bits(uint32_t(word >> 48 & 0xff) << kMantissaBits),
+                        int64_t(word & ((uint64_t{1} << 48) - 1))};
+  return found;
+}
 
 }  // namespace gibbs

@@ -72,10 +72,11 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
 
 void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
   using enum GraphCudaRoute;
-  const auto kernel = plan.route == kTables ? graph_kernel<kTables, false>
-                      : plan.route == kSums ? p.log_weights ? graph_kernel<kSums, true> : graph_kernel<kSums, false>
-                      : p.log_weights       ? graph_kernel<kUnits, true>
-                                            : graph_kernel<kUnits, false>;
+  const auto& kernel = plan.route == kTables ? registered<graph_kernel<kTables, false>>
+                       : plan.route == kSums
+                           ? p.log_weights ? registered<graph_kernel<kSums, true>> : registered<graph_kernel<kSums, false>>
+                       : p.log_weights ? registered<graph_kernel<kUnits, true>>
+                                       : registered<graph_kernel<kUnits, false>>;
   launch(kernel, plan.shape, stream, GraphBinaryParams{p, plan});
 }
 
@@ -84,7 +85,7 @@ void launch_graph_coupling_resolution(const GraphParams& p, double* out, Stream 
   shape.num_ctas = p.sweep.batch.num_models;
   shape.num_threads = kGraphThreads;
   shape.shared_memory = shared_bytes<uint32_t>(kGraphScaleScratch);
-  launch(graph_resolution_kernel, shape, stream, GraphResolutionParams{p, out});
+  launch(registered<graph_resolution_kernel>, shape, stream, GraphResolutionParams{p, out});
 }
 
 }  // namespace gibbs

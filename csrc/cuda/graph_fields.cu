@@ -18,11 +18,11 @@ LaunchShape one_thread_each(int64_t count) {
 
 void launch_graph_fields(const GraphFieldsParams& p, Stream stream) {
   const LaunchShape shape = one_thread_each(p.sweep.batch.num_models * p.sweep.batch.chains_per_model * p.num_nodes);
-  launch(p.is_double ? graph_fields_kernel<double> : graph_fields_kernel<float>, shape, stream, p);
+  launch(p.is_double ? registered<graph_fields_kernel<double>> : registered<graph_fields_kernel<float>>, shape, stream, p);
 }
 
 void launch_graph_edge_sums(const GraphEdgeSumsParams& p, Stream stream) {
-  launch(p.is_double ? graph_edge_sums_kernel<double> : graph_edge_sums_kernel<float>,
+  launch(p.is_double ? registered<graph_edge_sums_kernel<double>> : registered<graph_edge_sums_kernel<float>>,
          one_thread_each(p.sweep.batch.num_models * p.num_nodes), stream, p);
 }
 

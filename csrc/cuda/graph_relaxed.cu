@@ -56,9 +56,10 @@ GraphPlan plan_graph_relaxed(const GraphParams& call, const DeviceLimits& device
 }
 
 void launch_graph_relaxed(const GraphParams& call, const GraphPlan& plan, Stream stream) {
-  const auto kernel = plan.state_in_shared ? call.is_double ? graph_relaxed_kernel<double, true> : graph_relaxed_kernel<float, true>
-                      : call.is_double     ? graph_relaxed_kernel<double, false>
-                                           : graph_relaxed_kernel<float, false>;
+  const auto& kernel = plan.state_in_shared ? call.is_double ? registered<graph_relaxed_kernel<double, true>>
+                                                             : registered<graph_relaxed_kernel<float, true>>
+                       : call.is_double     ? registered<graph_relaxed_kernel<double, false>>
+                                            : registered<graph_relaxed_kernel<float, false>>;
   launch(kernel, plan.shape, stream, {call, plan});
 }
 
@@ -77,12 +78,13 @@ GraphBackwardPlan plan_graph_backward(const GraphBackwardParams& call, const Dev
 
 void launch_graph_backward(const GraphBackwardParams& call, const GraphBackwardPlan& plan, Stream stream) {
   const GraphRelaxedBackwardParams params = {call, plan};
-  const auto kernel = plan.state_in_shared
-                          ? call.is_double ? graph_backward_kernel<double, true> : graph_backward_kernel<float, true>
-                      : call.is_double ? graph_backward_kernel<double, false>
-                                       : graph_backward_kernel<float, false>;
+  const auto& kernel = plan.state_in_shared ? call.is_double ? registered<graph_backward_kernel<double, true>>
+                                                             : registered<graph_backward_kernel<float, true>>
+                       : call.is_double     ? registered<graph_backward_kernel<double, false>>
+                                            : registered<graph_backward_kernel<float, false>>;
   launch(kernel, plan.shape, stream, params);
-  launch(call.is_double ? graph_edge_sum_kernel<double> : graph_edge_sum_kernel<float>, plan.edges, stream, params);
+  launch(call.is_double ? registered<graph_edge_sum_kernel<double>> : registered<graph_edge_sum_kernel<float>>, plan.edges, stream,
+         params);
 }
 
 }  // namespace gibbs

@@ -13,6 +13,32 @@
 namespace gibbs {
 
 constexpr int kOldestArchitecture = 75;
+constexpr int kMaxClusterSize = 8;  // what is portable: larger ones need a kernel's consent, and are not on every device
+
+struct LaunchShape {
+  int64_t num_ctas = 0;
+  int num_threads = 0;
+  int64_t shared_memory = 0;
+  int cluster_size = 1;
+};
+
+// A kernel that can be launched. Whoever is made is in a list of them all, so that a device can load every one before it is asked for any:
+// CUDA would load each at its first launch, which may lie in a graph capture, where loading is not allowed.
+struct AnyKernel {
+  const void* function;
+  const AnyKernel* next;
+  static inline const AnyKernel* first = nullptr;
+};
+template <class Params>
+struct Kernel : AnyKernel {
+  using Function = void (*)(Params);
+  explicit Kernel(Function f) : AnyKernel{reinterpret_cast<const void*>(f), first}, call(f) { first = this; }
+  Kernel(const Kernel&) = delete;
+  const Function call;
+};
+// The one Kernel of a __global__ function. launch() takes nothing else, so nobody can forget to name a kernel here.
+template <auto function>
+inline const Kernel registered{function};
 
 // Of one device. csrc/cuda/devices.cpp asks the driver for them; the tests' emulator makes them up.
 struct DeviceLimits {
@@ -22,21 +48,53 @@ struct DeviceLimits {
   int64_t shared_memory_per_sm;
   int max_threads_per_sm;
   int max_ctas_per_sm;
-  bool has_clusters() const { return compute_capability >= 90; }
+  // How many clusters of this shape run at a time on the device, which is the current one; 0: it cannot run any. Null: it has no clusters.
+  // A slice of a device, or one with parts switched off, may grant fewer than its compute capability promises.
+  int (*active_clusters)(const DeviceLimits&, const void* kernel, const LaunchShape&) = nullptr;
+
+  // How many CTAs in clusters of this shape run at a time, each on a multiprocessor of its own.
+  int64_t ctas_in_clusters(const AnyKernel& kernel, const LaunchShape& shape) const {
+    if (!active_clusters || shape.shared_memory > shared_memory_per_cta) return 0;
+    const int64_t ctas = int64_t{shape.cluster_size} * active_clusters(*this, kernel.function, shape);
+    return std::min<int64_t>(ctas, num_sms);
+  }
 };
 
 #if defined(GIBBS_EMULATE)
 using Stream = void*;
 #else
 using Stream = cudaStream_t;
-#endif
 
-struct LaunchShape {
-  int64_t num_ctas = 0;
-  int num_threads = 0;
-  int64_t shared_memory = 0;
-  int cluster_size = 1;
+inline void check_cuda(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // CUDA remembers it too, and would tell whoever asks next
+  throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+// A launch in CUDA's words.
+class LaunchConfig {
+ public:
+  LaunchConfig(const LaunchShape& shape, Stream stream) {
+    config_.gridDim = dim3(unsigned(shape.num_ctas));
+    config_.blockDim = dim3(unsigned(shape.num_threads));
+    config_.dynamicSmemBytes = size_t(shape.shared_memory);
+    config_.stream = stream;
+    if (shape.cluster_size > 1) {
+      cluster_.id = cudaLaunchAttributeClusterDimension;
+      cluster_.val.clusterDim.x = unsigned(shape.cluster_size);
+      cluster_.val.clusterDim.y = cluster_.val.clusterDim.z = 1;
+      config_.attrs = &cluster_;
+      config_.numAttrs = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;  // config_ points into it
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchConfig_t config_ = {};
+  cudaLaunchAttribute cluster_ = {};
 };
+#endif
 
 // How many CTAs run on a multiprocessor at a time, at least one. kRegisters: about what the kernels that are planned by this take of each thread
 // (make cuda-report); plans are made without asking the driver.
@@ -48,34 +106,18 @@ inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape)
                                                  kRegistersPerSm / (kRegisters * shape.num_threads)}));
 }
 
-// Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws what CUDA says.
+// Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws what CUDA says. The kernel has been loaded, and may have as much
+// shared memory as the device grants: see use_device() in csrc/cuda/devices.h.
 template <class Params>
-void launch(void (*kernel)(Params), const LaunchShape& shape, Stream stream, const Params& params) {
+void launch(const Kernel<Params>& kernel, const LaunchShape& shape, Stream stream, const Params& params) {
   if (!shape.num_ctas) return;
-  if (shape.num_ctas > 0x7fffffff) throw std::runtime_error("the batch needs more than 2^31 - 1 CTAs");
+  if (shape.num_ctas > 0x7fffffff) throw std::invalid_argument("the batch needs more than 2^31 - 1 CTAs");
 #if defined(GIBBS_EMULATE)
   (void)stream;
-  cuda_emulator::launch(kernel, dim3(unsigned(shape.num_ctas)), dim3(unsigned(shape.num_threads)), size_t(shape.shared_memory),
+  cuda_emulator::launch(kernel.call, dim3(unsigned(shape.num_ctas)), dim3(unsigned(shape.num_threads)), size_t(shape.shared_memory),
                         dim3(unsigned(shape.cluster_size)), params);
 #else
-  const auto check = [](cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-  };
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_memory)));
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(shape.num_ctas));
-  config.blockDim = dim3(unsigned(shape.num_threads));
-  config.dynamicSmemBytes = size_t(shape.shared_memory);
-  config.stream = stream;
-  cudaLaunchAttribute cluster = {};
-  if (shape.cluster_size > 1) {
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = unsigned(shape.cluster_size);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
-  check(cudaLaunchKernelEx(&config, kernel, params));
+  check_cuda(cudaLaunchKernelEx(LaunchConfig(shape, stream).get(), kernel.call, params));
 #endif
 }
 

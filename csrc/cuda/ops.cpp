@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <array>
+#include <atomic>
 
 #include "cuda/bipartite.h"
 #include "cuda/devices.h"
@@ -39,8 +40,8 @@ constexpr const char* kOpNames[] = {
     "graph_fields",    "graph_edge_sums"};
 const char* coupling_name(uint32_t op) { return op >= kGraphGibbs ? "coupling" : "weight"; }
 
-BipartiteRoute bipartite_route = BipartiteRoute::kAuto;
-GraphCudaRoute graph_cuda_route = GraphCudaRoute::kAuto;
+std::atomic<BipartiteRoute> bipartite_route = BipartiteRoute::kAuto;
+std::atomic<GraphCudaRoute> graph_cuda_route = GraphCudaRoute::kAuto;
 
 // ---- views -----------------------------------------------------------------------------------------------------------------------
 
@@ -132,31 +133,24 @@ class BatchBuilder {
 
 // ---- reports ---------------------------------------------------------------------------------------------------------------------
 
-float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 // What a device's kernels have found since it was last asked; "" if nothing. Warns of coarse resolutions where nothing was wrong.
-std::string take_report(DeviceReport& report, const std::string& when, const std::string& at_beta = "") {
-  volatile uint64_t &fault = report.fault, &resolution = report.resolution;
-  const uint64_t found = fault, coarse = resolution;
-  // Before the warning, which may become an exception.
-  fault = 0;
-  resolution = 0;
-  if (coarse && !found) {
-    const uint32_t op = uint32_t(coarse >> 32);
+enum class FoundBy { kThisCall, kEarlierCall };
+std::string take_report(DeviceReport& report, FoundBy by, const std::string& at_beta = "") {
+  const Findings found = take_findings(report);
+  if (found.resolution && !found.fault) {
+    const auto& [op, resolution, degree] = *found.resolution;
     std::ostringstream out;
     out << kOpNames[op] << ": " << coupling_name(op) << " is so large that rounding it to fixed point is felt: resolution "
-        << as_float(uint32_t(coarse)) << " for units of up to " << report.degree << " neighbours" << at_beta << when;
+        << resolution << " for units of up to " << degree << " neighbours" << at_beta
+        << (by == FoundBy::kEarlierCall ? " (found by an earlier call)" : "");
     if (hooks.warn && !hooks.warn(out.str().c_str()))
       throw std::runtime_error(std::string(kOpNames[op]) + ": stopped by a warning");
   }
-  if (!found) return "";
-  const uint32_t op = uint32_t(found >> 40);
+  if (!found.fault) return "";
+  const auto& [op, outcome, value] = *found.fault;
   const char* beta = op == kBipartiteAis || op == kGraphAis ? "betas" : "beta";
-  return std::string(kOpNames[op]) + ": " + text(Outcome(found >> 32 & 0xff), as_float(uint32_t(found)), beta) + when;
+  return std::string(kOpNames[op]) + ": " + text(outcome, value, beta) +
+         (by == FoundBy::kEarlierCall ? " (found by an earlier call, whose results are not valid)" : "");
 }
 
 // ---- one call --------------------------------------------------------------------------------------------------------------------
@@ -166,22 +160,21 @@ class Call {
   // Raises what an earlier call's kernels have found meanwhile.
   Call(OpId id, const Tensor& on) : op_(kOpNames[id]), id_(id), device_(device_index(on)), guard_(device_) {
     try {
-      limits_ = &device_limits(device_);
+      used_ = &use_device(device_);
       stream_ = current_stream(device_);
-      report_ = device_report(device_);
     } catch (const std::runtime_error& error) {
       fail_at_runtime(error.what());
     }
-    raise(take_report(*report_, " (found by an earlier call, whose results are not valid)"));
+    raise(take_report(*used_->report, FoundBy::kEarlierCall));
   }
 
-  const DeviceLimits& limits() const { return *limits_; }
+  const DeviceLimits& limits() const { return used_->limits; }
   Stream stream() const { return stream_; }
 
   void describe(SweepView& s, BatchBuilder& batch, const Counters& c, const char* beta_name, const Tensor& beta,
                 double neighbors_felt) {
     s.op = id_;
-    s.report = report_;
+    s.report = used_->report;
     s.chain_offset = c.chain_offset, s.sweep_offset = c.sweep_offset;
     s.num_sweeps = c.num_sweeps, s.num_relaxed_sweeps = c.num_relaxed_sweeps;
     if (c.chains) {
@@ -209,7 +202,7 @@ class Call {
     s.coarse_resolution = neighbors_felt > 0 && largest_beta > 0 ? float(kResolutionLimit / largest_beta) : -1;
   }
 
-  void describe(SweepView& s) const { s.op = id_, s.report = report_, s.coarse_resolution = -1; }
+  void describe(SweepView& s) const { s.op = id_, s.report = used_->report, s.coarse_resolution = -1; }
 
   void describe(SweepView& s, const RelaxationArguments& r) const {
     s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;
@@ -234,8 +227,10 @@ class Call {
   auto run(const F& f) const {
     try {
       return f();
-    } catch (const std::exception& error) {
+    } catch (const std::invalid_argument& error) {
       fail(op_, error.what());
+    } catch (const std::exception& error) {
+      fail_at_runtime(error.what());
     }
   }
 
@@ -245,7 +240,7 @@ class Call {
     run([&] { synchronize(stream_); });
     std::ostringstream at_beta;
     at_beta << " at beta " << largest_beta_;
-    raise(take_report(*report_, "", at_beta.str()));
+    raise(take_report(*used_->report, FoundBy::kThisCall, at_beta.str()));
   }
 
  private:
@@ -278,9 +273,8 @@ class Call {
 #else
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
-  const DeviceLimits* limits_;
+  const Device* used_;
   Stream stream_;
-  DeviceReport* report_;
   Tensor workspace_, beta_;
   double largest_beta_ = 1;  // as far as it is known here
 };
@@ -723,7 +717,8 @@ bool set_route(const char* name) {
 
 const char* take_fault(int device) {
   static thread_local std::string text;
-  text = take_report(*device_report(device), "");
+  DeviceReport* const report = report_if_used(device);
+  text = report ? take_report(*report, FoundBy::kThisCall) : "";
   return text.empty() ? nullptr : text.c_str();
 }
 

@@ -46,12 +46,14 @@ struct StateOutput {
   uint64_t one;
 };
 
-// Mapped host memory, read by a later call or after a synchronisation.
-//   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none. The last one written stays.
-//   resolution: op << 32 | float32 bits of a 2^-k that is felt; 0: none.  degree: of the units that feel it
+// Mapped host memory, taken by a later call or after a synchronisation. Each word is stored by one 8-byte store, so that a reader sees it
+// whole: any one of several.
+//   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none
+//   resolution: op << 56 | exponent bits of a 2^-k that is felt << 48 | degree of the units that feel it; 0: none
 struct DeviceReport {
-  uint64_t fault, resolution, degree;
+  uint64_t fault, resolution;
 };
+constexpr int kMantissaBits = 23;
 
 // What a call says of its chains, whatever the model.
 struct SweepView {
@@ -79,16 +81,15 @@ struct SweepView {
 
 // ---- reports ---------------------------------------------------------------------------------------------------------------------
 
-// One 8-byte store, so that a reader sees one fault whole; any of several will do.
 GIBBS_DEVICE_CALL void report_fault(const SweepView& s, Outcome outcome, float value = 0.0f) {
   const uint64_t word = uint64_t{s.op} << 40 | uint64_t(outcome) << 32 | __float_as_uint(value);
   *static_cast<volatile uint64_t*>(&s.report->fault) = word;
 }
-// Says so where a model's rounding is felt.
+// Says so where a model's rounding is felt. resolution: a power of 2. degree: less than 2^48.
 GIBBS_DEVICE_CALL void report_resolution(const SweepView& s, float resolution, int64_t degree) {
   if (s.coarse_resolution < 0 || float(degree) * resolution <= s.coarse_resolution) return;
-  *static_cast<volatile uint64_t*>(&s.report->degree) = uint64_t(degree);
-  *static_cast<volatile uint64_t*>(&s.report->resolution) = uint64_t{s.op} << 32 | __float_as_uint(resolution);
+  const uint64_t exponent = __float_as_uint(resolution) >> kMantissaBits;
+  *static_cast<volatile uint64_t*>(&s.report->resolution) = uint64_t{s.op} << 56 | exponent << 48 | uint64_t(degree);
 }
 
 // ---- batches ---------------------------------------------------------------------------------------------------------------------

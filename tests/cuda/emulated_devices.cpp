@@ -11,9 +11,17 @@
 
 namespace gibbs {
 
+namespace {
+
+DeviceReport report = {};
+
+}
+
 // Asked at every call, so that what tests set in the environment holds from the next one on.
-const DeviceLimits& device_limits(int device) {
-  static const DeviceLimits kTooOld = {70, 80, 96 * kKiB, 96 * kKiB, 2048, 32};
+const Device& use_device(int device) {
+  constexpr DeviceLimits kTooOld = {70, 80, 96 * kKiB, 96 * kKiB, 2048, 32};
+  constexpr DeviceLimits kPromisesTooMuch = {90, 132, 512 * kKiB, 512 * kKiB, 2048, 32};  // of shared memory
+  static thread_local Device used;
   using cuda_emulator::Order;
   const char *name = std::getenv("GIBBS_EMULATED_DEVICE"), *order = std::getenv("GIBBS_EMULATOR_ORDER"),
              *seed = std::getenv("GIBBS_EMULATOR_SEED");
@@ -23,18 +31,17 @@ const DeviceLimits& device_limits(int device) {
                                    : !std::strcmp(order, "reverse") ? Order::kReverse
                                                                     : Order::kRandom;
   if (name && !std::strcmp(name, "V100")) check_supported(kTooOld, device);
+  used = {kKnownDevices[kH100].limits, &report};
   for (const KnownDevice& known : kKnownDevices)
-    if (name && !std::strcmp(known.name, name)) return known.limits;
-  return kKnownDevices[kH100].limits;
+    if (name && !std::strcmp(known.name, name)) used.limits = known.limits;
+  if (name && !std::strcmp(name, "promises too much")) used.limits = kPromisesTooMuch;
+  return used;
 }
+DeviceReport* report_if_used(int device) { return device == 0 ? &report : nullptr; }
 Stream current_stream(int) { return nullptr; }
 bool is_capturing(Stream) { return false; }
 void synchronize(Stream) {}
-bool is_synchronous() { return true; }
-DeviceReport* device_report(int) {
-  static DeviceReport report = {};
-  return &report;
-}
+bool is_synchronous() { return !std::getenv("GIBBS_EMULATED_ASYNCHRONOUS"); }
 
 }  // namespace gibbs
 

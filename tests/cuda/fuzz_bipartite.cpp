@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random problems, devices, routes and CTAs through the binary sweeps of cuda/bipartite.h, run by the emulator, against
 // cpu/bipartite_driver.h: bits are equal, log-weights agree within float32's rounding and, on one route, do not depend on the CTAs.
-#include <bit>
-
 #include "cpu/bipartite_driver.h"
 #include "cuda/bipartite.h"
 #include "cuda/bipartite_kernel.cuh"
+#include "cuda/devices.h"
 #include "fuzz.h"
 #include "known_devices.h"
 
@@ -178,10 +177,11 @@ class DeviceCall {
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_bipartite(params, plan, nullptr);
     Result r = {};
-    r.outcome = Outcome(report_.fault >> 32 & 0xff);
+    const Findings found = take_findings(report_);
+    r.outcome = found.fault ? found.fault->outcome : Outcome::kOk;
     r.left = bits_of(left_, params.left_out), r.right = bits_of(right_, params.right_out);
     if (p_.annealed) r.log_weights = log_weights_;
-    r.resolution = double(std::bit_cast<float>(uint32_t(report_.resolution)));
+    r.resolution = found.resolution ? double(found.resolution->resolution) : 0;
     return r;
   }
 
@@ -230,8 +230,10 @@ class DeviceCall {
 
 // One that exists, or one that makes plans for few multiprocessors, for clusters, or for little shared memory.
 static DeviceLimits random_device() {
+  constexpr decltype(DeviceLimits::active_clusters) kGrants[] = {clusters_of_up_to<8>, clusters_of_up_to<8>, clusters_of_up_to<4>,
+                                                                 clusters_of_up_to<2>, clusters_of_up_to<0>, nullptr};
   DeviceLimits device = kKnownDevices[below(std::size(kKnownDevices))].limits;
-  if (one_in(2)) device.compute_capability = 90;
+  if (one_in(2)) device.active_clusters = kGrants[below(std::size(kGrants))];
   if (one_in(2)) device.num_sms = 1 << below(4);
   if (one_in(4)) device.shared_memory_per_cta = kSharedAlignment + below(1 << below(17));
   return device;
@@ -262,7 +264,8 @@ static BipartitePlan random_plan(const BipartiteParams& p) {
   if (one_in(2)) change_ctas(p, device, plan);
   CHECK(plan.shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(plan.shape.shared_memory));
   CHECK(plan.shape.num_threads % kWarpSize == 0 && plan.shape.num_threads <= 1024, "%d threads", plan.shape.num_threads);
-  CHECK(plan.shape.cluster_size == 1 || device.has_clusters());
+  CHECK(plan.shape.cluster_size == 1 || (device.active_clusters && device.active_clusters(device, nullptr, plan.shape) > 0),
+        "clusters of %d", plan.shape.cluster_size);
   using cuda_emulator::Order;
   constexpr Order kOrders[] = {Order::kRandom, Order::kForward, Order::kReverse};
   cuda_emulator::options().order = kOrders[one_in(2) ? 0 : 1 + below(2)];

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random graphs, batches, strides, values and devices through the relaxed calls of cuda/graph.h, run by the emulator, against
 // cpu/graph_driver.h. What a chain gives must not depend, to the bit, on the device, the plan or the order in which threads run.
-#include <bit>
 
 #include "cpu/graph_driver.h"
+#include "cuda/devices.h"
 #include "cuda/graph.h"
 #include "known_devices.h"
 #include "random_graph.h"
@@ -181,9 +181,9 @@ class DeviceCall {
     std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_graph_relaxed(params, plan, nullptr);
-    const uint32_t resolution = uint32_t(report_.resolution);
-    out.resolution = double(std::bit_cast<float>(resolution));
-    return take_fault();
+    const Findings found = take_findings(report_);
+    out.resolution = found.resolution ? double(found.resolution->resolution) : 0;
+    return outcome_of(found);
   }
   Outcome backward(const DeviceLimits& device, Outputs<T>& out) {
     GraphBackwardParams params = {};
@@ -197,7 +197,7 @@ class DeviceCall {
     std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_graph_backward(params, plan, nullptr);
-    return take_fault();
+    return outcome_of(take_findings(report_));
   }
   std::vector<int32_t>& layout() { return layout_; }
 
@@ -222,11 +222,7 @@ class DeviceCall {
     CHECK(shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(shape.shared_memory));
     CHECK(shape.num_threads % kWarpSize == 0 && shape.num_threads <= device.max_threads_per_sm, "%d threads", shape.num_threads);
   }
-  Outcome take_fault() {
-    const Outcome outcome = Outcome(report_.fault >> 32 & 0xff);
-    report_ = {};
-    return outcome;
-  }
+  static Outcome outcome_of(const Findings& found) { return found.fault ? found.fault->outcome : Outcome::kOk; }
 
   const Problem<T>& p_;
   std::vector<size_t> dims_;

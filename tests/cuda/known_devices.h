@@ -7,6 +7,12 @@
 // architecture whitepapers (number of SMs).
 namespace gibbs {
 
+// DeviceLimits::active_clusters of a device that runs clusters of up to so many CTAs, as many as it has multiprocessors for.
+template <int most>
+int clusters_of_up_to(const DeviceLimits& limits, const void*, const LaunchShape& shape) {
+  return shape.cluster_size <= most ? limits.num_sms / shape.cluster_size : 0;
+}
+
 struct KnownDevice {
   const char* name;
   DeviceLimits limits;
@@ -14,10 +20,16 @@ struct KnownDevice {
 
 constexpr int64_t kKiB = 1024;
 constexpr KnownDevice kKnownDevices[] = {
-    {"T4", {75, 40, 64 * kKiB, 64 * kKiB, 1024, 16}},          {"A100", {80, 108, 163 * kKiB, 164 * kKiB, 2048, 32}},
-    {"A10", {86, 72, 99 * kKiB, 100 * kKiB, 1536, 16}},        {"L40S", {89, 142, 99 * kKiB, 100 * kKiB, 1536, 24}},
-    {"H100", {90, 132, 227 * kKiB, 228 * kKiB, 2048, 32}},     {"B200", {100, 148, 227 * kKiB, 228 * kKiB, 2048, 32}},
-    {"RTX 5090", {120, 170, 99 * kKiB, 100 * kKiB, 1536, 24}},
+    {"T4", {75, 40, 64 * kKiB, 64 * kKiB, 1024, 16}},
+    {"A100", {80, 108, 163 * kKiB, 164 * kKiB, 2048, 32}},
+    {"A10", {86, 72, 99 * kKiB, 100 * kKiB, 1536, 16}},
+    {"L40S", {89, 142, 99 * kKiB, 100 * kKiB, 1536, 24}},
+    {"H100", {90, 132, 227 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<8>}},
+    {"B200", {100, 148, 227 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<8>}},
+    {"RTX 5090", {120, 170, 99 * kKiB, 100 * kKiB, 1536, 24, clusters_of_up_to<8>}},
+    // Made up: of a capability that has clusters, but granting small ones or none, as a slice of a device may.
+    {"pairs", {90, 16, 48 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<2>}},
+    {"no clusters", {90, 16, 48 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<0>}},
 };
 constexpr int kH100 = 4;
 

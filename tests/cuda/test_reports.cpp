@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels store while the host takes what they have found: nothing is lost, nothing is found twice, a word is never mixed from two.
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "check.h"
+#include "cuda/devices.h"
+
+using namespace gibbs;
+
+constexpr int64_t kRounds = 20000;
+constexpr auto kPatience = std::chrono::seconds(60);
+
+// Numbered by what they are and by how far they are felt.
+static void store(DeviceReport& report, int64_t round) {
+  SweepView sweep = {};
+  sweep.report = &report;
+  sweep.op = uint32_t(round % 12);
+  report_fault(sweep, Outcome::kNonFiniteWeight, float(round));
+  report_resolution(sweep, exp2f(float(round % 200 - 100)), round + 1 + (int64_t{1} << 40));
+}
+
+// Now and then: the other thread may be waiting for this one's processor.
+static void make_room(int64_t times) {
+  if (times % 1024 == 0) std::this_thread::yield();
+}
+
+// A thread stores one fault a round while this one takes what there is, until both have done. Returns how many rounds' faults were lost.
+template <class Take>
+static int64_t lost_faults(int64_t rounds, const Take& take) {
+  DeviceReport report = {};
+  std::atomic<int64_t> begun = -1, stored = -1;
+  std::thread device([&] {
+    for (int64_t round = 0; round < rounds; ++round) {
+      for (int64_t times = 1; begun.load() < round; ++times) make_room(times);
+      store(report, round);
+      stored = round;
+    }
+  });
+  int64_t lost = 0;
+  for (int64_t round = 0; round < rounds; ++round) {
+    int64_t faults = 0, resolutions = 0, times = 0;
+    begun = round;
+    for (bool is_last = false; !is_last;) {
+      is_last = stored.load() == round;  // what is there now is all there will be
+      make_room(++times);
+      const Findings found = take(report);
+      if (found.fault) {
+        ++faults;
+        CHECK(found.fault->op == uint32_t(round % 12) && found.fault->outcome == Outcome::kNonFiniteWeight);
+        CHECK(found.fault->value == float(round), "round %ld: %g", long(round), double(found.fault->value));
+      }
+      if (found.resolution) {
+        ++resolutions;
+        CHECK(found.resolution->op == uint32_t(round % 12));
+        CHECK(found.resolution->resolution == exp2f(float(round % 200 - 100)), "%g", double(found.resolution->resolution));
+        CHECK(found.resolution->degree == round + 1 + (int64_t{1} << 40), "round %ld: %ld", long(round),
+              long(found.resolution->degree));
+      }
+    }
+    CHECK(faults <= 1 && resolutions <= 1, "%ld faults and %ld resolutions in a round", long(faults), long(resolutions));
+    lost += !faults + !resolutions;
+  }
+  device.join();
+  return lost;
+}
+
+// How it is done wrong. Both see a whole word, but forget one that is stored in between.
+static Findings read_then_reset(DeviceReport& report) {
+  DeviceReport copy;
+  copy.fault = *static_cast<volatile uint64_t*>(&report.fault);
+  copy.resolution = *static_cast<volatile uint64_t*>(&report.resolution);
+  *static_cast<volatile uint64_t*>(&report.fault) = 0;
+  *static_cast<volatile uint64_t*>(&report.resolution) = 0;
+  return take_findings(copy);
+}
+
+int main() {
+  DeviceReport report = {};
+  CHECK(!take_findings(report).fault && !take_findings(report).resolution);
+  const int64_t lost = lost_faults(kRounds, take_findings);
+  CHECK(lost == 0, "%ld of %ld are lost", long(lost), long(2 * kRounds));
+  // That this test can fail. Where the two cannot run at a time, it cannot.
+  cpu_set_t processors;
+  if (sched_getaffinity(0, sizeof processors, &processors) != 0 || CPU_COUNT(&processors) < 2) return 0;
+  const auto start = std::chrono::steady_clock::now();
+  int64_t lost_by_resetting = 0, rounds = 0;
+  for (; !lost_by_resetting && std::chrono::steady_clock::now() - start < kPatience; rounds += kRounds)
+    lost_by_resetting = lost_faults(kRounds, read_then_reset);
+  CHECK(lost_by_resetting > 0, "%ld rounds of reading and then resetting lost nothing", long(rounds));
+  printf("%ld rounds lose nothing; by reading and then resetting %ld of %ld words are lost\n", long(kRounds),
+         long(lost_by_resetting), long(2 * rounds));
+}

@@ -71,8 +71,8 @@ def synchronize(device: int | str | torch.device | None = None) -> None:
 
     Calls on a CUDA device return before their kernels have run. What a kernel finds wrong with the values of a tensor
     (NaN in a weight, a state that is not 0 or 1) is therefore raised by the next call on that device, or by this
-    function; the results of the faulty call are not valid. With GIBBS_CUDA_SYNCHRONOUS=1 in the environment every call
-    waits, and raises its own faults.
+    function; the results of the faulty call are not valid. A CouplingResolutionWarning is given there, too. With
+    GIBBS_CUDA_SYNCHRONOUS=1 in the environment every call waits, and raises its own faults.
 
     Args:
         device: A CUDA device; the current one by default.
@@ -82,7 +82,11 @@ def synchronize(device: int | str | torch.device | None = None) -> None:
     """
     torch.cuda.synchronize(device)
     index = torch.cuda._utils._get_device_index(device, optional=True)
-    fault = _cuda.take_fault(index) if _cuda else None
+    try:
+        fault = _cuda.take_fault(index) if _cuda else None
+    except RuntimeError:
+        _raise_pending()
+        raise
     if fault:
         raise RuntimeError(fault)
 
@@ -110,6 +114,13 @@ def graph_layout(num_nodes: int, edges: Tensor, colors: Tensor | None) -> Tensor
     return torch.from_numpy(_C.graph_layout(num_nodes, edges.numpy(), None if colors is None else colors.numpy()))
 
 
+def _raise_pending() -> None:
+    """Raises what stopped an op, if it has left an exception behind."""
+    pending = _C.take_exception()
+    if pending is not None:
+        raise pending from None
+
+
 def _call(op: Any, *args: Any) -> Any:
     """Calls an op, turning a Ctrl-C that stopped it into KeyboardInterrupt.
 
@@ -127,10 +138,8 @@ def _call(op: Any, *args: Any) -> Any:
             raise RuntimeError(f"{name}: no CUDA kernels for tensors on a GPU: {_why_no_cuda}") from error
         raise
     except RuntimeError:
-        pending = _C.take_exception()
-        if pending is None:
-            raise
-        raise pending from None
+        _raise_pending()
+        raise
 
 
 # Typed wrappers ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests of the ops once more, with the CUDA kernels in the CPU's place, run by tests/cuda/emulator.h."""
 
+import ctypes
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import backends
 import pytest
@@ -18,7 +21,7 @@ import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
 
 import gibbs_ext as gx
-from gibbs_ext import reference
+from gibbs_ext import ops, reference
 
 MODULES = (
     test_bipartite_gibbs,
@@ -77,10 +80,66 @@ def test_a_fault_goes_before_a_warning_and_leaves_nothing_behind() -> None:
         gx.bipartite_gibbs(left, bias, torch.zeros(33), weight / 1e6, 1)
 
 
+def test_a_fault_is_raised_by_the_next_call_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBBS_EMULATED_ASYNCHRONOUS", "1")
+    parameters = torch.zeros(17), torch.zeros(33), torch.zeros(17, 33)
+    gx.bipartite_gibbs(torch.full((3, 17), 2.0), *parameters, 1)
+    with pytest.raises(ValueError, match=r"bipartite_gibbs: left must hold 0 and 1 only, got 2 \(found by an earlier"):
+        gx.bipartite_gibbs(torch.zeros(3, 17), *parameters, 1)
+    gx.bipartite_gibbs(torch.zeros(3, 17), *parameters, 1)
+
+
+@pytest.fixture
+def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls leave behind what their kernels find, for gx.synchronize()."""
+    monkeypatch.setenv("GIBBS_EMULATED_ASYNCHRONOUS", "1")
+    monkeypatch.setattr(ops, "_cuda", emulated_library())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda._utils, "_get_device_index", lambda device, optional: device or 0)
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_synchronize_raises_a_fault_once() -> None:
+    gx.bipartite_gibbs(torch.full((3, 17), 2.0), torch.zeros(17), torch.zeros(33), torch.zeros(17, 33), 1)
+    gx.synchronize(1)  # which nobody has used
+    with pytest.raises(RuntimeError, match=r"^bipartite_gibbs: left must hold 0 and 1 only, got 2$"):
+        gx.synchronize()
+    gx.synchronize()
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_a_resolution_that_is_felt_is_said_once() -> None:
+    graph = gx.ChimeraGraph(1)
+    message = r"^bipartite_gibbs: weight is so large .* resolution 0.0625 for units of up to 33 neighbours$"
+
+    def call() -> None:
+        gx.bipartite_gibbs(torch.zeros(3, 17), torch.zeros(17), torch.zeros(33), torch.full((17, 33), 3e6), 1)
+
+    call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(gx.CouplingResolutionWarning, match=message):
+            gx.synchronize()
+        gx.synchronize()
+    call()
+    with pytest.warns(gx.CouplingResolutionWarning, match=message):
+        gx.synchronize()
+    call()
+    # The results of that call are valid, though rounded.
+    with pytest.warns(gx.CouplingResolutionWarning, match=r" neighbours \(found by an earlier call\)$"):
+        gx.graph_gibbs(torch.zeros(3, 8), torch.zeros(8), torch.zeros(16), graph, 1)
+
+
 def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIBBS_EMULATED_DEVICE", "V100")
     with pytest.raises(RuntimeError, match=r"bipartite_gibbs: cuda:\S+ has compute capability 7.0, older than .* 7.5"):
         gx.bipartite_gibbs(torch.zeros(3), torch.zeros(3), torch.zeros(2), torch.zeros(3, 2), 1)
+
+
+def test_a_launch_that_fails_is_no_fault_of_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBBS_EMULATED_DEVICE", "promises too much")
+    with pytest.raises(RuntimeError, match=r"^bipartite_gibbs: emulator: a CTA cannot have \d+ bytes of shared memory"):
+        gx.bipartite_gibbs(torch.zeros(300), torch.zeros(300), torch.zeros(300), torch.zeros(300, 300), 1)
 
 
 def test_too_little_memory() -> None:
@@ -100,3 +159,44 @@ def test_smaller_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         emulated = gx.bipartite_gibbs(left, *parameters, 2, seed=1)
         expected = reference.bipartite_gibbs_reference(left, *parameters, 2, seed=1)
         assert all(a.equal(b) for a, b in zip(emulated, expected, strict=True))
+
+
+def launches(call: Callable[[], object]) -> list[dict[str, Any]]:
+    """What a call launches, as tests/cuda/emulated_devices.cpp counts it."""
+    counters = ctypes.CDLL(str(backends.build.emulated_ops()))
+    counters.emulator_launches.restype = ctypes.c_char_p
+    counters.emulator_count(ctypes.c_int64(-1))
+    try:
+        call()
+    finally:
+        text = counters.emulator_launches()
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+# A device grants clusters of eight, of two, or none although its compute capability has them.
+@pytest.mark.parametrize(
+    ("device", "route", "chains", "kernel", "cluster_size"),
+    [
+        ("RTX 5090", "cluster", 3, "bipartite_cluster", 2),
+        ("pairs", "cluster", 3, "bipartite_streaming", 1),  # four would have room
+        ("no clusters", "cluster", 3, "bipartite_streaming", 1),
+        ("H100", "tensor_streaming", 40, "bipartite_tensor", 4),
+        ("pairs", "tensor_streaming", 40, "bipartite_tensor", 2),
+        ("no clusters", "tensor_streaming", 40, "bipartite_tensor", 1),
+    ],
+)
+def test_clusters_that_a_device_grants(
+    device: str, route: str, chains: int, kernel: str, cluster_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIBBS_EMULATED_DEVICE", device)
+    emulated_library().set_route(route)
+    n1, n2 = 160, 131
+    parameters = torch.randn(n1), torch.randn(n2), torch.randn(n1, n2) / n1**0.5
+    left = torch.randint(2, (chains, n1)).float()
+    results: list[torch.Tensor] = []
+    last = launches(lambda: results.extend(gx.bipartite_gibbs(left, *parameters, 2, seed=1)))[-1]
+    assert kernel in last["kernel"]
+    assert last["cluster_size"] == cluster_size
+    expected = reference.bipartite_gibbs_reference(left, *parameters, 2, seed=1)
+    assert all(a.equal(b) for a, b in zip(results, expected, strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/cuda/devices.cpp and the kernels as nvcc compiles them, with tests/cuda/fake_runtime.h in CUDA's place."""
+"""csrc/cuda/devices.cpp, launch.cuh, and the kernels as nvcc compiles them, with a fake runtime in CUDA's place."""
 
 import shutil
 import subprocess
@@ -16,9 +16,10 @@ import build
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc: no CUDA kernels were built")
 
-DEVICES = build.ROOT / "csrc" / "cuda" / "devices.cpp"
+CUDA = build.ROOT / "csrc" / "cuda"
 CHECK = build.ROOT / "tests" / "cuda" / "check_devices.cpp"
-# What is wrong, the line of check_devices.cpp that must find it, and a replacement in devices.cpp.
+# What is wrong, the line of check_devices.cpp that must find it, and a replacement in one of these files.
+FILES = ("devices.cpp", "launch.cuh")
 FAULTS = {
     "kernels are loaded when they are launched": ("is not loaded", "\n  load_kernels(limits);", ""),
     "loading where a capture forbids it": (
@@ -56,9 +57,16 @@ FAULTS = {
     ),
     "clusters of any size": ("takes route", "return clusters;", "return clusters; else return 16;"),
     "clusters by code that knows none": ("takes route", "ptxVersion < kFirstPtxWithClusters", "ptxVersion < 0"),
-    "an answer leaves an error behind": ("stays behind", "  cudaGetLastError();  // CUDA remembers it", "  // CUDA"),
+    "an answer leaves an error behind": ("stays behind", "cudaGetLastError();  // CUDA remembers it,", "//"),
     "the driver is asked at every plan": ("cluster_questions == 1", "known != answers.end() ? known->second : ", ""),
     "a fork goes on": ("WIFEXITED(status)", "&& user != process", "&& user == -1"),
+    "a launch asks for shared memory": (
+        "calls of two launches",
+        "  check_cuda(cudaLaunchKernelEx(",
+        "  cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 << 10);\n"
+        "  check_cuda(cudaLaunchKernelEx(",
+    ),
+    "a failed launch leaves an error behind": ("stays behind", "cudaGetLastError();  // CUDA remembers it too", "//"),
     "older devices are not refused": ("older than", "  check_supported(limits, device);\n", ""),
 }
 
@@ -76,17 +84,22 @@ def kernels(cuda: nvcc.Cuda) -> list[str]:
 
 
 def run(
-    cuda: nvcc.Cuda, kernels: list[str], devices: Path, folder: Path, more: list[str]
+    cuda: nvcc.Cuda, kernels: list[str], devices: tuple[Path, Path], check: tuple[Path, Path], more: list[str]
 ) -> subprocess.CompletedProcess[str]:
-    common = build.FOLDER / ("devices" if devices == DEVICES else "devices_plain")
-    flags = [*build.include_flags(), f"-isystem{cuda.home / 'include'}", "-UGIBBS_EMULATE", *more]
-    ours = build.compile_object(CHECK, flags, common), build.compile_object(devices, flags, folder)
-    program = build.link([*ours, *map(Path, kernels)], more, folder / "check_devices")
+    """devices.cpp and the check, each of a tree and compiled into a folder; the kernels are those of the build."""
+
+    def compiled(root: Path, folder: Path, source: Path) -> Path:
+        flags = [*build.include_flags(root), f"-isystem{cuda.home / 'include'}", "-UGIBBS_EMULATE", *more]
+        return build.compile_object(source, flags, folder)
+
+    ours = compiled(*devices, devices[0] / "csrc" / "cuda" / "devices.cpp"), compiled(*check, CHECK)
+    program = build.link([*ours, *map(Path, kernels)], more, devices[1] / "check_devices")
     return subprocess.run([program], capture_output=True, text=True)
 
 
 def test_devices(cuda: nvcc.Cuda, kernels: list[str]) -> None:
-    done = run(cuda, kernels, DEVICES, build.FOLDER / "devices", build.SANITIZE)
+    here = build.ROOT, build.FOLDER / "devices"
+    done = run(cuda, kernels, here, here, build.SANITIZE)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len({usage.kernel for usage in nvcc.usages(kernels)})} kernels\n"
 
@@ -94,10 +107,14 @@ def test_devices(cuda: nvcc.Cuda, kernels: list[str]) -> None:
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_found(what: str, cuda: nvcc.Cuda, kernels: list[str], tmp_path: Path) -> None:
     message, old, new = FAULTS[what]
-    text = DEVICES.read_text()
-    assert text.count(old) == 1, old
-    (tmp_path / "devices.cpp").write_text(text.replace(old, new))
+    texts = {name: (CUDA / name).read_text() for name in FILES}
+    assert sum(text.count(old) for text in texts.values()) == 1, old
+    for part in ("core", "cuda"):
+        shutil.copytree(CUDA.parent / part, tmp_path / "csrc" / part)
+    for name, text in texts.items():
+        (tmp_path / "csrc" / "cuda" / name).write_text(text.replace(old, new))
+    there, here = (tmp_path, tmp_path), (build.ROOT, build.FOLDER / "devices_plain")
     # Whether the compiler is content with a fault does not matter.
-    done = run(cuda, kernels, tmp_path / "devices.cpp", tmp_path, ["-O0", "-Wno-error"])
+    done = run(cuda, kernels, there, there if old in texts["launch.cuh"] else here, ["-O0", "-Wno-error"])
     assert done.returncode != 0
     assert message in done.stderr, done.stderr

@@ -33,6 +33,13 @@ static const Device& use(int device) {
   return use_device(device);
 }
 
+// A kernel of its own, so that launch() is compiled here, too, with any fault that is planted in it.
+struct Number {
+  int64_t number;
+};
+static void own_kernel(Number) {}
+static const Kernel<Number>& own = registered<own_kernel>;
+
 // A launch of clusters, or of CTAs that share more than the 48 KiB that CUDA grants without being asked.
 static BipartiteParams model(int64_t n) {
   static std::vector<float> memory(1);
@@ -60,7 +67,6 @@ static void check_that_first_use_loads_all_kernels_once() {
   CHECK(used.shared_memory_changes.size() == fake::kernels.size());
   CHECK(used.host_allocations == 1, "%d reports", used.host_allocations);
   CHECK(report_if_used(device) == use(device).report);
-  printf("%zu kernels\n", fake::kernels.size());
 }
 
 static void check_that_launches_ask_for_nothing() {
@@ -70,7 +76,8 @@ static void check_that_launches_ask_for_nothing() {
   CHECK(plan.shape.shared_memory > 48 << 10);
   const int64_t before = fake::calls;
   launch_bipartite(p, plan, nullptr);
-  CHECK(fake::devices[device].launches == 1 && fake::calls == before + 1, "%ld calls", long(fake::calls - before));
+  launch(own, plan.shape, nullptr, Number{1});
+  CHECK(fake::devices[device].launches == 2 && fake::calls == before + 2, "%ld calls of two launches", long(fake::calls - before));
 }
 
 static void check_the_first_use_ever_in_a_capture() {
@@ -121,8 +128,11 @@ static void check_that_a_failed_launch_leaves_nothing_behind() {
   const BipartiteParams p = model(512);
   const BipartitePlan plan = plan_bipartite(p, use(device).limits, BipartiteRoute::kCluster);
   fake::devices[device].largest_cluster = 4;
-  CHECK(thrown([&] { launch_bipartite(p, plan, nullptr); }) == "CUDA error: invalid cluster size");
-  CHECK(fake::last_error == cudaSuccess, "error %d stays behind", int(fake::last_error));
+  for (const std::string& message :
+       {thrown([&] { launch_bipartite(p, plan, nullptr); }), thrown([&] { launch(own, plan.shape, nullptr, Number{1}); })}) {
+    CHECK(message == "CUDA error: invalid cluster size", "%s", message.c_str());
+    CHECK(fake::last_error == cudaSuccess, "error %d stays behind", int(fake::last_error));
+  }
 }
 
 static void check_a_device_that_is_too_old() {
@@ -158,6 +168,8 @@ static void check_the_stream() {
 }
 
 int main() {
+  printf("%zu kernels\n", fake::kernels.size());
+  fake::kernels[own.function] = "own_kernel";
   check_that_first_use_loads_all_kernels_once();
   check_that_launches_ask_for_nothing();
   check_the_first_use_ever_in_a_capture();

@@ -502,6 +502,48 @@ def test_replay_of_a_backward_pass() -> None:
         assert_same_bits(replayed(recorded), call())
 
 
+FIRST_CALL_EVER = """
+import torch, gibbs_ext as gx
+torch.manual_seed(0)
+p = torch.randn(200), torch.randn(150), torch.randn(200, 150) / 10
+left = torch.zeros(9, 200)
+there = [x.cuda() for x in (left, *p)]
+gx.synchronize()  # of a device that nobody has used
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    results = gx.bipartite_gibbs(*there, 3, seed=1)
+graph.replay()
+gx.synchronize()
+for actual, expected in zip(results, gx.bipartite_gibbs(left, *p, 3, seed=1), strict=True):
+    assert actual.cpu().equal(expected)
+"""
+
+
+def test_the_first_call_ever_is_captured() -> None:
+    run_python("-c", FIRST_CALL_EVER, environment={})
+
+
+FORK = """
+import os, torch, gibbs_ext as gx
+arguments = [x.cuda() for x in (torch.zeros(9, 6), torch.zeros(6), torch.zeros(5), torch.zeros(6, 5))]
+gx.bipartite_gibbs(*arguments, 3, seed=1)
+gx.synchronize()
+child = os.fork()
+if child == 0:
+    try:
+        gx.bipartite_gibbs(*arguments, 3, seed=1)
+    except RuntimeError:
+        os._exit(0)
+    os._exit(1)
+status = os.waitpid(child, 0)[1]
+assert status == 0, status
+"""
+
+
+def test_a_forked_process_gets_an_error() -> None:
+    run_python("-c", FORK, environment={})
+
+
 # Streams ----------------------------------------------------------------------------------------------------------
 
 

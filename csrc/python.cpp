@@ -180,8 +180,9 @@ PYBIND11_MODULE(_C, m) {
            })
       .def("set_route", [](const gibbs::CudaLibrary& library, const std::string& name) {
         if (!library.set_route(name.c_str()))
-          throw py::value_error("set_route: name must be auto, resident, cluster, streaming, tensor, tables, sums or units, got " +
-                                name);
+          throw py::value_error(
+              "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, tables, sums or units, got " +
+              name);
       });
   m.def("load_cuda", load_cuda, py::return_value_policy::reference);
   m.def("take_exception", []() -> py::object {

@@ -45,7 +45,7 @@ except ValueError as error:
 """
     done = run(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
-    assert "set_route: name must be auto, resident" in done.stdout
+    assert "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, " in done.stdout
     assert done.stdout.startswith("75;80;")
 
 

@@ -80,19 +80,19 @@ class PersistentChains(nn.Module):
         self.bits = _pack(torch.randint(2, (*shape, self.num_bits), dtype=torch.uint8, device=model.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PersistentChains":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.bits = fn(self.bits)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bits"] = self.bits
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """As if ``bits`` were a buffer."""
         self._buffers["bits"] = self.__dict__.pop("bits")
         try:
-            super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+            super()._load_from_state_dict(*args)
         finally:
             self.__dict__["bits"] = self._buffers.pop("bits")
 

@@ -121,7 +121,9 @@ def annealed_importance_sampling(
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains)
     if num_chains < world_size():
-        raise ValueError(f"{name}: num_chains must be at least the number of processes, {world_size()}, got {num_chains}")
+        raise ValueError(
+            f"{name}: num_chains must be at least the number of processes, {world_size()}, got {num_chains}"
+        )
     mine = share(num_chains)
     part = _annealed_importance_sampling(
         model,

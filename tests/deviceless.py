@@ -46,15 +46,19 @@ def images() -> Dataset:
 
 def _to(module: nn.Module, device: torch.device) -> nn.Module:
     """module.to(device), which PyTorch refuses to do with fake tensors."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[name] = nn.Parameter(parameter.detach().to(device))
+                part._parameters[name] = nn.Parameter(empty(parameter))
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = buffer.to(device)
+                part._buffers[name] = empty(buffer)
         if isinstance(part, gx.PersistentChains):
-            part.bits = part.bits.to(device)
+            part.bits = empty(part.bits)
     return module
 
 
@@ -65,44 +69,53 @@ def _fused_adam(*lists: Any, **options: Any) -> None:
 
 
 @contextlib.contextmanager
+def optimizers() -> Iterator[None]:
+    """Adam's fused kernel for tensors without values."""
+    from torch.optim import optimizer
+
+    supported = [*optimizer._get_fused_kernels_supported_devices(), "meta"]
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_fused_adam_.tensor_lr", _fused_adam, "Meta")
+    try:
+        with patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: supported):
+            yield
+    finally:
+        library._destroy()
+
+
+@contextlib.contextmanager
 def fake() -> Iterator[None]:
-    """Tensors made inside are fake. A graph, which is made once of real integers, is not."""
+    """Tensors made inside are fake. A graph's own, which are made once of real integers, are not; their copies are."""
     make = gx.ColoredGraph.__init__
 
     def made(self: gx.ColoredGraph, *args: Any) -> None:
         with unset_fake_temporarily():
             make(self, *args)
 
-    # chimera() and its like index with a graph's tensors: they stay real, too.
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(gx.ColoredGraph, "__init__", made):
+    def copied(self: gx.ColoredGraph, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        patch.object(gx.ColoredGraph, "__init__", made),
+        patch.object(gx.ColoredGraph, "_copy", copied),
+    ):
         yield
-
-
-@contextlib.contextmanager
-def meta() -> Iterator[None]:
-    from torch.optim import optimizer
-
-    supported = [*optimizer._get_fused_kernels_supported_devices(), "meta"]
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_fused_adam_.tensor_lr", _fused_adam, "Meta")
-    with patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: supported):
-        yield
-    library._destroy()
 
 
 def take_steps(config: Config, device: str, **faults: Any) -> Trainer:
-    """Two steps, of which the second finds the optimizer's moments. ``faults``: of VAE, methods to put in their place."""
+    """Two steps, of which the second finds the optimizer's moments. ``faults``: methods to put in place of VAE's."""
     graph = gx.ChimeraGraph(config.chimera_rows, config.chimera_cols, config.chimera_shore)
     order = graph.colors.argsort(descending=True, stable=True)
     renumbered = gx.ColoredGraph(graph.num_nodes, order.argsort()[graph.edges], graph.colors[order])
     ready = renumbered if config.has_bipartite else graph
-    data = images()
     with (
         patch("undirected_vae.vae.chimera", lambda config: ready),
         patch.object(VAE, "to", _to),
         patch.multiple(VAE, **faults) if faults else contextlib.nullcontext(),
-        meta() if device == "meta" else fake(),
+        optimizers(),
+        contextlib.nullcontext() if device == "meta" else fake(),
     ):
-        trainer = Trainer(config, data, torch.device(device), capture=False)
+        trainer = Trainer(config, images(), torch.device(device), capture=False)
         trainer.advance(2)
     return trainer

@@ -56,7 +56,10 @@ def test_one_process_has_everything() -> None:
         (lambda: gx.distributed.share(-1), "share: count must be at least 0, got -1"),
         (lambda: gx.distributed.share(4, 1), "share: of must be less than the number of processes, 1, got 1"),
         (lambda: gx.distributed.gather(torch.zeros(3), 4), r"gather: values must have shape \[4, ...\], .* got \[3\]"),
-        (lambda: gx.distributed.gather(torch.tensor(1.0), 1), r"gather: values must have shape \[1, ...\], .* got \[\]"),
+        (
+            lambda: gx.distributed.gather(torch.tensor(1.0), 1),
+            r"gather: values must have shape \[1, ...\], .* got \[\]",
+        ),
         (lambda: gx.distributed.gather([1], 1), "gather: values must be a tensor, got list"),
         (
             lambda: gx.distributed.annealed_importance_sampling(models()["graph"], 0, 5, seed=1),
@@ -155,7 +158,6 @@ def test_chains_outlive_distributed_data_parallel(as_buffers: bool) -> None:
     # As buffers, as they once were, those of the second process are overwritten.
     assert [kept for kept, _ in results] == [True, not as_buffers]
     assert all(moved for _, moved in results)
-
 
 
 def too_few_chains() -> str:

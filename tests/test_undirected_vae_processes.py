@@ -90,7 +90,11 @@ def test_planted_faults_of_processes_are_noticed(fault: str) -> None:
 
 def normalised(shared: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    norm, values, grads = nn.BatchNorm1d(5, eps=1e-2, momentum=0.1), torch.randn(7, 5).requires_grad_(), torch.randn(7, 5)
+    norm, values, grads = (
+        nn.BatchNorm1d(5, eps=1e-2, momentum=0.1),
+        torch.randn(7, 5).requires_grad_(),
+        torch.randn(7, 5),
+    )
     mine = slice(0, 7)
     if shared:
         share_batch_norms(norm)
@@ -131,10 +135,12 @@ def test_torchrun_takes_no_flag_for_its_own() -> None:
             assert clear or not action.option_strings, action.option_strings
 
 
-SMALL = (
-    "--left 12 --right 8 --encoder 32 --decoder 32 --prior-chains 51 --prior-sweeps 2 --posterior-sweeps 2"
-    " --samples 60 --posterior-betas 20 --prior-betas 200 --prior-ais-chains 50 --test-images 40"
-).split()
+SMALL = {
+    "--left": 12, "--right": 8, "--encoder": 32, "--decoder": 32, "--prior-chains": 51, "--prior-sweeps": 2,
+    "--posterior-sweeps": 2, "--samples": 60, "--posterior-betas": 20, "--prior-betas": 200,
+    "--prior-ais-chains": 50, "--test-images": 40,
+}  # fmt: skip
+SMALL = [str(word) for pair in SMALL.items() for word in pair]
 
 
 def torchrun(*words: object, wait: bool = True) -> "subprocess.Popen[str]":

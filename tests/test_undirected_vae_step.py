@@ -126,7 +126,10 @@ def test_emulated_kernels_make_the_same_chains(trainers: list[Trainer], monkeypa
 
 @pytest.mark.parametrize(
     ("compiled", "says"),
-    [(lambda *args, **options: forward(*args, **options), "torch.compile: "), (None, "torch.compile cannot be used: no")],
+    [
+        (lambda *args, **options: forward(*args, **options), "torch.compile: "),
+        (None, "torch.compile cannot be used: no"),
+    ],
 )
 def test_trying_torch_compile_goes_back_to_where_it_was(
     trainers: list[Trainer], compiled: Any, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -21,8 +21,8 @@ class Row(NamedTuple):
     kl_weight: Tensor  # []
     average_weight: Tensor  # [] of the new parameters in their moving average
     seeds: Tensor  # [3] int64, for the images' bits, the posterior's sampler and the prior's
-    index: Tensor  # [B] int64, which training images
-    noise: Tensor | None  # [B, 6] for the augmentation, or None
+    indices: Tensor  # [B] int64, which training images
+    noise: Tensor  # [B, 6] for the augmentation; [0, 6] without
 
 
 class Feed:
@@ -33,7 +33,7 @@ class Feed:
         self._first = self._next = 0  # steps: of the table's first row, and of the row to come
         self._order, self._epoch = torch.empty(0), -1
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
-        self._table = Row(*(None if rows is None else rows.to(device) for rows in self._rows(0)))
+        self._table = Row(*(rows.to(device) for rows in self._rows(0)))
 
     def seek(self, step: int) -> None:
         """Goes on from this step."""
@@ -48,16 +48,15 @@ class Feed:
 
     def take(self) -> Row:
         """The next row. Made of tensors alone, so that a CUDA graph can do it."""
-        row = Row(*(None if rows is None else rows.index_select(0, self._row)[0] for rows in self._table))
+        row = Row(*(rows.index_select(0, self._row)[0] for rows in self._table))
         self._row += 1
         return row
 
     def _fill(self) -> None:
         self._first = self._next
         for rows, new in zip(self._table, self._rows(self._first), strict=True):
-            if rows is not None and new is not None:
-                # From pinned memory, which PyTorch keeps until the copy has been made.
-                rows.copy_(new.pin_memory() if self.device.type == "cuda" else new, non_blocking=True)
+            # From pinned memory, which PyTorch keeps until the copy has been made.
+            rows.copy_(new.pin_memory() if torch.cuda.is_available() else new, non_blocking=True)
         self._row.zero_()
 
     def _rows(self, start: int) -> Row:
@@ -67,7 +66,7 @@ class Feed:
         progress = [step / config.steps for step in steps]
         generators = [torch.Generator().manual_seed(step_seed(config.seed, step)) for step in steps]
         seeds = [torch.randint(-(2**63), 2**63 - 1, (3,), generator=generator) for generator in generators]
-        noise = None
+        noise = torch.empty(ROWS, 0, 6)
         if config.augment:
             # Less and less: the last steps see images as they are.
             strength = torch.tensor([config.augment * (1 - part) for part in progress])

@@ -96,7 +96,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation [B, n] of a batch that is spread over processes, on any device (SyncBatchNorm needs a GPU)."""
+    """Batch normalisation [B, n] of a batch that is spread over processes. PyTorch's SyncBatchNorm needs a GPU."""
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:

@@ -76,7 +76,7 @@ class Trainer:
         if config.average:
             self.average = VAE(config, data.mean(), len(data.train)).to(device).requires_grad_(False)
             self.average.load_state_dict(self.model.state_dict())
-        self.rate = torch.tensor(config.learning_rate, device=device)
+        self.rate = torch.full((), config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             _parameter_groups(self.model, config.weight_decay),
             lr=config.learning_rate,
@@ -141,9 +141,9 @@ class Trainer:
     def _make_step(self) -> None:
         row = self.feed.take()
         self.rate.copy_(row.rate)
-        index = row.index[self.batch]
+        index = row.indices[self.batch]
         gray = self.train_images.index_select(0, index)
-        if row.noise is not None:
+        if row.noise.numel():
             gray = augment(gray, self.shape, row.noise[self.batch])
         self.images = self.binarise(gray, row.seeds[0], self.batch.start)
         terms: Terms = self._forward(
@@ -157,13 +157,13 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the mean over processes of gradients whose sum is wanted.
-        (gx.distributed.world_size() * terms.loss).backward()  # type: ignore[no-untyped-call]
+        (gx.distributed.world_size() * terms.loss).backward()
         self.optimizer.step()
         self.terms = Terms(*(value.detach() for value in terms))
         if self.average:
             _move_average(self.average, self.model, row.average_weight)
         if self._is_shared:
-            self._share_chains(row.index)
+            self._share_chains(row.indices)
 
     @torch.no_grad()
     def _share_chains(self, index: Tensor) -> None:
@@ -194,7 +194,9 @@ class Trainer:
             eager, compiled = (statistics.median(seconds[2:]) for seconds in times)  # the first ones compile
             self._forward = ways[compiled < eager]
             kept = "kept" if compiled < eager else "not kept"
-            tqdm.write(f"torch.compile: {compiled * 1e3:.1f} ms a step, {eager * 1e3:.1f} without: {kept}", file=sys.stderr)
+            tqdm.write(
+                f"torch.compile: {compiled * 1e3:.1f} ms a step, {eager * 1e3:.1f} without: {kept}", file=sys.stderr
+            )
         self.load_state_dict(before)
 
     def finish(self) -> None:
@@ -217,7 +219,7 @@ class Trainer:
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run continues from, on whatever device and in however many processes: on the CPU. A collective call."""
+        """What a run continues from, on any device and in any number of processes. On the CPU; a collective call."""
         bits = self.model.prior.chains.bits
         bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
         averaged = None
@@ -375,8 +377,9 @@ def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
     """average += weight (model - average) for the parameters; buffers, which are averages already, are copied."""
-    parameters = list(average.parameters())
-    steps = torch._foreach_sub(list(model.parameters()), parameters)
+    parameters: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(model.parameters())
+    steps = torch._foreach_sub(new, parameters)
     torch._foreach_mul_(steps, weight)
     torch._foreach_add_(parameters, steps)
     torch._foreach_copy_(list(average.buffers()), list(model.buffers()))

@@ -342,7 +342,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if not func.is_view and re.match(r"aten::(?!_?empty|new_empty|detach|_unsafe_view|lift)", name):
+        if not func.is_view and re.match(r"(aten|gibbs_ext)::(?!_?empty|new_empty|detach|_unsafe_view|lift)", name):
             self.launches += 1
             read = {
                 name: value for name, value in (kwargs or {}).items() if name != "out"

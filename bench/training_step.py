@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of `make train`: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place."""
+"""A step of `make train`: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place.
+
+`python -m bench.training_step` counts what a step of the paper's preset asks of a GPU, on tensors without values.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,8 +12,9 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from undirected_vae.config import Config
+from undirected_vae.config import Config, resolve
 from undirected_vae.data import Dataset
 from undirected_vae.train import Trainer
 
@@ -84,3 +88,39 @@ def cases() -> Iterator[Case]:
             },
             is_capturable=False,  # its optimizer and its data are not made for that
         )
+
+
+def count(preset: str) -> tuple[int, int, int]:
+    """Launches, bytes of operands and FLOP of matrix products (but the samplers' own) of a step.
+
+    Each operator of PyTorch or of ours is taken for one launch, on tensors without values.
+    """
+    from .cuda_report import Operators  # which finds the tests' modules
+
+    import deviceless  # isort: skip
+
+    config = resolve(preset)
+    gray = torch.zeros(10 * config.batch_size, math.prod(SHAPE), dtype=torch.uint8)
+    with deviceless.ready("cpu"):
+        trainer = Trainer(config, Dataset(gray, gray, gray, SHAPE, "none"), torch.device("cpu"))
+        trainer.advance(1)
+        with Operators() as operators, FlopCounterMode(display=False) as products:
+            trainer.advance(1)
+    moved = sum(size * times for size, times in operators.operands.items())
+    return operators.launches, moved, products.get_total_flops()
+
+
+def main() -> None:
+    from .cuda_report import GRAPH_LAUNCH, LAUNCH, LIMITS
+
+    for preset in ("paper-mnist-200", "paper-mnist-400"):
+        launches, moved, products = count(preset)
+        print(
+            f"{preset}: {launches} launches, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100 at least "
+            f"{GRAPH_LAUNCH * launches * 1e6:.0f} us for launches in a CUDA graph ({LAUNCH * launches * 1e6:.0f} without "
+            f"one) and {moved / LIMITS['H100'].memory * 1e6:.0f} us for memory, beside the samplers' own time"
+        )
+
+
+if __name__ == "__main__":
+    main()

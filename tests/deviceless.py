@@ -20,7 +20,7 @@ import gibbs_ext as gx
 from undirected_vae.config import Config
 from undirected_vae.data import Dataset
 from undirected_vae.train import Trainer
-from undirected_vae.vae import VAE
+from undirected_vae.vae import VAE, chimera
 
 SIZES: dict[str, Any] = {
     "left": 16, "right": 16, "chimera_rows": 1, "chimera_cols": 4, "encoder": (10,), "decoder": (10,),
@@ -103,18 +103,21 @@ def fake() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def ready(device: str) -> Iterator[None]:
+    """A Trainer made inside, and its steps, have tensors without values: of "meta", or fake ones of another device."""
+    with patch.object(VAE, "to", _to), optimizers(), contextlib.nullcontext() if device == "meta" else fake():
+        yield
+
+
 def take_steps(config: Config, device: str, **faults: Any) -> Trainer:
     """Two steps, of which the second finds the optimizer's moments. ``faults``: methods to put in place of VAE's."""
-    graph = gx.ChimeraGraph(config.chimera_rows, config.chimera_cols, config.chimera_shore)
-    order = graph.colors.argsort(descending=True, stable=True)
-    renumbered = gx.ColoredGraph(graph.num_nodes, order.argsort()[graph.edges], graph.colors[order])
-    ready = renumbered if config.has_bipartite else graph
+    # Renumbering reads a graph's integers.
+    graph = chimera(config)
     with (
-        patch("undirected_vae.vae.chimera", lambda config: ready),
-        patch.object(VAE, "to", _to),
+        patch("undirected_vae.vae.chimera", lambda config: graph),
         patch.multiple(VAE, **faults) if faults else contextlib.nullcontext(),
-        optimizers(),
-        contextlib.nullcontext() if device == "meta" else fake(),
+        ready(device),
     ):
         trainer = Trainer(config, images(), torch.device(device), capture=False)
         trainer.advance(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness, texts
+from bench import harness, texts, training_step
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -32,6 +32,12 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert shape == "torch.Size([1000, 512])"
     # 10,000 chains: 6 standard errors of a mean of bits are 0.03
     assert float(re.findall(r"tensor\(([-\d.e]+)", error)[0]) < 0.03
+
+
+def test_launches_of_a_training_step_are_those_counted() -> None:
+    """Another PyTorch may have other operators for a few things."""
+    (written,) = re.findall(r"`paper-mnist-200` is (\d+) launches", TEXT)
+    assert abs(int(written) - training_step.count("paper-mnist-200")[0]) < 10
 
 
 def test_every_make_target_exists() -> None:

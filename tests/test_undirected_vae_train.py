@@ -19,8 +19,10 @@ import torch
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("tensorboard")
+import gibbs_ext as gx
 from undirected_vae.__main__ import main
-from undirected_vae.config import resolve
+from undirected_vae.config import ConfigError, resolve
+from undirected_vae.processes import find_device
 from undirected_vae.runs import Run, RunError, atomic_write, new_folder
 from undirected_vae.train import _parameter_groups
 from undirected_vae.vae import VAE
@@ -404,9 +406,56 @@ def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
         (["train", "--run", str(tmp_path / "a2"), "--steps", "0"], "steps: expected at least 1"),
         (["train", "--run", str(tmp_path / "a7"), "--prior", "chimera", "--left", "3"], "left, right: expected 100"),
         (["train", "--run", str(tmp_path / "a3"), "--batch-size", "5000"], "batch_size: expected at most"),
+        (["sample", str(uninterrupted), "--device", "gpu"], "device: expected auto, cpu, cuda or cuda:i, got 'gpu'"),
+        (["train", "--device", "meta"], "device: expected auto, cpu, cuda or cuda:i, got 'meta'"),
     ):
         assert main(argv) == 2
         assert message in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "gpus", "name", "found"),
+    [
+        ("loaded", 2, "auto", torch.device("cuda", 0)),
+        ("loaded", 2, "cuda", torch.device("cuda", 0)),
+        ("loaded", 2, "cuda:1", torch.device("cuda", 1)),
+        ("loaded", 2, "cpu", torch.device("cpu")),
+        ("loaded", 0, "auto", torch.device("cpu")),
+        ("none were built", 2, "auto", torch.device("cpu")),
+        ("none were built", 2, "cuda", "device: cuda needs gibbs_ext's CUDA kernels: none were built"),
+        ("loaded", 0, "cuda:0", r"device: cuda:0 needs a GPU, PyTorch .* finds none"),
+        ("loaded", 2, "cuda:2", r"device: expected a GPU below cuda:2, got cuda:2"),
+    ],
+)
+def test_devices(kernels, gpus, name, found, monkeypatch):
+    monkeypatch.setattr(gx, "build_info", lambda: {"cuda": kernels})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    if isinstance(found, str):
+        with pytest.raises(ConfigError, match=f"^{found}$"):
+            find_device(name)
+        return
+    assert find_device(name) == found
+    assert chosen == ([found.index] if found.type == "cuda" else [])
+    # Of several processes each has a GPU of its own, unless one is named.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert find_device(name).index == (1 if name in ("auto", "cuda") and found.type == "cuda" else found.index)
+
+
+def test_compile_is_for_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr("undirected_vae.__main__.find_device", lambda name: torch.device("cuda", 0))
+    assert main(["train", "--compile"]) == 2
+    assert "compile: expected a run on the CPU" in one_error(capsys)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "undirected_vae.train", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["train", "--run", str(tmp_path / "run")]) == 1
+    error = one_error(capsys)
+    assert re.search(r"^error: the package \S+ is not installed; pip install .*'\.\[train\]'", error)
 
 
 # The whole program --------------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ def main() -> None:
         launches, moved, products = count(preset)
         print(
             f"{preset}: {launches} launches, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100 at least "
-            f"{GRAPH_LAUNCH * launches * 1e6:.0f} us for launches in a CUDA graph ({LAUNCH * launches * 1e6:.0f} without "
-            f"one) and {moved / LIMITS['H100'].memory * 1e6:.0f} us for memory, beside the samplers' own time"
+            f"{GRAPH_LAUNCH * launches * 1e6:.0f} us for launches in a CUDA graph, {LAUNCH * launches * 1e6:.0f} us without "
+            f"one, and {moved / LIMITS['H100'].memory * 1e6:.0f} us for memory; the samplers' own time comes to it"
         )
 
 

@@ -294,6 +294,28 @@ def test_posterior_is_governed_by_manual_seed(kind):
     assert not second.z.equal(first.z)
 
 
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+@pytest.mark.parametrize("index", [None, torch.tensor([3, 0, 4])], ids=["no index", "index"])
+def test_compiles_as_one_graph(kind, coupling, index):
+    """Without a break for a check that reads values, or for the chains."""
+    torch.manual_seed(0)
+    eager = BoltzmannPosterior(5, **units(kind), coupling=coupling, rank=3, dataset_size=6, chains_per_point=2)
+    other = copy.deepcopy(eager)
+    torch._dynamo.reset()
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    features = torch.randn(3, 5)
+    for seed in range(2):
+        samples = [module(features, index, seed=torch.tensor(seed)).z for module in (compiled, eager)]
+        assert_close(*samples, 1e-6)
+        gradients = [
+            torch.autograd.grad(z.square().sum(), module.bias.weight)
+            for z, module in zip(samples, (other, eager), strict=True)
+        ]
+        assert_close(*(gradient for (gradient,) in gradients), 1e-5)
+        assert_same_bits(other.chains.bits, eager.chains.bits)
+
+
 @pytest.mark.parametrize("module", ["posterior", "prior"])
 @pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
 def test_state_dict_round_trip(module, kind):

@@ -120,7 +120,7 @@ def main() -> None:
         )
         print(
             f"{preset}: {launches} launches, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100, beside the "
-            f"samplers, at least {captured:.0f} us to launch as a CUDA graph ({eager:.0f} if not), {memory:.0f} of memory"
+            f"samplers, at least {captured:.0f} us of launches captured, {eager:.0f} us not, {memory:.0f} us of memory"
         )
 
 

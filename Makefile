@@ -36,7 +36,9 @@ gpu:
 # All that only a GPU can tell, in ten minutes: with PYTHON as it is, without .venv, pip or a network. See README.
 BUDGET ?= 560
 gpu-proof:
-ifneq ($(REPLAY),)
+ifneq ($(and $(OUT),$(REPLAY)),)
+	@echo 'make gpu-proof: expected OUT=folder, to run, or REPLAY=folder, to write down what a run found; got both' >&2; exit 1
+else ifneq ($(REPLAY),)
 	$(PYTHON) -m bench.gpu_proof --replay $(REPLAY)
 else ifneq ($(OUT),)
 	$(PYTHON) -m bench.gpu_proof --out '$(OUT)' --budget $(BUDGET) $(if $(REHEARSE),--emulate) $(if $(STEPS),--steps $(STEPS))

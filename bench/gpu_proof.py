@@ -321,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import gpu_replay
 
         return gpu_replay.main(args.replay or [], args.root)
+    if not 0 < args.budget < float("inf"):
+        parser.error(f"--budget: expected a positive number of seconds, got {args.budget:g}")
     proof = Proof(chosen(args.steps), Output(args.out), args.budget, args.emulate)
     status = proof.run()
     print(summary(proof.lines))

@@ -65,10 +65,15 @@ def read(folders: Sequence[Path]) -> dict[str, Any]:
         if len(values) > 1:
             raise ReplayError(f"{names}: expected lines of one {what}, got {', '.join(sorted(values))}")
     about = environment["figures"]
+    for name in ("gpu", "torch", "cuda"):
+        if name not in about and not environment["emulated"]:
+            raise ReplayError(
+                f"{names}: expected the figure {name} of the step environment, got {', '.join(about) or 'none'}"
+            )
     return {
         "gpu": EMULATED if environment["emulated"] else about["gpu"],
-        "torch": about["torch"],
-        "cuda": about["cuda"],
+        "torch": about.get("torch"),
+        "cuda": about.get("cuda"),
         "date": environment["date"][:10],
         "source": environment["source"],
         "steps": {name: {key: line[key] for key in KEPT} for name, line in steps.items()},
@@ -172,7 +177,8 @@ def section(proof: dict[str, Any], root: Path) -> str:
         compared = [found for name in BITS for found in figures(proof, name).values()]
         num_bits, error = sum(found["bits"] for found in compared), max(found["largest_error"] for found in compared)
         verdict = (
-            f"every route gives the CPU's bits ({num_bits:,} compared), on small problems of all kinds and,\n"
+            f"the routes {', '.join(ROUTES)} give the CPU's bits ({num_bits:,} compared),\n"
+            f"on small problems of all kinds and,\n"
             f"in the chains that the CPU computed too, on those below; what is not bits\n"
             f"differs by at most {error:.1g} of its norm. Medians; ratios are of the faster way of either side."
         )

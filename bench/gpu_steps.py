@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -95,6 +96,7 @@ class Backend(NamedTuple):
     call: Callable[..., Any]  # an op, with tensors of that device
     call_from_cpu: Callable[..., Any]  # with tensors of the CPU, which get the results back
     set_route: Callable[[str], None]
+    last_route: Callable[[], str]  # which one binary sweeps took, whichever was asked for
 
 
 def backend(emulate: bool) -> Backend:
@@ -110,8 +112,9 @@ def backend(emulate: bool) -> Backend:
         ops._call = backends.call_emulated
         torch.set_num_threads(1)
         library = backends.emulated_library()
-        return Backend("cpu", backends.call_emulated, backends.call_emulated, library.set_route)
-    return Backend("cuda", backends.call_on_cpu, backends.call_on_gpu, ops.set_cuda_route)
+        call = backends.call_emulated
+        return Backend("cpu", call, call, library.set_route, lambda: library.last_route)
+    return Backend("cuda", backends.call_on_cpu, backends.call_on_gpu, ops.set_cuda_route, ops.last_cuda_route)
 
 
 def standard_problems(emulate: bool) -> list[Any]:
@@ -206,7 +209,8 @@ def library_info() -> dict[str, Any]:
 
 def is_current() -> bool:
     """Whether what was built before has code for this GPU, loads, and is newer than its sources."""
-    libraries = [*ROOT.glob("gibbs_ext/_C.*.so"), *ROOT.glob("gibbs_ext/_cuda.so")]
+    names = ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")), "_cuda.so")
+    libraries = [path for path in (ROOT / "gibbs_ext" / name for name in names) if path.exists()]
     sources = [path for path in [ROOT / "setup.py", *ROOT.glob("csrc/**/*")] if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if len(libraries) < 2 or min(path.stat().st_mtime for path in libraries) < newest:
@@ -217,6 +221,10 @@ def is_current() -> bool:
 
 def build(emulate: bool) -> None:
     if emulate:
+        if library_info()["cuda"].startswith("gibbs_ext does not load"):
+            done = shell(sys.executable, "setup.py", "build_ext", "--inplace", GIBBS_CUDA="0")
+            if done.returncode:
+                raise Failed(f"setup.py build_ext ended with exit status {done.returncode}")
         import backends
 
         found(library=backends.build.emulated_ops().name)
@@ -254,6 +262,9 @@ EXACT = {
 }
 
 
+BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_ais")  # which take one of several routes
+
+
 def tolerance(op: str, result: Tensor) -> float:
     """Of the norm of the differences, relative to that of the CPU's results.
 
@@ -275,9 +286,12 @@ class Comparison:
         self.calls = self.bits = self.different = 0
         self.error = 0.0  # the largest
         self.wrong: list[str] = []
+        self.routes: Counter[str] = Counter()  # that calls of binary sweeps took
 
-    def add(self, op: str, actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    def add(self, op: str, route: str, actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
         self.calls += 1
+        if op in BINARY:
+            self.routes[route] += 1
         for place, (a, e) in enumerate(zip(actual, expected, strict=True)):
             if place in EXACT.get(op, ()):
                 different = e.numel() if a.shape != e.shape else int((a != e).sum())
@@ -292,7 +306,10 @@ class Comparison:
 
     def figures(self) -> dict[str, Any]:
         error = self.error if self.error < 1e300 else str(self.error)
-        return {"calls": self.calls, "bits": self.bits, "different": self.different, "largest_error": error}
+        return {
+            "calls": self.calls, "bits": self.bits, "different": self.different, "largest_error": error,
+            "routes": dict(self.routes),
+        }  # fmt: skip
 
 
 def report_comparisons(comparisons: dict[str, Comparison]) -> None:
@@ -318,9 +335,12 @@ def bits(route: str, there: Backend) -> None:
         there.set_route(route)
         actual = as_results(there.call_from_cpu(op, *arguments))
         there.set_route("auto")
-        comparisons.setdefault(name, Comparison()).add(name, actual, expected)
+        comparisons.setdefault(name, Comparison()).add(name, there.last_route(), actual, expected)
         found(**{name: comparisons[name].figures()})
     report_comparisons(comparisons)
+    taken = sum((comparison.routes for comparison in comparisons.values()), Counter())
+    if route not in ("auto", *taken):
+        raise Failed(f"no call took the route {route}, which does not fit this device: {dict(taken)}")
 
 
 # Trailing dimensions of an op's arguments that are not of the batch; those before its first dimension (fields).
@@ -363,12 +383,12 @@ def headline(kind: str, there: Backend, problems: Iterable[Any]) -> None:
 
     from gibbs_ext import ops
 
-    calls: list[tuple[Any, Sequence[Any], Any]] = []
+    calls: list[tuple[Any, Sequence[Any], Any, str]] = []
 
     def record(op: Any, *arguments: Any) -> Any:
         results = there.call(op, *arguments)
         if op._schema.name.removeprefix("gibbs_ext::") in EXACT or "backward" in op._schema.name:
-            calls.append((op, arguments, results))
+            calls.append((op, arguments, results, there.last_route()))
         return results
 
     comparisons: dict[str, Comparison] = {}
@@ -384,8 +404,8 @@ def headline(kind: str, there: Backend, problems: Iterable[Any]) -> None:
                 call()
                 there.set_route("auto")
                 comparison = comparisons[f"{problem.name}, {route}"] = Comparison()
-                for op, arguments, results in calls:
-                    compare_chains(comparison, op, arguments, as_results(results), backends.call_on_cpu)
+                for op, arguments, results, taken in calls:
+                    compare_chains(comparison, taken, op, arguments, as_results(results), backends.call_on_cpu)
                 found(**{f"{problem.name}, {route}": comparison.figures()})
     finally:
         ops._call = before
@@ -393,7 +413,12 @@ def headline(kind: str, there: Backend, problems: Iterable[Any]) -> None:
 
 
 def compare_chains(
-    comparison: Comparison, op: Any, arguments: Sequence[Any], results: list[Tensor], call_on_cpu: Callable[..., Any]
+    comparison: Comparison,
+    route: str,
+    op: Any,
+    arguments: Sequence[Any],
+    results: list[Tensor],
+    call_on_cpu: Callable[..., Any],
 ) -> None:
     name = op._schema.name.removeprefix("gibbs_ext::")
     if results[0].dim() < 2:  # coupling_resolution
@@ -403,7 +428,7 @@ def compare_chains(
     rows = torch.linspace(0, num_chains - 1, min(SAMPLES, num_chains), dtype=torch.float64).long()
     expected = as_results(call_on_cpu(op, *of_chains(op, arguments, rows, num_chains)))
     sampled = [of_rows(result, int(FIELDS.get(name) == place), rows) for place, result in enumerate(results)]
-    comparison.add(name, sampled, expected)
+    comparison.add(name, route, sampled, expected)
 
 
 # Speed -------------------------------------------------------------------------------------------------------------
@@ -448,10 +473,12 @@ def ours(there: Backend, problems: Iterable[Any]) -> None:
     if on_gpu:
         found(before=gpu_state())
     failed = []
-    for problem in problems:
-        updates = problem.updates * (problem.sweeps + problem.num_relaxed)
-        entries = []
-        for mode in ("eager", "captured") if on_gpu else ("eager",):
+    entries: dict[str, list[dict[str, Any]]] = {}
+    problems = list(problems)
+    # A capture that fails may leave traces: what is not captured comes first.
+    for mode in ("eager", "captured") if on_gpu else ("eager",):
+        for problem in problems:
+            updates = problem.updates * (problem.sweeps + problem.num_relaxed)
             entry: dict[str, Any] = {"mode": mode}
             try:
                 with torch.device(there.device):
@@ -461,8 +488,8 @@ def ours(there: Backend, problems: Iterable[Any]) -> None:
             except Exception as error:
                 entry["error"] = reason(error)
                 failed.append(f"{problem.name}, {mode}: {entry['error']}")
-            entries.append(entry)
-        found(**{problem.name: entries})
+            entries.setdefault(problem.name, []).append(entry)
+            found(**{problem.name: entries[problem.name]})
     if on_gpu:
         found(after=gpu_state())
     if failed:

@@ -66,9 +66,16 @@ def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        returned = call()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            returned = call()
+    except BaseException:
+        # A capture that fails leaves its stream current and, in some versions, the random generator capturing.
+        torch.cuda.set_stream(current)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
+        raise
 
     def replay() -> object:
         graph.replay()

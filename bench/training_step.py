@@ -86,7 +86,7 @@ def cases() -> Iterator[Case]:
                 "torch.rand": step_with(coupling, peer_gibbs, peer_relaxed),
                 WITHOUT_SAMPLING: step_with(coupling, no_gibbs, no_relaxed),
             },
-            is_capturable=False,  # its optimizer and its data are not made for that
+            is_capturable=False,  # Trainer captures by itself
         )
 
 

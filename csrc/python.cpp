@@ -178,12 +178,15 @@ PYBIND11_MODULE(_C, m) {
              const char* fault = library.take_fault(device);
              return fault ? std::optional<std::string>(fault) : std::nullopt;
            })
-      .def("set_route", [](const gibbs::CudaLibrary& library, const std::string& name) {
-        if (!library.set_route(name.c_str()))
-          throw py::value_error(
-              "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, tables, sums or units, got " +
-              name);
-      });
+      .def("set_route",
+           [](const gibbs::CudaLibrary& library, const std::string& name) {
+             if (!library.set_route(name.c_str()))
+               throw py::value_error(
+                   "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, tables, sums or units, "
+                   "got " +
+                   name);
+           })
+      .def_property_readonly("last_route", [](const gibbs::CudaLibrary& library) { return library.last_route(); });
   m.def("load_cuda", load_cuda, py::return_value_policy::reference);
   m.def("take_exception", []() -> py::object {
     if (!pending_exception) return py::none();

@@ -52,6 +52,11 @@ class PersistentChains(nn.Module):
 
     The chains belong to the process that made them: they move with the module and are in its ``state_dict``, but they
     are none of its ``buffers()``, all of which ``DistributedDataParallel`` overwrites with those of rank 0.
+    (``torch.distributed.checkpoint`` must be given the module inside such a wrapper, not the wrapper: it renames only
+    what is a parameter or a buffer.)
+
+    On a GPU an ``index`` out of range and states that are no bits fail an assertion on the device, after which the
+    process cannot use it any more; on the CPU they are a ValueError.
 
     One set of chains per model, or one per data point, of which a training step uses those of its batch. They start as
     uniform bits, drawn from torch's default generator.
@@ -118,6 +123,8 @@ class PersistentChains(nn.Module):
             raise ValueError("PersistentChains: part must be None where the chains have a dataset_size")
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise TypeError(f"PersistentChains: part must be a slice of step 1, got {shown(part)}")
+        if not all(end is None or isinstance(end, int) for end in (part.start, part.stop)):
+            raise TypeError(f"PersistentChains: part must be a slice of integers, got {shown(part)}")
         start, end, _ = part.indices(len(self.bits))
         if end <= start:
             raise ValueError(f"PersistentChains: part must hold one or more of {len(self.bits)} chains, got {part}")

@@ -54,14 +54,19 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether reading its values is free: not where the host would wait for a GPU, nor in what torch.compile traces."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+
+
 def check_values(name: str, argument: str, expected: str, tensor: Tensor, good: Tensor) -> None:
     """Every element of ``good``, of tensor's shape, is true.
 
-    Where reading values is free, on the CPU, the error shows an offending one. Where it would make the host wait for a
-    GPU, and in what torch.compile traces, PyTorch's own assertion fails, at the latest when the device is waited for.
+    Where values can be read the error shows an offending one. Elsewhere PyTorch's own assertion fails: on a GPU that
+    ends all use of the device in this process.
     """
     message = f"{name}: {argument} must {expected}"
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or is_fake(good):
+    if not is_readable(good):
         torch._assert_async(good.all(), message)
     elif not good.all():
         raise ValueError(f"{message}, got {tensor[~good][0].item()}")

@@ -13,16 +13,14 @@ one process, whose share is everything.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gibbs_ext.checks import check_integers, check_tensors, shown
+from gibbs_ext.checks import check_integers, check_tensors, expand_to, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
-from gibbs_ext.estimators import AISResult, ais_result
-from gibbs_ext.estimators import annealed_importance_sampling as _annealed_importance_sampling
+from gibbs_ext.estimators import AISResult, ais_result, annealed_chains
 
 
 def rank() -> int:
@@ -66,7 +64,7 @@ def gather(values: Tensor, count: int) -> Tensor:
         count: As in :func:`share`.
 
     Returns:
-        [count, ...], the same on every process; ``values`` itself where there is one process. Carries no gradient.
+        [count, ...], the same on every process; where there is one process a view of ``values``. Carries no gradient.
 
     Raises:
         TypeError, ValueError: The message begins with ``gather:``.
@@ -79,7 +77,7 @@ def gather(values: Tensor, count: int) -> Tensor:
         raise ValueError(f"gather: values must have shape {wanted}, got {list(values.shape)}")
     size = world_size()
     if size == 1:
-        return values
+        return values.detach()
     # Shares of one size, the largest: not every backend gathers unequal ones.
     largest = -(-count // size)
     padded = values.new_zeros(largest, *values.shape[1:])
@@ -96,9 +94,9 @@ def annealed_importance_sampling(
     betas: int | Sequence[float] | Tensor,
     *,
     seed: int | Tensor,
-    initial: Tensor | None = None,
+    base: str | tuple[Tensor, Tensor] | Tensor | None = None,
     reverse: bool = False,
-    **options: Any,
+    initial: Tensor | None = None,
 ) -> AISResult:
     """:func:`gibbs_ext.annealed_importance_sampling` with its chains shared out. A collective call.
 
@@ -107,9 +105,9 @@ def annealed_importance_sampling(
         num_chains: Of all processes together: at least one for each.
         betas: As there.
         seed: The same on every process.
-        initial: As there: for all chains, on every process.
+        base: As there.
         reverse: As there.
-        options: As there: ``base``.
+        initial: As there: of all chains, on every process.
 
     Returns:
         The result that one process would get, to the bit for the samples: that of all chains, on every process.
@@ -120,22 +118,19 @@ def annealed_importance_sampling(
     name = "annealed_importance_sampling"
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains)
+    if seed is None:
+        wanted = "seed must be an integer or a 0-dim int64 tensor, the same on every process"
+        raise TypeError(f"{name}: {wanted}, got None")
     if num_chains < world_size():
         raise ValueError(
             f"{name}: num_chains must be at least the number of processes, {world_size()}, got {num_chains}"
         )
     mine = share(num_chains)
-    part = _annealed_importance_sampling(
-        model,
-        mine.stop - mine.start,
-        betas,
-        initial=initial if initial is None or initial.dim() <= 1 or len(initial) == 1 else initial[mine],
-        reverse=reverse,
-        chain_offset=mine.start * model.batch_shape.numel(),
-        seed=seed,
-        **options,
-    )
-    # log Z of the start is what this part's estimate has beside its weights.
-    base = part.log_partition - ais_result(torch.zeros_like(part.log_partition), *part[2:], reverse).log_partition
-    log_weights, samples = gather(part.log_weights, num_chains), gather(part.samples, num_chains)
-    return ais_result(base, log_weights, samples, reverse)
+    if initial is not None:
+        shape = (num_chains, *model.batch_shape, model._num_state_units)
+        initial = expand_to(name, "initial", initial, shape)[mine]
+    base_log_partition, log_weights, samples = annealed_chains(
+        model, mine.stop - mine.start, betas, base=base, reverse=reverse, initial=initial,
+        chain_offset=mine.start * model.batch_shape.numel(), generator=None, seed=seed,
+    )  # fmt: skip
+    return ais_result(base_log_partition, gather(log_weights, num_chains), gather(samples, num_chains), reverse)

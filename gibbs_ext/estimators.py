@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers, check_units, expand_to, reported_as, shown
+from gibbs_ext.checks import check_integers, check_units, expand_to, is_readable, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
 from gibbs_ext.functional import as_beta, as_seed
 
@@ -37,6 +37,10 @@ def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor,
 
 
 def _rising(name: str, schedule: Tensor) -> Tensor:
+    if not is_readable(schedule):
+        rises = (schedule.diff() >= 0).all() & (schedule[:1] == 0).all() & (schedule[-1:] == 1).all()
+        torch._assert_async(rises, f"{name}: betas must rise from 0 to 1")
+        return schedule
     falls = (~(schedule.diff() >= 0)).nonzero().flatten()
     if not len(falls) and len(schedule) > 1 and schedule[0] == 0 and schedule[-1] == 1:
         return schedule
@@ -68,7 +72,6 @@ def _base_biases(
     ]
 
 
-@torch.no_grad()
 def annealed_importance_sampling(
     model: BipartiteBoltzmann | GraphBoltzmann,
     num_chains: int,
@@ -111,13 +114,37 @@ def annealed_importance_sampling(
 
     Not differentiable. Sweep number 0 draws from the base, 1 to K are the path.
     """
+    base_log_partition, log_weights, samples = annealed_chains(
+        model, num_chains, betas, base=base, reverse=reverse, initial=initial, chain_offset=chain_offset,
+        generator=generator, seed=seed,
+    )  # fmt: skip
+    return ais_result(base_log_partition, log_weights, samples, reverse)
+
+
+@torch.no_grad()
+def annealed_chains(
+    model: BipartiteBoltzmann | GraphBoltzmann,
+    num_chains: int,
+    betas: int | Sequence[float] | Tensor,
+    *,
+    base: str | tuple[Tensor, Tensor] | Tensor | None,
+    reverse: bool,
+    initial: Tensor | None,
+    chain_offset: int | Tensor,
+    generator: torch.Generator | None,
+    seed: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`annealed_importance_sampling` is made of: log Z of the base, the chains' log-weights and samples."""
     name = "annealed_importance_sampling"
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains)
     if isinstance(betas, (int, numbers.Integral)):
         check_integers(name, 1, betas=betas)
-        betas = torch.linspace(0, 1, int(betas) + 1, dtype=torch.float64, device="cpu")
-    schedule = _rising(name, as_beta(name, betas, "betas"))
+        # On the model's device, so that a CUDA graph can capture it. A division is rounded alike on every device.
+        betas = torch.arange(int(betas) + 1, dtype=torch.float64, device=model.device) / int(betas)
+        schedule = betas
+    else:
+        schedule = _rising(name, as_beta(name, betas, "betas", model.device))
     bases = _base_biases(name, model, base)
     if reverse and initial is None:
         of_left = " of left" if isinstance(model, BipartiteBoltzmann) else ""
@@ -136,7 +163,7 @@ def annealed_importance_sampling(
             chain_offset=chain_offset, sweep_offset=1, seed=seed,
         )  # fmt: skip
     base_log_partition = torch.stack([softplus(bias.double()).sum(-1) for bias in bases]).sum(0)
-    return ais_result(base_log_partition, log_weights, torch.cat(z, -1), reverse)
+    return base_log_partition, log_weights, torch.cat(z, -1)
 
 
 def negative_log_likelihood_surrogate(

@@ -98,6 +98,11 @@ def set_cuda_route(name: str) -> None:
     _cuda.set_route(name)
 
 
+def last_cuda_route() -> str:
+    """Which route the last binary sweeps on a CUDA device took: another than was asked for where that does not fit."""
+    return _cuda.last_route if _cuda else ""
+
+
 set_graph_route = _C.set_graph_route
 set_instruction_set = _C.set_instruction_set
 instruction_set = _C.instruction_set

@@ -40,7 +40,8 @@ CONFIGS = {
 
 
 def images() -> Dataset:
-    gray = torch.randint(0, 256, (30, 49), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    gray = torch.randint(0, 256, (30, 49), dtype=torch.uint8, device="cpu", generator=generator)
     return Dataset(gray, gray, gray, (7, 7), "noise")
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import io
 
 import numpy as np
@@ -204,3 +205,51 @@ def test_chains_reach_the_model():
     # Planted fault: a chain that is not stored starts anew each time.
     fresh = torch.cat(PersistentChains(100_000, model).advance_(model, 1), -1)
     assert chi_square_excess(fresh, exact_probabilities(p)) > 1
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (slice(0.5, 2), "part must be a slice of integers"),
+        (slice(0, 4, 2), "part must be a slice of step 1"),
+        (3, "part must be a slice of step 1"),
+        (slice(2, 2), "part must hold one or more of 6 chains"),
+        (slice(6, 9), "part must hold one or more of 6 chains"),
+    ],
+)
+def test_bad_part(part, message):
+    model = model_of()
+    chains = PersistentChains(6, model)
+    before = chains.bits.clone()
+    for call in (lambda: chains.state(part=part), lambda: chains.advance_(model, 1, part=part)):
+        with pytest.raises((TypeError, ValueError), match=f"^PersistentChains: {message}"):
+            call()
+    assert_same_bits(chains.bits, before)
+    with pytest.raises(ValueError, match=r"^PersistentChains: part must be None where"):
+        PersistentChains(6, model_of(), dataset_size=3).state(torch.tensor([0]), part=slice(0, 2))
+
+
+def test_parts_are_those_of_the_whole():
+    torch.manual_seed(0)
+    model = model_of()
+    whole, parts = PersistentChains(6, model), PersistentChains(6, model)
+    parts.load_state_dict(whole.state_dict())
+    expected = whole.advance_(model, 3, seed=5)
+    for part in (slice(0, 2), slice(2, -1), slice(5, None)):
+        actual = parts.advance_(model, 3, seed=5, part=part)
+        assert_same_bits(actual, [side[part] for side in expected])
+    assert_same_bits(parts.bits, whole.bits)
+
+
+def test_chains_are_no_buffers_and_move_and_load_as_such():
+    chains = PersistentChains(6, model_of())
+    assert list(chains.buffers()) == []
+    assert list(chains.state_dict()) == ["bits"]
+    assert chains.to("meta").bits.device.type == "meta"
+    other = PersistentChains(5, model_of())
+    with pytest.raises(RuntimeError, match="size mismatch for bits"):
+        other.load_state_dict(PersistentChains(6, model_of()).state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"bits\""):
+        other.load_state_dict({})
+    assert other.half().bits.dtype == torch.uint8
+    assert_same_bits(copy.deepcopy(other).bits, other.bits)

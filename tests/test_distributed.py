@@ -7,13 +7,14 @@ from unittest.mock import patch
 import many
 import pytest
 import torch
-from support import assert_close, assert_same_bits, random_parameters
+from support import assert_close, assert_same_bits, random_bits, random_parameters
 from torch import Tensor, nn
 
 import gibbs_ext as gx
 from gibbs_ext import distributed
 
 GRAPH = gx.ChimeraGraph(2)
+MANY = gx.BipartiteBoltzmann(torch.zeros(3, 5), torch.zeros(4), torch.zeros(5, 4))
 
 
 def models() -> dict[str, Any]:
@@ -42,7 +43,8 @@ def test_one_process_has_everything() -> None:
     assert (gx.distributed.rank(), gx.distributed.world_size()) == (0, 1)
     assert gx.distributed.share(7) == slice(0, 7)
     values = torch.randn(7, 2)
-    assert gx.distributed.gather(values, 7) is values
+    assert gx.distributed.gather(values.requires_grad_(), 7).equal(values)
+    assert not gx.distributed.gather(values, 7).requires_grad
     for model in models().values():
         result = gx.distributed.annealed_importance_sampling(model, 6, 10, seed=4)
         expected = gx.annealed_importance_sampling(model, 6, 10, seed=4)
@@ -61,6 +63,14 @@ def test_one_process_has_everything() -> None:
             r"gather: values must have shape \[1, ...\], .* got \[\]",
         ),
         (lambda: gx.distributed.gather([1], 1), "gather: values must be a tensor, got list"),
+        (
+            lambda: gx.distributed.annealed_importance_sampling(models()["graph"], 2, 5, seed=None),
+            "annealed_importance_sampling: seed must be an integer or a 0-dim int64 tensor, the same on every process",
+        ),
+        (
+            lambda: gx.distributed.annealed_importance_sampling(MANY, 4, 5, seed=1, initial=torch.zeros(3)),
+            r"annealed_importance_sampling: initial must broadcast to shape \[4, 3, 5\], got \[3\]",
+        ),
         (
             lambda: gx.distributed.annealed_importance_sampling(models()["graph"], 0, 5, seed=1),
             "annealed_importance_sampling: num_chains must be at least 1, got 0",
@@ -83,8 +93,16 @@ def in_parts(fault: str = "") -> dict[str, Any]:
         first = mine.start * model.batch_shape.numel() if fault != "numbers" else 0
         z = model.sample((mine.stop - mine.start,), 5, chain_offset=first, seed=11)
         found[f"sample {name}"] = gx.distributed.gather(z, 7)
-        result = gx.distributed.annealed_importance_sampling(model, 7, 20, base="bias", seed=12)
-        found[f"ais {name}"] = list(result)
+        options = {"base": "bias", "seed": 12}
+        found[f"ais {name}"] = list(gx.distributed.annealed_importance_sampling(model, 7, 20, **options))
+        # One start for all chains: [n], or of each model [*batch, n], also where there are as many models as chains.
+        torch.manual_seed(7)
+        count = max(2, model.batch_shape.numel())
+        for shape in ((), model.batch_shape, (count, *model.batch_shape)):
+            options["initial"] = random_bits(*shape, model._num_state_units)
+            found[f"ais {name} {shape}"] = list(
+                gx.distributed.annealed_importance_sampling(model, count, 20, **options)
+            )
 
         torch.manual_seed(5)
         chains = gx.PersistentChains(7, model)
@@ -120,6 +138,16 @@ def test_two_processes_draw_what_one_draws() -> None:
 def test_planted_fault_wrong_chain_numbers_are_noticed() -> None:
     one, (two, _) = in_parts(), many.run(2, in_parts, "numbers")
     assert not any(two[f"sample {name}"].equal(one[f"sample {name}"]) for name in models())
+
+
+def test_a_distributed_checkpoint_holds_the_chains() -> None:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    nets = [Net(), Net()]
+    state = get_model_state_dict(nets[0])
+    assert not nets[1].prior.chains.bits.equal(nets[0].prior.chains.bits)
+    set_model_state_dict(nets[1], state)
+    assert_same_bits(nets[1].prior.chains.bits, nets[0].prior.chains.bits)
 
 
 class Net(nn.Module):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import backends
-import deviceless
 import pytest
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_on_cpu, call_on_gpu, to_device
@@ -31,6 +30,13 @@ from torch.utils._triton import has_triton
 import gibbs_ext
 from bench.harness import as_cuda_graph
 from gibbs_ext import ops
+
+try:
+    import deviceless
+
+    TRAININGS = [*deviceless.CONFIGS]
+except ModuleNotFoundError:  # of what only training needs
+    TRAININGS = []
 
 gx: Any = gibbs_ext  # mypy does not know how many arguments are unpacked from a list
 ROOT = Path(__file__).parents[1]
@@ -1086,6 +1092,7 @@ def test_prior(kind: str) -> None:
 
 
 def trainer_on(device: str, name: str, capture: bool = False) -> Any:
+    pytest.importorskip("undirected_vae.train")
     from undirected_vae.train import Trainer
 
     torch.manual_seed(1)
@@ -1098,7 +1105,7 @@ def chains_of(trainer: Any) -> list[Tensor]:
     return [part.chains.bits.cpu() for part in parts if hasattr(part, "chains")]
 
 
-@pytest.mark.parametrize("name", [name for name in deviceless.CONFIGS if name != "dropout"])
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name != "dropout"])
 def test_training_steps_make_the_chains_of_the_cpu(name: str) -> None:
     on_cpu, on_gpu = (trainer_on(device, name) for device in ("cpu", DEVICE))
     for trainer in (on_cpu, on_gpu):
@@ -1110,7 +1117,7 @@ def test_training_steps_make_the_chains_of_the_cpu(name: str) -> None:
         assert_close(actual.cpu(), expected, 1e-3)
 
 
-@pytest.mark.parametrize("name", deviceless.CONFIGS)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
     """Over the end of a feed's table, and from a checkpoint."""
     eager, captured = trainer_on(DEVICE, name), trainer_on(DEVICE, name, capture=True)
@@ -1119,7 +1126,6 @@ def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
         trainer.finish()
     assert captured._graph is not None
     again = trainer_on(DEVICE, name, capture=True)
-    again.train_images = captured.train_images
     again.load_state_dict(captured.state_dict())
     for trainer in (eager, captured, again):
         trainer.advance(8)
@@ -1135,9 +1141,74 @@ def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
 def test_a_training_step_does_not_wait() -> None:
     for capture in (False, True):
         trainer = trainer_on(DEVICE, "undirected-chimera-per_sample", capture)
-        trainer.advance(5)
+        trainer.advance(98)
         with no_waiting():
-            trainer.advance(3)
+            trainer.advance(4)  # over the end of the feed's table
+
+
+def test_captured_steps_go_on_after_looks_and_a_checkpoint() -> None:
+    """As in training: metrics between steps, on the default stream; and a state that is loaded after a capture."""
+    from undirected_vae.train import _line
+
+    name = "undirected-bipartite-per_sample"
+    plain, looked_at = trainer_on(DEVICE, name), trainer_on(DEVICE, name, capture=True)
+    for trainer in (plain, looked_at):
+        trainer.advance(12)
+        trainer.finish()
+    line = _line(looked_at, looked_at.images)
+    assert line["step"] == 12
+    state = looked_at.state_dict()
+    looked_at.advance(5)
+    looked_at.load_state_dict(state)
+    for trainer in (plain, looked_at):
+        trainer.advance(8)
+        trainer.finish()
+    assert looked_at._graph is not None
+    for actual, expected in zip(looked_at.model.parameters(), plain.model.parameters(), strict=True):
+        assert_close(actual.cpu(), expected.cpu(), 1e-2)
+
+
+def test_a_fault_in_a_captured_step_is_told() -> None:
+    trainer = trainer_on(DEVICE, "undirected-bipartite-shared", capture=True)
+    trainer.advance(6)
+    trainer.finish()
+    with torch.no_grad():
+        trainer.model.prior.left_bias[0] = float("nan")
+    trainer.advance(2)
+    with pytest.raises(ValueError, match=r"must be finite|not finite|became nan"):
+        trainer.finish()
+    assert_works()
+
+
+BAD_INDEX = """
+import torch, gibbs_ext as gx
+model = gx.BipartiteBoltzmann(torch.zeros(3), torch.zeros(2), torch.zeros(3, 2))
+chains = gx.PersistentChains(1, model, dataset_size=4).to("cuda")
+try:
+    chains.state(torch.tensor([-1], device="cuda"))
+    torch.cuda.synchronize()
+except RuntimeError as error:
+    print("refused", error)
+"""
+
+
+def test_a_bad_index_is_refused_on_the_device() -> None:
+    assert "refused" in run_python("-c", BAD_INDEX, environment={})
+
+
+@pytest.mark.parametrize("kind", ["bipartite", "graph"])
+def test_annealing_is_captured(kind: str) -> None:
+    for model, there in models():
+        if isinstance(model, gibbs_ext.BipartiteBoltzmann) != (kind == "bipartite"):
+            continue
+        seed = torch.tensor(3, device=DEVICE)
+        recorded = as_cuda_graph(
+            lambda there=there, seed=seed: gx.annealed_importance_sampling(there, 50, 100, seed=seed)
+        )
+        result = recorded()
+        expected = gx.annealed_importance_sampling(model, 50, 100, seed=3)
+        assert_same_bits(back([result.samples]), [expected.samples])
+        assert_close(result.log_weights.cpu(), expected.log_weights, 1e-4)
 
 
 def test_a_checkpoint_moves_between_devices() -> None:
@@ -1161,6 +1232,7 @@ def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
     import compare  # of tests/cuda
 
     torch.manual_seed(0)
+    taken = set()
     for name, arguments, routes, tolerance in compare.calls(
         lambda route: wanted_route in ("", route), compare.SIZES[: int(num_sizes)]
     ):
@@ -1170,10 +1242,13 @@ def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
             ops.set_cuda_route(route)
             differs = compare.differs(call_on_gpu(op, *arguments), expected, tolerance)
             ops.set_cuda_route("auto")
+            taken.add(ops.last_cuda_route())
             if differs:
                 return f"{name}, {route}: the results differ"
     gx.synchronize()
-    return ""
+    return (
+        "" if wanted_route in ("", *taken) else f"no call took the route {wanted_route}: this device has no room for it"
+    )
 
 
 def run_python(*arguments: str, environment: dict[str, str], before: tuple[str, ...] = ()) -> str:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -25,6 +26,7 @@ from bench.gpu_proof import LINES, LOG, Output, Proof, Step
 from gibbs_ext import ops
 
 ROOT = Path(__file__).parents[1]
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def python(program: str) -> tuple[str, ...]:
@@ -328,10 +330,21 @@ def test_a_rehearsal_is_written_down_in_a_copy_only(rehearsal: Path, copy: Path)
 def emulated() -> Iterator[gpu_steps.Backend]:
     library = backends.emulated_library()
     call, threads = ops._call, torch.get_num_threads()
-    yield gpu_steps.Backend("cpu", backends.call_emulated, backends.call_emulated, library.set_route)
+    call_emulated = backends.call_emulated
+    yield gpu_steps.Backend("cpu", call_emulated, call_emulated, library.set_route, lambda: library.last_route)
     library.set_route("auto")
     ops._call = call
     torch.set_num_threads(threads)
+
+
+def test_a_route_that_does_not_fit_is_not_proven(emulated: gpu_steps.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compare.SIZES", ((33, 100),))
+    gpu_steps.bits("cluster", emulated)
+    monkeypatch.setenv("GIBBS_EMULATED_DEVICE", "no clusters")
+    with pytest.raises(
+        gpu_steps.Failed, match=r"no call took the route cluster, which does not fit this device: .*streaming"
+    ):
+        gpu_steps.bits("cluster", emulated)
 
 
 def with_one_changed(op_name: str, place: int, change: Callable[[Tensor], object]) -> Callable[..., Any]:
@@ -612,7 +625,7 @@ FAILED tests/test_gpu.py::test_b[x-1] - AssertionError
 
 def test_a_library_is_taken_only_if_it_is_new_loads_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = {"cuda": "loaded", "cuda_architectures": ["80", "90"]}
-    for name in ("setup.py", "csrc/cuda/a.cu", "gibbs_ext/_C.x.so", "gibbs_ext/_cuda.so"):
+    for name in ("setup.py", "csrc/cuda/a.cu", f"gibbs_ext/_C{SUFFIX}", "gibbs_ext/_cuda.so"):
         texts.write(tmp_path / name, "")
         os.utime(tmp_path / name, (1000, 1000))
     monkeypatch.setattr(gpu_steps, "ROOT", tmp_path)
@@ -626,7 +639,7 @@ def test_a_library_is_taken_only_if_it_is_new_loads_and_fits(tmp_path: Path, mon
     info["cuda"] = "loaded"
     os.utime(tmp_path / "csrc/cuda/a.cu", (1001, 1001))
     assert not gpu_steps.is_current()
-    os.utime(tmp_path / "gibbs_ext/_C.x.so", (1002, 1002))
+    os.utime(tmp_path / f"gibbs_ext/_C{SUFFIX}", (1002, 1002))
     assert not gpu_steps.is_current()
     os.utime(tmp_path / "gibbs_ext/_cuda.so", (1002, 1002))
     assert gpu_steps.is_current()
@@ -691,7 +704,8 @@ def replay(folder: Path, root: Path, *more: Path) -> str:
 def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     text = replay(write_lines(tmp_path / "out"), copy)
     assert "No GPU" not in text
-    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: every route gives the CPU's bits (13,000 compared)" in text
+    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: the routes resident, cluster, streaming, " in text
+    assert "tables, sums, units give the CPU's bits (13,000 compared)" in text
     assert "differs by at most 2e-07 of its norm" in text
     (row,) = (re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith(f"| {PROBLEM}"))
     bounds = json.loads((copy / "bench" / "history" / "cuda-bounds.json").read_text())["problems"]
@@ -738,7 +752,7 @@ def test_the_last_line_of_a_step_counts(copy: Path, tmp_path: Path) -> None:
     with (second / LINES).open("a") as file:
         file.write('{"step": "bits:sums", "stat')  # the machine went away
     text = replay(folder, copy, second)
-    assert "every route gives the CPU's bits (12,007 compared)" in text
+    assert "units give the CPU's bits (12,007 compared)" in text
     assert "Not ok: `ncu:cluster`, `ncu:tables` (planted)." in text
 
 
@@ -800,4 +814,11 @@ def test_benchmarks_and_the_tests_of_a_gpu_import_without_packages_that_only_som
     program = f"import sys; sys.modules |= dict.fromkeys({absent})\n"
     program += "".join(f"import {name}\n" for name in [*names, "bench.__main__", "test_gpu"])
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
-    subprocess.run(python(program), cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    environment = os.environ | {"PYTHONPATH": paths}
+    subprocess.run(python(program), cwd=ROOT, env=environment, check=True)
+    # The steps but those that train, and the tests but theirs, do without what only training needs.
+    program = (
+        f"import sys; sys.modules |= dict.fromkeys({[*absent, 'tqdm', 'tensorboard', 'torch.utils.tensorboard']})\n"
+    )
+    program += "import bench.gpu_steps, bench.cuda_report, test_gpu; assert not test_gpu.TRAININGS"
+    subprocess.run(python(program), cwd=ROOT, env=environment, check=True)

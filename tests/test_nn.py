@@ -316,6 +316,22 @@ def test_compiles_as_one_graph(kind, coupling, index):
         assert_same_bits(other.chains.bits, eager.chains.bits)
 
 
+@pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chain_offset": 1.5}, "chain_offset must be an integer, got 1.5"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"seed": 1, "generator": torch.Generator()}, "give generator or seed, not both"),
+        ({"index": torch.tensor([0, 1])}, "index"),
+    ],
+)
+def test_bad_arguments_of_a_sample(kind, change, message):
+    posterior = BoltzmannPosterior(5, **units(kind), dataset_size=4)
+    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: .*{message}"):
+        posterior(torch.randn(3, 5), **{"index": torch.tensor([0, 1, 2]), **change})
+
+
 @pytest.mark.parametrize("module", ["posterior", "prior"])
 @pytest.mark.parametrize("kind", ["sides", *ON_GRAPHS])
 def test_state_dict_round_trip(module, kind):

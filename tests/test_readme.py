@@ -36,7 +36,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
 
 def test_launches_of_a_training_step_are_those_counted() -> None:
     """Another PyTorch may have other operators for a few things."""
-    (written,) = re.findall(r"`paper-mnist-200` is (\d+) launches", TEXT)
+    (written,) = re.findall(r"`paper-mnist-200` is (\d+) operators", TEXT)
     assert abs(int(written) - training_step.count("paper-mnist-200")[0]) < 10
 
 

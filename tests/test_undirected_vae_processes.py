@@ -88,6 +88,22 @@ def test_planted_faults_of_processes_are_noticed(fault: str) -> None:
         assert_same_training(two[1], one)
 
 
+def dropped() -> torch.Tensor:
+    """Which features of the last layer a step has dropped."""
+    config = config_of(KINDS[0]).replace({"dropout": 0.5})
+    trainer = Trainer(config, deviceless.images(), torch.device("cpu"))
+    masks = []
+    trainer.model.encoder.register_forward_hook(lambda module, inputs, output: masks.append(output.detach() == 0))
+    trainer.advance(1)
+    return masks[0][:3]
+
+
+def test_each_process_drops_features_of_its_own() -> None:
+    first, second = many.run(2, dropped)
+    assert first.any()
+    assert not first.equal(second)
+
+
 def normalised(shared: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
     norm, values, grads = (

@@ -11,8 +11,10 @@ from backends import call_emulated, emulated_library
 from support import assert_same_bits
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
+import gibbs_ext
 from gibbs_ext import ops
 from undirected_vae import feed
+from undirected_vae.runs import RunError
 from undirected_vae.train import Trainer
 from undirected_vae.vae import VAE
 
@@ -101,12 +103,73 @@ def test_a_captured_step_is_replayed_once_a_step(trainers: list[Trainer], monkey
     assert captures == [3]
 
 
+def test_a_state_that_is_loaded_is_captured_anew(trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph holds the optimizer's tensors, which loading replaces."""
+    trainer, captures = trainers[0], []
+
+    class Graph:
+        replay = staticmethod(trainer._make_step)
+
+    @contextlib.contextmanager
+    def capturing(graph: Graph, stream: Any) -> Any:
+        captures.append(trainer.step)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    trainer._captures = True
+    trainer.advance(5)
+    trainer.load_state_dict(trainer.state_dict())
+    trainer.advance(5)
+    assert captures == [3, 8]
+
+
+def test_a_step_that_cannot_be_captured_says_what_to_do(
+    trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(graph: Any, stream: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    trainers[0]._captures = True
+    with pytest.raises(
+        RunError, match=r"cannot be captured in a CUDA graph; use --no-capture \(operation not permitted"
+    ):
+        trainers[0].advance(5)
+
+
+def test_another_default_device_changes_nothing(trainers: list[Trainer]) -> None:
+    expected = steps_of(trainers[0], 3)
+    with torch.device("meta"):
+        trainer = Trainer(CONFIG, deviceless.images(), torch.device("cpu"))
+        trainer.advance(3)
+    assert_same_bits(steps_of(trainer), expected)
+    with torch.device("meta"):
+        trainer.advance(feed.ROWS)
+    assert_same_bits(steps_of(trainer), steps_of(trainers[0], feed.ROWS))
+
+
+def test_annealing_reads_no_values() -> None:
+    """So that a CUDA graph can capture it."""
+    graph = gibbs_ext.ChimeraGraph(1)
+    with deviceless.fake():
+        for model in (
+            gibbs_ext.BipartiteBoltzmann(torch.zeros(4), torch.zeros(3), torch.zeros(4, 3), validate_args=False),
+            gibbs_ext.GraphBoltzmann(graph, torch.zeros(8), torch.zeros(16), validate_args=False),
+        ):
+            for betas in (5, torch.linspace(0, 1, 100)):
+                result = gibbs_ext.annealed_importance_sampling(
+                    model, 6, betas, seed=torch.zeros((), dtype=torch.int64)
+                )
+                assert isinstance(result.log_partition, FakeTensor)
+
+
 def test_a_run_goes_on_from_a_checkpoint_within_a_table(trainers: list[Trainer]) -> None:
     whole, parts = trainers
     expected = steps_of(whole, feed.ROWS + 20)
     steps_of(parts, feed.ROWS - 5)
     resumed = Trainer(CONFIG, deviceless.images(), torch.device("cpu"))
-    resumed.train_images = parts.train_images
     resumed.load_state_dict(parts.state_dict())
     assert_same_bits(steps_of(resumed, 25), expected)
 
@@ -144,7 +207,7 @@ def test_trying_torch_compile_goes_back_to_where_it_was(
 
     monkeypatch.setattr(torch, "compile", compile_model)
     plain, trying = trainers
-    trying._tries_compile = True
+    trying.try_compile()
     assert_same_bits(steps_of(trying, 5), steps_of(plain, 5))
     assert capsys.readouterr().err.startswith(says)
     assert (trying._forward is trying.model) >= (compiled is None)

@@ -408,6 +408,7 @@ def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
         (["train", "--run", str(tmp_path / "a3"), "--batch-size", "5000"], "batch_size: expected at most"),
         (["sample", str(uninterrupted), "--device", "gpu"], "device: expected auto, cpu, cuda or cuda:i, got 'gpu'"),
         (["train", "--device", "meta"], "device: expected auto, cpu, cuda or cuda:i, got 'meta'"),
+        (["train", "--device", "cpu:3"], "device: expected auto, cpu, cuda or cuda:i, got 'cpu:3'"),
     ):
         assert main(argv) == 2
         assert message in one_error(capsys)
@@ -433,6 +434,7 @@ def test_devices(kernels, gpus, name, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("undirected_vae.processes._try_kernels", lambda device: None)
     if isinstance(found, str):
         with pytest.raises(ConfigError, match=f"^{found}$"):
             find_device(name)
@@ -444,10 +446,27 @@ def test_devices(kernels, gpus, name, found, monkeypatch):
     assert find_device(name).index == (1 if name in ("auto", "cuda") and found.type == "cuda" else found.index)
 
 
+def test_a_gpu_that_the_kernels_do_not_fit(monkeypatch, capsys):
+    def fail(device):
+        raise RuntimeError("cuda:0 is older than the oldest supported")
+
+    monkeypatch.setattr(gx, "build_info", lambda: {"cuda": "loaded"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr("undirected_vae.processes._try_kernels", fail)
+    assert find_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == (
+        "training on the CPU, as cuda:0 cannot be used: cuda:0 is older than the oldest supported\n"
+    )
+    with pytest.raises(ConfigError, match=r"^device: cuda:0 cannot be used: cuda:0 is older"):
+        find_device("cuda")
+
+
 def test_compile_is_for_the_cpu(monkeypatch, capsys):
     monkeypatch.setattr("undirected_vae.__main__.find_device", lambda name: torch.device("cuda", 0))
     assert main(["train", "--compile"]) == 2
-    assert "compile: expected a run on the CPU" in one_error(capsys)
+    assert "compile: expected a run on the CPU in one process" in one_error(capsys)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,8 @@ struct CudaLibrary {
   const char* (*take_fault)(int device);
   // Which route binary sweeps take: "auto" or, for tests and benchmarks, one by name. False where it is none.
   bool (*set_route)(const char* name);
+  // Which route the last binary sweeps took; "": there were none.
+  const char* (*last_route)();
 };
 
 }  // namespace gibbs

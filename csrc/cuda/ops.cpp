@@ -42,6 +42,17 @@ const char* coupling_name(uint32_t op) { return op >= kGraphGibbs ? "coupling" :
 
 std::atomic<BipartiteRoute> bipartite_route = BipartiteRoute::kAuto;
 std::atomic<GraphCudaRoute> graph_cuda_route = GraphCudaRoute::kAuto;
+// Which one the last binary sweeps took: not that asked for where this cannot be taken.
+std::atomic<const char*> last_route = "";
+
+void note(const BipartitePlan& plan) {
+  constexpr const char* kNames[] = {"auto", "resident", "cluster", "streaming", "tensor", "tensor_streaming"};
+  last_route = kNames[int(plan.slice_parts ? BipartiteRoute::kTensorStreaming : plan.route)];
+}
+void note(const GraphPlan& plan) {
+  constexpr const char* kNames[] = {"auto", "tables", "sums", "units"};
+  last_route = kNames[int(plan.route)];
+}
 
 // ---- views -----------------------------------------------------------------------------------------------------------------------
 
@@ -319,6 +330,7 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   call.describe(params.sweep, batch, counters, "beta", beta, double(num_sweeps));
   batch.finish(params.sweep.batch);
   const BipartitePlan plan = call.run([&] { return plan_bipartite(params, call.limits(), bipartite_route); });
+  note(plan);
   params.workspace = call.workspace(p.coupling(), plan.workspace);
   call.run([&] { launch_bipartite(params, plan, call.stream()); });
   call.finish();
@@ -441,6 +453,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   call.describe(params.sweep, batch, counters, "betas", betas, double(counters.num_sweeps));
   batch.finish(params.sweep.batch);
   const BipartitePlan plan = call.run([&] { return plan_bipartite(params, call.limits(), bipartite_route); });
+  note(plan);
   params.workspace = call.workspace(p.coupling(), plan.workspace);
   call.run([&] { launch_bipartite(params, plan, call.stream()); });
   call.finish();
@@ -507,6 +520,7 @@ Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupli
   call.describe(params.sweep, batch, counters, "beta", beta, double(num_sweeps));
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph(params, call.limits(), graph_cuda_route); });
+  note(plan);
   params.workspace = call.workspace(p.coupling(), plan.workspace);
   call.run([&] { launch_graph(params, plan, call.stream()); });
   call.finish();
@@ -616,6 +630,7 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   call.describe(params.sweep, batch, counters, "betas", betas, double(counters.num_sweeps));
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph(params, call.limits(), graph_cuda_route); });
+  note(plan);
   params.workspace = call.workspace(p.coupling(), plan.workspace);
   call.run([&] { launch_graph(params, plan, call.stream()); });
   call.finish();
@@ -731,7 +746,7 @@ const char* take_fault(int device) {
 
 extern "C" __attribute__((visibility("default"))) const gibbs::CudaLibrary* gibbs_cuda_library() {
   static const gibbs::CudaLibrary library = {[](const gibbs::Hooks& hooks) { gibbs::hooks = hooks; }, GIBBS_ARCHITECTURES,
-                                             gibbs::take_fault, gibbs::set_route};
+                                             gibbs::take_fault, gibbs::set_route, [] { return gibbs::last_route.load(); }};
   return &library;
 }
 

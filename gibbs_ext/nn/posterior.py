@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers, shown
+from gibbs_ext.checks import check_integers, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
 from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph
@@ -195,7 +195,8 @@ class BoltzmannPosterior(nn.Module):
                 the chains start from uniform bits.
             chain_offset: Number of the first chain, or numbers [chains_per_point, B], as in
                 :func:`gibbs_ext.bipartite_gibbs`. Processes that each have a part of a batch and one ``seed`` draw what
-                one process draws for the whole batch if these are the chains' places in it.
+                one process draws for the whole batch if these are the chains' places in it: chain c of its point b
+                has the number ``c * batch_size + b``. (With one chain per point that is the number of the first point.)
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
@@ -220,13 +221,15 @@ class BoltzmannPosterior(nn.Module):
             "beta": beta, "chain_offset": chain_offset, "generator": generator, "seed": seed, "return_state": True,
         }  # fmt: skip
         if isinstance(model, BipartiteBoltzmann):
-            left, right, left_mean, state = bipartite_gibbs_relaxed(
-                start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps, **options
-            )
+            with reported_as("BoltzmannPosterior", left="index"):
+                left, right, left_mean, state = bipartite_gibbs_relaxed(
+                    start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps, **options
+                )
         else:
-            z, mean, state = graph_gibbs_relaxed(
-                start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps, **options
-            )
+            with reported_as("BoltzmannPosterior", state="index"):
+                z, mean, state = graph_gibbs_relaxed(
+                    start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps, **options
+                )
             last = model.graph.units_of_color(-1, z.device)
             z_mean = z.index_copy(-1, last, mean.index_select(-1, last))
         if self.chains is not None and index is not None and self.training:

@@ -19,7 +19,7 @@ import gibbs_ext as gx
 
 from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
 from .data import SPLITS, DataError, Dataset, load
-from .processes import agreed, find_device, processes
+from .processes import agreed, find_device, processes, require_shares
 from .runs import Run, RunError, new_folder
 
 
@@ -134,19 +134,21 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
     path, resume, preset, file, finish, capture, compile_model = (
         arguments.pop(name) for name in ("run", "resume", "preset", "config", "evaluate", "capture", "compile")
     )
-    if compile_model and device.type == "cuda":
-        raise ConfigError("compile: expected a run on the CPU; on a GPU the step is captured")
+    if compile_model and (device.type == "cuda" or gx.distributed.world_size() > 1):
+        raise ConfigError("compile: expected a run on the CPU in one process (on a GPU the step is captured)")
     # Of several processes, the first owns the folder and speaks.
     is_first = gx.distributed.rank() == 0
     if resume:
         before = Run.open(resume).config
         run = Run(resume, resolve(preset, file, arguments, base=before))
+        require_shares(run.config, "batch_size", "prior_chains", *(["prior_ais_chains"] if finish else []))
         # Its persistent chains belong to the images.
         _require_same_images(before, run.config, "a run cannot be resumed on other images")
         data = run.load_data()
     else:
         config = resolve(preset, file, arguments)
         data = load(config.data, config.data_seed)
+        require_shares(config, "batch_size", "prior_chains", *(["prior_ais_chains"] if finish else []))
         folder = path or (new_folder(Path("runs") / _folder(config)) if is_first else None)
         run = Run(agreed(folder), config)
     with run.lock() if is_first else nullcontext():

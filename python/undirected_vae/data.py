@@ -65,7 +65,7 @@ class Binariser:
     def __init__(self, num_pixels: int, device: torch.device) -> None:
         self.graph = gx.ColoredGraph(num_pixels, [])
         # 100 is as good as infinite: 2^32 times its probability is less than 1.
-        levels = torch.logit(torch.arange(256, dtype=torch.float64) / 255).clamp(-100, 100).float()
+        levels = torch.logit(torch.arange(256, dtype=torch.float64, device="cpu") / 255).clamp(-100, 100).float()
         self.logits = levels.to(device)
 
     def __call__(self, images: Tensor, seed: Tensor, first: int = 0) -> Tensor:

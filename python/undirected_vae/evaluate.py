@@ -18,6 +18,7 @@ import gibbs_ext as gx
 
 from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
+from .processes import require_shares
 from .runs import DAMAGED, Run, RunError, atomic_write, blaming
 from .vae import VAE
 
@@ -36,6 +37,7 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     log Z_theta, whose AIS estimate is low by about half its squared error.
     """
     began = time.perf_counter()
+    require_shares(config, "prior_ais_chains")
     model.eval()
     # One seed for each piece of work, whichever process does it.
     seed = config.seed << 32

@@ -31,7 +31,7 @@ class Feed:
     def __init__(self, config: Config, dataset_size: int, device: torch.device) -> None:
         self.config, self.dataset_size, self.device = config, dataset_size, device
         self._first = self._next = 0  # steps: of the table's first row, and of the row to come
-        self._order, self._epoch = torch.empty(0), -1
+        self._order, self._epoch = torch.empty(0, device="cpu"), -1
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._table = Row(*(rows.to(device) for rows in self._rows(0)))
 
@@ -56,11 +56,16 @@ class Feed:
         self._first = self._next
         for rows, new in zip(self._table, self._rows(self._first), strict=True):
             # From pinned memory, which PyTorch keeps until the copy has been made.
-            rows.copy_(new.pin_memory() if torch.cuda.is_available() else new, non_blocking=True)
+            is_pinned = self.device.type == "cuda" and torch.cuda.is_available()
+            rows.copy_(new.pin_memory() if is_pinned else new, non_blocking=True)
         self._row.zero_()
 
     def _rows(self, start: int) -> Row:
-        """On the CPU, of the steps from `start` on."""
+        """Of the steps from `start` on, on the CPU."""
+        with torch.device("cpu"):
+            return self._make_rows(start)
+
+    def _make_rows(self, start: int) -> Row:
         config = self.config
         steps = range(start, start + ROWS)
         progress = [step / config.steps for step in steps]

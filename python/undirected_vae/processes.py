@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import gibbs_ext as gx
 
-from .config import ConfigError
+from .config import Config, ConfigError
 
 
 def find_device(name: str) -> torch.device:
@@ -23,14 +24,14 @@ def find_device(name: str) -> torch.device:
     `auto` is a GPU if there is one and gibbs_ext has kernels for it. Of several processes on a machine each takes a GPU
     of its own, unless one is named.
     """
-    kernels = gx.build_info()["cuda"]
-    if name == "auto":
+    kernels, is_any = gx.build_info()["cuda"], name == "auto"
+    if is_any:
         name = "cuda" if torch.cuda.is_available() and kernels == "loaded" else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:i, got {name!r}")
     if device.type == "cpu":
         return torch.device("cpu")
@@ -42,7 +43,22 @@ def find_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"device: expected a GPU below cuda:{torch.cuda.device_count()}, got cuda:{index}")
     torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    try:
+        _try_kernels(device)
+    except RuntimeError as error:
+        if is_any:
+            print(f"training on the CPU, as {device} cannot be used: {error}", file=sys.stderr)
+            return torch.device("cpu")
+        raise ConfigError(f"device: {device} cannot be used: {error}") from error
+    return device
+
+
+def _try_kernels(device: torch.device) -> None:
+    """A GPU may be too old for them, or they may have been compiled for others."""
+    unit = torch.zeros(1, device=device)
+    gx.bipartite_gibbs(unit, unit, unit, torch.zeros(1, 1, device=device), 1, seed=0)
+    gx.synchronize(device)
 
 
 @contextmanager
@@ -72,13 +88,21 @@ def agreed(value: Any) -> Any:
     return values[0]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it is true in any process: a collective call, that waits."""
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether it is true in any process: a collective call, that waits for the device."""
     if gx.distributed.world_size() == 1:
         return flag
-    flags: list[bool] = [False] * gx.distributed.world_size()
-    dist.all_gather_object(flags, flag)
-    return any(flags)
+    flags = torch.full((), int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def require_shares(config: Config, *names: str) -> None:
+    """That there is something for each process to do."""
+    size = gx.distributed.world_size()
+    for name in names:
+        if getattr(config, name) < size:
+            raise ConfigError(f"{name}: expected at least {size}, one for each process, got {getattr(config, name)}")
 
 
 class _Sum(torch.autograd.Function):

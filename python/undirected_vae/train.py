@@ -33,7 +33,7 @@ from .runs import Run, RunError
 from .vae import VAE, Terms
 
 WARM_UP = 3  # steps before one is captured: they compile, allocate and load what a captured one finds there
-AGREE = 10  # steps after which processes ask each other whether to stop
+AGREE = 10  # steps on a GPU between two looks at whether to stop
 
 
 class Interrupted(Exception):
@@ -55,7 +55,6 @@ class Trainer:
         data: the images.
         device: where to train.
         capture: on a GPU, whether to capture the step; several processes never do.
-        compile_model: whether to try torch.compile on the model, and keep it if steps are faster with it.
     """
 
     def __init__(
@@ -65,17 +64,15 @@ class Trainer:
         device: torch.device,
         *,
         capture: bool = True,
-        compile_model: bool = False,
     ) -> None:
         self.config, self.device = config, device
         self.step = 0  # how many are done
         torch.manual_seed(config.seed)
-        # Made on the CPU, so that it starts alike on every device.
-        self.model = VAE(config, data.mean(), len(data.train)).to(device)
-        self.average: VAE | None = None
-        if config.average:
-            self.average = VAE(config, data.mean(), len(data.train)).to(device).requires_grad_(False)
-            self.average.load_state_dict(self.model.state_dict())
+        with torch.device("cpu"):  # whence it starts alike on every device
+            self.model = VAE(config, data.mean(), len(data.train)).to(device)
+            self.average = VAE(config, data.mean(), len(data.train)).to(device) if config.average else None
+        if self.average:
+            self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.rate = torch.full((), config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             _parameter_groups(self.model, config.weight_decay),
@@ -102,7 +99,6 @@ class Trainer:
             device_ids = [device] if device.type == "cuda" else None
             self._forward = nn.parallel.DistributedDataParallel(self.model, device_ids=device_ids)
         self._captures = capture and device.type == "cuda" and not self._is_shared
-        self._tries_compile = compile_model and not self._is_shared
         # Everything on one stream, of its own where there is capture: a graph cannot be captured on the default one.
         self._stream = torch.cuda.Stream(device) if self._captures else None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -111,15 +107,15 @@ class Trainer:
     def advance(self, num_steps: int) -> None:
         """Makes so many further steps, without waiting for them."""
         self.model.train()
-        if self._tries_compile:
-            self._try_compile()
         stream = self._stream
         if stream:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream) if stream else nullcontext():
             for _ in range(num_steps):
                 if self.config.dropout:  # all else has seeds of its own
-                    torch.manual_seed(step_seed(self.config.seed, self.step))
+                    # Other masks in each process.
+                    seed = step_seed(self.config.seed, self.step) + 0x85EBCA6B * gx.distributed.rank()
+                    torch.manual_seed(seed % 2**32)
                 self.feed.prepare()
                 self._run()
                 self.step += 1
@@ -133,8 +129,11 @@ class Trainer:
             return
         if not self._graph:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._make_step()
+            try:
+                with torch.cuda.graph(graph, stream=self._stream):
+                    self._make_step()
+            except RuntimeError as error:
+                raise RunError(f"the step cannot be captured in a CUDA graph; use --no-capture ({error})") from error
             self._graph = graph
         self._graph.replay()
 
@@ -173,9 +172,8 @@ class Trainer:
             mine = chains.bits.index_select(0, index[self.batch])
             chains.bits.index_copy_(0, index, gx.distributed.gather(mine, self.config.batch_size))
 
-    def _try_compile(self) -> None:
-        """Makes some steps as they are and compiled, in turn; goes back to where it was, with the faster of the two."""
-        self._tries_compile = False
+    def try_compile(self) -> None:
+        """Makes some steps as they are and with torch.compile, in turn; goes back, and goes on with the faster."""
         before = copy.deepcopy(self.state_dict())
         ways: list[Any] = [self.model, torch.compile(self.model, dynamic=False)]
         times: list[list[float]] = [[], []]
@@ -202,6 +200,7 @@ class Trainer:
     def finish(self) -> None:
         """Waits for the steps made. Raises ValueError if they have left numbers that are not finite."""
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is wrong with the machine is raised as it is
             try:
                 gx.synchronize(self.device)
             except RuntimeError as error:
@@ -235,6 +234,9 @@ class Trainer:
         return on_cpu
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state. Nothing of it is kept."""
+        # A captured step holds the optimizer's old tensors.
+        self._graph, self._warm_up = None, WARM_UP
         self.model.load_state_dict(state["model"])
         if self.average:
             # A run that kept no average starts one here.
@@ -267,14 +269,11 @@ def train(
     Processes share the work; the first of them alone writes.
     """
     config = run.config
-    size, first = gx.distributed.world_size(), gx.distributed.rank() == 0
+    first = gx.distributed.rank() == 0
     if len(data.train) < config.batch_size:
         raise RunError(f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}")
-    for name in ("batch_size", "prior_chains"):
-        if getattr(config, name) < size:
-            raise RunError(f"{name}: expected at least one for each of {size} processes, got {getattr(config, name)}")
     device = device or torch.device("cpu")
-    trainer = Trainer(config, data, device, capture=capture, compile_model=compile_model)
+    trainer = Trainer(config, data, device, capture=capture)
     if resume:
         state = run.load_checkpoint()
         with run.fitting():
@@ -297,6 +296,8 @@ def train(
         moments = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters())
         run.check_space(2 * (written + moments) + 20_000_000)
 
+    if compile_model:
+        trainer.try_compile()
     validation = data.binary("validation", 200, config.data_seed).to(device)
     interval = 0.5 if sys.stderr.isatty() else 10
     with (
@@ -310,7 +311,7 @@ def train(
         stop = False
         while trainer.step < config.steps and not stop:
             # One step at a time where they are slow, so that Ctrl-C is heeded at once.
-            done = _next_pause(config, trainer.step, 1 if device.type == "cpu" and size == 1 else AGREE)
+            done = _next_pause(config, trainer.step, AGREE if device.type == "cuda" else 1)
             with _divergence(trainer.step):
                 trainer.advance(done - trainer.step)
                 logs = done % config.log_every == 0 or done in (1, config.steps)
@@ -323,7 +324,7 @@ def train(
                     write(line)
                     progress.set_postfix_str(f"ELBO {line['elbo']:.2f}", refresh=False)
                 progress.update(done - progress.n)
-                stop = any_of(interrupted())
+                stop = any_of(interrupted(), device)
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     trainer.finish()
                     save()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+import many
 import pytest
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_on_cpu, call_on_gpu, to_device
@@ -1178,6 +1179,24 @@ def test_a_fault_in_a_captured_step_is_told() -> None:
     with pytest.raises(ValueError, match=r"must be finite|not finite|became nan"):
         trainer.finish()
     assert_works()
+
+
+def trained_state() -> Any:
+    trainer = trainer_on(DEVICE, "undirected-bipartite-per_sample")
+    trainer.advance(4)
+    trainer.finish()
+    return trainer.state_dict()["model"]
+
+
+def test_two_processes_on_one_gpu_train_as_one() -> None:
+    """By gloo, which takes CUDA tensors too; NCCL wants a GPU for each process."""
+    one = trained_state()
+    for two in many.run(2, trained_state):
+        for name, value in one.items():
+            if name.endswith("chains.bits"):
+                assert_same_bits(two[name], value)
+            else:
+                assert_close(two[name], value, 1e-3)
 
 
 BAD_INDEX = """

@@ -218,7 +218,10 @@ class Trainer:
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run continues from, on any device and in any number of processes. On the CPU; a collective call."""
+        """What a run continues from, on any device and in any number of processes. A collective call.
+
+        Its tensors are on the CPU; those of a run there are the run's own, and change with the next step.
+        """
         bits = self.model.prior.chains.bits
         bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
         averaged = None

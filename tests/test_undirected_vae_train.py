@@ -412,6 +412,7 @@ def test_bad_input_is_one_error(tmp_path, uninterrupted, capsys):
     ):
         assert main(argv) == 2
         assert message in one_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == []  # no folder of a run that cannot be
 
 
 @pytest.mark.parametrize(

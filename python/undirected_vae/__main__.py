@@ -141,14 +141,14 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
     if resume:
         before = Run.open(resume).config
         run = Run(resume, resolve(preset, file, arguments, base=before))
-        require_shares(run.config, "batch_size", "prior_chains", *(["prior_ais_chains"] if finish else []))
         # Its persistent chains belong to the images.
         _require_same_images(before, run.config, "a run cannot be resumed on other images")
         data = run.load_data()
+        _require_work(run.config, data, finish)
     else:
         config = resolve(preset, file, arguments)
         data = load(config.data, config.data_seed)
-        require_shares(config, "batch_size", "prior_chains", *(["prior_ais_chains"] if finish else []))
+        _require_work(config, data, finish)
         folder = path or (new_folder(Path("runs") / _folder(config)) if is_first else None)
         run = Run(agreed(folder), config)
     with run.lock() if is_first else nullcontext():
@@ -169,6 +169,15 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
                 print(summary(result))
                 for picture in sample_run(run, data, model):
                     print(picture)
+
+
+def _require_work(config: Config, data: Dataset, evaluates: bool) -> None:
+    """Enough images for a batch, and enough of everything for each process: before a folder is made."""
+    if len(data.train) < config.batch_size:
+        raise ConfigError(
+            f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}"
+        )
+    require_shares(config, "batch_size", "prior_chains", *(["prior_ais_chains"] if evaluates else []))
 
 
 def _headline(run: Run, data: Dataset, device: torch.device) -> str:

@@ -273,8 +273,6 @@ def train(
     """
     config = run.config
     first = gx.distributed.rank() == 0
-    if len(data.train) < config.batch_size:
-        raise RunError(f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}")
     device = device or torch.device("cpu")
     trainer = Trainer(config, data, device, capture=capture)
     if resume:

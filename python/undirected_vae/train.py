@@ -381,9 +381,7 @@ def _move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
     """average += weight (model - average) for the parameters; buffers, which are averages already, are copied."""
     parameters: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(model.parameters())
-    steps = torch._foreach_sub(new, parameters)
-    torch._foreach_mul_(steps, weight)
-    torch._foreach_add_(parameters, steps)
+    torch._foreach_lerp_(parameters, new, [weight] * len(new))
     torch._foreach_copy_(list(average.buffers()), list(model.buffers()))
 
 

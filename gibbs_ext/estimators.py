@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers, check_units, expand_to, is_readable, reported_as, shown
+from gibbs_ext.checks import check_integers, check_units, check_values, expand_to, is_readable, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
 from gibbs_ext.functional import as_beta, as_seed
 
@@ -177,17 +177,23 @@ def negative_log_likelihood_surrogate(
     Args:
         model: Of batch shape [*batch_shape].
         data: [B, *batch_shape, num_units] bits of all units, of the parameters' dtype; or, of a bipartite model,
-            [B, *batch_shape, n1] of left, right being hidden and summed out.
+            [B, *batch_shape, n1] of left, right being hidden and summed out. With ``chains`` also values in between.
         chains: Persistent chains; mutated. Or ``None`` for contrastive divergence (CD-k): chains that start at the
             data in every call.
         num_sweeps: Sweeps before the model's moments are taken: k.
 
     Returns:
         [*batch_shape]. Differentiable in the parameters. The seed comes from torch's default generator.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit, or data lie outside of [0, 1]; the message begins with
+            ``negative_log_likelihood_surrogate:``.
     """
     name = "negative_log_likelihood_surrogate"
     check_model(name, model)
     check_units(name, "data", data, *dict.fromkeys((model._num_state_units, model.num_units)))
+    if chains is not None:  # CD-k begins with data, and its first sweep looks whether they are bits
+        check_values(name, "data", "lie in [0, 1]", data, (data >= 0) & (data <= 1))
     positive = model.energy(data) if data.shape[-1] == model.num_units else model.free_energy(data)
     with reported_as(name, left="data", state="data"):
         if chains is None:

@@ -289,6 +289,17 @@ def test_bad_likelihoods():
         negative_log_likelihood_surrogate(make(3, 2), torch.zeros(7, 4), None)
     with pytest.raises((ValueError, RuntimeError), match=f"^{name}: data must hold 0 and 1 only, got 0.5"):
         negative_log_likelihood_surrogate(make(3, 2), torch.full((7, 3), 0.5).double(), None)
+    # With persistent chains nothing else looks at the data. Probabilities will do there.
+    model = make(3, 2)
+    chains, bits = PersistentChains(4, model), torch.randint(2, (7, 5)).double()
+    before = chains.bits.clone()
+    for n in (3, 5):
+        for bad, got in ((2 * bits - 1, "-1.0"), (255 * bits, "255.0"), (bits * math.nan, "nan")):
+            with pytest.raises(ValueError, match=rf"^{name}: data must lie in \[0, 1\], got {got}$"):
+                negative_log_likelihood_surrogate(model, bad[:, :n], chains)
+    assert chains.bits.equal(before)
+    for n in (3, 5):
+        assert negative_log_likelihood_surrogate(model, bits[:, :n] / 2, chains).isfinite()
     with pytest.raises(TypeError, match=f"^{name}: num_sweeps must be an integer, got 1.5"):
         negative_log_likelihood_surrogate(make(3, 2), torch.zeros(7, 3).double(), None, 1.5)
 

@@ -323,13 +323,19 @@ def test_compiles_as_one_graph(kind, coupling, index):
         ({"chain_offset": 1.5}, "chain_offset must be an integer, got 1.5"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"seed": 1, "generator": torch.Generator()}, "give generator or seed, not both"),
-        ({"index": torch.tensor([0, 1])}, "index"),
+        ({"index": torch.tensor([0, 1])}, r"index must have shape \[3\], one for each row of features, got \[2\]"),
+        ({"index": torch.tensor([0])}, r"index must have shape \[3\], one for each row of features, got \[1\]"),
+        ({"index": torch.tensor(0)}, r"index must have shape \[3\], one for each row of features, got \[\]"),
+        ({"index": [0, 1, 2]}, "index must be a tensor, got list"),
     ],
 )
-def test_bad_arguments_of_a_sample(kind, change, message):
-    posterior = BoltzmannPosterior(5, **units(kind), dataset_size=4)
-    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: .*{message}"):
+@pytest.mark.parametrize("training", [True, False])
+def test_bad_arguments_of_a_sample(kind, change, message, training):
+    posterior = BoltzmannPosterior(5, **units(kind), dataset_size=4).train(training)
+    before = posterior.chains.bits.clone()
+    with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: {message}"):
         posterior(torch.randn(3, 5), **{"index": torch.tensor([0, 1, 2]), **change})
+    assert_same_bits(posterior.chains.bits, before)
 
 
 @pytest.mark.parametrize("module", ["posterior", "prior"])

@@ -122,6 +122,21 @@ def test_bad_files(tmp_path, name, text):
         read_file(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "steps: 1\nseed: 2\nsteps: 3\n"),
+        ("a.yaml", "kl_warmup: 0.1\nkl-warmup: 0.2\n"),
+        ("a.toml", "steps = 1\nsteps = 3\n"),
+        ("a.toml", "kl_warmup = 0.1\nkl-warmup = 0.2\n"),
+    ],
+)
+def test_a_setting_given_twice_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"{name}: (cannot be read as settings: .*|expected each setting once)"):
+        read_file(tmp_path / name)
+
+
 def test_a_preset_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: [a]\n")
     with pytest.raises(ConfigError, match="preset: expected one of"):

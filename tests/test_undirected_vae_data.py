@@ -216,6 +216,7 @@ def write_mat(folder, change):
         pytest.param(lambda raw: raw[: len(raw) * 2 // 3], id="truncated"),
         pytest.param(lambda raw: raw[:-1] if raw[-1:] != b"\n" else raw[:-2], id="one byte short"),
         pytest.param(lambda raw: b"", id="empty"),
+        pytest.param(lambda raw: raw[:5], id="five bytes"),
         pytest.param(lambda raw: b"<html>not found</html>", id="another format"),
     ],
 )
@@ -238,6 +239,9 @@ def test_damaged_file(tmp_path, write, change):
         ({"images": np.full((20, 16), np.nan)}, "nan"),
         ({"images": np.full((20, 16), -1)}, "-1"),
         ({"images": np.full((20, 16), 256)}, "256"),
+        # Digits of 16 levels, as scikit-learn has them, are no gray levels of 256.
+        ({"images": np.full((20, 16), 16)}, r"of which some are 128 or more, got a maximum of 16 \(divide by"),
+        ({"train": np.full((20, 16), 2.0), "test": np.zeros((20, 16))}, "got a maximum of 2 "),
         ({"images": np.full((20, 16), "a")}, "expected numbers"),
         ({"train": np.zeros((20, 16)), "test": np.zeros((20, 16), np.uint8)}, "train float64, test uint8"),
         ({"train": np.zeros((20, 16)), "test": np.full((20, 16), np.nan)}, "nan"),

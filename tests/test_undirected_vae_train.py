@@ -328,6 +328,22 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_evaluation_that_cannot_be_saved_is_told(tmp_path, uninterrupted, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+
+    def read_only(source, target):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", read_only)
+    assert main(["evaluate", str(run)]) == 2
+    error = one_error(capsys)
+    assert (
+        f"{run / 'evaluation.json'}: the evaluation cannot be saved (Read-only file system); it is: test NLL" in error
+    )
+    assert not path.exists()
+
+
 def test_files_respect_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

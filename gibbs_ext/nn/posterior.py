@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers, reported_as, shown
+from gibbs_ext.checks import check_integers, check_tensors, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
 from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph
@@ -215,6 +215,10 @@ class BoltzmannPosterior(nn.Module):
         elif self.chains is None:
             raise ValueError("BoltzmannPosterior: index needs a posterior built with dataset_size")
         else:
+            check_tensors("BoltzmannPosterior", index=index)
+            if index.shape != features.shape[:1]:
+                wanted = f"index must have shape {list(features.shape[:1])}, one for each row of features"
+                raise ValueError(f"BoltzmannPosterior: {wanted}, got {list(index.shape)}")
             start = self.chains.state(index)
         options: dict[str, Any] = {
             "relaxation": self.relaxation, "sharpness": self.sharpness, "slope_gradient": self.slope_gradient,

@@ -177,9 +177,7 @@ def read_file(path: Path) -> dict[str, Any]:
                 import tomli as tomllib
             settings = tomllib.loads(text)
         elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            settings = yaml.safe_load(text)
+            settings = _read_yaml(text)
         else:
             raise ConfigError(f"{path}: expected a .toml, .yaml or .yml file")
     except ConfigError:
@@ -190,7 +188,26 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected one `name: value` a line, got a {type(settings).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    if len(named) < len(settings):
+        raise ConfigError(f"{path}: expected each setting once, got {', '.join(map(str, settings))}")
+    return named
+
+
+def _read_yaml(text: str) -> Any:
+    """As yaml.safe_load, which takes the last of several values of one name, does; but that is an error, as in TOML."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"{name} is there {names.count(name)} times")
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    return yaml.load(text, Loader)
 
 
 def resolve(

@@ -193,7 +193,7 @@ def _idx(folder: Path) -> Dataset:
         raw = _read(
             path, expected, lambda: gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         )
-        header = np.frombuffer(raw[:16], ">u4")
+        header = np.frombuffer(raw[:16] if len(raw) >= 16 else b"", ">u4")
         if len(header) < 4 or header[0] != 2051:
             raise DataError(
                 f"{path}: expected {expected}, got {len(raw)} bytes that begin with {raw[:4].hex() or 'nothing'}"
@@ -341,6 +341,11 @@ def _gray(path: Path, parts: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np
     if not (low >= 0 and high <= 255):
         raise DataError(
             f"{path}: expected pixels in [0, 1] or gray levels 0 to 255, got values from {low:g} to {high:g}"
+        )
+    if 1 < high < 128:
+        raise DataError(
+            f"{path}: expected pixels in [0, 1] or gray levels of which some are 128 or more, got a maximum of {high:g}"
+            " (divide by what stands for white)"
         )
     return {n: np.rint(array * 255.0 if high <= 1 else array).astype(np.uint8) for n, array in parts.items()}
 

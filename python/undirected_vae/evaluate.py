@@ -120,7 +120,12 @@ def evaluate_run(
     )
     earlier = saved(run, split, state["step"])
     if gx.distributed.rank() == 0 and (earlier is None or (replace and earlier["images"] <= result["images"])):
-        atomic_write(_path(run, split), (json.dumps(result) + "\n").encode())
+        path = _path(run, split)
+        try:
+            atomic_write(path, (json.dumps(result) + "\n").encode())
+        except OSError as error:
+            reason = f"the evaluation cannot be saved ({error.strerror}); it is: {summary(result)}"
+            raise RunError(f"{path}: {reason}") from error
     return result
 
 

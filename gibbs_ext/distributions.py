@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boltzmann machines as torch.distributions."""
 
+import contextlib
 import copy
+import functools
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -45,6 +47,25 @@ def coupling_resolution(model: "BipartiteBoltzmann | GraphBoltzmann | Tensor") -
         check_model("coupling_resolution", model)
         model = model.weight
     return ops.coupling_resolution(model.detach())
+
+
+def outside_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """What is computed inside keeps the dtypes of its operands."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def _with_all_digits(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Energies are large numbers of which differences count: half precision is too coarse for them."""
+
+    @functools.wraps(method)
+    def outside(self: "_Boltzmann", *args: Tensor) -> Tensor:
+        with outside_autocast(self.device):
+            return method(self, *args)
+
+    return outside
 
 
 class _Boltzmann(Distribution):
@@ -116,6 +137,10 @@ class _Boltzmann(Distribution):
     def device(self) -> torch.device:
         return self._last.device
 
+    def _computed(self, tensor: Tensor) -> Tensor:
+        """In the dtype that energies are computed in: the parameters', float32 for half types."""
+        return tensor.to(ops.computed_dtype(self._last))
+
     @property
     def _biases(self) -> list[Tensor]:
         *biases, _ = self._dims
@@ -147,6 +172,11 @@ class _Boltzmann(Distribution):
     def _anneal(self, state: Tensor, bases: list[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, ...]:
         """The parts of z at the end of an AIS path from the model of biases ``bases``, then the log-weights."""
         raise NotImplementedError
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """z of its parts; autocast knows no bits, and refuses some dtypes."""
+        with outside_autocast(self.device):
+            return torch.cat(tuple(parts), -1)
 
     def _draw_independent(self, biases: list[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
         """States of independent units of these biases: one sweep without couplings."""
@@ -210,7 +240,7 @@ class _Boltzmann(Distribution):
             parts = self._sweep(
                 state, len(beta), beta=_or_one(beta), chain_offset=chain_offset, generator=generator, seed=seed
             )
-        return torch.cat(parts, -1)
+        return self._joined(parts)
 
     def rsample(
         self,
@@ -243,7 +273,7 @@ class _Boltzmann(Distribution):
                 slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
                 chain_offset=chain_offset, generator=generator, seed=seed,
             )  # fmt: skip
-        return torch.cat(parts, -1)
+        return self._joined(parts)
 
     # Probabilities --------------------------------------------------------------------------------------------
 
@@ -284,7 +314,7 @@ class _Boltzmann(Distribution):
             result = estimators.annealed_importance_sampling(
                 model, num_chains, betas, base="bias", generator=generator, seed=seed
             )
-        negative_energy = -self.energy(result.samples)
+        negative_energy = -self.energy(result.samples).double()
         zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
         return result.log_partition + zero
 
@@ -308,7 +338,7 @@ class _Boltzmann(Distribution):
         if log_partition is None:
             with reported_as(f"{type(self).__name__}.log_prob"):
                 log_partition = self.log_partition("exact")
-        return -self.energy(z) - log_partition
+        return -self.energy(z).double() - log_partition
 
 
 class BipartiteBoltzmann(_Boltzmann):
@@ -368,49 +398,49 @@ class BipartiteBoltzmann(_Boltzmann):
         left, right = z.split((self.num_left, self.num_right), dim=-1)
         return left, right
 
+    @_with_all_digits
     def fields_of_right(self, left: Tensor) -> Tensor:
         """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable.
 
-        left is converted to the parameters' dtype.
+        Computed and returned in the parameters' dtype, half types in float32, whatever autocast says.
         """
         check_units("BipartiteBoltzmann", "left", left, self.num_left)
-        left = left.to(self.dtype)
         # einsum, unlike matmul, never materialises a weight that broadcasts over the state's dims.
-        return torch.einsum("...i,...ij->...j", left, self.weight) + self.right_bias
+        products = torch.einsum("...i,...ij->...j", self._computed(left), self._computed(self.weight))
+        return products + self.right_bias
 
+    @_with_all_digits
     def energy_of(self, left: Tensor, right: Tensor) -> Tensor:
-        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not).
-
-        Both are converted to the parameters' dtype.
-        """
+        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not)."""
         fields = self.fields_of_right(left)
         check_units("BipartiteBoltzmann", "right", right, self.num_right)
-        on_left = torch.einsum("...i,...i->...", left.to(self.dtype), self.left_bias)
-        return -on_left - torch.einsum("...j,...j->...", fields, right.to(fields.dtype))
+        on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))
+        return -on_left - torch.einsum("...j,...j->...", fields, self._computed(right))
 
     def energy(self, z: Tensor) -> Tensor:
         """``- left_bias . left - right_bias . right - left^T weight right``.
 
         Args:
-            z: [..., n1 + n2] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against
-                the model's.
+            z: [..., n1 + n2] bits or relaxed values of any dtype; batch dims broadcast against the model's.
 
         Returns:
-            [...] energies. Differentiable in z and the parameters.
+            [...] energies, computed in the parameters' dtype, half types in float32, whatever autocast says.
+            Differentiable in z and the parameters.
         """
         return self.energy_of(*self.split(z))
 
+    @_with_all_digits
     def free_energy(self, left: Tensor) -> Tensor:
         """``- log sum_right exp(-energy(left, right))``: right summed out exactly.
 
         Args:
-            left: [..., n1], converted to the parameters' dtype.
+            left: [..., n1], of any dtype.
 
         Returns:
-            [...]. Differentiable in left and the parameters.
+            [...], of the dtype of :meth:`energy`. Differentiable in left and the parameters.
         """
         fields = self.fields_of_right(left)
-        on_left = torch.einsum("...i,...i->...", left.to(self.dtype), self.left_bias)
+        on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))
         return -on_left - softplus(fields).sum(-1)
 
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
@@ -486,41 +516,42 @@ class GraphBoltzmann(_Boltzmann):
         """``bias_i + sum of the couplings to neighbours, times their values``: logits of each unit given the others.
 
         Args:
-            z: [..., N] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against the
-                model's.
+            z: [..., N] bits or relaxed values of any dtype; batch dims broadcast against the model's.
 
         Returns:
-            [..., N]. Differentiable in z and the parameters.
+            [..., N], of the parameters' dtype, float32 for half types. Differentiable in z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
-        return graph_fields(z, self.bias, self.coupling, self.graph).to(self.dtype)
+        return graph_fields(z, self.bias, self.coupling, self.graph)
 
+    @_with_all_digits
     def energy(self, z: Tensor) -> Tensor:
         """``- sum_i bias_i z_i - sum_e coupling_e z_u z_v``.
 
         Args:
-            z: [..., N] bits or relaxed values, converted to the parameters' dtype; batch dims broadcast against the
-                model's.
+            z: [..., N] bits or relaxed values of any dtype; batch dims broadcast against the model's.
 
         Returns:
-            [...] energies. Differentiable in z and the parameters.
+            [...] energies, computed in the parameters' dtype, half types in float32, whatever autocast says.
+            Differentiable in z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
-        z = z.to(self.dtype)
+        z = self._computed(z)
         return self._energy(z, self.fields(z))
 
+    @_with_all_digits
     def free_energy(self, z: Tensor) -> Tensor:
         """``- log sum_(units of colour 0) exp(-energy(z))``: colour 0 summed out exactly, given the rest of z.
 
         Args:
-            z: [..., N], converted to the parameters' dtype. Values of colour 0 do not matter.
+            z: [..., N], of any dtype. Values of colour 0 do not matter.
 
         Returns:
-            [...]. Differentiable in the rest of z and the parameters.
+            [...], of the dtype of :meth:`energy`. Differentiable in the rest of z and the parameters.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
         first = self.graph.units_of_color(0, z.device)
-        rest = z.to(self.dtype).index_fill(-1, first, 0)
+        rest = self._computed(z).index_fill(-1, first, 0)
         fields = self.fields(rest)
         return self._energy(rest, fields) - softplus(fields.index_select(-1, first)).sum(-1)
 

@@ -163,7 +163,7 @@ def annealed_chains(
             chain_offset=chain_offset, sweep_offset=1, seed=seed,
         )  # fmt: skip
     base_log_partition = torch.stack([softplus(bias.double()).sum(-1) for bias in bases]).sum(0)
-    return base_log_partition, log_weights, torch.cat(z, -1)
+    return base_log_partition, log_weights, model._joined(z)
 
 
 def negative_log_likelihood_surrogate(

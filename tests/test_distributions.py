@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import BROADCASTS, all_states, assert_bits, assert_close, assert_same_bits, random_parameters
 
-from gibbs_ext import BipartiteBoltzmann, ColoredGraph, GraphBoltzmann, bipartite_gibbs
+from gibbs_ext import BipartiteBoltzmann, ChimeraGraph, ColoredGraph, GraphBoltzmann, bipartite_gibbs
 
 
 def make(batches=((), (), ()), n1=4, n2=3, dtype=torch.float64):
@@ -264,3 +264,45 @@ def test_sample_shapes_that_are_none(method, sample_shape):
         name = f"{type(model).__name__}.{method}"
         with pytest.raises((TypeError, ValueError), match=f"^{name}: sample_shape must be a sequence of non-negative"):
             getattr(model, method)(sample_shape)
+
+
+# Precision --------------------------------------------------------------------------------------------------------
+
+
+def small_models(batch, dtype):
+    """A bipartite model and one on a graph, of 11 and 8 units, and the parameters of both in float64."""
+    torch.manual_seed(2)
+    parameters = [torch.randn(*batch, *shape).to(dtype) for shape in ((5,), (6,), (5, 6))]
+    graph, on_graph = ChimeraGraph(1), [torch.randn(*batch, n).to(dtype) for n in (8, 16)]
+    yield BipartiteBoltzmann(*parameters), BipartiteBoltzmann(*(x.double() for x in parameters))
+    yield GraphBoltzmann(graph, *on_graph), GraphBoltzmann(graph, *(x.double() for x in on_graph))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_energies_and_probabilities_have_their_digits(dtype, batch, autocast):
+    for model, exact in small_models(batch, dtype):
+        z = all_states(model.num_units).float().reshape(-1, *(1,) * len(batch), model.num_units)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            log_prob, energy = model.log_prob(z), model.energy(z.to(dtype))
+            log_partitions = [model.log_partition("exact"), model.log_partition("ais", num_chains=500, betas=50)]
+            samples = model.sample((3,), 4), model.rsample((3,), 4)
+            free = model.free_energy(z[..., :5] if isinstance(model, BipartiteBoltzmann) else z)
+        assert {x.dtype for x in (log_prob, *log_partitions)} == {torch.float64}
+        assert {x.dtype for x in (energy, free)} == {torch.float32}
+        assert [x.dtype for x in samples] == [dtype, torch.float32]
+        assert_close(energy, exact.energy(z.double()).float(), 1e-5)
+        assert_close(log_prob, exact.log_prob(z.double()), 1e-5)
+        assert_close(log_prob.exp().sum(0), torch.ones(batch, dtype=torch.float64), 1e-5)
+        assert_close(log_partitions[0], exact.log_partition("exact"), 1e-5)
+
+
+def test_energies_of_half_precision_do_not_overflow():
+    """float16 ends at 65504, and bfloat16 has 8 bits."""
+    model = BipartiteBoltzmann(torch.zeros(300).half(), torch.zeros(300).half(), torch.ones(300, 300).half())
+    assert model.energy(torch.ones(600)).item() == -90000
+    assert model.free_energy(torch.ones(300)).item() == -90000
+    graph = ColoredGraph(600, [(i, 300 + j) for i in range(300) for j in range(300)])
+    on_graph = GraphBoltzmann(graph, torch.zeros(600).half(), torch.ones(graph.num_edges).half())
+    assert on_graph.energy(torch.ones(600)).item() == -90000

@@ -338,9 +338,8 @@ def test_an_evaluation_that_cannot_be_saved_is_told(tmp_path, uninterrupted, mon
     monkeypatch.setattr(os, "replace", read_only)
     assert main(["evaluate", str(run)]) == 2
     error = one_error(capsys)
-    assert (
-        f"{run / 'evaluation.json'}: the evaluation cannot be saved (Read-only file system); it is: test NLL" in error
-    )
+    path = run / "evaluation.json"
+    assert f"{path}: the evaluation cannot be saved (Read-only file system); it is: test NLL" in error
     assert not path.exists()
 
 

@@ -68,6 +68,7 @@ class PersistentChains(nn.Module):
             picks the points to which a batch of B models belongs.
 
     Attributes:
+        num_units: Buffer [] int64, n.
         bits: uint8 [C, *batch_shape, ceil(n / 8)] or [dataset_size, C, ceil(n / 8)]; see :func:`pack_bits`.
     """
 
@@ -80,6 +81,8 @@ class PersistentChains(nn.Module):
         if dataset_size is not None:
             check_integers("PersistentChains", 1, dataset_size=dataset_size)
         self.num_bits = model._num_state_units
+        # In the state, as it cannot be told from the bytes.
+        self.register_buffer("num_units", torch.tensor(self.num_bits, device=model.device))
         self.dataset_size = dataset_size
         shape = (num_chains, *model.batch_shape) if dataset_size is None else (dataset_size, num_chains)
         self.bits = _pack(torch.randint(2, (*shape, self.num_bits), dtype=torch.uint8, device=model.device))
@@ -93,11 +96,17 @@ class PersistentChains(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bits"] = self.bits
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
         """As if ``bits`` were a buffer."""
+        key = prefix + "num_units"
+        if key in state_dict and (num_units := int(state_dict[key])) != self.num_bits:
+            errors.append(f"{key}: the state is that of chains of {num_units} units, these have {self.num_bits}")
         self._buffers["bits"] = self.__dict__.pop("bits")
         try:
-            super()._load_from_state_dict(*args)
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, errors)
         finally:
             self.__dict__["bits"] = self._buffers.pop("bits")
 

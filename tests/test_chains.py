@@ -243,13 +243,20 @@ def test_parts_are_those_of_the_whole():
 
 def test_chains_are_no_buffers_and_move_and_load_as_such():
     chains = PersistentChains(6, model_of())
-    assert list(chains.buffers()) == []
-    assert list(chains.state_dict()) == ["bits"]
+    assert [name for name, _ in chains.named_buffers()] == ["num_units"]
+    assert set(chains.state_dict()) == {"bits", "num_units"}
     assert chains.to("meta").bits.device.type == "meta"
     other = PersistentChains(5, model_of())
     with pytest.raises(RuntimeError, match="size mismatch for bits"):
         other.load_state_dict(PersistentChains(6, model_of()).state_dict())
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"bits\""):
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*\"bits\""):
         other.load_state_dict({})
     assert other.half().bits.dtype == torch.uint8
     assert_same_bits(copy.deepcopy(other).bits, other.bits)
+
+
+def test_chains_of_another_number_of_units_do_not_load():
+    """Of 13 and of 16 units, which take as many bytes."""
+    saved, other = PersistentChains(6, model_of()), PersistentChains(6, model_of(n1=16))
+    with pytest.raises(RuntimeError, match="num_units: the state is that of chains of 13 units, these have 16"):
+        other.load_state_dict(saved.state_dict())

@@ -103,7 +103,8 @@ def matched(coupling, dataset_size=None):
             torch.cat((sides.chains.state(index := torch.arange(dataset_size)), torch.zeros(1, dataset_size, 4)), -1),
             index,
         )
-        state["chains.bits"] = on_graph.chains.bits
+        state |= {f"chains.{name}": value for name, value in on_graph.chains.state_dict().items()}
+    state["edges"] = on_graph.graph.edges
     on_graph.load_state_dict(state)
     return sides, on_graph
 
@@ -336,6 +337,60 @@ def test_bad_arguments_of_a_sample(kind, change, message, training):
     with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPosterior: {message}"):
         posterior(torch.randn(3, 5), **{"index": torch.tensor([0, 1, 2]), **change})
     assert_same_bits(posterior.chains.bits, before)
+
+
+EDGES = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4)]
+
+
+def machine(module, coupling, edges, num_nodes=5):
+    torch.manual_seed(0)
+    graph = ColoredGraph(num_nodes, edges)
+    if module == "prior":
+        prior = BoltzmannPrior(graph=graph, num_chains=3)
+        torch.nn.init.normal_(prior.coupling)
+        return prior
+    posterior = BoltzmannPosterior(4, graph=graph, coupling=coupling, rank=2, dataset_size=6)
+    for name, tensor in posterior.state_dict().items():
+        if name.startswith("norm") and tensor.dim():
+            tensor.uniform_(0.5, 2)
+    return posterior.eval()
+
+
+MACHINES = pytest.mark.parametrize(("module", "coupling"), [("prior", ""), *(("posterior", c) for c in COUPLINGS)])
+
+
+@MACHINES
+def test_state_of_the_same_edges_in_another_order_loads(module, coupling):
+    saved = machine(module, coupling, EDGES)
+    other = machine(module, coupling, [(4, 3), (1, 0), (0, 4), (2, 1), (2, 3)])
+    before = {name: tensor.clone() for name, tensor in saved.state_dict().items()}
+    other.load_state_dict(saved.state_dict())
+    assert_same_bits(list(saved.state_dict().values()), list(before.values()))  # the state itself is left alone
+    z, features = torch.randint(2, (7, 5)).float(), torch.randn(7, 4)
+    if module == "prior":
+        assert_close(other.energy(z), saved.energy(z), 1e-6)
+    else:
+        energies = [part.distribution(features).energy(z) for part in (other, saved)]
+        assert_close(*energies, 1e-5)
+    # And back again.
+    third = machine(module, coupling, EDGES)
+    third.load_state_dict(other.state_dict())
+    assert_same_bits(list(third.state_dict().values()), list(before.values()))
+
+
+@MACHINES
+@pytest.mark.parametrize(
+    ("edges", "num_nodes"), [([*EDGES[:4], (1, 4)], 5), (EDGES[:4], 5), ([*EDGES, (0, 2)], 5), (EDGES, 6)]
+)
+def test_state_of_other_edges_is_an_error(module, coupling, edges, num_nodes):
+    other = machine(module, coupling, edges, num_nodes)
+    message = "edges: the state is that of a machine on other edges" if edges != EDGES else "num_units: .* 5 units"
+    with pytest.raises(RuntimeError, match=message):
+        other.load_state_dict(machine(module, coupling, EDGES).state_dict())
+    state = machine(module, coupling, edges, num_nodes).state_dict()
+    del state["edges"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"edges\""):
+        other.load_state_dict(state)
 
 
 @pytest.mark.parametrize("module", ["posterior", "prior"])

@@ -12,7 +12,7 @@ from gibbs_ext.checks import check_integers, check_tensors, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
 from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.nn.structure import boltzmann, coupling_shape
+from gibbs_ext.nn.structure import MachineModule, boltzmann, coupling_shape
 
 
 class BoltzmannSample(NamedTuple):
@@ -42,7 +42,7 @@ class GraphSample(NamedTuple):
     model: GraphBoltzmann  # batch shape [B]
 
 
-class BoltzmannPosterior(nn.Module):
+class BoltzmannPosterior(MachineModule):
     """``q(z | x)``, an undirected approximate posterior (Vahdat, Andriyash, Macready, ICML 2020).
 
     It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
@@ -73,6 +73,9 @@ class BoltzmannPosterior(nn.Module):
 
     Attributes:
         chains: :class:`gibbs_ext.PersistentChains` of the data points, or None without ``dataset_size``.
+
+    ``state_dict`` also holds the edges of a graph: a state of the same ones in another order loads, that of other edges
+    is an error.
     """
 
     def __init__(
@@ -93,10 +96,10 @@ class BoltzmannPosterior(nn.Module):
         dataset_size: int | None = None,
         chains_per_point: int = 1,
     ) -> None:
-        super().__init__()
         name = "BoltzmannPosterior"
         check_integers(name, 1, in_features=in_features, rank=rank)
         shape = coupling_shape(name, num_left, num_right, graph)
+        super().__init__(graph)
         check_integers(name, 0, num_sweeps=num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
         if dataset_size is not None:
@@ -107,13 +110,17 @@ class BoltzmannPosterior(nn.Module):
         outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank}
         if coupling not in outputs:
             raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
-        self.graph, self.coupling_shape = graph, shape
+        self.coupling_shape = shape
         self.num_left, self.num_right = num_left, num_right
         self.coupling = coupling
         self.spin_beta = spin_beta
         self.num_sweeps, self.num_relaxed_sweeps = num_sweeps, num_relaxed_sweeps
         self.relaxation, self.sharpness, self.slope_gradient = relaxation, sharpness, slope_gradient
         self.chains_per_point = chains_per_point
+        # Low rank: the head has no output for each edge.
+        if coupling != "low_rank":
+            of_norm = (f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+            self._along_edges = ("raw_coupling", "head.weight", *of_norm)
         # Of the units: those of each side, or all.
         sizes = shape if graph is None else (graph.num_nodes,)
         self.bias = nn.Linear(in_features, sum(sizes))

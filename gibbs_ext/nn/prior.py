@@ -8,10 +8,10 @@ from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.nn.structure import boltzmann, coupling_shape
+from gibbs_ext.nn.structure import MachineModule, boltzmann, coupling_shape
 
 
-class BoltzmannPrior(nn.Module):
+class BoltzmannPrior(MachineModule):
     """``p(z)``: a Boltzmann machine trained by persistent contrastive divergence.
 
     It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
@@ -30,6 +30,9 @@ class BoltzmannPrior(nn.Module):
         bias: Parameter [N], initially 0: on a graph, in place of the above.
         coupling: Parameter [E], initially N(0, 0.01^2): on a graph.
         chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``.
+
+    ``state_dict`` also holds the edges of a graph: a state of the same ones in another order loads, that of other edges
+    is an error.
     """
 
     def __init__(
@@ -41,10 +44,11 @@ class BoltzmannPrior(nn.Module):
         num_chains: int = 1000,
         num_sweeps: int = 20,
     ) -> None:
-        super().__init__()
         shape = coupling_shape("BoltzmannPrior", num_left, num_right, graph)
+        super().__init__(graph)
         check_integers("BoltzmannPrior", 1, num_chains=num_chains, num_sweeps=num_sweeps)
-        self.graph, self.num_sweeps = graph, num_sweeps
+        self.num_sweeps = num_sweeps
+        self._along_edges = ("coupling",)
         coupling = nn.Parameter(0.01 * torch.randn(shape))
         if graph is None:
             self.left_bias, self.right_bias = (nn.Parameter(torch.zeros(n)) for n in shape)

@@ -72,7 +72,7 @@ class Trainer:
             self.model = VAE(config, data.mean(), len(data.train)).to(device)
             self.average = VAE(config, data.mean(), len(data.train)).to(device) if config.average else None
         if self.average:
-            self.average.requires_grad_(False).load_state_dict(self.model.state_dict())
+            _move_average(self.average.requires_grad_(False), self.model, torch.ones((), device=device))
         self.rate = torch.full((), config.learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
             _parameter_groups(self.model, config.weight_decay),

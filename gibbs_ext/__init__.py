@@ -6,6 +6,7 @@ from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.estimators import (
     AISResult,
+    EffectiveSampleSizeWarning,
     annealed_importance_sampling,
     negative_log_likelihood_surrogate,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "ChimeraGraph",
     "ColoredGraph",
     "CouplingResolutionWarning",
+    "EffectiveSampleSizeWarning",
     "GraphBoltzmann",
     "Marginals",
     "PersistentChains",

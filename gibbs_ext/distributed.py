@@ -94,7 +94,7 @@ def annealed_importance_sampling(
     betas: int | Sequence[float] | Tensor,
     *,
     seed: int | Tensor,
-    base: str | tuple[Tensor, Tensor] | Tensor | None = None,
+    base: str | tuple[Tensor, Tensor] | Tensor | None = "field",
     reverse: bool = False,
     initial: Tensor | None = None,
 ) -> AISResult:

@@ -146,6 +146,10 @@ class _Boltzmann(Distribution):
         *biases, _ = self._dims
         return [getattr(self, argument) for argument in biases]
 
+    def _fields_at_half(self) -> list[Tensor]:
+        """The fields of units whose neighbours all have the value 1/2: of the model over spins, the fields alone."""
+        raise NotImplementedError
+
     @property
     def _last(self) -> Tensor:
         *_, last = self._dims
@@ -283,6 +287,7 @@ class _Boltzmann(Distribution):
         *,
         num_chains: int = 1000,
         betas: int | Sequence[float] | Tensor = 1000,
+        base: str | tuple[Tensor, Tensor] | Tensor | None = "field",
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
@@ -290,10 +295,11 @@ class _Boltzmann(Distribution):
 
         Args:
             method: ``"exact"`` is :func:`gibbs_ext.exact_log_partition`, for a bipartite model with a side of up to 25
-                units or a graph of small width; ``"ais"`` estimates by annealed importance sampling from the factorial
-                model of the same biases; its error is :func:`gibbs_ext.annealed_importance_sampling`'s to tell.
+                units or a graph of small width; ``"ais"`` estimates by :func:`gibbs_ext.annealed_importance_sampling`,
+                whose result also holds the error bar and the effective sample size.
             num_chains: Of AIS.
             betas: Of AIS: the number of steps, or the schedule.
+            base: Of AIS: the start.
             generator: Supplies the seed of AIS.
             seed: A 64-bit integer, instead of a generator.
 
@@ -312,7 +318,7 @@ class _Boltzmann(Distribution):
             raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
         with reported_as(name):
             result = estimators.annealed_importance_sampling(
-                model, num_chains, betas, base="bias", generator=generator, seed=seed
+                model, num_chains, betas, base=base, generator=generator, seed=seed
             )
         negative_energy = -self.energy(result.samples).double()
         zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
@@ -392,6 +398,11 @@ class BipartiteBoltzmann(_Boltzmann):
     def _num_state_units(self) -> int:
         return self.num_left
 
+    def _fields_at_half(self) -> list[Tensor]:
+        with outside_autocast(self.device):
+            sums = (self._computed(self.weight).sum(dim) for dim in (-1, -2))
+            return [(bias + s / 2).to(self.dtype) for bias, s in zip(self._biases, sums, strict=True)]
+
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., n1 + n2] as views left [..., n1] and right [..., n2]."""
         check_units("BipartiteBoltzmann", "z", z, self.num_left + self.num_right)
@@ -447,7 +458,7 @@ class BipartiteBoltzmann(_Boltzmann):
         if log_partition is None and min(self.num_left, self.num_right) > ENUMERABLE_UNITS:
             raise ValueError(
                 f"BipartiteBoltzmann.log_prob: a model of {self.num_left} + {self.num_right} units is too large to "
-                "enumerate; give log_partition, for instance log_partition=model.log_partition('ais')"
+                "enumerate; give log_partition, for instance log_partition=model.log_partition('ais'), an estimate"
             )
         return super().log_prob(z, log_partition)
 
@@ -511,6 +522,10 @@ class GraphBoltzmann(_Boltzmann):
     @property
     def _num_state_units(self) -> int:
         return self.num_units
+
+    def _fields_at_half(self) -> list[Tensor]:
+        halves = self.bias.new_full((), 0.5).expand(self.num_units)
+        return [self.fields(halves).to(self.dtype)]
 
     def fields(self, z: Tensor) -> Tensor:
         """``bias_i + sum of the couplings to neighbours, times their values``: logits of each unit given the others.

@@ -3,6 +3,7 @@
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,14 @@ from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_mo
 from gibbs_ext.functional import as_beta, as_seed
 
 
+class EffectiveSampleSizeWarning(UserWarning):
+    """The weights of so few chains dominate that neither an estimate of log Z nor its error bar can be believed.
+
+    The effective sample size is less than 10, or than a quarter of the chains. It is not looked at on a GPU, which
+    would have to be waited for: see :attr:`AISResult.effective_sample_size`.
+    """
+
+
 class AISResult(NamedTuple):
     """What :func:`annealed_importance_sampling` returns; M stands for the model's batch shape."""
 
@@ -23,6 +32,7 @@ class AISResult(NamedTuple):
     standard_error: Tensor  # [M] float64: of log_partition, by the spread of the weights (one chain: nan)
     log_weights: Tensor  # [C, M] float64: log Z of the start model not included
     samples: Tensor  # [C, M, num_units] bits; with weights softmax(log_weights) they represent the model
+    effective_sample_size: Tensor  # [M] float64: 1 / sum of the squared normalised weights, from 1 to C
 
 
 def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor, reverse: bool) -> AISResult:
@@ -33,7 +43,16 @@ def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor,
     spread = relative.var(0) if len(log_weights) > 1 else torch.full_like(log_ratio, math.nan)
     standard_error = (spread / len(log_weights)).sqrt()
     log_partition = base_log_partition - log_ratio if reverse else base_log_partition + log_ratio
-    return AISResult(log_partition, standard_error, log_weights, samples)
+    effective = 1 / log_weights.softmax(0).square().sum(0)
+    if is_readable(effective) and bool((effective < min(10, len(log_weights) / 4)).any()):
+        warnings.warn(
+            f"annealed_importance_sampling: the weights of few chains dominate: of {len(log_weights)} as many as "
+            f"{float(effective.min()):.1f} count; log_partition and standard_error are not to be believed (take more "
+            "betas, more chains or another base)",
+            EffectiveSampleSizeWarning,
+            stacklevel=3,
+        )
+    return AISResult(log_partition, standard_error, log_weights, samples, effective)
 
 
 def _rising(name: str, schedule: Tensor) -> Tensor:
@@ -57,6 +76,8 @@ def _base_biases(
     arguments = ["base"] if isinstance(model, GraphBoltzmann) else ["base[0]", "base[1]"]
     if base is None:
         biases: Sequence[Tensor] = [torch.zeros_like(bias) for bias in own]
+    elif isinstance(base, str) and base == "field":
+        biases = model._fields_at_half()
     elif isinstance(base, str) and base == "bias":
         biases = own
     elif isinstance(model, GraphBoltzmann) and isinstance(base, Tensor):
@@ -65,7 +86,7 @@ def _base_biases(
         biases = base
     else:
         wanted = "a pair of biases" if isinstance(model, BipartiteBoltzmann) else "a tensor of biases"
-        raise ValueError(f"{name}: base must be None, 'bias' or {wanted}, got {shown(base)}")
+        raise ValueError(f"{name}: base must be 'field', 'bias', None or {wanted}, got {shown(base)}")
     return [
         expand_to(name, argument, bias, (*model.batch_shape, of_model.shape[-1]))
         for argument, bias, of_model in zip(arguments, biases, own, strict=True)
@@ -77,7 +98,7 @@ def annealed_importance_sampling(
     num_chains: int,
     betas: int | Sequence[float] | Tensor,
     *,
-    base: str | tuple[Tensor, Tensor] | Tensor | None = None,
+    base: str | tuple[Tensor, Tensor] | Tensor | None = "field",
     reverse: bool = False,
     initial: Tensor | None = None,
     chain_offset: int | Tensor = 0,
@@ -95,8 +116,10 @@ def annealed_importance_sampling(
         model: Of any batch shape; all models are done at once.
         num_chains: C, chains per model.
         betas: The number of steps (evenly spaced), or the schedule itself, [K + 1] from 0 to 1.
-        base: The factorial start: ``None`` for uniform bits, ``"bias"`` for the model's own biases (the better start
-            when biases are large), or biases: for a bipartite model a pair [..., n1], [..., n2], for a graph [..., N].
+        base: The factorial start. ``"field"``: biases ``bias_i + sum_j coupling_ij / 2``, which are the fields of the
+            model over spins; the best or about the best of these where they were compared. ``"bias"``: the model's own
+            biases, wrong by many nats where couplings oppose them, with a small error bar. ``None``: uniform bits. Or
+            biases: for a bipartite model a pair [..., n1], [..., n2], for a graph [..., N].
         reverse: Run the path from the model to the base. Needs ``initial``.
         initial: Exact draws from the model (``reverse``) or from the base: of left [C, *batch_shape, n1], or of a
             graph's z [C, *batch_shape, N] (see :func:`gibbs_ext.exact_samples`).
@@ -111,6 +134,10 @@ def annealed_importance_sampling(
     Raises:
         ValueError: A schedule that is not from 0 to 1, an unknown base, or ``reverse`` without ``initial``; tensors
             that do not fit.
+
+    Warns:
+        EffectiveSampleSizeWarning: The weights of few chains dominate. (That they do not says little: all chains may
+            have missed where most of the probability is.)
 
     Not differentiable. Sweep number 0 draws from the base, 1 to K are the path.
     """

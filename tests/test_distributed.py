@@ -129,7 +129,7 @@ def test_two_processes_draw_what_one_draws() -> None:
             if not name.startswith("ais"):
                 assert_same_bits(two[name], expected)
                 continue
-            log_partition, standard_error, log_weights, samples = two[name]
+            log_partition, standard_error, log_weights, samples, _ = two[name]
             assert_same_bits([samples, log_weights], [expected[3], expected[2]])
             assert_close(log_partition, expected[0], 1e-12)
             assert_close(standard_error, expected[1], 1e-9)

@@ -2,6 +2,7 @@
 """AIS against the exact log Z; gradients of the likelihood against exact ones."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -20,9 +21,13 @@ from support import (
 from gibbs_ext import (
     BipartiteBoltzmann,
     ChimeraGraph,
+    ColoredGraph,
+    EffectiveSampleSizeWarning,
     GraphBoltzmann,
     PersistentChains,
     annealed_importance_sampling,
+    boltzmann_to_ising,
+    distributed,
     exact_log_partition,
     exact_marginals,
     exact_samples,
@@ -53,7 +58,7 @@ def excess(result, exact):
     return float(z.max()) / z_threshold(z.numel())
 
 
-BASES = [None, "bias", "pair"]
+BASES = [None, "field", "bias", "pair"]
 
 
 def base_for(base, model):
@@ -115,16 +120,16 @@ def test_error_bar_is_the_spread_of_repetitions():
 
 def test_one_step_of_ais_is_importance_sampling():
     model = make(6, 5)
-    result = annealed_importance_sampling(model, 3000, 1, seed=4)
+    result = annealed_importance_sampling(model, 3000, 1, base=None, seed=4)
     # Uniform draws of left weighted by exp(-free_energy).
     initial = model.sample((3000,), 0, seed=4)[:, :6]
     assert not result.log_weights.equal(torch.zeros(3000).double())
     assert excess(result, exact_log_partition(model)) < 1
-    again = annealed_importance_sampling(model, 3000, [0.0, 1.0], initial=initial, seed=4)
+    again = annealed_importance_sampling(model, 3000, [0.0, 1.0], base=None, initial=initial, seed=4)
     assert_close(again.log_weights, -model.free_energy(initial).double() - 5 * math.log(2), 1e-6)
 
 
-GRAPH_BASES = [None, "bias", "tensor"]
+GRAPH_BASES = [None, "field", "bias", "tensor"]
 
 
 @pytest.mark.parametrize("base", GRAPH_BASES)
@@ -222,8 +227,8 @@ def test_ais_seed_and_betas():
         ({"betas": [0.0, 0.7, 0.5, 1.0]}, "betas must rise from 0 to 1, got 0.7 then 0.5"),
         ({"betas": [0.0, math.nan, 1.0]}, "betas must rise from 0 to 1, got 0 then nan"),
         ({"betas": torch.zeros(2, 2)}, r"betas must be a number or 1-dimensional, got shape \[2, 2\]"),
-        ({"base": "data"}, "base must be None, 'bias' or a pair of biases, got 'data'"),
-        ({"base": 3}, "base must be None, 'bias' or a pair of biases, got 3"),
+        ({"base": "data"}, "base must be 'field', 'bias', None or a pair of biases, got 'data'"),
+        ({"base": 3}, "base must be 'field', 'bias', None or a pair of biases, got 3"),
         ({"base": (torch.zeros(3), 1)}, r"base\[1\] must be a tensor, got int"),
         ({"base": (torch.zeros(4), torch.zeros(2))}, r"base\[0\] must broadcast to shape \[3\], got \[4\]"),
         ({"base": (torch.zeros(3), torch.zeros(2).double())}, r"base\[0\] must have weight's dtype"),
@@ -246,8 +251,8 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"base": "data"}, "base must be None, 'bias' or a tensor of biases, got 'data'"),
-        ({"base": (torch.zeros(5), torch.zeros(5))}, "base must be None, 'bias' or a tensor of biases, got "),
+        ({"base": "data"}, "base must be 'field', 'bias', None or a tensor of biases, got 'data'"),
+        ({"base": (torch.zeros(5), torch.zeros(5))}, "base must be 'field', 'bias', None or a tensor of biases, got "),
         ({"base": torch.zeros(4)}, r"base must broadcast to shape \[8\], got \[4\]"),
         ({"base": torch.zeros(8)}, "base must have coupling's dtype"),
         ({"base": torch.full((8,), math.nan).double()}, "base must be finite"),
@@ -279,6 +284,71 @@ def test_nan_in_one_base(base):
         (ValueError, RuntimeError), match=rf"^annealed_importance_sampling: base\[{base.index(1)}\] must be finite"
     ):
         annealed_importance_sampling(make(3, 2), 4, 5, base=pair, initial=torch.zeros(3).double())
+
+
+# The base, and how many chains count -------------------------------------------------------------------------------
+
+
+def opposed(n=12, bias=-5.4, coupling=1.0, graph=False):
+    """All units are 0, or all are 1; the biases alone know only the former."""
+    if not graph:
+        return BipartiteBoltzmann(*(torch.full((n,), bias) for _ in range(2)), torch.full((n, n), coupling))
+    pairs = ColoredGraph(2 * n, [(i, n + j) for i in range(n) for j in range(n)])
+    return GraphBoltzmann(pairs, torch.full((2 * n,), bias), torch.full((n * n,), coupling))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("bias", [-5.4, -6.0, -6.6])
+def test_the_default_base_is_right_where_biases_oppose_couplings(bias, graph):
+    model = opposed(bias=bias, graph=graph)
+    exact = exact_log_partition(model)
+    for estimate in (
+        annealed_importance_sampling(model, 1000, 1000, seed=1).log_partition,
+        model.log_partition("ais", seed=1),
+        distributed.annealed_importance_sampling(model, 1000, 1000, seed=1).log_partition,
+    ):
+        assert abs(estimate - exact) < 0.1
+    if bias == -5.4:
+        # The base that was the default, with an error bar of nothing.
+        wrong = annealed_importance_sampling(model, 1000, 1000, base="bias", seed=1)
+        assert wrong.log_partition < exact - 10
+        assert wrong.standard_error < 0.01
+        assert abs(model.log_partition("ais", base="bias", seed=1) - wrong.log_partition) < 1e-9
+
+
+def test_the_fields_change_sign_with_the_bits():
+    """z to 1 - z: the start of the annealing does not depend on what is called 0."""
+    parameters = random_parameters(6, 5, dtype=torch.float64)
+    left, right, weight = parameters
+    flipped = BipartiteBoltzmann(-left - weight.sum(1), -right - weight.sum(0), weight)
+    for fields, others in zip(
+        BipartiteBoltzmann(*parameters)._fields_at_half(), flipped._fields_at_half(), strict=True
+    ):
+        assert_close(fields, -others, 1e-12)
+    graph = make_graph("K8", dtype=torch.float64)
+    (fields,) = graph._fields_at_half()
+    h, _, _ = boltzmann_to_ising(graph.bias, graph.coupling, graph.graph, convention="physics")
+    assert_close(fields, 2 * h, 1e-12)
+
+
+def test_effective_sample_size_is_that_of_the_weights_and_warns():
+    torch.manual_seed(0)
+    model = BipartiteBoltzmann(torch.randn(20), torch.randn(20), 2 * torch.randn(20, 20))
+    with pytest.warns(EffectiveSampleSizeWarning, match=r"^annealed_importance_sampling: .* of 200 as many as [\d.]+"):
+        few = annealed_importance_sampling(model, 200, 2, seed=1)
+    weights = few.log_weights.softmax(0)
+    assert_close(few.effective_sample_size, 1 / (weights**2).sum(), 1e-12)
+    assert few.effective_sample_size < 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        many = annealed_importance_sampling(model, 200, 2000, seed=1)
+        annealed_importance_sampling(model, 1, 2, seed=1)  # one chain says nothing of its weight
+    assert 10 < many.effective_sample_size <= 200
+    both = BipartiteBoltzmann(torch.zeros(2, 20), torch.zeros(20), torch.stack((model.weight, 0 * model.weight)))
+    with pytest.warns(EffectiveSampleSizeWarning):
+        result = annealed_importance_sampling(both, 200, 2, seed=1)
+    assert result.effective_sample_size.shape == (2,)
+    assert_close(result.effective_sample_size[1], torch.tensor(200.0).double(), 1e-9)
 
 
 def test_bad_likelihoods():

@@ -66,8 +66,8 @@ def test_evaluate_agrees_with_enumeration(kind):
     for name in ("nll", "nll_plain"):
         values = np.array([result[name] for result in results])
         assert stats.ttest_1samp(values, -exact).pvalue > FALSE_ALARM
-        # The planted fault: log Z of the prior wrong by 0.1.
-        assert stats.ttest_1samp(values + 0.1, -exact).pvalue < FALSE_ALARM
+        # The planted fault: log Z of the prior wrong by 0.15.
+        assert stats.ttest_1samp(values + 0.15, -exact).pvalue < FALSE_ALARM
     assert results[0]["elbo"] < exact - 0.1  # the posterior is random: its bound is far from tight
 
 

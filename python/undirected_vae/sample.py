@@ -20,7 +20,7 @@ from .vae import VAE
 def generate(model: VAE, count: int, seed: int, num_betas: int = 2000) -> Tensor:
     """Mean images [count, pixels] of the prior's latents, annealed from independent bits (it mixes slowly)."""
     prior = model.prior.distribution()
-    latents = gx.annealed_importance_sampling(prior, count, num_betas, base="bias", seed=seed).samples
+    latents = gx.annealed_importance_sampling(prior, count, num_betas, seed=seed).samples
     return torch.sigmoid(model.decoder(latents)).cpu()
 
 

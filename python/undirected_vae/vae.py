@@ -140,8 +140,8 @@ class VAE(nn.Module):
             log_q = log_bernoulli(logits, z)
             return Proposal(z, -log_q, log_q)
         model = self.posterior.distribution(features)
-        # base="bias": the factorial model with the same biases.
-        result = gx.annealed_importance_sampling(model, num_samples, num_betas, base="bias", seed=seed)
+        # From the factorial model of the same fields, those of the spins as which the encoder's outputs are read.
+        result = gx.annealed_importance_sampling(model, num_samples, num_betas, seed=seed)
         z = result.samples
         energy, log_partition = model.energy(z), result.log_partition.to(z)
         # Each sample's own weight, scaled so that their mean is Z_phi.
@@ -155,7 +155,7 @@ class VAE(nn.Module):
 
         `anneal`: gx.distributed.annealed_importance_sampling, if all processes are to share the work.
         """
-        result = anneal(self.prior.distribution(), num_chains, num_betas, base="bias", seed=seed)
+        result = anneal(self.prior.distribution(), num_chains, num_betas, seed=seed)
         return float(result.log_partition), float(result.standard_error)
 
     @torch.no_grad()

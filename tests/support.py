@@ -73,7 +73,9 @@ def longest_standstill(function: Callable[[], object]) -> float:
     thread = threading.Thread(target=run)
     last, longest = time.perf_counter(), 0.0
     thread.start()
-    while thread.is_alive():
+    is_over = False
+    while not is_over:
+        is_over = not thread.is_alive()  # also before this thread ran again: that is then a standstill, too
         time.sleep(0.001)
         now = time.perf_counter()
         last, longest = now, max(longest, now - last)

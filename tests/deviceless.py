@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import gibbs_ext as gx
@@ -64,9 +64,12 @@ def _to(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _fused_adam(*lists: Any, **options: Any) -> None:
-    """PyTorch has none for "meta". It changes tensors in place, of which nothing shows but their devices."""
+    """Changes tensors in place, of which nothing shows here but their devices. PyTorch has none for "meta"."""
     tensors = [x for value in (*lists, *options.values()) for x in (value if isinstance(value, list) else [value])]
     assert all(x.device.type == "meta" for x in tensors if isinstance(x, Tensor))
+
+
+library.impl("aten::_fused_adam_.tensor_lr", "Meta", _fused_adam)
 
 
 @contextlib.contextmanager
@@ -75,13 +78,8 @@ def optimizers() -> Iterator[None]:
     from torch.optim import optimizer
 
     supported = [*optimizer._get_fused_kernels_supported_devices(), "meta"]
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_fused_adam_.tensor_lr", _fused_adam, "Meta")
-    try:
-        with patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: supported):
-            yield
-    finally:
-        library._destroy()
+    with patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: supported):
+        yield
 
 
 @contextlib.contextmanager

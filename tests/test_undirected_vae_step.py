@@ -210,4 +210,5 @@ def test_trying_torch_compile_goes_back_to_where_it_was(
     trying.try_compile()
     assert_same_bits(steps_of(trying, 5), steps_of(plain, 5))
     assert capsys.readouterr().err.startswith(says)
-    assert (trying._forward is trying.model) >= (compiled is None)
+    if compiled is None:
+        assert trying._forward is trying.model

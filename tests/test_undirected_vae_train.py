@@ -473,7 +473,7 @@ def test_a_gpu_that_the_kernels_do_not_fit(monkeypatch, capsys):
     monkeypatch.setattr("undirected_vae.processes._try_kernels", fail)
     assert find_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == (
-        "training on the CPU, as cuda:0 cannot be used: cuda:0 is older than the oldest supported\n"
+        "on the CPU, as cuda:0 cannot be used: cuda:0 is older than the oldest supported\n"
     )
     with pytest.raises(ConfigError, match=r"^device: cuda:0 cannot be used: cuda:0 is older"):
         find_device("cuda")

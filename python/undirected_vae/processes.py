@@ -48,7 +48,7 @@ def find_device(name: str) -> torch.device:
         _try_kernels(device)
     except RuntimeError as error:
         if is_any:
-            print(f"training on the CPU, as {device} cannot be used: {error}", file=sys.stderr)
+            print(f"on the CPU, as {device} cannot be used: {error}", file=sys.stderr)
             return torch.device("cpu")
         raise ConfigError(f"device: {device} cannot be used: {error}") from error
     return device

@@ -82,7 +82,9 @@ class Trainer:
             fused=True,
             capturable=device.type == "cuda",
         )
-        self._settings = [{name: value for name, value in g.items() if name != "params"} for g in self._groups()]
+        self._settings = [
+            {name: value for name, value in g.items() if name != "params"} for g in self.optimizer.param_groups
+        ]
         self._apply_settings()
         self.shape = data.shape
         self.train_images = data.train.to(device)
@@ -250,12 +252,9 @@ class Trainer:
         self.step = state["step"]
         self.feed.seek(self.step)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
     def _apply_settings(self) -> None:
         """Those of this run and device, whatever a checkpoint says; and the learning rate as a tensor on the device."""
-        for group, settings in zip(self._groups(), self._settings, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings, lr=self.rate)
 
 

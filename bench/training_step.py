@@ -119,7 +119,7 @@ def main() -> None:
             seconds * 1e6 for seconds in (GRAPH_LAUNCH * launches, LAUNCH * launches, moved / LIMITS["H100"].memory)
         )
         print(
-            f"{preset}: {launches} launches, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100, beside the "
+            f"{preset}: {launches} operators, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100, beside the "
             f"samplers, at least {captured:.0f} us of launches captured, {eager:.0f} us not, {memory:.0f} us of memory"
         )
 

@@ -119,10 +119,8 @@ class VAE(nn.Module):
             divergence = negative_entropy(sample.logits) + self.prior.energy(torch.sigmoid(sample.logits))
         else:
             sample = self.posterior(features, index, chain_offset=first, seed=posterior_seed)
-            # Energies are linear in left (colour 1), so its conditional mean integrates it out.
-            # log q's own parameters are detached: the score has mean zero.
-            z = sample.z_mean
-            divergence = self.prior.energy(z) - sample.model.detach().energy(z)
+            # d log Z_theta is added below: of this process's chains.
+            divergence = gx.nn.kl_divergence(sample, self.prior, log_partition_gradient=False)
         reconstruction = log_bernoulli(self.decoder(sample.z), images)
         num_chains = len(self.prior.chains.bits)
         share = 1.0 if part is None else (part.stop - part.start) / num_chains

@@ -122,7 +122,8 @@ def annealed_importance_sampling(
             biases: for a bipartite model a pair [..., n1], [..., n2], for a graph [..., N].
         reverse: Run the path from the model to the base. Needs ``initial``.
         initial: Exact draws from the model (``reverse``) or from the base: of left [C, *batch_shape, n1], or of a
-            graph's z [C, *batch_shape, N] (see :func:`gibbs_ext.exact_samples`).
+            graph's z [C, *batch_shape, N]. :func:`gibbs_ext.exact_samples` draws z from small models; left is
+            ``model.split(z)[0]``.
         chain_offset: Number of the first of the C * M chains, or numbers [C, *batch_shape], as in
             :func:`gibbs_ext.bipartite_gibbs`.
         generator: Supplies the seed.

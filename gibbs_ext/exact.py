@@ -34,8 +34,8 @@ _Order = Callable[[list[set[int]]], Iterable[int]]
 class Marginals(NamedTuple):
     """What :func:`exact_marginals` returns; M stands for the model's batch shape."""
 
-    single: Tensor  # [M, N] float64: P(z_i = 1)
-    pair: Tensor  # [M, E] float64: P(z_u = z_v = 1) of each edge (u, v)
+    single: Tensor  # [M, N] float64: P(z_i = 1); of a bipartite model left before right, [M, n1 + n2]
+    pair: Tensor  # [M, E] float64: P(z_u = z_v = 1) of each edge (u, v); bipartite [M, n1, n2]: P(left_i = right_j = 1)
 
 
 def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
@@ -55,7 +55,7 @@ def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
     name = "exact_log_partition"
     check_model(name, model)
     if isinstance(model, BipartiteBoltzmann):
-        return _enumerate(model)
+        return _Enumeration(*_smaller_side_first(name, model)).log_sums().logsumexp(0).expand(model.batch_shape)
     differentiable = torch.is_grad_enabled() and (model.bias.requires_grad or model.coupling.requires_grad)
     log_partition, *marginals = _solve(name, model, _marginals if differentiable else None)
     if not differentiable:
@@ -66,99 +66,222 @@ def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
 
 
 @torch.no_grad()
-def exact_marginals(model: GraphBoltzmann) -> Marginals:
-    """Probabilities of units and of coupled pairs, by eliminating the nodes and then going back.
+def exact_marginals(model: BipartiteBoltzmann | GraphBoltzmann) -> Marginals:
+    """Probabilities of units and of coupled pairs: by enumeration, or by eliminating the nodes and then going back.
 
     Args:
-        model: As for :func:`exact_log_partition`; but all tables are kept, so that the width may be about 20.
+        model: Bipartite: as for :func:`exact_log_partition`, at three times its cost. A graph: as there, but all
+            tables are kept, so that the width may be about 20.
 
     Returns:
         :class:`Marginals`. Not differentiable.
 
     Raises:
-        ValueError: The graph is too wide, and how wide it is; or a parameter is not finite.
+        ValueError: The model is too large, and how large it is; or a parameter is not finite.
     """
     name = "exact_marginals"
-    check_model(name, model, GraphBoltzmann)
+    check_model(name, model)
+    if isinstance(model, BipartiteBoltzmann):
+        return _bipartite_marginals(name, model)
     _, single, pair = _solve(name, model, _marginals)
     return Marginals(single, pair)
 
 
 @torch.no_grad()
 def exact_samples(
-    model: GraphBoltzmann,
+    model: BipartiteBoltzmann | GraphBoltzmann,
     num_samples: int,
     *,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> Tensor:
-    """Independent draws from the model itself, no Markov chain: eliminated nodes are drawn in the reverse order.
+    """Independent draws from the model itself, no Markov chain.
+
+    The smaller side of a bipartite model is drawn from all its states, and the other side given that. A graph's nodes
+    are eliminated, and drawn in the reverse order.
 
     Args:
-        model: As for :func:`exact_marginals`.
+        model: As for :func:`exact_marginals`; bipartite: at about twice the cost of :func:`exact_log_partition`.
         num_samples: C, draws per model.
         generator: Supplies the seed; the default generator when neither is given.
         seed: A 64-bit integer, instead of a generator. PyTorch's generators look at its lower 32 bits.
 
     Returns:
-        [C, *batch_shape, N] bits of the parameters' dtype.
+        [C, *batch_shape, N] bits of the parameters' dtype; of a bipartite model left before right.
 
     Raises:
         TypeError, ValueError: As :func:`exact_marginals`; or num_samples, generator or seed do not fit.
     """
     name = "exact_samples"
-    check_model(name, model, GraphBoltzmann)
+    check_model(name, model)
     check_integers(name, 0, num_samples=num_samples)
     source = torch.Generator(model.device).manual_seed(int(as_seed(name, generator, seed, model.device)))
+    if isinstance(model, BipartiteBoltzmann):
+        return _bipartite_samples(name, model, num_samples, source)
 
     def draw(steps: "list[_Step]", odds: list[Tensor]) -> list[Tensor]:
-        return [_draw(steps, odds, num_samples, source).to(model.coupling.dtype)]
+        return [_draw(steps, odds, num_samples, source).to(model.dtype)]
 
     _, z = _solve(name, model, draw)
     return z.movedim(-2, 0)
 
 
+def _instead(name: str, sweeps: str) -> str:
+    """What to use where a model is too large."""
+    return "annealed_importance_sampling" if name == "exact_log_partition" else sweeps
+
+
+def _checked_finite(name: str, argument: str, tensor: Tensor) -> Tensor:
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name}: {argument} must be finite, got NaN or inf")
+    return tensor
+
+
 # Enumeration ------------------------------------------------------------------------------------------------------
 
 
-def _enumerate(model: BipartiteBoltzmann) -> Tensor:
-    n = min(model.num_left, model.num_right)
-    if n > ENUMERABLE_UNITS:
+def _smaller_side_first(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, Tensor, Tensor]:
+    """Biases of the side to enumerate and of the other, and the weight between them, in float64."""
+    if min(model.num_left, model.num_right) > ENUMERABLE_UNITS:
         raise ValueError(
-            f"exact_log_partition: the smaller side of {model.num_left} + {model.num_right} units has more than "
-            f"{ENUMERABLE_UNITS}; use annealed_importance_sampling"
+            f"{name}: the smaller side of {model.num_left} + {model.num_right} units has more than "
+            f"{ENUMERABLE_UNITS}; use {_instead(name, 'bipartite_gibbs')}"
         )
-    bias, other_bias, weight = model.left_bias.double(), model.right_bias.double(), model.weight.double()
+    left_bias, right_bias, weight = model.left_bias.double(), model.right_bias.double(), model.weight.double()
     if model.num_left > model.num_right:
-        bias, other_bias, weight = other_bias, bias, weight.mT
+        return right_bias, left_bias, weight.mT
+    return left_bias, right_bias, weight
 
-    # States that differ in their first `low` units only are a chunk; its fields are the same but for one offset.
-    per_state = max(1, math.prod(model.batch_shape)) * max(model.num_left, model.num_right)
-    low = max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
 
-    def states(numbers: Tensor, num_units: int) -> Tensor:
-        units = torch.arange(num_units, device=weight.device)
-        return (numbers.unsqueeze(-1) >> units & 1).double()  # [numbers, num_units]
+def _bits(numbers: Tensor, num_units: int) -> Tensor:
+    """States [..., num_units] float64 of these numbers [...], whose lowest bit is unit 0."""
+    return (numbers.unsqueeze(-1) >> torch.arange(num_units, device=numbers.device) & 1).double()
 
-    low_states = states(torch.arange(2**low, device=weight.device), low)
-    on_low = (low_states @ bias[..., :low].unsqueeze(-1)).squeeze(-1)
-    low_fields = low_states @ weight[..., :low, :] + other_bias.unsqueeze(-2)  # [..., states, other side]
 
-    def log_sum(number: Tensor, on_low: Tensor, low_fields: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
-        state = states(number, n - low)
-        fields = low_fields + state @ weight[..., low:, :]
-        on_side = on_low + (state @ bias[..., low:].unsqueeze(-1)).squeeze(-1)
+class _Enumeration:
+    """The states of one side, n units, in chunks: states that differ in their first ``low`` units only.
+
+    A state's fields are those of the first state of its chunk, plus what is the same in all chunks.
+
+    Args:
+        bias: [..., n] float64, of the side.
+        other_bias: [..., m], of the other.
+        weight: [..., n, m].
+    """
+
+    def __init__(self, bias: Tensor, other_bias: Tensor, weight: Tensor) -> None:
+        self.bias, self.weight = bias, weight
+        n, m = weight.shape[-2:]
+        batch_shape = torch.broadcast_shapes(bias.shape[:-1], other_bias.shape[:-1], weight.shape[:-2])
+        per_state = max(1, math.prod(batch_shape)) * max(n, m)
+        self.low = max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
+        self.numbers = torch.arange(2 ** (n - self.low), device=weight.device)  # of the chunks
+        self.low_numbers = torch.arange(2**self.low, device=weight.device)
+        low_states = _bits(self.low_numbers, self.low)
+        self.on_low = (low_states @ bias[..., : self.low].unsqueeze(-1)).squeeze(-1)
+        self.low_fields = low_states @ weight[..., : self.low, :] + other_bias.unsqueeze(-2)  # [..., states, m]
+
+    def chunk(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """``log sum_other exp(-energy)`` of the states of a chunk, [..., 2^low], and the other side's fields.
+
+        Args:
+            number: [1] int64.
+        """
+        state = _bits(number, self.weight.shape[-2] - self.low)
+        fields = self.low_fields + state @ self.weight[..., self.low :, :]
+        on_side = self.on_low + (state @ self.bias[..., self.low :].unsqueeze(-1)).squeeze(-1)
         # logaddexp with 0 is softplus, but accurate everywhere.
-        return (on_side + torch.logaddexp(fields, fields.new_zeros(())).sum(-1)).logsumexp(-1)
+        return on_side + torch.logaddexp(fields, fields.new_zeros(())).sum(-1), fields
 
-    chunks = torch.arange(2 ** (n - low), device=weight.device).split(1)
-    tensors = (on_low, low_fields, bias, weight)
-    if len(chunks) > 1 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        # Recompute each chunk in backward rather than keep the whole enumeration.
-        sums = [checkpoint(log_sum, number, *tensors, use_reentrant=False) for number in chunks]
-    else:
-        sums = [log_sum(number, *tensors) for number in chunks]
-    return torch.stack(sums).logsumexp(0).expand(model.batch_shape)
+    def log_sums(self) -> Tensor:
+        """The logarithms of the sums over each chunk, [chunks, ...]; differentiable."""
+
+        def log_sum(number: Tensor) -> Tensor:
+            return self.chunk(number)[0].logsumexp(-1)
+
+        chunks = self.numbers.split(1)
+        if len(chunks) > 1 and torch.is_grad_enabled() and (self.on_low.requires_grad or self.low_fields.requires_grad):
+            # Recompute each chunk in backward rather than keep the whole enumeration.
+            return torch.stack([checkpoint(log_sum, number, use_reentrant=False) for number in chunks])
+        # Not a list: its small tensors would lie between the large ones of chunks, and keep their memory from reuse.
+        sums = torch.stack([log_sum(chunks[0])] * len(chunks))
+        for i, number in enumerate(chunks[1:], 1):
+            sums[i] = log_sum(number)
+        return sums
+
+
+def _few_models(name: str, model: BipartiteBoltzmann) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The parameters of a few models at a time, as :func:`_smaller_side_first` has them, with one batch dim.
+
+    As many as fit into one chunk; of larger models one, which has many chunks.
+    """
+    parameters = _smaller_side_first(name, model.detach())
+    for argument in model._dims:
+        _checked_finite(name, argument, getattr(model, argument))
+    num_models, (n, m) = math.prod(model.batch_shape), parameters[-1].shape[-2:]
+    at_once = max(1, _CHUNK // (2**n * max(n, m)))
+    flat = (
+        p.expand(*model.batch_shape, *own).reshape(num_models, *own)
+        for p, own in zip(parameters, ((n,), (m,), (n, m)), strict=True)
+    )
+    yield from zip(*(p.split(at_once) for p in flat), strict=True)
+
+
+def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> Marginals:
+    parts = []
+    for bias, other_bias, weight in _few_models(name, model):
+        enumeration = _Enumeration(bias, other_bias, weight)
+        log_partition = enumeration.log_sums().logsumexp(0)
+        side, other, pair = torch.zeros_like(bias), torch.zeros_like(other_bias), torch.zeros_like(weight)
+        for number in enumeration.numbers.split(1):
+            log_weights, fields = enumeration.chunk(number)
+            p = (log_weights - log_partition.unsqueeze(-1)).exp().unsqueeze(-1)
+            on = p * _bits(enumeration.low_numbers + (number << enumeration.low), weight.shape[-2])
+            other_on = fields.sigmoid()
+            side += on.sum(-2)
+            other += (p.mT @ other_on).squeeze(-2)
+            pair += on.mT @ other_on
+        parts.append((side, other, pair))
+    side, other, pair = (torch.cat(p) for p in zip(*parts, strict=True))
+    if model.num_left > model.num_right:
+        side, other, pair = other, side, pair.mT
+    single = torch.cat((side, other), -1)
+    # Sums of probabilities may be rounded to more than 1.
+    return Marginals(*(x.clamp_(max=1).reshape(*model.batch_shape, *x.shape[1:]) for x in (single, pair)))
+
+
+def _bipartite_samples(name: str, model: BipartiteBoltzmann, num_samples: int, generator: torch.Generator) -> Tensor:
+    """[C, *batch_shape, n1 + n2]: first the chunk of the smaller side's state, then the state, then the other side."""
+    parts = []
+    for bias, other_bias, weight in _few_models(name, model):
+        enumeration = _Enumeration(bias, other_bias, weight)
+        chunks = _choose(enumeration.log_sums().mT, num_samples, generator)
+        numbers = torch.empty_like(chunks)
+        for number in chunks.unique().unsqueeze(-1):
+            here = chunks == number  # of all models, if there is one chunk; else there is one model
+            low_numbers = _choose(enumeration.chunk(number)[0], int(here.sum()) // len(bias), generator)
+            numbers[here] = (low_numbers + (number << enumeration.low)).flatten()
+        n, m = weight.shape[-2:]
+        z = torch.empty(*numbers.shape, n + m, dtype=model.dtype, device=model.device)
+        side, other = z.split((n, m), -1) if model.num_left <= model.num_right else z.split((m, n), -1)[::-1]
+        at_once = max(1, _CHUNK // (max(1, len(bias)) * max(n, m)))
+        for few in (slice(first, first + at_once) for first in range(0, num_samples, at_once)):
+            state = _bits(numbers[:, few], n)
+            p = (state @ weight + other_bias.unsqueeze(-2)).sigmoid()
+            side[:, few] = state
+            other[:, few] = torch.rand(p.shape, dtype=p.dtype, device=p.device, generator=generator) < p
+        parts.append(z)
+    return torch.cat(parts).reshape(*model.batch_shape, num_samples, model.num_units).movedim(-2, 0)
+
+
+def _choose(log_weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Independent numbers of states, with these weights [B, S]: [B, count] int64."""
+    cumulative = log_weights.softmax(-1).cumsum(-1)
+    size = (len(log_weights), count)
+    draws = torch.rand(size, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
+    # torch.multinomial has uniforms of 24 bits on a GPU.
+    chosen = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
+    return chosen.clamp_(max=cumulative.shape[-1] - 1)
 
 
 # An order of elimination ------------------------------------------------------------------------------------------
@@ -222,7 +345,7 @@ def _scopes(neighbors: list[set[int]], order: _Order) -> dict[int, set[int]] | N
 
 def _plan(name: str, graph: ColoredGraph, keep: bool) -> list[_Step]:
     """The best order of a few, as steps; refuses what would take too much memory. ``keep``: all tables are kept."""
-    instead = "annealed_importance_sampling" if name == "exact_log_partition" else "graph_gibbs"
+    instead = _instead(name, "graph_gibbs")
     edges = graph.edges.tolist()
     neighbors: list[set[int]] = [set() for _ in range(graph.num_nodes)]
     for u, v in edges:
@@ -277,9 +400,7 @@ def _solve(
     steps = _plan(name, model.graph, keep=read is not None)
     num_models, parameters = math.prod(model.batch_shape), []
     for argument, tensor in (("bias", model.bias), ("coupling", model.coupling)):
-        tensor = tensor.detach()
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name}: {argument} must be finite, got NaN or inf")
+        tensor = _checked_finite(name, argument, tensor.detach())
         parameters.append(tensor.double().expand(*model.batch_shape, -1).reshape(num_models, tensor.shape[-1]))
     at_once = max(1, _CHUNK >> max(len(step.scope) for step in steps))
     parts = []

@@ -44,6 +44,8 @@ def relaxed_and_backward() -> Any:
         lambda: OF_GRAPH.sample((5,), num_sweeps=3),
         lambda: OF_GRAPH.log_prob(STATE),
         lambda: gx.exact_marginals(OF_GRAPH),
+        lambda: gx.exact_marginals(BIPARTITE),
+        lambda: gx.exact_samples(BIPARTITE, 5),
         lambda: gx.exact_samples(OF_GRAPH, 5),
         lambda: gx.annealed_importance_sampling(BIPARTITE, 10, 5).log_partition,
         lambda: gx.annealed_importance_sampling(OF_GRAPH, 10, 5).log_partition,

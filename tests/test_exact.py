@@ -28,7 +28,9 @@ from support import (
     assert_close,
     assert_same_bits,
     chi_square_excess,
+    exact_probabilities,
     random_parameters,
+    state_numbers,
     z_threshold,
 )
 from torch.nn.functional import softplus
@@ -80,9 +82,147 @@ def test_a_wide_bipartite_model():
     assert_close(exact_log_partition(BipartiteBoltzmann(*bias, torch.zeros(300, 16))), expected, 1e-12)
 
 
+# The smaller side is left, or right, or of one unit.
+SIDES = [(1, 1), (1, 6), (6, 1), (4, 3), (3, 4), (2, 6)]
+
+
+def bipartite_by_brute_force(model):
+    """single [M, n1 + n2] and pair [M, n1, n2] in float64."""
+    n = model.num_units
+    z = all_states(n).reshape(-1, *(1,) * len(model.batch_shape), n)
+    p = (-model.energy(z)).expand(-1, *model.batch_shape).softmax(0).unsqueeze(-1)
+    left, right = model.split(z)
+    pairs = left.unsqueeze(-1) * right.unsqueeze(-2)
+    return (p * z).sum(0), (p.unsqueeze(-1) * pairs).sum(0)
+
+
+@pytest.mark.parametrize("batches", [tuple(batches) for (_, *batches), _ in BROADCASTS.values()])
+@pytest.mark.parametrize(("n1", "n2"), SIDES)
+@pytest.mark.parametrize("chunk", [None, 1, 16, 64])
+def test_bipartite_marginals(batches, n1, n2, chunk, monkeypatch):
+    if chunk:
+        monkeypatch.setattr(exact, "_CHUNK", chunk)
+    model = make_bipartite(n1, n2, batches)
+    marginals = exact_marginals(model)
+    for actual, expected in zip(marginals, bipartite_by_brute_force(model), strict=True):
+        assert actual.dtype == torch.float64
+        assert_close(actual, expected, 1e-12)
+
+
+def test_bipartite_marginals_are_the_gradient():
+    """With many chunks of the usual size: 2^15 states of 50 other units."""
+    for sides in ((15, 50), (50, 15)):
+        parameters = [p.requires_grad_() for p in random_parameters(*sides)]
+        model = BipartiteBoltzmann(*parameters)
+        *single, pair = torch.autograd.grad(exact_log_partition(model), parameters)
+        marginals = exact_marginals(model)
+        assert not marginals.single.requires_grad
+        assert_close(marginals.single.float(), torch.cat(single), 1e-6)
+        assert_close(marginals.pair.float(), pair, 1e-6)
+        # No rounding makes more than 1 of a probability.
+        assert (marginals.single <= 1).all()
+
+
+def test_bipartite_marginals_of_large_parameters():
+    """exp(1000) is no float64."""
+    model = BipartiteBoltzmann(*(1000 * p for p in random_parameters(4, 5, ((3,), (), (3,)), dtype=torch.float64)))
+    for actual, expected in zip(exact_marginals(model), bipartite_by_brute_force(model), strict=True):
+        assert_close(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+@pytest.mark.parametrize(("n1", "n2"), SIDES)
+def test_bipartite_samples_follow_the_model(n1, n2, chunk, monkeypatch):
+    if chunk:
+        monkeypatch.setattr(exact, "_CHUNK", chunk)
+    p = [x + 0.5 for x in random_parameters(n1, n2, scale=0.6)]
+    z = exact_samples(BipartiteBoltzmann(*p), 50_000)
+    assert_bits(z)
+    assert z.dtype == torch.float32
+    assert chi_square_excess(z, exact_probabilities(p)) < 1
+    assert chi_square_excess(z, exact_probabilities(p, 1.2)) > 1
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_bipartite_samples_are_independent(chunk, monkeypatch):
+    """Pairs of consecutive draws: six bits whose probabilities are products."""
+    if chunk:
+        monkeypatch.setattr(exact, "_CHUNK", chunk)
+    p = random_parameters(2, 1)
+    z = exact_samples(BipartiteBoltzmann(*p), 100_000)
+    probabilities = exact_probabilities(p)
+    both = torch.outer(probabilities, probabilities).flatten()
+    assert chi_square_excess(z.reshape(-1, 6), both) < 1
+    # Planted fault: in the order of their states.
+    assert chi_square_excess(z[state_numbers(z).argsort()].reshape(-1, 6), both) > 1
+
+
+@pytest.mark.parametrize("chunk", [None, 8, 100])
+def test_bipartite_samples_of_batches(chunk, monkeypatch):
+    if chunk:
+        monkeypatch.setattr(exact, "_CHUNK", chunk)
+    count, model = 20_000, make_bipartite(3, 4, ((2, 1), (3,), (2, 3)))
+    z = exact_samples(model, count)
+    assert z.shape == (count, 2, 3, 7)
+    single, pair = exact_marginals(model)
+    left, right = model.split(z)
+    means = torch.cat((z.mean(0), (left.unsqueeze(-1) * right.unsqueeze(-2)).mean(0).flatten(-2)), -1)
+
+    def excess(*marginals):
+        e = torch.cat([m.flatten(2) for m in marginals], -1)
+        return float(((means - e) / (e * (1 - e) / count).sqrt()).abs().max()) / z_threshold(e.numel())
+
+    assert excess(single, pair) < 1
+    # Planted fault: the models of the batch exchanged.
+    assert excess(single.flip(0, 1), pair.flip(0, 1)) > 1
+
+
+@pytest.mark.parametrize(("n1", "n2"), [(5, 9), (9, 5)])
+def test_generator_and_seed_of_bipartite_samples(n1, n2):
+    model = make_bipartite(n1, n2, ((2,), (), ()))
+    torch.manual_seed(5)
+    first = exact_samples(model, 10)
+    assert_same_bits(exact_samples(model, 10, generator=torch.Generator().manual_seed(5)), first)
+    assert not exact_samples(model, 10).equal(first)
+    assert exact_samples(model, 0).shape == (0, 2, 14)
+    before = torch.get_rng_state()
+    seeded = exact_samples(model, 10, seed=7)
+    assert_same_bits(exact_samples(model, 10, seed=torch.tensor(7)), seeded)
+    assert not exact_samples(model, 10, seed=8).equal(seeded)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_bipartite_samples_have_the_dtype_of_the_parameters(dtype):
+    z = exact_samples(BipartiteBoltzmann(*random_parameters(3, 2, dtype=dtype)), 5)
+    assert z.dtype == dtype
+    assert_bits(z)
+
+
+def test_bipartite_answers_in_inference_mode():
+    with torch.inference_mode():
+        model = make_bipartite(3, 2)
+        assert_close(exact_marginals(model).single, bipartite_by_brute_force(model)[0], 1e-12)
+        assert exact_samples(model, 4).shape == (4, 5)
+
+
+@pytest.mark.parametrize("batch", [(0,), (3, 0)])
+def test_no_bipartite_models(batch):
+    model = BipartiteBoltzmann(torch.zeros(*batch, 3), torch.zeros(2), torch.zeros(3, 2))
+    single, pair = exact_marginals(model)
+    assert (single.shape, pair.shape) == ((*batch, 5), (*batch, 3, 2))
+    assert exact_samples(model, 2).shape == (2, *batch, 5)
+
+
 def test_says_when_too_large():
-    with pytest.raises(ValueError, match=r"^exact_log_partition: the smaller side of 30 \+ 26 units"):
-        exact_log_partition(make_bipartite(30, 26))
+    for name, call, instead in (
+        ("exact_log_partition", exact_log_partition, "annealed_importance_sampling"),
+        ("exact_marginals", exact_marginals, "bipartite_gibbs"),
+        ("exact_samples", lambda model: exact_samples(model, 3), "bipartite_gibbs"),
+    ):
+        message = rf"^{name}: the smaller side of 30 \+ 26 units has more than 25; use {instead}$"
+        with pytest.raises(ValueError, match=message):
+            call(make_bipartite(30, 26))
     message = r"model must be a BipartiteBoltzmann or a GraphBoltzmann, got int"
     with pytest.raises(TypeError, match=f"^exact_log_partition: {message}"):
         exact_log_partition(3)
@@ -184,6 +324,9 @@ def test_complete_bipartite_graphs(n1, n2):
     bias = torch.cat((bipartite.left_bias, bipartite.right_bias.expand(2, -1)), -1)
     model = GraphBoltzmann(ColoredGraph(n1 + n2, edges), bias, bipartite.weight.flatten(-2))
     assert_close(exact_log_partition(model), exact_log_partition(bipartite), 1e-12)
+    on_graph, on_sides = exact_marginals(model), exact_marginals(bipartite)
+    assert_close(on_sides.single, on_graph.single, 1e-12)
+    assert_close(on_sides.pair.flatten(-2), on_graph.pair, 1e-12)
 
 
 def test_complete_graphs_have_a_closed_form():
@@ -316,22 +459,37 @@ def test_c4_marginals_are_difference_quotients():
     assert abs(float(slope - marginals.pair[7] * along.coupling[7] - (ends[0] - ends[1]) / (2 * h))) > 1e-3
 
 
-def test_c4_takes_little_memory():
-    """log Z, its gradient, marginals and samples of two models of 128 units."""
-    program = """
+@pytest.mark.parametrize(
+    ("make", "limit"),  # KiB
+    [
+        (
+            "gx.GraphBoltzmann(graph, torch.randn(2, 128, requires_grad=True), torch.randn(352, requires_grad=True))",
+            300_000,
+        ),
+        ("gx.BipartiteBoltzmann(torch.randn(60), torch.randn(20), torch.randn(60, 20))", 50_000),
+    ],
+    ids=["two of C4", "60 + 20"],
+)
+def test_little_memory_is_taken(make, limit):
+    """log Z, its gradient if it is wanted, marginals and samples."""
+    program = f"""
 import resource, torch, gibbs_ext as gx
 graph = gx.ChimeraGraph(4)
-bias, coupling = torch.randn(2, 128, requires_grad=True), torch.randn(graph.num_edges, requires_grad=True)
-model = gx.GraphBoltzmann(graph, bias, coupling)
+def answers(model, num_samples):
+    log_partition = gx.exact_log_partition(model)
+    if log_partition.requires_grad:
+        log_partition.sum().backward()
+    gx.exact_marginals(model), gx.exact_samples(model, num_samples)
+model = {make}
+answers(gx.BipartiteBoltzmann(torch.zeros(3), torch.zeros(2), torch.zeros(3, 2)), 3)  # what libraries take once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-gx.exact_log_partition(model).sum().backward()
-gx.exact_marginals(model), gx.exact_samples(model, 100)
+answers(model, 100)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
     )
-    assert int(run.stdout) < 300_000  # KiB
+    assert int(run.stdout) < limit
 
 
 # Gradients --------------------------------------------------------------------------------------------------------
@@ -468,12 +626,20 @@ def test_parameters_must_be_finite(value):
             exact_log_partition(model)
         with pytest.raises(ValueError, match=f"^exact_marginals: {argument} must be finite, got NaN or inf"):
             exact_marginals(model)
+    for argument in ("left_bias", "right_bias", "weight"):
+        model = make_bipartite(2, 3, ((2,), (2,), (2,)))
+        getattr(model, argument)[1, 1] = value
+        with pytest.raises(ValueError, match=f"^exact_marginals: {argument} must be finite, got NaN or inf"):
+            exact_marginals(model)
+        with pytest.raises(ValueError, match=f"^exact_samples: {argument} must be finite, got NaN or inf"):
+            exact_samples(model, 3)
 
 
 def test_other_bad_calls():
     for name, call in (("exact_marginals", exact_marginals), ("exact_samples", lambda model: exact_samples(model, 3))):
-        with pytest.raises(TypeError, match=f"^{name}: model must be a GraphBoltzmann, got BipartiteBoltzmann"):
-            call(make_bipartite(3, 2))
+        message = "model must be a BipartiteBoltzmann or a GraphBoltzmann, got int"
+        with pytest.raises(TypeError, match=f"^{name}: {message}"):
+            call(3)
     with pytest.raises(ValueError, match=r"^exact_samples: num_samples must be at least 0, got -1"):
         exact_samples(make(grid_graph(2, 3)), -1)
     with pytest.raises(ValueError, match=r"^exact_samples: give generator or seed, not both"):

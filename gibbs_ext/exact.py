@@ -81,10 +81,7 @@ def exact_marginals(model: BipartiteBoltzmann | GraphBoltzmann) -> Marginals:
     """
     name = "exact_marginals"
     check_model(name, model)
-    if isinstance(model, BipartiteBoltzmann):
-        return _bipartite_marginals(name, model)
-    _, single, pair = _solve(name, model, _marginals)
-    return Marginals(single, pair)
+    return log_partition_and_marginals(name, model)[1]
 
 
 @torch.no_grad()
@@ -126,9 +123,44 @@ def exact_samples(
     return z.movedim(-2, 0)
 
 
+@torch.no_grad()
+def log_partition_and_marginals(name: str, model: BipartiteBoltzmann | GraphBoltzmann) -> tuple[Tensor, Marginals]:
+    """log Z [*batch_shape] and :class:`Marginals`. ``name`` is the caller's, for errors."""
+    if isinstance(model, BipartiteBoltzmann):
+        return _bipartite_marginals(name, model)
+    log_partition, single, pair = _solve(name, model, _marginals)
+    return log_partition, Marginals(single, pair)
+
+
+def without_derivative(name: str, value: Tensor, model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
+    """``value``, a function of the parameters; asking for its gradient is an error rather than zero."""
+    parameters = [getattr(model, argument) for argument in model._dims]
+    return cast(Tensor, _NotDifferentiable.apply(name, value, *parameters))  # type: ignore[no-untyped-call]
+
+
+class _NotDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(name: str, value: Tensor, *parameters: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+        raise NotImplementedError(f"{ctx.name}: derivatives are not supported")
+
+
 def _instead(name: str, sweeps: str) -> str:
     """What to use where a model is too large."""
-    return "annealed_importance_sampling" if name == "exact_log_partition" else sweeps
+    estimates = {
+        "exact_log_partition": "annealed_importance_sampling",
+        "mean": "the mean of samples, an estimate",
+        "variance": "the variance of samples, an estimate",
+        "entropy": "log_partition('ais') plus the mean energy of samples, an estimate",
+    }
+    return estimates.get(name.split(".")[-1], sweeps)
 
 
 def _checked_finite(name: str, argument: str, tensor: Tensor) -> Tensor:
@@ -227,7 +259,7 @@ def _few_models(name: str, model: BipartiteBoltzmann) -> Iterator[tuple[Tensor, 
     yield from zip(*(p.split(at_once) for p in flat), strict=True)
 
 
-def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> Marginals:
+def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, Marginals]:
     parts = []
     for bias, other_bias, weight in _few_models(name, model):
         enumeration = _Enumeration(bias, other_bias, weight)
@@ -241,13 +273,14 @@ def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> Marginals:
             side += on.sum(-2)
             other += (p.mT @ other_on).squeeze(-2)
             pair += on.mT @ other_on
-        parts.append((side, other, pair))
-    side, other, pair = (torch.cat(p) for p in zip(*parts, strict=True))
+        parts.append((log_partition, side, other, pair))
+    log_partition, side, other, pair = (
+        torch.cat(p).reshape((*model.batch_shape, *p[0].shape[1:])) for p in zip(*parts, strict=True)
+    )
     if model.num_left > model.num_right:
         side, other, pair = other, side, pair.mT
-    single = torch.cat((side, other), -1)
     # Sums of probabilities may be rounded to more than 1.
-    return Marginals(*(x.clamp_(max=1).reshape(*model.batch_shape, *x.shape[1:]) for x in (single, pair)))
+    return log_partition, Marginals(torch.cat((side, other), -1).clamp(max=1), pair.clamp(max=1))
 
 
 def _bipartite_samples(name: str, model: BipartiteBoltzmann, num_samples: int, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from graph_support import as_edges, random_graph, random_graph_parameters
 from support import BROADCASTS, all_states, assert_bits, assert_close, assert_same_bits, random_parameters
 
 from gibbs_ext import BipartiteBoltzmann, ChimeraGraph, ColoredGraph, GraphBoltzmann, bipartite_gibbs
@@ -306,3 +307,81 @@ def test_energies_of_half_precision_do_not_overflow():
     graph = ColoredGraph(600, [(i, 300 + j) for i in range(300) for j in range(300)])
     on_graph = GraphBoltzmann(graph, torch.zeros(600).half(), torch.ones(graph.num_edges).half())
     assert on_graph.energy(torch.ones(600)).item() == -90000
+
+
+# Exact answers ----------------------------------------------------------------------------------------------------
+
+
+def with_all_states(batch=(), scale=1.0):
+    """Models of either kind, both orientations of the bipartite one, and the log-probabilities of their states."""
+    for n1, n2 in ((4, 3), (3, 4), (1, 6)):
+        yield BipartiteBoltzmann(*random_parameters(n1, n2, (batch, (), batch), dtype=torch.float64, scale=scale))
+    graph = random_graph(7, 12)
+    yield GraphBoltzmann(graph, *random_graph_parameters(graph, ((), batch), dtype=torch.float64, scale=scale))
+    yield GraphBoltzmann(ColoredGraph(7, as_edges([])), torch.randn(*batch, 7).double(), torch.zeros(0).double())
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 1, 2)])
+def test_mean_variance_and_entropy_are_those_of_all_states(batch):
+    for model in with_all_states(batch):
+        z = all_states(7).reshape(-1, *(1,) * len(batch), 7)
+        log_p = (-model.energy(z)).expand(128, *batch).log_softmax(0)
+        p = log_p.exp().unsqueeze(-1)
+        mean = (p * z).sum(0)
+        assert_close(model.mean, mean, 1e-12)
+        assert_close(model.variance, (p * (z - mean) ** 2).sum(0), 1e-12)
+        assert_close(model.stddev, (p * (z - mean) ** 2).sum(0).sqrt(), 1e-12)
+        assert_close(model.entropy(), -(log_p.exp() * log_p).sum(0), 1e-12)
+        assert_close(model.perplexity(), (-(log_p.exp() * log_p).sum(0)).exp(), 1e-12)
+
+
+def test_entropy_of_models_with_one_state_or_all():
+    """Where log Z and the mean energy are large and equal, their difference is no less than 0."""
+    for model in with_all_states((50,), scale=300.0):
+        assert (model.entropy() >= 0).all()
+    uniform = BipartiteBoltzmann(torch.zeros(5), torch.zeros(4), torch.zeros(5, 4))
+    assert_close(uniform.entropy(), 9 * torch.tensor(2.0).double().log(), 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_exact_answers_are_float64(dtype):
+    for model in with_all_states():
+        parameters = [getattr(model, argument).to(dtype) for argument in model._dims]
+        graph = [model.graph] if isinstance(model, GraphBoltzmann) else []
+        low = type(model)(*graph, *parameters)
+        same = type(model)(*graph, *(p.double() for p in parameters))
+        for answer in (lambda model: model.mean, lambda model: model.variance, lambda model: model.entropy()):
+            assert answer(low).dtype == torch.float64
+            assert_close(answer(low), answer(same), 1e-14)
+
+
+def test_asking_for_the_gradient_of_an_exact_answer_is_an_error():
+    """A loss that has the entropy in it must not go without its gradient."""
+    for model in with_all_states():
+        bias = getattr(model, next(iter(model._dims))).requires_grad_()
+        name = type(model).__name__
+        for method, value in (("mean", model.mean), ("variance", model.variance), ("entropy", model.entropy())):
+            with pytest.raises(NotImplementedError, match=f"^{name}.{method}: derivatives are not supported$"):
+                torch.autograd.grad(value.sum() + bias.sum(), bias)
+        with torch.no_grad():
+            assert not model.entropy().requires_grad
+        assert not model.detach().mean.requires_grad
+
+
+def test_exact_answers_of_large_models_are_errors_that_say_what_to_do():
+    bipartite = BipartiteBoltzmann(torch.zeros(30), torch.zeros(26), torch.zeros(30, 26))
+    graph = ChimeraGraph(7)
+    on_graph = GraphBoltzmann(graph, torch.zeros(graph.num_nodes), torch.zeros(graph.num_edges))
+    for model, why in ((bipartite, r"the smaller side of 30 \+ 26 units .*"), (on_graph, "the graph needs tables .*")):
+        for method, call, instead in (
+            ("mean", lambda model: model.mean, "the mean of samples"),
+            ("variance", lambda model: model.variance, "the variance of samples"),
+            ("entropy", lambda model: model.entropy(), r"log_partition\('ais'\) plus the mean energy of samples"),
+        ):
+            with pytest.raises(
+                ValueError, match=f"^{type(model).__name__}.{method}: {why}; use {instead}, an estimate$"
+            ):
+                call(model)
+        assert repr(model).startswith(type(model).__name__)  # which asks for none of them
+    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann.mean: weight must be finite, got NaN or inf"):
+        _ = BipartiteBoltzmann(torch.zeros(2), torch.zeros(1), torch.full((2, 1), torch.nan), validate_args=False).mean

@@ -6,7 +6,7 @@ import copy
 import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -284,6 +284,32 @@ class _Boltzmann(Distribution):
 
     # Probabilities --------------------------------------------------------------------------------------------
 
+    @overload
+    def log_partition(
+        self,
+        method: str = ...,
+        *,
+        num_chains: int = ...,
+        betas: int | Sequence[float] | Tensor = ...,
+        base: str | tuple[Tensor, Tensor] | Tensor | None = ...,
+        generator: torch.Generator | None = ...,
+        seed: int | Tensor | None = ...,
+        return_error: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def log_partition(
+        self,
+        method: str = ...,
+        *,
+        num_chains: int = ...,
+        betas: int | Sequence[float] | Tensor = ...,
+        base: str | tuple[Tensor, Tensor] | Tensor | None = ...,
+        generator: torch.Generator | None = ...,
+        seed: int | Tensor | None = ...,
+        return_error: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
     def log_partition(
         self,
         method: str = "ais",
@@ -293,22 +319,28 @@ class _Boltzmann(Distribution):
         base: str | tuple[Tensor, Tensor] | Tensor | None = "field",
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
-    ) -> Tensor:
+        return_error: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """``log Z``.
 
         Args:
             method: ``"exact"`` is :func:`gibbs_ext.exact_log_partition`, for a bipartite model with a side of up to 25
                 units or a graph of small width; ``"ais"`` estimates by :func:`gibbs_ext.annealed_importance_sampling`,
-                whose result also holds the error bar and the effective sample size.
+                whose result also holds the effective sample size.
             num_chains: Of AIS.
             betas: Of AIS: the number of steps, or the schedule.
             base: Of AIS: the start.
             generator: Supplies the seed of AIS.
             seed: A 64-bit integer, instead of a generator.
+            return_error: Whether to return the standard error, too.
 
         Returns:
             [*batch_shape] float64. Differentiable in the parameters: exactly, or through the weighted samples of AIS
             (``d log Z = - E_p[d energy]``).
+
+            With ``return_error`` a pair: that, and its standard error [*batch_shape] float64, without gradient. The
+            error is 0 where log Z is exact. That of AIS is as in :class:`gibbs_ext.AISResult`, nan with one chain, and
+            too small where the chains miss a part of the states.
         """
         from gibbs_ext import estimators, exact  # which import this module
 
@@ -316,7 +348,8 @@ class _Boltzmann(Distribution):
         model: Any = self
         if method == "exact":
             with reported_as(name):
-                return exact.exact_log_partition(model)
+                log_partition = exact.exact_log_partition(model)
+            return (log_partition, torch.zeros_like(log_partition)) if return_error else log_partition
         if method != "ais":
             raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
         with reported_as(name):
@@ -325,7 +358,8 @@ class _Boltzmann(Distribution):
             )
         negative_energy = -self.energy(result.samples).double()
         zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
-        return result.log_partition + zero
+        log_partition = result.log_partition + zero
+        return (log_partition, result.standard_error) if return_error else log_partition
 
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
         """``-energy(z) - log Z``.

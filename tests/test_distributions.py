@@ -6,7 +6,14 @@ import torch
 from graph_support import as_edges, random_graph, random_graph_parameters
 from support import BROADCASTS, all_states, assert_bits, assert_close, assert_same_bits, random_parameters
 
-from gibbs_ext import BipartiteBoltzmann, ChimeraGraph, ColoredGraph, GraphBoltzmann, bipartite_gibbs
+from gibbs_ext import (
+    BipartiteBoltzmann,
+    ChimeraGraph,
+    ColoredGraph,
+    GraphBoltzmann,
+    annealed_importance_sampling,
+    bipartite_gibbs,
+)
 
 
 def make(batches=((), (), ()), n1=4, n2=3, dtype=torch.float64):
@@ -153,6 +160,25 @@ def test_ais_gradient_of_log_partition():
     for actual, expected in zip(estimate, exact, strict=True):
         # A moment of 20000 bits has a standard error of at most 0.0036; the weights hardly widen it.
         assert_close(actual, expected, 6 * 0.0036)
+
+
+def test_log_partition_with_its_error():
+    for model in with_all_states((3,)):
+        parameters = [getattr(model, argument).requires_grad_() for argument in model._dims]
+        options = {"num_chains": 200, "betas": 20, "seed": 3}
+        log_partition, error = model.log_partition(return_error=True, **options)
+        result = annealed_importance_sampling(model, 200, 20, seed=3)
+        assert_same_bits((log_partition, error), (result.log_partition, result.standard_error))
+        assert not error.requires_grad
+        # The default's value and gradient.
+        alone = model.log_partition(**options)
+        assert_same_bits(log_partition, alone)
+        assert_same_bits(*(torch.autograd.grad(value.sum(), parameters) for value in (log_partition, alone)))
+
+        log_partition, error = model.log_partition("exact", return_error=True)
+        assert_same_bits(log_partition, model.log_partition("exact"))
+        assert_same_bits(error, torch.zeros(3).double())
+        assert not error.requires_grad
 
 
 @pytest.mark.parametrize(

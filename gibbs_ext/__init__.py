@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block Gibbs sampling of Boltzmann machines over bits, reproducible to the bit, and differentiable when relaxed."""
 
+import os
+
+import torch
+
 from gibbs_ext import distributed, interop, nn, pictures
 from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
@@ -57,3 +61,11 @@ __all__ = [
     "synchronize",
     "unpack_bits",
 ]
+
+
+def _use_one_thread() -> None:
+    """A forked process hangs when it starts threads of GNU OpenMP, as PyTorch's are, if its parent has used some."""
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_use_one_thread)

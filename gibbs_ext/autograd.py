@@ -1,13 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs each differentiable op with its backward op."""
+"""Pairs each differentiable op with its backward op, and says what transforms of torch.func make of it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, library
 
 from gibbs_ext import ops
+
+
+def _run(function: Callable[..., Any], op: Callable[..., Any], *args: Any) -> Any:
+    """``apply`` of a Function, or its op in torch.compile: that traces neither nested Functions nor those with a jvp."""
+    return (op if torch.compiler.is_compiling() else function)(*args)
+
+
+def _backward(function: Any, op: Callable[..., Any], sources: tuple[Tensor | None, ...], *args: Any) -> Any:
+    """As :func:`_run`, of a Function that is one of ``sources`` too."""
+    return _run(functools.partial(function.apply, len(sources), *sources), op, *args)
+
+
+def bipartite_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed` under every transform of torch.func."""
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _run(
+        BipartiteGibbsRelaxed.apply, ops.bipartite_gibbs_relaxed, *args
+    )
+    return outputs
+
+
+def graph_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`gibbs_ext.ops.graph_gibbs_relaxed` under every transform of torch.func."""
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _run(GraphGibbsRelaxed.apply, ops.graph_gibbs_relaxed, *args)
+    return outputs
+
+
+def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    """:func:`gibbs_ext.ops.graph_fields` under every transform of torch.func."""
+    fields: Tensor = _run(GraphFields.apply, ops.graph_fields, state, bias, coupling, layout)
+    return fields
+
+
+def graph_edge_sums(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
+    """:func:`gibbs_ext.ops.graph_edge_sums` under every transform of torch.func."""
+    sums: Tensor = _run(GraphEdgeSums.apply, ops.graph_edge_sums, first, second, coupling, layout)
+    return sums
 
 
 class BipartiteGibbsRelaxed(torch.autograd.Function):
@@ -18,16 +55,8 @@ class BipartiteGibbsRelaxed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, beta: Tensor, seed: Tensor,
-        chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int, num_relaxed_sweeps: int,
-        relaxation: int, sharpness: float, slope_gradient: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        # Named one by one: without gradients, torch.compile counts them.
-        return ops.bipartite_gibbs_relaxed(
-            left, left_bias, right_bias, weight, beta, seed, chains, chain_offset, sweep_offset, num_sweeps,
-            num_relaxed_sweeps, relaxation, sharpness, slope_gradient,
-        )  # fmt: skip
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return ops.bipartite_gibbs_relaxed(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -35,20 +64,21 @@ class BipartiteGibbsRelaxed(torch.autograd.Function):
         _, relaxation, sharpness, slope_gradient = rest
         state, fields = output[3:]
         ctx.mark_non_differentiable(state, fields)
-        ctx.save_for_backward(state, fields, weight, beta, seed, chains)
-        ctx.shapes = left.shape, left_bias.shape, right_bias.shape
         ctx.left_is_differentiable = num_sweeps == 0 and left.is_floating_point()
+        # A starting state without gradient may be overwritten before backward.
+        start = left if ctx.left_is_differentiable else None
+        ctx.save_for_backward(start, left_bias, right_bias, state, fields, weight, beta, seed, chains)
+        ctx.shapes = left.shape, left_bias.shape, right_bias.shape
         ctx.numbers = chain_offset, sweep_offset, num_sweeps, relaxation, sharpness, slope_gradient
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_left, grad_right, grad_left_mean = grad_outputs[:3]
-        # torch.func.grad needs the Function; torch.compile, which differentiates once, cannot trace a nested one.
-        compiling = torch.compiler.is_compiling()
-        run = ops.bipartite_gibbs_relaxed_backward if compiling else BipartiteGibbsRelaxedBackward.apply
-        state_grad, left_bias_grad, right_bias_grad, weight_grad = run(
-            grad_left, grad_right, grad_left_mean, *ctx.saved_tensors, *ctx.numbers
-        )
+        start, left_bias, right_bias, *saved = ctx.saved_tensors
+        state_grad, left_bias_grad, right_bias_grad, weight_grad = _backward(
+            BipartiteGibbsRelaxedBackward, ops.bipartite_gibbs_relaxed_backward, (start, left_bias, right_bias),
+            grad_left, grad_right, grad_left_mean, *saved, *ctx.numbers,
+        )  # fmt: skip
         left_shape, left_bias_shape, right_bias_shape = ctx.shapes
         needs = ctx.needs_input_grad
         return (
@@ -60,19 +90,24 @@ class BipartiteGibbsRelaxed(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        ops.refuse_vmap("bipartite_gibbs_relaxed")
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        ops.refuse_forward_mode("bipartite_gibbs_relaxed")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return ops.map_rows("bipartite_gibbs_relaxed", BipartiteGibbsRelaxed.apply, info, in_dims, args)
 
 
 class BipartiteGibbsRelaxedBackward(torch.autograd.Function):
     """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed_backward`, which refuses to be differentiated again.
 
-    A Function, so that torch.func.grad, which always prepares for a second derivative, can pass through.
+    A Function, so that torch.func.grad, which always prepares for a second derivative, can pass through. It is also one
+    of ``sources``, what else its results depend on, so that derivatives in these are an error rather than zero.
     """
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.bipartite_gibbs_relaxed_backward(*args)
+    def forward(num_sources: int, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return ops.bipartite_gibbs_relaxed_backward(*args[num_sources:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -80,11 +115,18 @@ class BipartiteGibbsRelaxedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        raise NotImplementedError("bipartite_gibbs_relaxed: second derivatives are not supported")
+        ops.refuse_second_derivative("bipartite_gibbs_relaxed")
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        ops.refuse_vmap("bipartite_gibbs_relaxed_backward")
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        ops.refuse_second_derivative("bipartite_gibbs_relaxed")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, num_sources: int, *args: Any) -> Any:
+        run = functools.partial(BipartiteGibbsRelaxedBackward.apply, num_sources, *args[:num_sources])
+        return ops.map_rows(
+            "bipartite_gibbs_relaxed_backward", run, info, in_dims[1 + num_sources :], args[num_sources:]
+        )
 
 
 class GraphGibbsRelaxed(torch.autograd.Function):
@@ -95,16 +137,8 @@ class GraphGibbsRelaxed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor, beta: Tensor, seed: Tensor,
-        chains: Tensor | None, chain_offset: int, sweep_offset: int, num_sweeps: int, num_relaxed_sweeps: int,
-        relaxation: int, sharpness: float, slope_gradient: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        # Named one by one: without gradients, torch.compile counts them.
-        return ops.graph_gibbs_relaxed(
-            state, bias, coupling, layout, beta, seed, chains, chain_offset, sweep_offset, num_sweeps,
-            num_relaxed_sweeps, relaxation, sharpness, slope_gradient,
-        )  # fmt: skip
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return ops.graph_gibbs_relaxed(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -112,17 +146,20 @@ class GraphGibbsRelaxed(torch.autograd.Function):
         _, relaxation, sharpness, slope_gradient = rest
         start, fields = output[2:]
         ctx.mark_non_differentiable(start, fields)
-        ctx.save_for_backward(start, fields, coupling, layout, beta, seed, chains)
-        ctx.shapes = state.shape, bias.shape
         ctx.state_is_differentiable = num_sweeps == 0 and state.is_floating_point()
+        # As in BipartiteGibbsRelaxed.
+        given = state if ctx.state_is_differentiable else None
+        ctx.save_for_backward(given, bias, start, fields, coupling, layout, beta, seed, chains)
+        ctx.shapes = state.shape, bias.shape
         ctx.numbers = chain_offset, sweep_offset, num_sweeps, relaxation, sharpness, slope_gradient
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # As in BipartiteGibbsRelaxed.
-        compiling = torch.compiler.is_compiling()
-        run: Any = ops.graph_gibbs_relaxed_backward if compiling else GraphGibbsRelaxedBackward.apply
-        state_grad, bias_grad, coupling_grad = run(*grad_outputs[:2], *ctx.saved_tensors, *ctx.numbers)
+        given, bias, *saved = ctx.saved_tensors
+        state_grad, bias_grad, coupling_grad = _backward(
+            GraphGibbsRelaxedBackward, ops.graph_gibbs_relaxed_backward, (given, bias),
+            *grad_outputs[:2], *saved, *ctx.numbers,
+        )  # fmt: skip
         state_shape, bias_shape = ctx.shapes
         needs = ctx.needs_input_grad
         return (
@@ -133,16 +170,20 @@ class GraphGibbsRelaxed(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        ops.refuse_vmap("graph_gibbs_relaxed")
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        ops.refuse_forward_mode("graph_gibbs_relaxed")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return ops.map_rows("graph_gibbs_relaxed", GraphGibbsRelaxed.apply, info, in_dims, args)
 
 
 class GraphGibbsRelaxedBackward(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_gibbs_relaxed_backward`, which refuses to be differentiated again."""
+    """:func:`gibbs_ext.ops.graph_gibbs_relaxed_backward`, as :class:`BipartiteGibbsRelaxedBackward` is."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.graph_gibbs_relaxed_backward(*args)
+    def forward(num_sources: int, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.graph_gibbs_relaxed_backward(*args[num_sources:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -150,56 +191,79 @@ class GraphGibbsRelaxedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        raise NotImplementedError("graph_gibbs_relaxed: second derivatives are not supported")
+        ops.refuse_second_derivative("graph_gibbs_relaxed")
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        ops.refuse_vmap("graph_gibbs_relaxed_backward")
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        ops.refuse_second_derivative("graph_gibbs_relaxed")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, num_sources: int, *args: Any) -> Any:
+        run = functools.partial(GraphGibbsRelaxedBackward.apply, num_sources, *args[:num_sources])
+        return ops.map_rows("graph_gibbs_relaxed_backward", run, info, in_dims[1 + num_sources :], args[num_sources:])
 
 
 class GraphFields(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_fields`, linear in bias and bilinear in state and coupling; differentiable at will."""
+    """:func:`gibbs_ext.ops.graph_fields`, linear in bias and bilinear in state and coupling; differentiable at will.
+
+    Derivatives are made of the Functions again, so that they can be differentiated.
+    """
 
     @staticmethod
-    def forward(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-        return ops.graph_fields(state, bias, coupling, layout)
+    def forward(*args: Any) -> Tensor:
+        return ops.graph_fields(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         state, bias, coupling, layout = inputs
         ctx.save_for_backward(state, coupling, layout)
-        ctx.shapes = state.shape, bias.shape
+        ctx.save_for_forward(state, coupling, layout)
+        ctx.shapes = state.shape, bias.shape, output.shape
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         state, coupling, layout = ctx.saved_tensors
-        state_shape, bias_shape = ctx.shapes
+        state_shape, bias_shape, _ = ctx.shapes
         needs = ctx.needs_input_grad
         return (
             _sums_of_neighbors(grad, coupling, layout).sum_to_size(state_shape) if needs[0] else None,
             grad.sum_to_size(bias_shape) if needs[1] else None,
-            _graph_edge_sums(grad, state, coupling, layout) if needs[2] else None,
+            graph_edge_sums(grad, state, coupling, layout) if needs[2] else None,
             None,
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        *tensors, layout = args
-        return GraphFields.apply(*_aligned(tensors, in_dims[:3]), layout), 0  # type: ignore[no-untyped-call]
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        state_tangent, bias_tangent, coupling_tangent, _ = grad_inputs
+        state, coupling, layout = ctx.saved_tensors
+        *_, shape = ctx.shapes
+        terms = []
+        if state_tangent is not None:
+            terms.append(_sums_of_neighbors(state_tangent, coupling, layout))
+        if bias_tangent is not None:
+            terms.append(bias_tangent.to(state.dtype))
+        if coupling_tangent is not None:
+            terms.append(_sums_of_neighbors(state, coupling_tangent, layout))
+        return functools.reduce(torch.add, (term.expand(shape) for term in terms))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return ops.map_rows("graph_fields", GraphFields.apply, info, in_dims, args)
 
 
 class GraphEdgeSums(torch.autograd.Function):
     """:func:`gibbs_ext.ops.graph_edge_sums`, bilinear in its first two arguments; differentiable at will."""
 
     @staticmethod
-    def forward(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-        return ops.graph_edge_sums(first, second, coupling, layout)
+    def forward(*args: Any) -> Tensor:
+        return ops.graph_edge_sums(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        first, second, _, layout = inputs
+        first, second, coupling, layout = inputs
         ctx.save_for_backward(first, second, layout)
+        ctx.save_for_forward(first, second, coupling, layout)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -214,50 +278,50 @@ class GraphEdgeSums(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        *tensors, layout = args
-        first, second, coupling = _aligned(tensors, in_dims[:3], info.batch_size)
-        sums: Tensor = GraphEdgeSums.apply(first, second, coupling, layout)  # type: ignore[no-untyped-call]
-        own = tensors[2].shape if in_dims[2] is None else tensors[2].movedim(in_dims[2], 0).shape[1:]
-        return sums.reshape(info.batch_size, *own), 0
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        first_tangent, second_tangent, _, _ = grad_inputs
+        first, second, coupling, layout = ctx.saved_tensors
+        sums = []
+        if first_tangent is not None:
+            sums.append(graph_edge_sums(first_tangent, second, coupling, layout))
+        if second_tangent is not None:
+            sums.append(graph_edge_sums(first, second_tangent, coupling, layout))
+        return sum(sums, torch.zeros_like(coupling, dtype=first.dtype))
 
-
-def _aligned(tensors: Sequence[Tensor], in_dims: Sequence[int | None], batch_size: int | None = None) -> list[Tensor]:
-    """The mapped dim first, before as many batch dims for all of them.
-
-    ``batch_size``: the last tensor is given a mapped dim, too.
-    """
-    mapped = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims, strict=True)]
-    if batch_size is not None and in_dims[-1] is None:
-        mapped[-1] = mapped[-1].expand(batch_size, *mapped[-1].shape)
-        in_dims = [*in_dims[:-1], 0]
-    ranks = [t.dim() - (d is not None) for t, d in zip(mapped, in_dims, strict=True)]
-    return [
-        t if d is None else t.reshape(t.shape[0], *(1,) * (max(ranks) - rank), *t.shape[1:])
-        for t, d, rank in zip(mapped, in_dims, ranks, strict=True)
-    ]
-
-
-# A backward pass is made of the Functions again, so that it can be differentiated; torch.compile, which does so once,
-# cannot trace Functions inside one.
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return ops.map_rows("graph_edge_sums", GraphEdgeSums.apply, info, in_dims, args)
 
 
 def _sums_of_neighbors(values: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
     """``sum_e coupling_e values_j`` of each unit i, e = (i, j)."""
-    run: Any = ops.graph_fields if torch.compiler.is_compiling() else GraphFields.apply
-    fields: Tensor = run(values, coupling.new_zeros(()).expand(values.shape[-1]), coupling, layout)
-    return fields
-
-
-def _graph_edge_sums(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-    run: Any = ops.graph_edge_sums if torch.compiler.is_compiling() else GraphEdgeSums.apply
-    sums: Tensor = run(first, second, coupling, layout)
-    return sums
+    return graph_fields(values, coupling.new_zeros(()).expand(values.shape[-1]), coupling, layout)
 
 
 def _broadcast_back(grad: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of a tensor of this shape, which may also have dims along which ``grad`` is the same."""
     return grad.expand(torch.broadcast_shapes(grad.shape, shape)).sum_to_size(shape)
+
+
+class OneSeed(torch.autograd.Function):
+    """A seed, and the number of the row that it is for: 0.
+
+    Of the seeds that torch.vmap(randomness="different") draws for its rows, the first, and each row's own number.
+    """
+
+    @staticmethod
+    def forward(seed: Tensor) -> tuple[Tensor, Tensor]:
+        return seed.clone(), torch.zeros_like(seed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        first, row = OneSeed.apply(ops.row_of(args[0], in_dims[0], 0))  # type: ignore[no-untyped-call]
+        rows = info.batch_size
+        return (first, row * rows + torch.arange(rows, device=row.device)), (None, 0)
 
 
 # For those who call torch.ops directly, and for graphs that hold the op itself.

@@ -8,7 +8,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from gibbs_ext.checks import check_bits, check_integers, check_tensors, check_values, reported_as, shown
+from gibbs_ext.checks import (
+    check_bits,
+    check_integers,
+    check_tensors,
+    check_values,
+    is_transformed,
+    reported_as,
+    shown,
+)
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
 
 
@@ -54,6 +62,8 @@ class PersistentChains(nn.Module):
     are none of its ``buffers()``, all of which ``DistributedDataParallel`` overwrites with those of rank 0.
     (``torch.distributed.checkpoint`` must be given the module inside such a wrapper, not the wrapper: it renames only
     what is a parameter or a buffer.)
+
+    Inside a transform of torch.func, which allows no mutation, chains cannot be advanced (NotImplementedError).
 
     On a GPU an ``index`` out of range and states that are no bits fail an assertion on the device, after which the
     process cannot use it any more; on the CPU they are a ValueError.
@@ -179,6 +189,11 @@ class PersistentChains(nn.Module):
                 f"PersistentChains: state must have shape {[chains, *batch, self.num_bits]}, got {list(state.shape)}"
             )
         packed = _pack(state.detach())
+        if is_transformed(packed) and not is_transformed(self.bits):
+            raise NotImplementedError(
+                "PersistentChains: bits cannot be mutated inside a transform of torch.func or torch.vmap; advance the "
+                "chains before it, and give the transformed function their state"
+            )
         if index is None:
             self.bits[part].copy_(packed)
         else:

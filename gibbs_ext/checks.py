@@ -54,22 +54,45 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether it belongs to a transform of torch.func, such as vmap or grad, that is under way."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether it stands for the rows of a torch.vmap that is under way: reading its values is an error there."""
+    while is_transformed(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
 def is_readable(tensor: Tensor) -> bool:
-    """Whether reading its values is free: not where the host would wait for a GPU, nor in what torch.compile traces."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+    """Whether its values can be read, and free of charge: a GPU would have to be waited for."""
+    is_real = not torch.compiler.is_compiling() and not is_fake(tensor) and not is_mapped(tensor)
+    return tensor.device.type == "cpu" and is_real
 
 
-def check_values(name: str, argument: str, expected: str, tensor: Tensor, good: Tensor) -> None:
-    """Every element of ``good``, of tensor's shape, is true.
+def check_all(good: Tensor, message: str) -> None:
+    """Every element of ``good`` is true, inside torch.vmap those of all rows.
 
-    Where values can be read the error shows an offending one. Elsewhere PyTorch's own assertion fails: on a GPU that
-    ends all use of the device in this process.
+    Where values cannot be read PyTorch's own assertion fails: on a GPU that ends all use of the device in this process.
     """
-    message = f"{name}: {argument} must {expected}"
+    while is_transformed(good):
+        good = torch._C._functorch.get_unwrapped(good)
     if not is_readable(good):
         torch._assert_async(good.all(), message)
     elif not good.all():
+        raise ValueError(message)
+
+
+def check_values(name: str, argument: str, expected: str, tensor: Tensor, good: Tensor) -> None:
+    """As :func:`check_all`; ``good`` is of tensor's shape, and where values can be read the error shows a wrong one."""
+    message = f"{name}: {argument} must {expected}"
+    if is_readable(good) and not good.all():
         raise ValueError(f"{message}, got {tensor[~good][0].item()}")
+    check_all(good, message)
 
 
 def check_bits(name: str, argument: str, tensor: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import softplus
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, check_units, expand_to, reported_as, shown
+from gibbs_ext.checks import check_integers, check_units, expand_to, is_mapped, reported_as, shown
 from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
@@ -93,8 +93,9 @@ class _Boltzmann(Distribution):
         except RuntimeError as error:
             shapes = ", ".join(f"{argument} {list(tensor.shape)}" for argument, tensor in parameters.items())
             raise ValueError(f"{name}: batch dims do not broadcast: {shapes}") from error
-        if not batch_shape.numel():
-            validate_args = False  # PyTorch's own checks trip over no values
+        # PyTorch's own checks trip over no values, and inside torch.vmap there are none to read.
+        if not batch_shape.numel() or any(is_mapped(tensor) for tensor in parameters.values()):
+            validate_args = False
         super().__init__(batch_shape, torch.Size([num_units]), validate_args=validate_args)
 
     def _check_floating(self, **parameters: object) -> None:
@@ -335,8 +336,8 @@ class _Boltzmann(Distribution):
             return_error: Whether to return the standard error, too.
 
         Returns:
-            [*batch_shape] float64. Differentiable in the parameters: exactly, or through the weighted samples of AIS
-            (``d log Z = - E_p[d energy]``).
+            [*batch_shape] float64. Differentiable in the parameters: exactly (of a graph once), or through the weighted
+            samples of AIS any number of times (``d log Z = - E_p[d energy]``).
 
             With ``return_error`` a pair: that, and its standard error [*batch_shape] float64, without gradient. The
             error is 0 where log Z is exact. That of AIS is as in :class:`gibbs_ext.AISResult`, nan with one chain, and
@@ -357,8 +358,9 @@ class _Boltzmann(Distribution):
                 model, num_chains, betas, base=base, generator=generator, seed=seed
             )
         negative_energy = -self.energy(result.samples).double()
-        zero = (result.log_weights.softmax(0) * (negative_energy - negative_energy.detach())).sum(0)
-        log_partition = result.log_partition + zero
+        # 0, and the same function of the parameters as the logarithm of the mean of exp(-energy) / exp(-energy now).
+        change = (result.log_weights + negative_energy - negative_energy.detach()).logsumexp(0)
+        log_partition = result.log_partition + change - change.detach()
         return (log_partition, result.standard_error) if return_error else log_partition
 
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
@@ -376,7 +378,7 @@ class _Boltzmann(Distribution):
         Raises:
             ValueError: z is no bits (when validating), or log Z is not given and the model too large to compute it.
         """
-        if self._validate_args:
+        if self._validate_args and not is_mapped(z):
             self._validate_sample(z)
         if log_partition is None:
             with reported_as(f"{type(self).__name__}.log_prob"):
@@ -446,7 +448,8 @@ class BipartiteBoltzmann(_Boltzmann):
         left_bias: [..., n1], floating.
         right_bias: [..., n2].
         weight: [..., n1, n2]. Batch dims of the three broadcast to ``batch_shape``; nothing is materialised.
-        validate_args: As of every distribution: whether to check values here and in :meth:`log_prob`.
+        validate_args: As of every distribution: whether to check values here and in :meth:`log_prob`. Inside torch.vmap
+            values cannot be read, and nothing is checked.
 
     Raises:
         ValueError: Shapes or dtypes do not fit together, or (when validating) a value is not finite.
@@ -580,7 +583,8 @@ class GraphBoltzmann(_Boltzmann):
         bias: [..., N], floating.
         coupling: [..., E], in the order of ``graph.edges``. Batch dims broadcast to ``batch_shape``; nothing is
             materialised.
-        validate_args: As of every distribution: whether to check values here and in :meth:`log_prob`.
+        validate_args: As of every distribution: whether to check values here and in :meth:`log_prob`. Inside torch.vmap
+            values cannot be read, and nothing is checked.
 
     Raises:
         TypeError: No graph.

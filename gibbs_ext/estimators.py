@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers, check_units, check_values, expand_to, is_readable, reported_as, shown
+from gibbs_ext.checks import (
+    check_all,
+    check_integers,
+    check_units,
+    check_values,
+    expand_to,
+    is_readable,
+    reported_as,
+    shown,
+)
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
 from gibbs_ext.functional import as_beta, as_seed
 
@@ -58,7 +67,7 @@ def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor,
 def _rising(name: str, schedule: Tensor) -> Tensor:
     if not is_readable(schedule):
         rises = (schedule.diff() >= 0).all() & (schedule[:1] == 0).all() & (schedule[-1:] == 1).all()
-        torch._assert_async(rises, f"{name}: betas must rise from 0 to 1")
+        check_all(rises, f"{name}: betas must rise from 0 to 1")
         return schedule
     falls = (~(schedule.diff() >= 0)).nonzero().flatten()
     if not len(falls) and len(schedule) > 1 and schedule[0] == 0 and schedule[-1] == 1:
@@ -88,7 +97,7 @@ def _base_biases(
         wanted = "a pair of biases" if isinstance(model, BipartiteBoltzmann) else "a tensor of biases"
         raise ValueError(f"{name}: base must be 'field', 'bias', None or {wanted}, got {shown(base)}")
     return [
-        expand_to(name, argument, bias, (*model.batch_shape, of_model.shape[-1]))
+        expand_to(name, argument, bias, (*model.batch_shape, of_model.shape[-1])).detach()
         for argument, bias, of_model in zip(arguments, biases, own, strict=True)
     ]
 
@@ -165,6 +174,7 @@ def annealed_chains(
     """What :func:`annealed_importance_sampling` is made of: log Z of the base, the chains' log-weights and samples."""
     name = "annealed_importance_sampling"
     check_model(name, model)
+    model = model.detach()  # forward-mode derivatives pass torch.no_grad
     check_integers(name, 1, num_chains=num_chains)
     if isinstance(betas, (int, numbers.Integral)):
         check_integers(name, 1, betas=betas)
@@ -211,7 +221,8 @@ def negative_log_likelihood_surrogate(
         num_sweeps: Sweeps before the model's moments are taken: k.
 
     Returns:
-        [*batch_shape]. Differentiable in the parameters. The seed comes from torch's default generator.
+        [*batch_shape]. Differentiable in the parameters, the chains held fixed: second derivatives are those of this
+        function, not of the likelihood. The seed comes from torch's default generator.
 
     Raises:
         TypeError, ValueError: An argument does not fit, or data lie outside of [0, 1]; the message begins with

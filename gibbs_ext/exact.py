@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gibbs_ext import ops
 from gibbs_ext.checks import check_integers
 from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, GraphBoltzmann, check_model
 from gibbs_ext.functional import as_seed
@@ -51,18 +52,15 @@ def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
 
     Raises:
         ValueError: The model is too large, and how large it is; or a parameter of a graph's is not finite.
+        NotImplementedError: A second derivative of a graph's; or torch.func.grad of a bipartite model so large that only
+            torch.autograd.grad has the memory, which computes parts of it again.
     """
     name = "exact_log_partition"
     check_model(name, model)
     if isinstance(model, BipartiteBoltzmann):
         return _Enumeration(*_smaller_side_first(name, model)).log_sums().logsumexp(0).expand(model.batch_shape)
     differentiable = torch.is_grad_enabled() and (model.bias.requires_grad or model.coupling.requires_grad)
-    log_partition, *marginals = _solve(name, model, _marginals if differentiable else None)
-    if not differentiable:
-        return log_partition
-    bias = model.bias.double().expand(*model.batch_shape, -1)
-    coupling = model.coupling.double().expand(*model.batch_shape, -1)
-    return cast(Tensor, _WithGradient.apply(bias, coupling, log_partition, *marginals))  # type: ignore[no-untyped-call]
+    return _eliminate(name, model, differentiable)[0]
 
 
 @torch.no_grad()
@@ -108,27 +106,37 @@ def exact_samples(
 
     Raises:
         TypeError, ValueError: As :func:`exact_marginals`; or num_samples, generator or seed do not fit.
+        NotImplementedError: Under torch.vmap, where a parameter or the seed is mapped.
     """
     name = "exact_samples"
     check_model(name, model)
     check_integers(name, 0, num_samples=num_samples)
-    source = torch.Generator(model.device).manual_seed(int(as_seed(name, generator, seed, model.device)))
-    if isinstance(model, BipartiteBoltzmann):
-        return _bipartite_samples(name, model, num_samples, source)
+    number = as_seed(name, generator, seed, model.device)
 
-    def draw(steps: "list[_Step]", odds: list[Tensor]) -> list[Tensor]:
-        return [_draw(steps, odds, num_samples, source).to(model.dtype)]
+    def of_bipartite(source: torch.Generator, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> Tensor:
+        machine = BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False)
+        return _bipartite_samples(name, machine, num_samples, source)
 
-    _, z = _solve(name, model, draw)
-    return z.movedim(-2, 0)
+    def of_graph(source: torch.Generator, bias: Tensor, coupling: Tensor) -> Tensor:
+        def draw(steps: list[_Step], odds: list[Tensor]) -> list[Tensor]:
+            return [_draw(steps, odds, num_samples, source)]
+
+        return _solve(name, cast(GraphBoltzmann, model).graph, bias, coupling, draw)[1]
+
+    draw = of_bipartite if isinstance(model, BipartiteBoltzmann) else of_graph
+    z: Tensor = _Samples.apply(draw, number, *_of_every_model(model.detach()))  # type: ignore[no-untyped-call]
+    return z.movedim(-2, 0).to(model.dtype)
 
 
 @torch.no_grad()
 def log_partition_and_marginals(name: str, model: BipartiteBoltzmann | GraphBoltzmann) -> tuple[Tensor, Marginals]:
     """log Z [*batch_shape] and :class:`Marginals`. ``name`` is the caller's, for errors."""
+    model = model.detach()
     if isinstance(model, BipartiteBoltzmann):
-        return _bipartite_marginals(name, model)
-    log_partition, single, pair = _solve(name, model, _marginals)
+        outputs = _BipartiteMarginals.apply(name, *_of_every_model(model))  # type: ignore[no-untyped-call]
+    else:
+        outputs = _eliminate(name, model, True)
+    log_partition, single, pair = outputs
     return log_partition, Marginals(single, pair)
 
 
@@ -139,6 +147,8 @@ def without_derivative(name: str, value: Tensor, model: BipartiteBoltzmann | Gra
 
 
 class _NotDifferentiable(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(name: str, value: Tensor, *parameters: Tensor) -> Tensor:
         return value.clone()
@@ -150,6 +160,39 @@ class _NotDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
         raise NotImplementedError(f"{ctx.name}: derivatives are not supported")
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        raise NotImplementedError(f"{ctx.name}: derivatives are not supported")
+
+
+class _Samples(torch.autograd.Function):
+    """[*S, C, N] by ``draw``. A Function, as the words that it draws are none of torch.vmap's business."""
+
+    @staticmethod
+    def forward(draw: Callable[..., Tensor], seed: Tensor, *parameters: Tensor) -> Tensor:
+        return draw(torch.Generator(parameters[0].device).manual_seed(int(seed)), *parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+        raise NotImplementedError("exact_samples: torch.vmap is not supported; give the model a batch shape instead")
+
+
+def _of_every_model(model: BipartiteBoltzmann | GraphBoltzmann) -> tuple[Tensor, ...]:
+    """The parameters in float64, each with all batch dims of the model, so that torch.vmap may add one in front."""
+    return tuple(
+        getattr(model, argument).double().expand(*model.batch_shape, *(-1,) * dim)
+        for argument, dim in model._dims.items()
+    )
+
+
+def _mapped_first(tensors: Iterable[Tensor], in_dims: Iterable[int | None]) -> list[Tensor]:
+    """The parameters of :func:`_of_every_model` with the mapped dim, if there is one, as first batch dim."""
+    return [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
 
 
 def _instead(name: str, sweeps: str) -> str:
@@ -205,8 +248,8 @@ class _Enumeration:
         self.bias, self.weight = bias, weight
         n, m = weight.shape[-2:]
         batch_shape = torch.broadcast_shapes(bias.shape[:-1], other_bias.shape[:-1], weight.shape[:-2])
-        per_state = max(1, math.prod(batch_shape)) * max(n, m)
-        self.low = max(0, min(n, (_CHUNK // per_state).bit_length() - 1))
+        self.per_state = max(1, math.prod(batch_shape)) * max(n, m)
+        self.low = max(0, min(n, (_CHUNK // self.per_state).bit_length() - 1))
         self.numbers = torch.arange(2 ** (n - self.low), device=weight.device)  # of the chunks
         self.low_numbers = torch.arange(2**self.low, device=weight.device)
         low_states = _bits(self.low_numbers, self.low)
@@ -233,8 +276,17 @@ class _Enumeration:
 
         chunks = self.numbers.split(1)
         if len(chunks) > 1 and torch.is_grad_enabled() and (self.on_low.requires_grad or self.low_fields.requires_grad):
-            # Recompute each chunk in backward rather than keep the whole enumeration.
-            return torch.stack([checkpoint(log_sum, number, use_reentrant=False) for number in chunks])
+            if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+                # Recompute each chunk in backward rather than keep the whole enumeration.
+                return torch.stack([checkpoint(log_sum, number, use_reentrant=False) for number in chunks])
+            # Inside torch.func.grad, which knows no checkpoints.
+            kept = self.per_state << self.weight.shape[-2]
+            if kept > 2**_MAX_TABLES:
+                raise NotImplementedError(
+                    f"exact_log_partition: torch.func.grad would keep {kept} numbers of the enumeration, and "
+                    f"2^{_MAX_TABLES} is the limit; use torch.autograd.grad, for which they are computed again"
+                )
+            return torch.stack([log_sum(number) for number in chunks])
         # Not a list: its small tensors would lie between the large ones of chunks, and keep their memory from reuse.
         sums = torch.stack([log_sum(chunks[0])] * len(chunks))
         for i, number in enumerate(chunks[1:], 1):
@@ -259,7 +311,24 @@ def _few_models(name: str, model: BipartiteBoltzmann) -> Iterator[tuple[Tensor, 
     yield from zip(*(p.split(at_once) for p in flat), strict=True)
 
 
-def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, Marginals]:
+class _BipartiteMarginals(torch.autograd.Function):
+    """log Z [*S] and the two of :class:`Marginals`. A Function, so that torch.vmap adds a batch dim."""
+
+    @staticmethod
+    def forward(name: str, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _bipartite_marginals(name, BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, name: str, *parameters: Tensor) -> Any:
+        outputs = _BipartiteMarginals.apply(name, *_mapped_first(parameters, in_dims[1:]))  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
+
+
+def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for bias, other_bias, weight in _few_models(name, model):
         enumeration = _Enumeration(bias, other_bias, weight)
@@ -280,11 +349,11 @@ def _bipartite_marginals(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, 
     if model.num_left > model.num_right:
         side, other, pair = other, side, pair.mT
     # Sums of probabilities may be rounded to more than 1.
-    return log_partition, Marginals(torch.cat((side, other), -1).clamp(max=1), pair.clamp(max=1))
+    return log_partition, torch.cat((side, other), -1).clamp(max=1), pair.clamp(max=1)
 
 
 def _bipartite_samples(name: str, model: BipartiteBoltzmann, num_samples: int, generator: torch.Generator) -> Tensor:
-    """[C, *batch_shape, n1 + n2]: first the chunk of the smaller side's state, then the state, then the other side."""
+    """[*batch_shape, C, n1 + n2]: first the chunk of the smaller side's state, then the state, then the other side."""
     parts = []
     for bias, other_bias, weight in _few_models(name, model):
         enumeration = _Enumeration(bias, other_bias, weight)
@@ -304,7 +373,7 @@ def _bipartite_samples(name: str, model: BipartiteBoltzmann, num_samples: int, g
             side[:, few] = state
             other[:, few] = torch.rand(p.shape, dtype=p.dtype, device=p.device, generator=generator) < p
         parts.append(z)
-    return torch.cat(parts).reshape(*model.batch_shape, num_samples, model.num_units).movedim(-2, 0)
+    return torch.cat(parts).reshape(*model.batch_shape, num_samples, model.num_units)
 
 
 def _choose(log_weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -427,20 +496,33 @@ def _plan(name: str, graph: ColoredGraph, keep: bool) -> list[_Step]:
 
 
 def _solve(
-    name: str, model: GraphBoltzmann, read: Callable[[list[_Step], list[Tensor]], list[Tensor]] | None
+    name: str,
+    graph: ColoredGraph,
+    bias: Tensor,
+    coupling: Tensor,
+    read: Callable[[list[_Step], list[Tensor]], list[Tensor]] | None,
 ) -> list[Tensor]:
-    """log Z [*batch_shape], and what ``read`` makes of the tables of a few models at a time, [*batch_shape, ...]."""
-    steps = _plan(name, model.graph, keep=read is not None)
-    num_models, parameters = math.prod(model.batch_shape), []
-    for argument, tensor in (("bias", model.bias), ("coupling", model.coupling)):
-        tensor = _checked_finite(name, argument, tensor.detach())
-        parameters.append(tensor.double().expand(*model.batch_shape, -1).reshape(num_models, tensor.shape[-1]))
+    """log Z [*S], and what ``read`` makes of the tables of a few models at a time, [*S, ...].
+
+    Args:
+        name: Of the function that errors speak of.
+        graph: Of N nodes and E edges.
+        bias: [..., N] float64.
+        coupling: [..., E] float64. S is the broadcast of both batch shapes.
+        read: Is given the steps and their tables.
+    """
+    steps = _plan(name, graph, keep=read is not None)
+    batch = torch.broadcast_shapes(bias.shape[:-1], coupling.shape[:-1])
+    parameters = []
+    for argument, tensor in (("bias", bias), ("coupling", coupling)):
+        tensor = _checked_finite(name, argument, tensor)
+        parameters.append(tensor.expand(*batch, -1).reshape(math.prod(batch), tensor.shape[-1]))
     at_once = max(1, _CHUNK >> max(len(step.scope) for step in steps))
     parts = []
     for bias, coupling in zip(*(p.split(at_once) for p in parameters), strict=True):
         log_partition, odds = _forward(steps, bias, coupling, keep=read is not None)
         parts.append([log_partition, *(read(steps, odds) if read else ())])
-    return [torch.cat(p).reshape((*model.batch_shape, *p[0].shape[1:])) for p in zip(*parts, strict=True)]
+    return [torch.cat(p).reshape((*batch, *p[0].shape[1:])) for p in zip(*parts, strict=True)]
 
 
 def _forward(steps: list[_Step], bias: Tensor, coupling: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
@@ -513,35 +595,79 @@ def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: t
     return z
 
 
-class _WithGradient(torch.autograd.Function):
-    """log Z [*batch_shape] as a function of bias [*batch_shape, N] and coupling: its gradient is the marginals."""
+def _eliminate(name: str, model: GraphBoltzmann, with_marginals: bool) -> tuple[Tensor, ...]:
+    """log Z [*batch_shape], differentiable, and if wanted the marginals, which are not."""
+    parameters = _of_every_model(model)
+    return cast(tuple[Tensor, ...], _Elimination.apply(name, model.graph, with_marginals, *parameters))  # type: ignore[no-untyped-call]
+
+
+class _Elimination(torch.autograd.Function):
+    """log Z [*S] and, ``with_marginals``, these: what the derivatives of log Z are made of, else computed when needed.
+
+    bias [..., N] and coupling [..., E] are those of :func:`_solve`.
+    """
 
     @staticmethod
-    def forward(bias: Tensor, coupling: Tensor, log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
-        return log_partition.clone()
+    def forward(
+        name: str, graph: ColoredGraph, with_marginals: bool, bias: Tensor, coupling: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(_solve(name, graph, bias, coupling, _marginals if with_marginals else None))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        bias, coupling, _, single, pair = inputs
-        ctx.save_for_backward(bias, coupling, single, pair)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.name, ctx.graph, _, bias, coupling = inputs
+        _, *marginals = output
+        ctx.mark_non_differentiable(*marginals)
+        ctx.save_for_backward(bias, coupling, *marginals)
+        ctx.save_for_forward(bias, coupling, *marginals)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        bias_grad, coupling_grad = _Gradient.apply(*grad_outputs, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return bias_grad, coupling_grad, None, None, None
+        bias, coupling, _, _ = arguments = _Elimination._saved(ctx)
+        bias_grad, coupling_grad = _Gradient.apply(grad_outputs[0], *arguments)  # type: ignore[no-untyped-call]
+        return None, None, None, bias_grad.sum_to_size(bias.shape), coupling_grad.sum_to_size(coupling.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor | None, ...]:
+        arguments = _Elimination._saved(ctx)
+        one = torch.ones_like(arguments[2][..., 0])
+        slopes = _Gradient.apply(one, *arguments)  # type: ignore[no-untyped-call]
+        terms = zip(slopes, grad_inputs[3:], strict=True)
+        tangent = sum((slope * step).sum(-1) for slope, step in terms if step is not None)
+        return tangent, *(None,) * (len(ctx.saved_tensors) - 2)
+
+    @staticmethod
+    def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """bias, coupling and the marginals."""
+        bias, coupling, *marginals = ctx.saved_tensors
+        if not marginals:
+            _, *marginals = _Elimination.apply(ctx.name, ctx.graph, True, bias.detach(), coupling.detach())  # type: ignore[no-untyped-call]
+        single, pair = marginals
+        return bias, coupling, single, pair
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        outputs = _Elimination.apply(*args[:3], *_mapped_first(args[3:], in_dims[3:]))  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
 
 
 class _Gradient(torch.autograd.Function):
     """A function of the parameters, so that asking for its derivative is an error rather than zero."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad: Tensor, bias: Tensor, coupling: Tensor, single: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
         return grad.unsqueeze(-1) * single, grad.unsqueeze(-1) * pair
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        raise NotImplementedError("exact_log_partition: second derivatives are not supported")
+        ops.refuse_second_derivative("exact_log_partition")
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
+        ops.refuse_second_derivative("exact_log_partition")

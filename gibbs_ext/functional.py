@@ -18,8 +18,12 @@ shared by all chains, ``coupling [M, E]`` with a state ``[C, M, N]`` is M models
 
 Randomness: the word that decides a unit depends on the seed, the chain, the sweep and the unit alone. One seed is
 drawn from the generator per call; so calls that continue a run (or do a part of it) must be given the same ``seed``.
+
+Under torch.vmap a row of a call with a ``seed`` is, to the bit, what the call gives for that row alone; without one
+``randomness="different"`` makes rows of independent chains, by one call of the op.
 """
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Literal, overload
@@ -28,9 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gibbs_ext import ops
-from gibbs_ext.autograd import BipartiteGibbsRelaxed, GraphFields, GraphGibbsRelaxed
-from gibbs_ext.checks import check_integers, check_tensors, shown
+from gibbs_ext import autograd, ops
+from gibbs_ext.checks import check_integers, check_tensors, is_mapped, shown
 from gibbs_ext.graphs import ColoredGraph
 
 Beta = float | Sequence[float] | Tensor
@@ -76,7 +79,10 @@ def as_seed(
             return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=source)
         except RuntimeError as error:
             if str(error).startswith("vmap"):
-                ops.refuse_vmap(name)
+                raise RuntimeError(
+                    f"{name}: seed must be given inside torch.vmap(randomness='error'), got None; or pass "
+                    "randomness='different' to torch.vmap (rows draw independently) or 'same'"
+                ) from error
             raise
     if generator is not None:
         raise ValueError(f"{name}: give generator or seed, not both")
@@ -97,6 +103,36 @@ def _as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, in
         return chain_offset.to(torch.int64), 0
     check_integers(name, chain_offset=chain_offset)
     return None, chain_offset
+
+
+def _as_counters(
+    name: str,
+    generator: torch.Generator | None,
+    seed: int | Tensor | None,
+    chain_offset: int | Tensor,
+    couplings: torch.Size,
+    state: Tensor,
+    *others: Tensor | None,
+) -> tuple[Tensor, Tensor | None, int]:
+    """An op's seed, chains and chain_offset.
+
+    ``couplings``: their batch shape. ``others``: what else has batch dims, [..., n].
+    """
+    chains, first_chain = _as_chains(name, chain_offset)
+    of_call = as_seed(name, generator, seed, state.device)
+    if seed is not None or chains is not None or not is_mapped(of_call):
+        return of_call, chains, first_chain
+    # Drawn inside torch.vmap(randomness="different"). One call can make all rows if they have one seed, and each the
+    # numbers after those of the row before.
+    try:
+        shapes = [tensor.shape[:-1] for tensor in (state, *others) if tensor is not None]
+        batch = torch.broadcast_shapes(couplings, *shapes)
+    except RuntimeError:
+        return of_call, None, first_chain  # the op says what does not fit
+    one_seed, row = autograd.OneSeed.apply(of_call)  # type: ignore[no-untyped-call]
+    count = math.prod(batch)
+    numbers = torch.arange(count, device=state.device).reshape(batch)
+    return one_seed, first_chain + row.to(state.device) * count + numbers, 0
 
 
 def _as_clamp(clamp: Tensor | None, num_units: int) -> Tensor | None:
@@ -185,15 +221,15 @@ def bipartite_gibbs(
     optional = {"right": right, "clamp_left": clamp_left, "clamp_right": clamp_right}
     check_tensors(name, **{argument: tensor for argument, tensor in optional.items() if tensor is not None})
     check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
-    chains, first_chain = _as_chains(name, chain_offset)
     if weight.dim() >= 2:  # else the op says what is wrong with weight
         clamp_left, clamp_right = _as_clamp(clamp_left, weight.shape[-2]), _as_clamp(clamp_right, weight.shape[-1])
+    beta = as_beta(name, beta, device=left.device)
+    others = (left_bias, right_bias, right, clamp_left, clamp_right)
+    seed, chains, first_chain = _as_counters(name, generator, seed, chain_offset, weight.shape[:-2], left, *others)
     with torch.no_grad():
         return ops.bipartite_gibbs(
-            left, left_bias, right_bias, weight,
-            as_beta(name, beta, device=left.device),
-            as_seed(name, generator, seed, left.device),
-            right, clamp_left, clamp_right, chains, first_chain, sweep_offset, num_sweeps,
+            left, left_bias, right_bias, weight, beta, seed, right, clamp_left, clamp_right,
+            chains, first_chain, sweep_offset, num_sweeps,
         )  # fmt: skip
 
 
@@ -297,20 +333,21 @@ def bipartite_gibbs_relaxed(
             ``bipartite_gibbs_relaxed:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Differentiable, once, in left_bias, right_bias and weight, and in left when ``num_sweeps`` is 0; not in beta or
-    sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`bipartite_gibbs`.
+    Differentiable, once and in reverse mode, in left_bias, right_bias and weight, and in left when ``num_sweeps`` is 0;
+    not in beta or sharpness, nor through the binary state. Nothing is mutated. Randomness as in
+    :func:`bipartite_gibbs`.
     """
     name = "bipartite_gibbs_relaxed"
     check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
     check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
     code, sharpness = as_relaxation(name, relaxation, sharpness)
-    chains, first_chain = _as_chains(name, chain_offset)
-    *outputs, _ = BipartiteGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        left, left_bias, right_bias, weight,
-        as_beta(name, beta, device=left.device),
-        as_seed(name, generator, seed, left.device),
-        chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
-        code, sharpness, bool(slope_gradient),
+    beta = as_beta(name, beta, device=left.device)
+    seed, chains, first_chain = _as_counters(
+        name, generator, seed, chain_offset, weight.shape[:-2], left, left_bias, right_bias
+    )
+    *outputs, _ = autograd.bipartite_gibbs_relaxed(
+        left, left_bias, right_bias, weight, beta, seed, chains, first_chain, sweep_offset,
+        num_sweeps, num_relaxed_sweeps, code, sharpness, bool(slope_gradient),
     )  # fmt: skip
     return tuple(outputs) if return_state else tuple(outputs[:3])
 
@@ -366,12 +403,12 @@ def bipartite_ais(
     bases = {"base_left_bias": base_left_bias, "base_right_bias": base_right_bias}
     check_tensors(name, left=left, **biases, weight=weight, **bases)
     check_integers(name, sweep_offset=sweep_offset)
-    chains, first_chain = _as_chains(name, chain_offset)
+    betas = as_beta(name, betas, "betas", left.device)
+    others = (*biases.values(), *bases.values())
+    seed, chains, first_chain = _as_counters(name, generator, seed, chain_offset, weight.shape[:-2], left, *others)
     with torch.no_grad():
         return ops.bipartite_ais(
-            left, left_bias, right_bias, weight, base_left_bias, base_right_bias,
-            as_beta(name, betas, "betas", left.device),
-            as_seed(name, generator, seed, left.device),
+            left, left_bias, right_bias, weight, base_left_bias, base_right_bias, betas, seed,
             chains, first_chain, sweep_offset,
         )  # fmt: skip
 
@@ -436,14 +473,15 @@ def graph_gibbs(
     check_tensors(name, state=state, bias=bias, coupling=coupling, **({} if clamp is None else {"clamp": clamp}))
     check_graph(name, graph)
     check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
-    chains, first_chain = _as_chains(name, chain_offset)
+    clamp = _as_clamp(clamp, graph.num_nodes)
+    layout, beta = graph.layout_on(state.device), as_beta(name, beta, device=state.device)
+    seed, chains, first_chain = _as_counters(
+        name, generator, seed, chain_offset, coupling.shape[:-1], state, bias, clamp
+    )
     with torch.no_grad():
         return ops.graph_gibbs(
-            state, bias, coupling, graph.layout_on(state.device),
-            as_beta(name, beta, device=state.device),
-            as_seed(name, generator, seed, state.device),
-            _as_clamp(clamp, graph.num_nodes), chains, first_chain, sweep_offset, num_sweeps,
-        )  # fmt: skip
+            state, bias, coupling, layout, beta, seed, clamp, chains, first_chain, sweep_offset, num_sweeps
+        )
 
 
 @overload
@@ -537,21 +575,19 @@ def graph_gibbs_relaxed(
             ``graph_gibbs_relaxed:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Differentiable, once, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta or sharpness, nor
-    through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
+    Differentiable, once and in reverse mode, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta or
+    sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
     """
     name = "graph_gibbs_relaxed"
     check_tensors(name, state=state, bias=bias, coupling=coupling)
     check_graph(name, graph)
     check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
     code, sharpness = as_relaxation(name, relaxation, sharpness)
-    chains, first_chain = _as_chains(name, chain_offset)
-    relaxed, mean, start, _ = GraphGibbsRelaxed.apply(  # type: ignore[no-untyped-call]
-        state, bias, coupling, graph.layout_on(state.device),
-        as_beta(name, beta, device=state.device),
-        as_seed(name, generator, seed, state.device),
-        chains, first_chain, sweep_offset, num_sweeps, num_relaxed_sweeps,
-        code, sharpness, bool(slope_gradient),
+    layout, beta = graph.layout_on(state.device), as_beta(name, beta, device=state.device)
+    seed, chains, first_chain = _as_counters(name, generator, seed, chain_offset, coupling.shape[:-1], state, bias)
+    relaxed, mean, start, _ = autograd.graph_gibbs_relaxed(
+        state, bias, coupling, layout, beta, seed, chains, first_chain, sweep_offset,
+        num_sweeps, num_relaxed_sweeps, code, sharpness, bool(slope_gradient),
     )  # fmt: skip
     return (relaxed, mean, start) if return_state else (relaxed, mean)
 
@@ -603,13 +639,12 @@ def graph_ais(
     check_tensors(name, state=state, bias=bias, coupling=coupling, base_bias=base_bias)
     check_graph(name, graph)
     check_integers(name, sweep_offset=sweep_offset)
-    chains, first_chain = _as_chains(name, chain_offset)
+    layout, betas = graph.layout_on(state.device), as_beta(name, betas, "betas", state.device)
+    seed, chains, first_chain = _as_counters(
+        name, generator, seed, chain_offset, coupling.shape[:-1], state, bias, base_bias
+    )
     with torch.no_grad():
-        return ops.graph_ais(
-            state, bias, coupling, graph.layout_on(state.device), base_bias,
-            as_beta(name, betas, "betas", state.device),
-            as_seed(name, generator, seed, state.device), chains, first_chain, sweep_offset,
-        )  # fmt: skip
+        return ops.graph_ais(state, bias, coupling, layout, base_bias, betas, seed, chains, first_chain, sweep_offset)
 
 
 def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGraph) -> Tensor:
@@ -629,13 +664,10 @@ def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGr
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_fields:``.
 
-    Differentiable in state, bias and coupling, any number of times. Nothing is mutated.
+    Differentiable in state, bias and coupling, any number of times, in reverse and in forward mode. Nothing is mutated.
     """
     name = "graph_fields"
     check_tensors(name, state=state, bias=bias, coupling=coupling)
     check_graph(name, graph)
     layout = graph.layout_on(state.device)
-    fields: Tensor = GraphFields.apply(  # type: ignore[no-untyped-call]
-        state.to(ops.computed_dtype(coupling)), bias, coupling, layout
-    )
-    return fields
+    return autograd.graph_fields(state.to(ops.computed_dtype(coupling)), bias, coupling, layout)

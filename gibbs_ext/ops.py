@@ -8,9 +8,10 @@ or one per sweep, and ``seed`` a 0-dim int64 tensor.
 
 import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, library
@@ -558,22 +559,116 @@ def graph_edge_sums_fake(first: Tensor, second: Tensor, coupling: Tensor, layout
     return first.new_empty(coupling.shape)
 
 
-# vmap -------------------------------------------------------------------------------------------------------------
+# vmap and forward mode --------------------------------------------------------------------------------------------
+
+# One call has one of each: where they are mapped, a call is made for each row.
+_ONE_PER_CALL = ("layout", "beta", "betas", "seed")
+# How many dims of a tensor are no batch dims, where it is not one.
+_OWN_DIMS = {"weight": 2, "chains": 0}
 
 
-def refuse_vmap(name: str) -> NoReturn:
-    """Says why: the rows of a vmapped call would all be chain 0 of the same seed, that is, not independent."""
+class _Signature(NamedTuple):
+    parameters: list[str]
+    summed: str | None  # the last output is of this argument's shape: sums over the chains of each model
+
+
+_signatures: dict[str, _Signature] = {}
+
+
+def map_rows(name: str, run: Callable[..., Any], info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> Any:
+    """The vmap rule of an op: one call for all rows, in which the mapped dim is the first batch dim.
+
+    Each row is, to the bit, what the op gives for it alone: its chains have the same numbers as those of every other.
+
+    Args:
+        name: Of the op.
+        run: The op, or its Function.
+        info: PyTorch's, with the number of rows.
+        in_dims: The mapped dim of each argument.
+        args: All of them.
+
+    Returns:
+        The outputs, and the mapped dim of each.
+    """
+    parameters, summed = _signatures[name]
+    given = dict(zip(parameters, args, strict=True))
+    dims = dict(zip(parameters, in_dims, strict=True))
+    tensors = {p: value for p, value in given.items() if isinstance(value, Tensor) and p not in _ONE_PER_CALL}
+    shapes = {p: row_shape(tensor, dims[p]) for p, tensor in tensors.items()}
+    # The first dim of saved fields counts sweeps.
+    batches = {p: shape[p == "fields" : len(shape) - _OWN_DIMS.get(p, 1)] for p, shape in shapes.items()}
+    try:
+        batch = torch.broadcast_shapes(*batches.values())
+    except RuntimeError:
+        batch = None
+    fits = batch is not None and all(len(shape) >= _OWN_DIMS.get(p, 1) for p, shape in shapes.items())
+    if not fits or any(dims.get(p) is not None for p in _ONE_PER_CALL):
+        return _one_by_one(run, info.batch_size, in_dims, args)  # where the op says what does not fit
+
+    for p, tensor in tensors.items():
+        dim = dims[p]
+        if dim is not None:
+            tensor = tensor.movedim(dim, 0)
+        elif summed:  # sums are those of one row, also of what is not mapped
+            tensor = tensor.expand(info.batch_size, *tensor.shape)
+        else:
+            continue
+        missing = (1,) * (len(batch) - len(batches[p]))
+        given[p] = tensor.movedim(0, 1) if p == "fields" else tensor.reshape(info.batch_size, *missing, *shapes[p])
+    if "chains" in given and given["chains"] is None:
+        numbers = torch.arange(math.prod(batch), device=args[0].device)
+        given |= {"chains": given["chain_offset"] + numbers.reshape(batch), "chain_offset": 0}
+
+    outputs = run(*given.values())
+    *others, last = [outputs] if isinstance(outputs, Tensor) else outputs
+    if summed:
+        last = last.reshape(info.batch_size, *shapes[summed])
+    if isinstance(outputs, Tensor):
+        return last, 0
+    # The last output of relaxed sweeps is the fields that backward needs.
+    return (*others, last), (*(0,) * len(others), int("num_relaxed_sweeps" in given))
+
+
+def row_shape(tensor: Tensor, dim: int | None) -> torch.Size:
+    """Of one row of what is mapped over ``dim``."""
+    return tensor.shape if dim is None else tensor.movedim(dim, 0).shape[1:]
+
+
+def row_of(tensor: Any, dim: int | None, row: int) -> Any:
+    """One row of what is mapped over ``dim``: zeros where there is none."""
+    if dim is None:
+        return tensor
+    return tensor.select(dim, row) if tensor.shape[dim] else tensor.new_zeros(row_shape(tensor, dim))
+
+
+def _one_by_one(run: Callable[..., Any], rows: int, in_dims: Sequence[int | None], args: Sequence[Any]) -> Any:
+    """A call for each row (also one where there are none, which tells the outputs' shapes)."""
+    results = [
+        run(*(row_of(value, dim, row) for value, dim in zip(args, in_dims, strict=True))) for row in range(max(1, rows))
+    ]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)[:rows], 0
+    return tuple(torch.stack(outputs)[:rows] for outputs in zip(*results, strict=True)), 0
+
+
+def refuse_forward_mode(name: str) -> NoReturn:
     raise NotImplementedError(
-        f"{name}: torch.vmap is not supported, because chains are numbered within one call. "
-        "Give the arguments a batch dimension instead: all of them broadcast."
+        f"{name}: forward-mode derivatives (torch.func.jvp, jacfwd, hessian) are not supported; use reverse mode "
+        "(backward, torch.func.grad, jacrev)"
     )
 
 
-def _register(name: str, fake: Callable[..., Any]) -> None:
-    def refuse(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        refuse_vmap(name)
+def refuse_second_derivative(name: str) -> NoReturn:
+    raise NotImplementedError(f"{name}: second derivatives are not supported")
 
+
+def _register(name: str, fake: Callable[..., Any], summed: str | None = None) -> None:
+    """``summed``: the last output is of the shape of this argument, one sum over chains for each model."""
     parameters = list(inspect.signature(fake).parameters)
+    _signatures[name] = _Signature(parameters, summed)
+
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return map_rows(name, getattr(torch.ops.gibbs_ext, name).default, info, in_dims, args)
 
     @functools.wraps(fake)
     def on_one_device(*args: Any) -> Any:
@@ -590,18 +685,18 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
         return fake(*args)
 
     library.register_fake(f"gibbs_ext::{name}", on_one_device)
-    library.register_vmap(f"gibbs_ext::{name}", refuse)
+    library.register_vmap(f"gibbs_ext::{name}", vmap)
 
 
 _register("bipartite_gibbs", bipartite_gibbs_fake)
 _register("bipartite_gibbs_relaxed", bipartite_gibbs_relaxed_fake)
-_register("bipartite_gibbs_relaxed_backward", bipartite_gibbs_relaxed_backward_fake)
+_register("bipartite_gibbs_relaxed_backward", bipartite_gibbs_relaxed_backward_fake, summed="weight")
 _register("bipartite_ais", bipartite_ais_fake)
 _register("coupling_resolution", coupling_resolution_fake)
 _register("graph_gibbs", graph_gibbs_fake)
 _register("graph_gibbs_relaxed", graph_gibbs_relaxed_fake)
-_register("graph_gibbs_relaxed_backward", graph_gibbs_relaxed_backward_fake)
+_register("graph_gibbs_relaxed_backward", graph_gibbs_relaxed_backward_fake, summed="coupling")
 _register("graph_ais", graph_ais_fake)
 _register("graph_coupling_resolution", graph_coupling_resolution_fake)
 _register("graph_fields", graph_fields_fake)
-_register("graph_edge_sums", graph_edge_sums_fake)
+_register("graph_edge_sums", graph_edge_sums_fake, summed="coupling")

@@ -260,31 +260,6 @@ def test_func_grad_on_a_graph():
         assert_close(actual, wanted, 1e-12)
 
 
-@pytest.mark.parametrize("seed", [{"seed": 1}, {}])
-@pytest.mark.parametrize("randomness", ["error", "same", "different"])
-@pytest.mark.parametrize("name", ["bipartite_gibbs", "bipartite_gibbs_relaxed", "bipartite_ais"])
-def test_vmap_says_why_not(name, seed, randomness):
-    p = random_parameters(5, 7)
-    rest = {"bipartite_gibbs": (2,), "bipartite_gibbs_relaxed": (2,), "bipartite_ais": (p[0], p[1], [0.0, 1.0])}[name]
-    with pytest.raises(NotImplementedError, match=f"^{name}: torch.vmap is not supported"):
-        torch.vmap(lambda left: getattr(gx, name)(left, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 5))
-    with pytest.raises(NotImplementedError, match=r"^coupling_resolution: torch.vmap"):
-        torch.vmap(gx.coupling_resolution)(torch.zeros(2, 3, 4))
-
-
-@pytest.mark.parametrize("seed", [{"seed": 1}, {}])
-@pytest.mark.parametrize("randomness", ["error", "same", "different"])
-@pytest.mark.parametrize("name", ["graph_gibbs", "graph_gibbs_relaxed", "graph_ais"])
-def test_vmap_on_a_graph_says_why_not(name, seed, randomness):
-    graph = gx.ChimeraGraph(1)
-    p = random_graph_parameters(graph)
-    rest = (graph, p[0], [0.0, 1.0]) if name == "graph_ais" else (graph, 2)
-    with pytest.raises(NotImplementedError, match=f"^{name}: torch.vmap is not supported"):
-        torch.vmap(lambda state: getattr(gx, name)(state, *p, *rest, **seed), randomness=randomness)(torch.zeros(3, 8))
-    with pytest.raises(NotImplementedError, match=r"^graph_coupling_resolution: torch.vmap"):
-        torch.vmap(lambda coupling: ops.graph_coupling_resolution(coupling, graph.layout))(torch.zeros(2, 16))
-
-
 # Ctrl-C, and the module itself ------------------------------------------------------------------------------------
 
 INTERRUPTED = """

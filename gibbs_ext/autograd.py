@@ -12,7 +12,7 @@ from gibbs_ext import ops
 
 
 def _run(function: Callable[..., Any], op: Callable[..., Any], *args: Any) -> Any:
-    """``apply`` of a Function, or its op in torch.compile: that traces neither nested Functions nor those with a jvp."""
+    """``apply`` of a Function, or its op in torch.compile, which traces neither nested Functions nor any with a jvp."""
     return (op if torch.compiler.is_compiling() else function)(*args)
 
 

@@ -96,7 +96,7 @@ def _base_biases(
     else:
         wanted = "a pair of biases" if isinstance(model, BipartiteBoltzmann) else "a tensor of biases"
         raise ValueError(f"{name}: base must be 'field', 'bias', None or {wanted}, got {shown(base)}")
-    return [
+    return [  # detached, as forward-mode derivatives pass torch.no_grad
         expand_to(name, argument, bias, (*model.batch_shape, of_model.shape[-1])).detach()
         for argument, bias, of_model in zip(arguments, biases, own, strict=True)
     ]
@@ -174,7 +174,6 @@ def annealed_chains(
     """What :func:`annealed_importance_sampling` is made of: log Z of the base, the chains' log-weights and samples."""
     name = "annealed_importance_sampling"
     check_model(name, model)
-    model = model.detach()  # forward-mode derivatives pass torch.no_grad
     check_integers(name, 1, num_chains=num_chains)
     if isinstance(betas, (int, numbers.Integral)):
         check_integers(name, 1, betas=betas)

@@ -52,8 +52,8 @@ def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
 
     Raises:
         ValueError: The model is too large, and how large it is; or a parameter of a graph's is not finite.
-        NotImplementedError: A second derivative of a graph's; or torch.func.grad of a bipartite model so large that only
-            torch.autograd.grad has the memory, which computes parts of it again.
+        NotImplementedError: A second derivative of a graph's; or torch.func.grad of a bipartite model for which only
+            torch.autograd.grad has the memory, as it computes parts again.
     """
     name = "exact_log_partition"
     check_model(name, model)

@@ -575,8 +575,8 @@ def graph_gibbs_relaxed(
             ``graph_gibbs_relaxed:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Differentiable, once and in reverse mode, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta or
-    sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
+    Differentiable, once and in reverse mode, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta
+    or sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
     """
     name = "graph_gibbs_relaxed"
     check_tensors(name, state=state, bias=bias, coupling=coupling)

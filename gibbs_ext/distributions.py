@@ -360,7 +360,7 @@ class _Boltzmann(Distribution):
         negative_energy = -self.energy(result.samples).double()
         # 0, and the same function of the parameters as the logarithm of the mean of exp(-energy) / exp(-energy now).
         change = (result.log_weights + negative_energy - negative_energy.detach()).logsumexp(0)
-        log_partition = result.log_partition + change - change.detach()
+        log_partition = result.log_partition + (change - change.detach())
         return (log_partition, result.standard_error) if return_error else log_partition
 
     def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:

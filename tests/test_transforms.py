@@ -672,11 +672,37 @@ def test_second_derivatives_of_a_graphs_log_partition_are_refused(way, i):
         ways[way](log_partition, p[i])
 
 
-def test_exact_samples_say_why_not():
-    def samples(coupling):
-        return gx.exact_samples(model_of(True, coupling), 4, seed=1)
+@pytest.mark.parametrize("dims", [(0, 0), (None, -1), (0, None)])
+def test_exact_marginals_and_entropy_of_bipartite_models_are_mapped(dims):
+    shared = torch.randn(3, dtype=torch.float64)
+    stacked = [torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)]
+    rows = [[x[i] if dim is not None else x[0] for x, dim in zip(stacked, dims, strict=True)] for i in range(4)]
+    given = [x[0] if dim is None else x.movedim(0, dim) for x, dim in zip(stacked, dims, strict=True)]
 
-    couplings = couplings_of(True)
+    def model(left_bias, weight):
+        return gx.BipartiteBoltzmann(left_bias, shared, weight)
+
+    answers = (
+        lambda *p: gx.exact_marginals(model(*p)),
+        lambda *p: (model(*p).mean, model(*p).entropy()),
+    )
+    for answer in answers:
+        mapped = torch.vmap(answer, dims)(*given)
+        for i, row in enumerate(rows):
+            for actual, expected in zip(mapped, answer(*row), strict=True):
+                assert_close(actual[i], expected, 1e-13)
+    with pytest.raises(NotImplementedError, match=r"^BipartiteBoltzmann.entropy: derivatives are not supported"):
+        func.grad(lambda w: model(rows[0][0], w).entropy())(rows[0][1])
+    with pytest.raises(NotImplementedError, match=r"^BipartiteBoltzmann.entropy: derivatives are not supported"):
+        func.jvp(lambda w: model(rows[0][0], w).entropy(), (rows[0][1],), (rows[0][1],))
+
+
+@pytest.mark.parametrize("on_graph", [True, False])
+def test_exact_samples_say_why_not(on_graph):
+    def samples(coupling):
+        return gx.exact_samples(model_of(on_graph, coupling), 4, seed=1)
+
+    couplings = couplings_of(on_graph)
     with pytest.raises(NotImplementedError, match=r"^exact_samples: torch.vmap is not supported"):
         torch.vmap(samples)(couplings)
     fixed = torch.vmap(lambda x: x + samples(couplings[0]))(torch.zeros(2, dtype=torch.float64))

@@ -331,16 +331,26 @@ inline std::string text(Outcome outcome, float value = 0, const char* beta_name 
   return "an unknown fault";
 }
 
-constexpr double kResolutionLimit = 1e-3;  // of |beta| n 2^-k: the largest error of a logit that rounding can make, doubled
-
-// Says that rounding may be felt: resolution is the coarsest 2^-k of any model, by which times beta a logit is off for every other
-// neighbour.
-inline void warn_of_resolution(const char* op, const char* name, double resolution, int64_t neighbors, double beta) {
-  if (beta * double(neighbors) * resolution <= kResolutionLimit || !hooks.warn) return;
+// Says that rounding is felt, and of which kind the larger part of it is. `rest` ends the message.
+inline void warn_of_rounding(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
+                             const std::string& rest) {
+  if (!hooks.warn) return;
   std::ostringstream out;
-  out << op << ": " << name << " is so large that rounding it to fixed point is felt: resolution " << resolution
-      << " for units of up to " << neighbors << " neighbours at beta " << beta;
+  out << op << ": " << coupling;
+  if (2 * float32_error(rounding) > field_error(rounding, neighbors))
+    out << " and biases are so large that rounding their sum to float32 is felt where they nearly cancel (smaller ones or a lower"
+           " beta help): errors of about "
+        << float32_error(rounding) << " where biases are about " << rounding.bias;
+  else
+    out << " is so large that rounding it to fixed point is felt (a smaller one or a lower beta helps): resolution "
+        << rounding.scale;
+  out << " for units of up to " << neighbors << " neighbours" << rest;
   if (!hooks.warn(out.str().c_str())) throw std::runtime_error(std::string(op) + ": stopped by a warning");
+}
+inline std::string at_beta(double beta) {
+  std::ostringstream out;
+  out << " at beta " << beta;
+  return out.str();
 }
 
 inline Tensor empty_like_batch(const Tensor& like, const Shape& shape, ScalarType type) {

@@ -133,10 +133,11 @@ inline void check(const char* op, Outcome outcome) {
   if (outcome != Outcome::kOk) fail(op, text(outcome));
 }
 
-inline double largest_magnitude(const std::vector<double>& values) {
-  double largest = 0;
-  for (double value : values) largest = std::max(largest, std::fabs(value));
-  return largest;
+inline void warn_if_felt(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
+                         const std::vector<double>& betas) {
+  const double beta = largest_magnitude(betas);
+  if (beta * field_error(rounding, neighbors) > kResolutionLimit)
+    warn_of_rounding(op, coupling, rounding, neighbors, at_beta(beta));
 }
 
 // Whether `count` values, `stride` apart, are finite in float32. Without a branch, so that the compiler can take many at once.

@@ -64,10 +64,9 @@ GraphCall describe(const CpuGraphProblem& p, const Counters& counters, const cha
 }
 
 void run(const char* op, const GraphCall& call) {
-  double resolution = 0;
-  check(op, run_graph(call, runtime(), &resolution));
-  if (call.num_sweeps && call.graph.num_edges)
-    warn_of_resolution(op, "coupling", resolution, call.graph.max_degree, largest_magnitude(call.beta));
+  Rounding rounding = {};
+  check(op, run_graph(call, runtime(), &rounding));
+  if (call.num_sweeps && call.graph.num_edges) warn_if_felt(op, "coupling", rounding, call.graph.max_degree, call.beta);
 }
 
 // What the kernels do not come to read.

@@ -13,9 +13,9 @@ Hooks hooks;
 namespace {
 
 void run(const char* op, const BipartiteCall& call) {
-  double resolution = 0;
-  check(op, run_bipartite(call, runtime(), &resolution));
-  if (call.num_sweeps) warn_of_resolution(op, "weight", resolution, std::max(call.n1, call.n2), largest_magnitude(call.beta));
+  Rounding rounding = {};
+  check(op, run_bipartite(call, runtime(), &rounding));
+  if (call.num_sweeps) warn_if_felt(op, "weight", rounding, std::max(call.n1, call.n2), call.beta);
 }
 
 BipartiteCall describe(const char* op, const BipartiteArguments& a, const Counters& counters, const char* beta_name,

@@ -28,10 +28,18 @@ RELAXATIONS = {"pwl": 0, "concrete": 1, "straight_through": 2, "mean_field": 3}
 
 
 class CouplingResolutionWarning(UserWarning):
-    """Couplings are so large that rounding them to fixed point is felt.
+    """Couplings, or couplings and biases, are so large that rounding is felt: it may shift a probability.
 
-    ``|beta| * n * 2^-k`` exceeds 1e-3, n being the neighbours of a unit and 2^-k the resolution
-    (:func:`gibbs_ext.coupling_resolution`). Couplings much smaller than the largest are lost then.
+    ``|beta| * (n * 2^-k + 2^-23 * b)`` exceeds 1e-3, for parameters of any dtype. The message says which of the two
+    terms is the larger. beta is the largest of a schedule; on a CUDA device, where its values are not known before the
+    kernels run, it counts as 1.
+
+    - Fixed point: n is the largest number of neighbours of a unit and 2^-k the resolution
+      (:func:`gibbs_ext.coupling_resolution`). Couplings much smaller than the largest are lost then.
+    - float32, in which biases are added to sums of couplings: b is the largest bias that such a sum may cancel. Where
+      the two nearly cancel, what is left of them is off by up to 2^-23 of either.
+
+    Parameters that are smaller, or a lower beta, help. Without a warning, no unit's probability is off by 1e-3.
     """
 
 

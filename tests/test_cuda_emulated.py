@@ -12,6 +12,7 @@ import pytest
 import test_bipartite_ais
 import test_bipartite_gibbs
 import test_bipartite_gibbs_relaxed
+import test_felt_rounding
 import test_golden
 import test_graph_ais
 import test_graph_fields
@@ -31,6 +32,7 @@ MODULES = (
     test_graph_gibbs_relaxed,
     test_graph_ais,
     test_graph_fields,
+    test_felt_rounding,
     test_golden,
 )
 # Of the CPU alone: its threads, instruction sets and routes, Python's locks; or so many draws that the emulator would
@@ -128,6 +130,13 @@ def test_a_resolution_that_is_felt_is_said_once() -> None:
     # The results of that call are valid, though rounded.
     with pytest.warns(gx.CouplingResolutionWarning, match=r" neighbours \(found by an earlier call\)$"):
         gx.graph_gibbs(torch.zeros(3, 8), torch.zeros(8), torch.zeros(16), graph, 1)
+
+
+@pytest.mark.parametrize("op", test_felt_rounding.OPS)
+def test_rounding_to_float32_is_said_on_every_route(op: str) -> None:
+    for route in GRAPH_ROUTES if op.startswith("graph") else BIPARTITE_ROUTES:
+        emulated_library().set_route(route)
+        test_felt_rounding.check_cancelling_calls(op)
 
 
 def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

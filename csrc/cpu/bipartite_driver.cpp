@@ -153,8 +153,9 @@ ModelCoupling round_model(const BipartiteCall& call, int64_t model, const Coupli
 // Scratch memory and code of one thread for tiles of chains that share a model.
 class TileRunner {
  public:
-  TileRunner(const BipartiteCall& call, int64_t capacity, Progress& progress)
+  TileRunner(const BipartiteCall& call, int64_t capacity, FeltRounding& felt, Progress& progress)
       : call_(call),
+        felt_(felt),
         progress_(progress),
         chains_(size_t(capacity)),
         left_bias_(call.n1, capacity),
@@ -206,6 +207,7 @@ class TileRunner {
       }
     }
     if (progress_.stop()) return false;
+    note_biases(tile.end - tile.begin, coupling.wide.scale);
     const BinarySweeps sweeps = {call_.n1,
                                  call_.n2,
                                  call_.num_sweeps,
@@ -225,6 +227,19 @@ class TileRunner {
     kernels().sweep_tile(sweeps, chains_.data(), tile.end - tile.begin,
                          {acc_left_.get(), acc_right_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
     return !progress_.stop();
+  }
+
+  void note_biases(int64_t count, float scale) {
+    const auto note = [&](int64_t n, const float* bias, const float* base) {
+      felt_.note_biases(scale, n, 1, bias, base ? base : bias);
+    };
+    const BinaryChain* before = nullptr;  // which may have the same biases
+    for (const BinaryChain* c = chains_.data(); c < chains_.data() + count; before = c++) {
+      if (!before || before->left_bias != c->left_bias || before->base_left_bias != c->base_left_bias)
+        note(call_.n1, c->left_bias, c->base_left_bias);
+      if (!before || before->right_bias != c->right_bias || before->base_right_bias != c->base_right_bias)
+        note(call_.n2, c->right_bias, c->base_right_bias);
+    }
   }
 
   template <class T>
@@ -273,6 +288,7 @@ class TileRunner {
   }
 
   const BipartiteCall& call_;
+  FeltRounding& felt_;
   Progress& progress_;
   std::vector<BinaryChain> chains_;
   BiasCache left_bias_, right_bias_, base_left_bias_, base_right_bias_;
@@ -286,16 +302,12 @@ class TileRunner {
 
 }  // namespace
 
-Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double* coarsest_resolution) {
+Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Rounding* rounding) {
   const int64_t models = call.batch.num_models(), chains = call.batch.chains_per_model();
-  *coarsest_resolution = 0;
+  *rounding = {};
   if (models * chains == 0) return Outcome::kOk;
   Progress progress(runtime);
-  std::atomic<float> coarsest{0.0f};
-  const auto note = [&](float scale) {
-    for (float seen = coarsest.load(); scale > seen && !coarsest.compare_exchange_weak(seen, scale);) {
-    }
-  };
+  FeltRounding felt(call, std::max(call.n1, call.n2), call.log_weights);
   // Enough models: each thread takes whole models, and a model's couplings stay in its cache. Few: threads share one model's tiles.
   const bool by_model = models >= runtime.num_threads || chains == 1;
   int64_t tile = std::min(chains, tile_size(call));
@@ -305,9 +317,9 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double*
   if (by_model) {
     for_each_task(runtime, models, progress, [&] {
       return [&, buffers = std::make_shared<CouplingBuffers>(call),
-              runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t model) {
+              runner = std::make_shared<TileRunner>(call, tile, felt, progress)](int64_t model) {
         ModelCoupling coupling = round_model(call, model, *buffers, progress);
-        note(coupling.wide.scale);
+        felt.note({coupling.wide.scale, 0});
         const int64_t next = model + std::min<int64_t>(runtime.num_threads, models);
         if (next < models && chains == 1 && coupling.weight.column_stride == 1 && coupling.weight.row_stride == call.n2)
           coupling.next = static_cast<const char*>(weight_of(call, next).data);
@@ -318,16 +330,16 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, double*
     const CouplingBuffers buffers(call);
     for (int64_t model = 0; model < models && !progress.stop(); ++model) {
       const ModelCoupling coupling = round_model(call, model, buffers, progress);
-      note(coupling.wide.scale);
+      felt.note({coupling.wide.scale, 0});
       if (progress.stop()) break;
       for_each_task(runtime, tiles, progress, [&] {
-        return [&, runner = std::make_shared<TileRunner>(call, tile, progress)](int64_t t) {
+        return [&, runner = std::make_shared<TileRunner>(call, tile, felt, progress)](int64_t t) {
           runner->run(model, interval(t), coupling);
         };
       });
     }
   }
-  *coarsest_resolution = double(coarsest.load());
+  *rounding = felt.most();
   return progress.outcome();
 }
 

@@ -25,8 +25,8 @@ struct BipartiteCall : SweepCall {
 };
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left (from `state` as given if num_sweeps
-// is 0). *coarsest_resolution: the largest 2^-k of any model.
-Outcome run_bipartite(const BipartiteCall&, const Runtime&, double* coarsest_resolution);
+// is 0). *rounding: of the model where it is felt most.
+Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
 
 struct BipartiteBackwardCall {
   BipartiteCall forward;                                // the fields that name the problem, `state` and `fields`; no biases

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/fixed_point.h"
 #include "cpu/kernels.h"
 
 // What the drivers of all models share: batches, scratch memory, threads, and stopping them.
@@ -106,6 +108,37 @@ class Buffer {
     void operator()(T* p) const { std::free(p); }
   };
   std::unique_ptr<T, Free> data_;
+};
+
+inline double largest_magnitude(const std::vector<double>& values) {
+  double largest = 0;
+  for (double value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+// The rounding that is felt most, of all models, as any thread notes it.
+class FeltRounding {
+ public:
+  FeltRounding(const SweepCall& call, int64_t degree, bool annealed)
+      : degree_(degree), annealed_(annealed), largest_beta_(largest_magnitude(call.beta)) {}
+  void note(Rounding rounding) {
+    for (Rounding seen = most_.load(); field_error(rounding, degree_) > field_error(seen, degree_);)
+      if (most_.compare_exchange_weak(seen, rounding)) return;
+  }
+  // Of `count` units of a model; base: as felt_bias() takes it. They need no look where the largest that counts is not felt.
+  void note_biases(float scale, int64_t count, int64_t stride, const float* bias, const float* base) {
+    if (!annealed_ && largest_beta_ * field_error({scale, largest_coupling_sum(scale)}, degree_) <= kResolutionLimit) return;
+    float largest = 0;
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, felt_bias(bias[i * stride], base[i * stride], scale));
+    note({scale, largest});
+  }
+  Rounding most() const { return most_.load(); }
+
+ private:
+  const int64_t degree_;
+  const bool annealed_;
+  const double largest_beta_;
+  std::atomic<Rounding> most_{Rounding{0, 0}};
 };
 
 // The first fault, or an interrupt, seen by any thread. Only the calling thread may ask the host whether to stop.

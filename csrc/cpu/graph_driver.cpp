@@ -268,8 +268,10 @@ RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t sweep) {  // t
 template <class T>
 class BlockRunner {
  public:
-  BlockRunner(const GraphCall& call, const std::vector<float>& beta, const std::vector<int32_t>& position, Progress& progress)
+  BlockRunner(const GraphCall& call, const std::vector<float>& beta, const std::vector<int32_t>& position, FeltRounding& felt,
+              Progress& progress)
       : call_(call),
+        felt_(felt),
         progress_(progress),
         beta_(beta),
         position_(position),
@@ -344,6 +346,7 @@ class BlockRunner {
     double log_weight[kChainBlock] = {};
     b.bias = bias_.get();
     b.base_bias = annealed ? base_bias_.get() : nullptr;
+    note_biases(b, lanes.count);
     b.state = state_.get();
     b.clamp = call_.clamp ? clamp_.get() : nullptr;
     b.log_weight = annealed ? log_weight : nullptr;
@@ -358,6 +361,12 @@ class BlockRunner {
     if (annealed)
       for (int l = 0; l < lanes.count; ++l) call_.log_weights[lanes.linear[l]] = log_weight[l];
     return true;
+  }
+
+  void note_biases(const BinaryBlock& b, int count) {
+    const int64_t stride = b.shared_bias ? 1 : kChainBlock;
+    for (int l = 0; l < (b.shared_bias ? 1 : count); ++l)
+      felt_.note_biases(b.scale[l], call_.graph.num_nodes, stride, b.bias + l, b.base_bias ? b.base_bias + l : b.bias + l);
   }
 
   bool run_relaxed(const Lanes& lanes, const T* coupling, bool shared) {
@@ -402,6 +411,7 @@ class BlockRunner {
   }
 
   const GraphCall& call_;
+  FeltRounding& felt_;
   Progress& progress_;
   const std::vector<float>& beta_;
   const std::vector<int32_t>& position_;
@@ -494,7 +504,7 @@ class TableData {
       }
   }
   template <class T>
-  bool load(int64_t model, const SharedCoupling<T>& coupling, Progress& progress) {
+  bool load(int64_t model, const SharedCoupling<T>& coupling, FeltRounding& felt, Progress& progress) {
     const GraphView& g = call_.graph;
     for (int64_t pos = 0; pos < g.num_nodes; ++pos)
       for (int k = 0; k < degree_; ++k) {
@@ -508,8 +518,9 @@ class TableData {
       bias_.get()[i] = float(row[i * call_.bias.stride]);
       finite &= std::isfinite(bias_.get()[i]);
     }
-    if (!finite) progress.fail(Outcome::kNonFiniteBias);
-    return finite;
+    if (!finite) return progress.fail(Outcome::kNonFiniteBias), false;
+    felt.note_biases(scale_, g.num_nodes, 1, bias_.get(), bias_.get());
+    return true;
   }
   TableModel model() const { return {call_.graph, degree_, neighbors_.get(), coupling_.get(), bias_.get(), scale_, call_.seed}; }
   int degree() const { return degree_; }
@@ -636,6 +647,7 @@ class ChainData {
   }
   int64_t num_positions() const { return color_offsets_.get()[call_.graph.num_colors]; }
   const int32_t* nodes() const { return nodes_.get(); }
+  float scale() const { return scale_; }
   ChainModel model(const float* bias) const {
     return {call_.graph, call_.graph.max_degree, color_offsets_.get(), nodes_.get(), neighbors_.get(), coupling_.get(), bias,
             scale_};
@@ -662,8 +674,9 @@ class ChainData {
 // Scratch memory and code of one thread.
 class ChainRunner {
  public:
-  ChainRunner(const GraphCall& call, const std::vector<float>& beta, int64_t positions, Progress& progress)
+  ChainRunner(const GraphCall& call, const std::vector<float>& beta, int64_t positions, FeltRounding& felt, Progress& progress)
       : call_(call),
+        felt_(felt),
         progress_(progress),
         beta_(beta),
         state_(call.graph.num_nodes + 2),
@@ -682,6 +695,7 @@ class ChainRunner {
       finite &= std::isfinite(bias_.get()[at]);
     }
     if (!finite) return progress_.fail(Outcome::kNonFiniteBias);
+    felt_.note_biases(data.scale(), data.num_positions(), 1, bias_.get(), bias_.get());
     const auto unpack = [&](const uint32_t* bits, int32_t* out) {
       for (int64_t i = 0; i < n; ++i) out[i] = -int32_t(bits[linear * words + i / 32] >> (i % 32) & 1);
     };
@@ -699,6 +713,7 @@ class ChainRunner {
 
  private:
   const GraphCall& call_;
+  FeltRounding& felt_;
   Progress& progress_;
   const std::vector<float>& beta_;
   Buffer<int32_t> state_, clamp_;
@@ -715,33 +730,29 @@ GraphRoute route_of(const GraphCall& call, const std::vector<float>& beta, int64
 // ---- forward -------------------------------------------------------------------------------------------------------------------
 
 template <class T>
-Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coarsest_resolution) {
+Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rounding) {
   const Batch& batch = call.batch;
   const int64_t models = batch.num_models(), chains = batch.chains_per_model();
-  *coarsest_resolution = 0;
+  *rounding = {};
   if (models * chains == 0) return Outcome::kOk;
   Progress progress(runtime);
-  std::atomic<float> coarsest{0.0f};
-  const auto note = [&](float scale) {
-    for (float seen = coarsest.load(); scale > seen && !coarsest.compare_exchange_weak(seen, scale);) {
-    }
-  };
+  FeltRounding felt(call, std::max<int64_t>(call.graph.max_degree, 1), call.log_weights);
   const std::vector<float> beta(call.beta.begin(), call.beta.end());
   std::vector<int32_t> position(call.log_weights ? size_t(call.graph.num_nodes) : 0);
   for (size_t pos = 0; pos < position.size(); ++pos) position[size_t(call.graph.order[pos])] = int32_t(pos);
 
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = std::make_shared<BlockRunner<T>>(call, beta, position, progress),
+      return [&, runner = std::make_shared<BlockRunner<T>>(call, beta, position, felt, progress),
               coupling = std::make_shared<LaneCoupling<T>>(call, call.num_sweeps > 0)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
-        for (int l = 0; l < lanes.count && call.num_sweeps; ++l) note(coupling->scale()[l]);
+        for (int l = 0; l < lanes.count && call.num_sweeps; ++l) felt.note({coupling->scale()[l], 0});
         if (call.num_sweeps && !runner->run_binary(lanes, *coupling)) return;
         if (call.num_relaxed_sweeps) runner->run_relaxed(lanes, *coupling);
       };
     });
-    *coarsest_resolution = double(coarsest.load());
+    *rounding = felt.most();
     return progress.outcome();
   }
 
@@ -757,10 +768,10 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
         : coupling(c, c.num_sweeps > 0),
           table(route == GraphRoute::kTables ? std::make_unique<TableData>(c) : nullptr),
           chain(route == GraphRoute::kChains ? std::make_unique<ChainData>(c) : nullptr) {}
-    bool load(int64_t model, Progress& p) {
+    bool load(int64_t model, FeltRounding& felt, Progress& p) {
       if (!coupling.load(model, p)) return false;
       if (chain) chain->load(coupling);
-      return !table || table->load(model, coupling, p);
+      return !table || table->load(model, coupling, felt, p);
     }
     SharedCoupling<T> coupling;
     std::unique_ptr<TableData> table;
@@ -776,12 +787,12 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
       if (!runners.table) runners.table = std::make_unique<TableRunner>(call, beta, (table_blocks + groups - 1) / groups, progress);
       runners.table->run(model, {task * table_blocks / groups, (task + 1) * table_blocks / groups}, *data.table);
     } else {
-      if (!runners.chain) runners.chain = std::make_unique<ChainRunner>(call, beta, data.chain->num_positions(), progress);
+      if (!runners.chain) runners.chain = std::make_unique<ChainRunner>(call, beta, data.chain->num_positions(), felt, progress);
       runners.chain->template run<T>(model, task, *data.chain);
     }
   };
   const auto run_block = [&](Runners& runners, int64_t model, const Model& data, int64_t task) {
-    if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, progress);
+    if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, felt, progress);
     const Lanes lanes = lanes_of_model(batch, model, task);
     if (call.num_sweeps && route == GraphRoute::kBlocks && !runners.block->run_binary(lanes, data.coupling)) return;
     if (call.num_relaxed_sweeps) runners.block->run_relaxed(lanes, data.coupling);
@@ -789,8 +800,8 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
   if (threads == 1) {
     for_each_task(runtime, models, progress, [&] {
       return [&, data = std::make_shared<Model>(call, route), runners = std::make_shared<Runners>()](int64_t model) {
-        if (!data->load(model, progress)) return;
-        if (call.num_sweeps) note(data->coupling.scale());
+        if (!data->load(model, felt, progress)) return;
+        if (call.num_sweeps) felt.note({data->coupling.scale(), 0});
         for (int64_t t = 0; t < binary_tasks && !progress.stop(); ++t) run_binary(*runners, model, *data, t);
         for (int64_t t = 0; t < block_tasks && !progress.stop(); ++t) run_block(*runners, model, *data, t);
       };
@@ -803,13 +814,13 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, double* coars
           return [&, model, runners = std::make_shared<Runners>()](int64_t t) { run(*runners, model, data, t); };
         });
     };
-    for (int64_t model = 0; model < models && !progress.stop() && data.load(model, progress); ++model) {
-      if (call.num_sweeps) note(data.coupling.scale());
+    for (int64_t model = 0; model < models && !progress.stop() && data.load(model, felt, progress); ++model) {
+      if (call.num_sweeps) felt.note({data.coupling.scale(), 0});
       share(binary_tasks, run_binary, model);
       share(block_tasks, run_block, model);
     }
   }
-  *coarsest_resolution = double(coarsest.load());
+  *rounding = felt.most();
   return progress.outcome();
 }
 
@@ -993,9 +1004,8 @@ bool set_graph_route(const char* name) {
   return false;
 }
 
-Outcome run_graph(const GraphCall& call, const Runtime& runtime, double* coarsest_resolution) {
-  return call.is_double ? run_forward<double>(call, runtime, coarsest_resolution)
-                        : run_forward<float>(call, runtime, coarsest_resolution);
+Outcome run_graph(const GraphCall& call, const Runtime& runtime, Rounding* rounding) {
+  return call.is_double ? run_forward<double>(call, runtime, rounding) : run_forward<float>(call, runtime, rounding);
 }
 
 Outcome run_graph_backward(const GraphBackwardCall& back, const Runtime& runtime) {

@@ -30,8 +30,8 @@ struct GraphCall : SweepCall {
 };
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left, which is written to `state` (from
-// `state` as given if num_sweeps is 0). *coarsest_resolution: the largest 2^-k of any model, 0 without binary sweeps.
-Outcome run_graph(const GraphCall&, const Runtime&, double* coarsest_resolution);
+// `state` as given if num_sweeps is 0). *rounding: of the model where it is felt most, 0 without binary sweeps.
+Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding);
 
 struct GraphBackwardCall {
   GraphCall forward;                     // the fields that name the problem, `state` and `fields`; no bias

@@ -82,10 +82,10 @@ class ClusterCta {
     for (int c = threadIdx.x; c < chains_; c += blockDim.x) number_[c] = chain_number(s, model_, first_chain_ + c);
     load_side(left_, p_.left, p_.clamp_left, Outcome::kLeftNotBits);
     load_side(right_, p_.right, p_.clamp_right, Outcome::kRightNotBits);
-    check_biases(left_, p_.left_bias, Outcome::kNonFiniteLeftBias);
-    check_biases(right_, p_.right_bias, Outcome::kNonFiniteRightBias);
     const int k = streaming_scale_exponent(p_, model_, scratch_, first_chain_ == 0 && rank_ == 0);
     scale_ = FloatTraits<float>::power(-k);
+    check_biases(left_, p_.left_bias, Outcome::kNonFiniteLeftBias);
+    check_biases(right_, p_.right_bias, Outcome::kNonFiniteRightBias);
     load_rows(k);
     __syncthreads();  // bits and rows are there
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
@@ -147,8 +147,11 @@ class ClusterCta {
     return float(load_parameter(row, unit * view.stride, p_.is_double));
   }
   GIBBS_DEVICE void check_biases(const Side& side, const ParameterView& view, Outcome fault) const {
-    for (int64_t item = threadIdx.x; item < chains_ * side.count; item += blockDim.x)
-      finite_bias(p_.sweep, bias(view, item / side.count, side.first + item % side.count), fault);
+    const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
+    for (int64_t item = threadIdx.x; item < chains_ * side.count; item += blockDim.x) {
+      const float of_unit = finite_bias(p_.sweep, bias(view, item / side.count, side.first + item % side.count), fault);
+      report_rounding(p_.sweep, {scale_, felt_bias(of_unit, of_unit, scale_)}, degree);
+    }
   }
   GIBBS_DEVICE void load_rows(int k) const {
     const void* from = parameter_row(p_.weight, p_.sweep.batch, p_.is_double, model_, 0);

@@ -197,9 +197,11 @@ class BinaryCta {
     }
   }
 
-  // All of the call's binary sweeps. Ends with a barrier.
+  // All of the call's binary sweeps. Begins after a barrier, and ends with one.
   GIBBS_DEVICE void sweep(const Couplings& couplings, float scale) {
     const SweepView& s = p_.sweep;
+    report_biases(left_, scale);
+    report_biases(right_, scale);
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
       const auto ahead = int(sweep % sweeps_ahead_);
       if (ahead == 0) {
@@ -281,6 +283,12 @@ class BinaryCta {
       for (int i = threadIdx.x; i < side.n; i += blockDim.x)
         to[c * side.n + i] = finite_bias(p_.sweep, float(load_parameter(row, i * bias.stride, p_.is_double)), fault);
     }
+  }
+
+  GIBBS_DEVICE void report_biases(const Side& side, float scale) const {
+    const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
+    for (int at = threadIdx.x; at < (side.bias_stride ? num_chains_ : 1) * side.n; at += blockDim.x)
+      report_rounding(p_.sweep, {scale, felt_bias(side.bias[at], side.base_bias[at], scale)}, degree);
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {

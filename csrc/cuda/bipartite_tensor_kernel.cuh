@@ -188,6 +188,8 @@ class TensorCta {
     }
     const float scale = FloatTraits<float>::power(-k);
     sync();  // what was loaded is there
+    report_biases(left_, scale);
+    report_biases(right_, scale);
     if (kAnnealed) weigh_left(0);
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
       const float last_beta = kAnnealed ? float(beta_at(s, sweep)) : 0, beta = float(beta_at(s, sweep + kAnnealed));
@@ -274,6 +276,15 @@ class TensorCta {
       for (int i = threadIdx.x; i < side.n; i += blockDim.x)
         to[side.bias_at(i, c)] = finite_bias(p_.sweep, float(load_parameter(row, i * bias.stride, p_.is_double)), fault);
     }
+  }
+
+  GIBBS_DEVICE void report_biases(const Side& side, float scale) const {
+    const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
+    for (int c = 0; c < (side.is_shared ? 1 : chains_.count); ++c)
+      for (int i = threadIdx.x; i < side.n; i += blockDim.x) {
+        const int at = side.bias_at(i, c);
+        report_rounding(p_.sweep, {scale, felt_bias(side.bias[at], side.base_bias[at], scale)}, degree);
+      }
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {

@@ -54,14 +54,14 @@ struct Fault {
   Outcome outcome;
   float value;
 };
-struct FeltResolution {
+struct ReportedRounding {
   uint32_t op;
-  float resolution;
+  Rounding rounding;
   int64_t degree;
 };
 struct Findings {
   std::optional<Fault> fault;
-  std::optional<FeltResolution> resolution;
+  std::optional<ReportedRounding> rounding;
 };
 
 // What a device's kernels have found since this was last asked; from now on they have found nothing.
@@ -74,9 +74,11 @@ inline Findings take_findings(DeviceReport& report) {
   Findings found;
   if (const uint64_t word = take(report.fault))
     found.fault = {uint32_t(word >> 40), Outcome(word >> 32 & 0xff), float_of_bits(uint32_t(word))};
-  if (const uint64_t word = take(report.resolution))
-    found.resolution = {uint32_t(word >> 56), float_of_bits(uint32_t(word >> 48 & 0xff) << kMantissaBits),
-                        int64_t(word & ((uint64_t{1} << 48) - 1))};
+  if (const uint64_t word = take(report.rounding)) {
+    const Rounding rounding = {float_of_bits(uint32_t(word >> 48 & 0xff) << kMantissaBits),
+                               float_of_bits(uint32_t(word >> 32 & 0xffff) << 16)};
+    found.rounding = {uint32_t(word >> 56), rounding, int64_t(uint32_t(word))};
+  }
   return found;
 }
 

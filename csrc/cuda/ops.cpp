@@ -144,18 +144,14 @@ class BatchBuilder {
 
 // ---- reports ---------------------------------------------------------------------------------------------------------------------
 
-// What a device's kernels have found since it was last asked; "" if nothing. Warns of coarse resolutions where nothing was wrong.
+// What a device's kernels have found since it was last asked; "" if nothing. Warns of rounding that is felt where nothing was wrong.
 enum class FoundBy { kThisCall, kEarlierCall };
-std::string take_report(DeviceReport& report, FoundBy by, const std::string& at_beta = "") {
+std::string take_report(DeviceReport& report, FoundBy by, const std::string& with_beta = "") {
   const Findings found = take_findings(report);
-  if (found.resolution && !found.fault) {
-    const auto& [op, resolution, degree] = *found.resolution;
-    std::ostringstream out;
-    out << kOpNames[op] << ": " << coupling_name(op) << " is so large that rounding it to fixed point is felt: resolution "
-        << resolution << " for units of up to " << degree << " neighbours" << at_beta
-        << (by == FoundBy::kEarlierCall ? " (found by an earlier call)" : "");
-    if (hooks.warn && !hooks.warn(out.str().c_str()))
-      throw std::runtime_error(std::string(kOpNames[op]) + ": stopped by a warning");
+  if (found.rounding && !found.fault) {
+    const auto& [op, rounding, degree] = *found.rounding;
+    warn_of_rounding(kOpNames[op], coupling_name(op), rounding, degree,
+                     with_beta + (by == FoundBy::kEarlierCall ? " (found by an earlier call)" : ""));
   }
   if (!found.fault) return "";
   const auto& [op, outcome, value] = *found.fault;
@@ -200,8 +196,7 @@ class Call {
     double& largest_beta = largest_beta_;
     if (beta.is_cpu()) {
       const std::vector<double> values = read_beta(op_, beta_name, beta);
-      largest_beta = 0;
-      for (double value : values) largest_beta = std::max(largest_beta, std::fabs(value));
+      largest_beta = largest_magnitude(values);
       if (values.size() <= kMaxInlineBetas)
         std::copy(values.begin(), values.end(), s.beta);
       else
@@ -210,10 +205,10 @@ class Call {
       beta_ = torch::stable::contiguous(beta);
       s.beta_data = static_cast<const double*>(beta_.const_data_ptr());
     }
-    s.coarse_resolution = neighbors_felt > 0 && largest_beta > 0 ? float(kResolutionLimit / largest_beta) : -1;
+    s.felt_error = neighbors_felt > 0 && largest_beta > 0 ? float(kResolutionLimit / largest_beta) : -1;
   }
 
-  void describe(SweepView& s) const { s.op = id_, s.report = used_->report, s.coarse_resolution = -1; }
+  void describe(SweepView& s) const { s.op = id_, s.report = used_->report, s.felt_error = -1; }
 
   void describe(SweepView& s, const RelaxationArguments& r) const {
     s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;
@@ -249,9 +244,7 @@ class Call {
   void finish() const {
     if (!is_synchronous() || run([&] { return is_capturing(stream_); })) return;
     run([&] { synchronize(stream_); });
-    std::ostringstream at_beta;
-    at_beta << " at beta " << largest_beta_;
-    raise(take_report(*used_->report, FoundBy::kThisCall, at_beta.str()));
+    raise(take_report(*used_->report, FoundBy::kThisCall, at_beta(largest_beta_)));
   }
 
  private:
@@ -517,7 +510,7 @@ Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupli
   batch.state(params.state, state);
   if (clamp) batch.state(params.clamp, *clamp);
   params.state_out = BatchBuilder::output(out);
-  call.describe(params.sweep, batch, counters, "beta", beta, double(num_sweeps));
+  call.describe(params.sweep, batch, counters, "beta", beta, double(p.size.num_edges ? num_sweeps : 0));
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph(params, call.limits(), graph_cuda_route); });
   note(plan);
@@ -559,7 +552,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   params.relaxed = relaxed.mutable_data_ptr();
   params.mean = mean.mutable_data_ptr();
   params.fields = fields.mutable_data_ptr();
-  call.describe(params.sweep, batch, counters, "beta", beta, double(num_sweeps));
+  call.describe(params.sweep, batch, counters, "beta", beta, double(p.size.num_edges ? num_sweeps : 0));
   call.describe(params.sweep, how);
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph_relaxed(params, call.limits()); });
@@ -627,7 +620,7 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   batch.state(params.state, state);
   params.state_out = BatchBuilder::output(out);
   params.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
-  call.describe(params.sweep, batch, counters, "betas", betas, double(counters.num_sweeps));
+  call.describe(params.sweep, batch, counters, "betas", betas, double(p.size.num_edges ? counters.num_sweeps : 0));
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph(params, call.limits(), graph_cuda_route); });
   note(plan);

@@ -4,6 +4,7 @@
 // What a launch tells its kernels: plain structs, passed by value. Filled in by csrc/cuda/ops.cpp.
 #include <string.h>
 
+#include "core/fixed_point.h"
 #include "core/philox.h"
 #include "core/problem.h"
 #include "cuda/device.cuh"
@@ -49,9 +50,10 @@ struct StateOutput {
 // Mapped host memory, taken by a later call or after a synchronisation. Each word is stored by one 8-byte store, so that a reader sees it
 // whole: any one of several.
 //   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none
-//   resolution: op << 56 | exponent bits of a 2^-k that is felt << 48 | degree of the units that feel it; 0: none
+//   rounding:   op << 56 | exponent bits of 2^-k << 48 | upper half of the bits of a bias << 32 | degree, of a model whose rounding is felt;
+//               0: none
 struct DeviceReport {
-  uint64_t fault, resolution;
+  uint64_t fault, rounding;
 };
 constexpr int kMantissaBits = 23;
 
@@ -72,8 +74,8 @@ struct SweepView {
   bool slope_gradient;
   double sharpness;
 
-  uint32_t op;              // which op to name in a report
-  float coarse_resolution;  // degree times 2^-k above this is reported; a negative number: never
+  uint32_t op;       // which op to name in a report
+  float felt_error;  // of a field; a larger one is reported; a negative number: never
   DeviceReport* report;
 };
 
@@ -85,11 +87,13 @@ GIBBS_DEVICE_CALL void report_fault(const SweepView& s, Outcome outcome, float v
   const uint64_t word = uint64_t{s.op} << 40 | uint64_t(outcome) << 32 | __float_as_uint(value);
   *static_cast<volatile uint64_t*>(&s.report->fault) = word;
 }
-// Says so where a model's rounding is felt. resolution: a power of 2. degree: less than 2^48.
-GIBBS_DEVICE_CALL void report_resolution(const SweepView& s, float resolution, int64_t degree) {
-  if (s.coarse_resolution < 0 || float(degree) * resolution <= s.coarse_resolution) return;
-  const uint64_t exponent = __float_as_uint(resolution) >> kMantissaBits;
-  *static_cast<volatile uint64_t*>(&s.report->resolution) = uint64_t{s.op} << 56 | exponent << 48 | uint64_t(degree);
+GIBBS_DEVICE_CALL void store_rounding(const SweepView& s, Rounding rounding, int64_t degree) {
+  const uint64_t exponent = __float_as_uint(rounding.scale) >> kMantissaBits, bias = __float_as_uint(rounding.bias) >> 16;
+  *static_cast<volatile uint64_t*>(&s.report->rounding) = uint64_t{s.op} << 56 | exponent << 48 | bias << 32 | uint64_t(degree);
+}
+// Says so where a model's rounding is felt. degree: less than 2^32.
+GIBBS_DEVICE void report_rounding(const SweepView& s, Rounding rounding, int64_t degree) {
+  if (s.felt_error >= 0 && field_error(rounding, degree) > s.felt_error) store_rounding(s, rounding, degree);
 }
 
 // ---- batches ---------------------------------------------------------------------------------------------------------------------

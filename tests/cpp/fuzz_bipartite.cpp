@@ -64,8 +64,8 @@ static Result run_binary(const Problem<T>& p, bool annealed, const Runtime& runt
   call.clamp_left = p.clamp_left.empty() ? nullptr : p.clamp_left.data();
   call.clamp_right = p.clamp_right.empty() ? nullptr : p.clamp_right.data();
   call.log_weights = annealed ? r.log_weights.data() : nullptr;
-  double resolution;
-  const Outcome outcome = run_bipartite(call, runtime, &resolution);
+  Rounding rounding;
+  const Outcome outcome = run_bipartite(call, runtime, &rounding);
   CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
   return r;
 }
@@ -203,8 +203,8 @@ static void fuzz_relaxed() {
     BipartiteCall call = c;
     call.state = state.data(), call.left = left.data(), call.right = right.data(), call.left_mean = mean.data();
     call.fields = fields.data(), call.left_bits = left_bits.data(), call.right_bits = right_bits.data();
-    double resolution;
-    CHECK(run_bipartite(call, runtime, &resolution) == Outcome::kOk);
+    Rounding rounding;
+    CHECK(run_bipartite(call, runtime, &rounding) == Outcome::kOk);
     if constexpr (sizeof(T) == 8) {
       std::vector<double> l(on_left), r(on_right), m(on_left);
       for (int64_t chain = 0; chain < p.chains; ++chain)
@@ -268,8 +268,8 @@ static void fuzz_faults() {
   fault.tensor->data[at] = fault.value;
   BipartiteCall call = p.call;
   call.left_bits = p.left.data(), call.right_bits = p.right.data();
-  double resolution;
-  const Outcome outcome = run_bipartite(call, {int(1 + below(3)), run_on_threads, nullptr}, &resolution);
+  Rounding rounding;
+  const Outcome outcome = run_bipartite(call, {int(1 + below(3)), run_on_threads, nullptr}, &rounding);
   CHECK(outcome == fault.outcome, "outcome %d, not %d", int(outcome), int(fault.outcome));
 }
 
@@ -280,8 +280,8 @@ static void check_interrupt() {
   p.call.beta = {1.0};
   BipartiteCall call = p.call;
   call.left_bits = p.left.data(), call.right_bits = p.right.data();
-  double resolution;
-  const Outcome outcome = run_bipartite(call, {2, run_on_threads, [] { return true; }}, &resolution);
+  Rounding rounding;
+  const Outcome outcome = run_bipartite(call, {2, run_on_threads, [] { return true; }}, &rounding);
   CHECK(outcome == Outcome::kInterrupted, "outcome %d", int(outcome));
 }
 

@@ -310,7 +310,14 @@ static void fuzz_binary() {
   }
   std::vector<double> scales;
   const Result expected = reference(p, annealed, &scales);
-  const double coarsest = scales.empty() || p.call.num_sweeps == 0 ? 0 : *std::max_element(scales.begin(), scales.end());
+  const int64_t degree = std::max<int64_t>(p.call.graph.max_degree, 1);
+  double largest_error = 0;  // of a field
+  for (int64_t chain = 0; chain < p.chains && p.call.num_sweeps; ++chain)
+    for (int64_t i = 0; i < n; ++i) {
+      const float bias = float(p.at(p.bias, chain, {i})), base = annealed ? float(p.at(p.base_bias, chain, {i})) : bias;
+      const float scale = float(scales[size_t(chain)]);
+      largest_error = std::max(largest_error, double(field_error({scale, felt_bias(bias, base, scale)}, degree)));
+    }
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Batch& batch = p.call.batch;
     for (const GraphRoute route : {GraphRoute::kAuto, GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains}) {
@@ -320,10 +327,11 @@ static void fuzz_binary() {
       call.route = route;
       call.bits = r.state.data();
       call.log_weights = annealed ? r.log_weights.data() : nullptr;
-      double resolution = nan("");
-      const Outcome outcome = run_graph(call, runtime, &resolution);
+      Rounding rounding = {nanf(""), nanf("")};
+      const Outcome outcome = run_graph(call, runtime, &rounding);
       CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
-      CHECK(resolution == coarsest, "%s: %g, not %g", name, resolution, coarsest);
+      const double felt = kResolutionLimit / largest_magnitude(call.beta), error = field_error(rounding, degree);
+      CHECK(largest_error > felt ? error == largest_error : error <= felt, "%s: %g, not %g", name, error, largest_error);
       for (int64_t chain = 0; chain < p.chains; ++chain)
         for (int64_t i = 0; i < 32 * state_words(n); ++i) {
           const int64_t at = 32 * chain * state_words(n) + i;
@@ -481,8 +489,8 @@ static void fuzz_relaxed() {
     call.route = GraphRoute(below(4));
     call.bits = bits.data(), call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data();
     call.fields = fields.data();
-    double resolution;
-    CHECK(run_graph(call, runtime, &resolution) == Outcome::kOk);
+    Rounding rounding;
+    CHECK(run_graph(call, runtime, &rounding) == Outcome::kOk);
     CHECK(state == start, "%s", name);
     CHECK(bits == (c.num_sweeps ? binary.state : p.state), "%s", name);
     // float32 words are not quite those of float64
@@ -578,12 +586,12 @@ static void fuzz_faults() {
     call.log_weights = log_weights.data();
   }
   const Runtime runtime = {int(1 + below(3)), run_on_threads, nullptr};
-  double resolution;
+  Rounding rounding;
   const Outcome outcome =
       kind == kResolution ? run_graph_coupling_resolution(call.graph, call.batch, call.is_double, call.coupling, of_models.data())
       : kind == kBackward
           ? run_graph_backward({call, state.data(), state.data(), relaxed.data(), mean.data(), of_edges.data()}, runtime)
-          : run_graph(call, runtime, &resolution);
+          : run_graph(call, runtime, &rounding);
   CHECK(outcome == fault.outcome, "outcome %d, not %d, of kind %d", int(outcome), int(fault.outcome), int(kind));
 }
 
@@ -595,8 +603,8 @@ static void check_interrupt(GraphRoute route, int threads) {
   call.num_sweeps = int64_t{1} << 40;
   call.beta = {1.0};
   call.bits = p.state.data();
-  double resolution;
-  const Outcome outcome = run_graph(call, {threads, run_on_threads, [] { return true; }}, &resolution);
+  Rounding rounding;
+  const Outcome outcome = run_graph(call, {threads, run_on_threads, [] { return true; }}, &rounding);
   CHECK(outcome == Outcome::kInterrupted, "outcome %d", int(outcome));
 }
 
@@ -616,8 +624,8 @@ static void check_relaxed_interrupt() {
   call.num_relaxed_sweeps = 1 << 20;
   call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data(), call.fields = fields.data();
   const Runtime runtime = {1, run_on_threads, [] { return true; }};
-  double resolution;
-  CHECK(run_graph(call, runtime, &resolution) == Outcome::kInterrupted);
+  Rounding rounding;
+  CHECK(run_graph(call, runtime, &rounding) == Outcome::kInterrupted);
   CHECK(isnan(fields.back()), "stopped when all was done");
   const GraphBackwardCall back = {call, state.data(), state.data(), relaxed.data(), mean.data(), grad_coupling.data()};
   CHECK(run_graph_backward(back, runtime) == Outcome::kInterrupted);

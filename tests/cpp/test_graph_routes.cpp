@@ -28,9 +28,9 @@ static void run(const Model& m, GraphRoute route, int64_t first_sweep, int64_t n
   call.route = route;
   call.bits = state.data();
   call.clamp = m.clamp.empty() ? nullptr : m.clamp.data();
-  double resolution;
+  Rounding rounding;
   const Runtime serial = {1, nullptr, nullptr};
-  CHECK(run_graph(call, serial, &resolution) == Outcome::kOk);
+  CHECK(run_graph(call, serial, &rounding) == Outcome::kOk);
 }
 
 // Chains with common random words soon forget a unit drawn wrongly, so states are compared every few sweeps.

@@ -47,9 +47,9 @@ static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tab
   for (int64_t c = 0; c < m.chains; ++c)  // no bits beyond the last unit
     left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
   call.left_bits = left.data(), call.right_bits = right.data();
-  double resolution;
+  Rounding rounding;
   const Runtime serial = {1, nullptr, nullptr};
-  CHECK(run_bipartite(call, serial, &resolution) == Outcome::kOk);
+  CHECK(run_bipartite(call, serial, &rounding) == Outcome::kOk);
   left.insert(left.end(), right.begin(), right.end());
   return left;
 }

@@ -102,7 +102,7 @@ struct Result {
   Outcome outcome;
   std::vector<unsigned char> left, right;  // a byte a unit
   std::vector<double> log_weights;
-  double resolution;  // on a device that of some model
+  Rounding rounding;  // on a device that of some model, by some bias
 };
 
 template <class T>
@@ -128,7 +128,7 @@ static Result run_on_cpu(const Problem<T>& p) {
   if (p.clamp_left.view.data) call.clamp_left = clamp_left.data();
   if (p.clamp_right.view.data) call.clamp_right = clamp_right.data();
   if (p.annealed) call.log_weights = r.log_weights.data();
-  r.outcome = run_bipartite(call, {1, run_on_threads, nullptr}, &r.resolution);
+  r.outcome = run_bipartite(call, {1, run_on_threads, nullptr}, &r.rounding);
   r.left = unpacked(left, p.n1), r.right = unpacked(right, p.n2);
   return r;
 }
@@ -181,7 +181,7 @@ class DeviceCall {
     r.outcome = found.fault ? found.fault->outcome : Outcome::kOk;
     r.left = bits_of(left_, params.left_out), r.right = bits_of(right_, params.right_out);
     if (p_.annealed) r.log_weights = log_weights_;
-    r.resolution = found.resolution ? double(found.resolution->resolution) : 0;
+    if (found.rounding) r.rounding = found.rounding->rounding;
     return r;
   }
 
@@ -305,7 +305,8 @@ static void fuzz_values() {
     CHECK(same(r.right, expected.right), "route %zu, %ld+%ld, %ld chains, %d a CTA: right unit %ld", route, long(p.n1), long(p.n2),
           long(p.chains), plan.chains_per_cta, where(r.right, expected.right));
     if (p.call.batch.num_models() == 1)
-      CHECK(r.resolution == expected.resolution, "route %zu: %g, not %g", route, r.resolution, expected.resolution);
+      CHECK(r.rounding.scale == expected.rounding.scale, "route %zu: %g, not %g", route, double(r.rounding.scale),
+            double(expected.rounding.scale));
     for (size_t i = 0; i < r.log_weights.size(); ++i)
       CHECK(fabs(r.log_weights[i] - expected.log_weights[i]) <= 1e-5 * sizes[i] * double(p.n1 + p.n2),
             "route %zu, chain %zu: %g, not %g", route, i, r.log_weights[i], expected.log_weights[i]);

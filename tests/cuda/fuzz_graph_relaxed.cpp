@@ -82,7 +82,7 @@ constexpr const char* kOutputNames[] = {"start", "relaxed", "mean", "fields", "g
 template <class T>
 struct Outputs {
   std::vector<T> of[kNumOutputs];
-  double resolution = 0;  // of binary sweeps; on a device that of some model
+  Rounding rounding = {};  // of binary sweeps; on a device that of some model, by some bias
   template <class U>
   explicit Outputs(const Problem<U>& p) {
     for (std::vector<T>& out : of) out.assign(p.size(), std::numeric_limits<T>::quiet_NaN());
@@ -116,7 +116,7 @@ static Outputs<R> run_on_cpu(const Problem<T>& p) {
   call.state = out.of[kStart].data(), call.relaxed = out.of[kRelaxed].data(), call.mean = out.of[kMean].data();
   call.fields = out.of[kFields].data();
   const Runtime runtime = {1, run_on_threads, nullptr};
-  CHECK(run_graph(call, runtime, &out.resolution) == Outcome::kOk);
+  CHECK(run_graph(call, runtime, &out.rounding) == Outcome::kOk);
   const std::vector<R> grad_relaxed(p.grad_relaxed.begin(), p.grad_relaxed.end()),
       grad_mean(p.grad_mean.begin(), p.grad_mean.end());
   const GraphBackwardCall back = {call,
@@ -182,7 +182,7 @@ class DeviceCall {
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_graph_relaxed(params, plan, nullptr);
     const Findings found = take_findings(report_);
-    out.resolution = found.resolution ? double(found.resolution->resolution) : 0;
+    if (found.rounding) out.rounding = found.rounding->rounding;
     return outcome_of(found);
   }
   Outcome backward(const DeviceLimits& device, Outputs<T>& out) {
@@ -302,7 +302,7 @@ static void fuzz_values() {
   }
   const Outputs<T> on_cpu = run_on_cpu<T>(p);
   CHECK(runs[0].of[kStart] == on_cpu.of[kStart]);
-  if (p.call.batch.num_models() == 1) CHECK(runs[0].resolution == on_cpu.resolution);
+  if (p.call.batch.num_models() == 1) CHECK(runs[0].rounding.scale == on_cpu.rounding.scale);
   if (is_near_kink(p, runs[0].of[kFields])) return;
   // float32 words are not quite those of float64, and a float32 field of size x is off by x 2^-24, whoever computes it.
   double largest = 0;

@@ -20,7 +20,7 @@ static void store(DeviceReport& report, int64_t round) {
   sweep.report = &report;
   sweep.op = uint32_t(round % 12);
   report_fault(sweep, Outcome::kNonFiniteWeight, float(round));
-  report_resolution(sweep, exp2f(float(round % 200 - 100)), round + 1 + (int64_t{1} << 40));
+  report_rounding(sweep, {exp2f(float(round % 200 - 100)), float(round % 256)}, round + 1 + (int64_t{1} << 31));
 }
 
 // Now and then: the other thread may be waiting for this one's processor.
@@ -42,7 +42,7 @@ static int64_t lost_faults(int64_t rounds, const Take& take) {
   });
   int64_t lost = 0;
   for (int64_t round = 0; round < rounds; ++round) {
-    int64_t faults = 0, resolutions = 0, times = 0;
+    int64_t faults = 0, roundings = 0, times = 0;
     begun = round;
     for (bool is_last = false; !is_last;) {
       is_last = stored.load() == round;  // what is there now is all there will be
@@ -53,16 +53,18 @@ static int64_t lost_faults(int64_t rounds, const Take& take) {
         CHECK(found.fault->op == uint32_t(round % 12) && found.fault->outcome == Outcome::kNonFiniteWeight);
         CHECK(found.fault->value == float(round), "round %ld: %g", long(round), double(found.fault->value));
       }
-      if (found.resolution) {
-        ++resolutions;
-        CHECK(found.resolution->op == uint32_t(round % 12));
-        CHECK(found.resolution->resolution == exp2f(float(round % 200 - 100)), "%g", double(found.resolution->resolution));
-        CHECK(found.resolution->degree == round + 1 + (int64_t{1} << 40), "round %ld: %ld", long(round),
-              long(found.resolution->degree));
+      if (found.rounding) {
+        ++roundings;
+        CHECK(found.rounding->op == uint32_t(round % 12));
+        const Rounding& rounding = found.rounding->rounding;
+        CHECK(rounding.scale == exp2f(float(round % 200 - 100)), "%g", double(rounding.scale));
+        CHECK(rounding.bias == float(round % 256), "%g", double(rounding.bias));
+        CHECK(found.rounding->degree == round + 1 + (int64_t{1} << 31), "round %ld: %ld", long(round),
+              long(found.rounding->degree));
       }
     }
-    CHECK(faults <= 1 && resolutions <= 1, "%ld faults and %ld resolutions in a round", long(faults), long(resolutions));
-    lost += !faults + !resolutions;
+    CHECK(faults <= 1 && roundings <= 1, "%ld faults and %ld roundings in a round", long(faults), long(roundings));
+    lost += !faults + !roundings;
   }
   device.join();
   return lost;
@@ -72,15 +74,15 @@ static int64_t lost_faults(int64_t rounds, const Take& take) {
 static Findings read_then_reset(DeviceReport& report) {
   DeviceReport copy;
   copy.fault = *static_cast<volatile uint64_t*>(&report.fault);
-  copy.resolution = *static_cast<volatile uint64_t*>(&report.resolution);
+  copy.rounding = *static_cast<volatile uint64_t*>(&report.rounding);
   *static_cast<volatile uint64_t*>(&report.fault) = 0;
-  *static_cast<volatile uint64_t*>(&report.resolution) = 0;
+  *static_cast<volatile uint64_t*>(&report.rounding) = 0;
   return take_findings(copy);
 }
 
 int main() {
   DeviceReport report = {};
-  CHECK(!take_findings(report).fault && !take_findings(report).resolution);
+  CHECK(!take_findings(report).fault && !take_findings(report).rounding);
   const int64_t lost = lost_faults(kRounds, take_findings);
   CHECK(lost == 0, "%ld of %ld are lost", long(lost), long(2 * kRounds));
   // That this test can fail. Where the two cannot run at a time, it cannot.

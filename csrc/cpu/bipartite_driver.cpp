@@ -231,7 +231,7 @@ class TileRunner {
 
   void note_biases(int64_t count, float scale) {
     const auto note = [&](int64_t n, const float* bias, const float* base) {
-      felt_.note_biases(scale, n, 1, bias, base ? base : bias);
+      felt_.note_biases(&scale, 1, n, bias, base ? base : bias);
     };
     const BinaryChain* before = nullptr;  // which may have the same biases
     for (const BinaryChain* c = chains_.data(); c < chains_.data() + count; before = c++) {

@@ -125,12 +125,21 @@ class FeltRounding {
     for (Rounding seen = most_.load(); field_error(rounding, degree_) > field_error(seen, degree_);)
       if (most_.compare_exchange_weak(seen, rounding)) return;
   }
-  // Of `count` units of a model; base: as felt_bias() takes it. They need no look where the largest that counts is not felt.
-  void note_biases(float scale, int64_t count, int64_t stride, const float* bias, const float* base) {
-    if (!annealed_ && largest_beta_ * field_error({scale, largest_coupling_sum(scale)}, degree_) <= kResolutionLimit) return;
-    float largest = 0;
-    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, felt_bias(bias[i * stride], base[i * stride], scale));
-    note({scale, largest});
+  // Of `units` units of as many models, side by side, as there are scales. base: as felt_bias() takes it. A look at each is taken only where
+  // one is so large that it may be felt.
+  void note_biases(const float* scale, int models, int64_t units, const float* bias, const float* base) {
+    const float coarsest = *std::max_element(scale, scale + models);
+    const double error = kResolutionLimit / largest_beta_ - field_error({coarsest, 0}, degree_);  // that float32 may add
+    const float unfelt = float(error / float32_error({0, 1}));
+    if (!annealed_ && largest_coupling_sum(coarsest) <= unfelt) return;
+    int is_large = 0;
+    for (int64_t i = 0; i < units * models; ++i) is_large |= (std::fabs(bias[i]) > unfelt) | (std::fabs(base[i]) > unfelt);
+    if (!is_large) return;
+    for (int m = 0; m < models; ++m) {
+      float largest = 0;
+      for (int64_t i = m; i < units * models; i += models) largest = std::max(largest, felt_bias(bias[i], base[i], scale[m]));
+      note({scale[m], largest});
+    }
   }
   Rounding most() const { return most_.load(); }
 

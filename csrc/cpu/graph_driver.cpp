@@ -346,7 +346,7 @@ class BlockRunner {
     double log_weight[kChainBlock] = {};
     b.bias = bias_.get();
     b.base_bias = annealed ? base_bias_.get() : nullptr;
-    note_biases(b, lanes.count);
+    felt_.note_biases(b.scale, b.shared_bias ? 1 : kChainBlock, n, b.bias, annealed ? b.base_bias : b.bias);
     b.state = state_.get();
     b.clamp = call_.clamp ? clamp_.get() : nullptr;
     b.log_weight = annealed ? log_weight : nullptr;
@@ -361,12 +361,6 @@ class BlockRunner {
     if (annealed)
       for (int l = 0; l < lanes.count; ++l) call_.log_weights[lanes.linear[l]] = log_weight[l];
     return true;
-  }
-
-  void note_biases(const BinaryBlock& b, int count) {
-    const int64_t stride = b.shared_bias ? 1 : kChainBlock;
-    for (int l = 0; l < (b.shared_bias ? 1 : count); ++l)
-      felt_.note_biases(b.scale[l], call_.graph.num_nodes, stride, b.bias + l, b.base_bias ? b.base_bias + l : b.bias + l);
   }
 
   bool run_relaxed(const Lanes& lanes, const T* coupling, bool shared) {
@@ -519,7 +513,7 @@ class TableData {
       finite &= std::isfinite(bias_.get()[i]);
     }
     if (!finite) return progress.fail(Outcome::kNonFiniteBias), false;
-    felt.note_biases(scale_, g.num_nodes, 1, bias_.get(), bias_.get());
+    felt.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
     return true;
   }
   TableModel model() const { return {call_.graph, degree_, neighbors_.get(), coupling_.get(), bias_.get(), scale_, call_.seed}; }
@@ -695,7 +689,8 @@ class ChainRunner {
       finite &= std::isfinite(bias_.get()[at]);
     }
     if (!finite) return progress_.fail(Outcome::kNonFiniteBias);
-    felt_.note_biases(data.scale(), data.num_positions(), 1, bias_.get(), bias_.get());
+    const float scale = data.scale();
+    felt_.note_biases(&scale, 1, data.num_positions(), bias_.get(), bias_.get());
     const auto unpack = [&](const uint32_t* bits, int32_t* out) {
       for (int64_t i = 0; i < n; ++i) out[i] = -int32_t(bits[linear * words + i / 32] >> (i % 32) & 1);
     };

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -130,7 +131,7 @@ class FeltRounding {
   void note_biases(const float* scale, int models, int64_t units, const float* bias, const float* base) {
     const float coarsest = *std::max_element(scale, scale + models);
     const double error = kResolutionLimit / largest_beta_ - field_error({coarsest, 0}, degree_);  // that float32 may add
-    const float unfelt = float(error / float32_error({0, 1}));
+    const auto unfelt = float(std::min(error / float32_error({0, 1}), double{std::numeric_limits<float>::max()}));
     if (!annealed_ && largest_coupling_sum(coarsest) <= unfelt) return;
     int is_large = 0;
     for (int64_t i = 0; i < units * models; ++i) is_large |= (std::fabs(bias[i]) > unfelt) | (std::fabs(base[i]) > unfelt);

@@ -256,13 +256,14 @@ EXACT = {
     "bipartite_ais": (0, 1),
     "bipartite_gibbs_relaxed": (3,),
     "graph_gibbs": (0,),
+    "graph_metropolis": (0,),
     "graph_ais": (0,),
     "graph_gibbs_relaxed": (2,),
     "coupling_resolution": (0,),
 }
 
 
-BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_ais")  # which take one of several routes
+BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_metropolis", "graph_ais")  # which take one of several routes
 
 
 def tolerance(op: str, result: Tensor) -> float:

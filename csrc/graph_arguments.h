@@ -46,6 +46,7 @@ class GraphProblem : public Problem {
 
 // Checks made after the problem is known: what a call does to its graph.
 
+// Of graph_metropolis, too.
 inline Tensor check_graph_gibbs(GraphProblem& p, const Tensor& state, const Tensor& bias, const Tensor& beta,
                                 const std::optional<Tensor>& clamp, const Counters& counters) {
   const Tensor parameter = p.parameter("bias", bias);

@@ -78,10 +78,12 @@ void check_unread(const char* op, const CpuGraphProblem& p, int64_t num_sweeps, 
   if (!p.num_chains()) check_finite(op, "coupling", p.coupling());
 }
 
-Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout, const Tensor& beta,
-                   const Tensor& seed, const std::optional<Tensor>& clamp, const std::optional<Tensor>& chains,
-                   int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
-  constexpr const char* op = "graph_gibbs";
+// graph_gibbs and graph_metropolis.
+template <bool kMetropolis>
+Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout, const Tensor& beta,
+                    const Tensor& seed, const std::optional<Tensor>& clamp, const std::optional<Tensor>& chains,
+                    int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
+  constexpr const char* op = kMetropolis ? "graph_metropolis" : "graph_gibbs";
   const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, 0};
   CpuGraphProblem p(op, coupling, layout);
   const int64_t n = p.graph.num_nodes;
@@ -93,6 +95,7 @@ Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupli
   Bits bits = pack(op, "state", p, state, n);
   const Bits mask = clamp ? pack(op, "clamp", p, *clamp, n) : Bits();
   call.bits = bits.data();
+  call.metropolis = kMetropolis;
   if (clamp) call.clamp = mask.data();
   run(op, call);
   const Tensor out = empty_like_batch(state, p.with_batch({n}), state.scalar_type());
@@ -215,7 +218,8 @@ Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& 
 }  // namespace gibbs
 
 STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
-  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_gibbs));
+  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_sweeps<false>));
+  m.impl("graph_metropolis", TORCH_BOX(&gibbs::graph_sweeps<true>));
   m.impl("graph_gibbs_relaxed", TORCH_BOX(&gibbs::graph_gibbs_relaxed));
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));

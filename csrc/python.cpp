@@ -75,12 +75,14 @@ py::dict build_info() {
 
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-py::array_t<uint32_t> threshold(const FloatArray& logit) {
+// thresholds or acceptances.
+template <auto kKernel>
+py::array_t<uint32_t> by_kernel(const FloatArray& logit) {
   const int64_t n = logit.size(), padded = gibbs::round_up(n, 32);
   std::vector<float> in(size_t(padded), 0.0f);
   std::vector<uint32_t> out(static_cast<size_t>(padded));
   std::copy(logit.data(), logit.data() + n, in.begin());
-  gibbs::kernels().thresholds(in.data(), padded, out.data());
+  (gibbs::kernels().*kKernel)(in.data(), padded, out.data());
   py::array_t<uint32_t> result(std::vector<py::ssize_t>(logit.shape(), logit.shape() + logit.ndim()));
   std::copy(out.begin(), out.begin() + n, result.mutable_data());
   return result;
@@ -157,7 +159,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("random_word", [](int64_t seed, uint64_t chain, uint64_t sweep, uint32_t unit) {
     return gibbs::random_word(gibbs::random_stream(uint64_t(seed), chain, sweep), unit);
   });
-  m.def("threshold", threshold);
+  m.def("threshold", by_kernel<&gibbs::Kernels::thresholds>);
+  m.def("acceptance", by_kernel<&gibbs::Kernels::acceptances>);
   m.def("round_couplings", round_couplings);
   m.def("graph_layout", graph_layout);
   m.def("set_instruction_set", [](const std::string& name) {

@@ -23,6 +23,8 @@ constexpr const char* kSchemas[] = {
     "coupling_resolution(Tensor weight) -> Tensor",
     "graph_gibbs(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? "
     "clamp, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor",
+    "graph_metropolis(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? "
+    "clamp, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor",
     "graph_gibbs_relaxed(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, "
     "Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, "
     "float sharpness, bool slope_gradient) -> (Tensor relaxed, Tensor mean, Tensor start, Tensor fields)",

@@ -23,6 +23,7 @@ from gibbs_ext.functional import (
     graph_fields,
     graph_gibbs,
     graph_gibbs_relaxed,
+    graph_metropolis,
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph, boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
@@ -52,6 +53,7 @@ __all__ = [
     "graph_fields",
     "graph_gibbs",
     "graph_gibbs_relaxed",
+    "graph_metropolis",
     "interop",
     "ising_to_boltzmann",
     "negative_log_likelihood_surrogate",

@@ -25,7 +25,7 @@ Under torch.vmap a row of a call with a ``seed`` is, to the bit, what the call g
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import numpy as np
@@ -469,7 +469,88 @@ def graph_gibbs(
         >>> state[:500].equal(graph_gibbs(torch.zeros(500, 3), *model, 10, beta=0.5, seed=1))
         True
     """
-    name = "graph_gibbs"
+    return _update_graph(
+        "graph_gibbs", ops.graph_gibbs, state, bias, coupling, graph, num_sweeps,
+        beta, clamp, chain_offset, sweep_offset, generator, seed,
+    )  # fmt: skip
+
+
+def graph_metropolis(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int,
+    *,
+    beta: Beta = 1.0,
+    clamp: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """Metropolis sweeps on a coloured graph: colour 0 given the rest, then colour 1, ..., ``num_sweeps`` times.
+
+    All units of a colour propose to flip at once. Unit i does so with probability ``min(1, exp(-beta * dE_i))``, where
+    ``dE_i = (2 z_i - 1) * (bias_i + sum of coupling_ij over the neighbours j that are 1)`` is the energy that its flip
+    adds (Metropolis et al., Equation of State Calculations by Fast Computing Machines, 1953). The law that the sweeps
+    leave unchanged is that of :func:`graph_gibbs`, and the arithmetic is as exact: the bits that come out depend on
+    neither machine, instruction set, number of threads nor the split of the batch.
+
+    A flip that costs nothing is always made. So at beta = 0, or without biases and couplings, a sweep flips every unit
+    and the chain is periodic: it does not approach the uniform law that it leaves unchanged.
+
+    Args:
+        state: [..., N] starting state, values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
+            that of the result.
+        bias: [..., N], floating, finite.
+        coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
+        graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
+        num_sweeps: At least 0.
+        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A flip that would
+            add 22.19 / beta or more to the energy is never made.
+        clamp: Bool, broadcast to [..., N]; units that keep their value.
+        chain_offset: As in :func:`graph_gibbs`.
+        sweep_offset: Number of the first sweep. Below 2^44.
+        generator: Supplies the seed; the default generator when neither is given.
+        seed: A 64-bit integer, instead of a generator.
+
+    Returns:
+        [*S, N], a new contiguous tensor, S the broadcast of every batch shape.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_metropolis:``.
+        KeyboardInterrupt: Ctrl-C during the call.
+
+    Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, with the same words for the same
+    numbers. Fastest with 16 chains or more: on the CPU fewer leave lanes empty.
+
+    Example:
+        >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])
+        >>> graph_metropolis(torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3), torch.zeros(2), graph, 1)
+        tensor([0., 1., 1.])
+    """
+    return _update_graph(
+        "graph_metropolis", ops.graph_metropolis, state, bias, coupling, graph, num_sweeps,
+        beta, clamp, chain_offset, sweep_offset, generator, seed,
+    )  # fmt: skip
+
+
+def _update_graph(
+    name: str,
+    op: Callable[..., Tensor],
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: ColoredGraph,
+    num_sweeps: int,
+    beta: Beta,
+    clamp: Tensor | None,
+    chain_offset: int | Tensor,
+    sweep_offset: int,
+    generator: torch.Generator | None,
+    seed: int | Tensor | None,
+) -> Tensor:
     check_tensors(name, state=state, bias=bias, coupling=coupling, **({} if clamp is None else {"clamp": clamp}))
     check_graph(name, graph)
     check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
@@ -479,9 +560,7 @@ def graph_gibbs(
         name, generator, seed, chain_offset, coupling.shape[:-1], state, bias, clamp
     )
     with torch.no_grad():
-        return ops.graph_gibbs(
-            state, bias, coupling, layout, beta, seed, clamp, chains, first_chain, sweep_offset, num_sweeps
-        )
+        return op(state, bias, coupling, layout, beta, seed, clamp, chains, first_chain, sweep_offset, num_sweeps)
 
 
 @overload

@@ -316,6 +316,34 @@ def graph_gibbs(
     return output
 
 
+def graph_metropolis(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    layout: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    clamp: Tensor | None,
+    chains: Tensor | None,
+    chain_offset: int,
+    sweep_offset: int,
+    num_sweeps: int,
+) -> Tensor:
+    """Metropolis sweeps of a coloured graph; see :func:`gibbs_ext.graph_metropolis`. Not differentiable.
+
+    Args:
+        layout: As in :func:`graph_gibbs`.
+
+    Returns:
+        [*S, N] of state's dtype, S the broadcast of every batch shape.
+    """
+    output: Tensor = _call(
+        torch.ops.gibbs_ext.graph_metropolis.default,
+        state, bias, coupling, layout, beta, seed, clamp, chains, chain_offset, sweep_offset, num_sweeps,
+    )  # fmt: skip
+    return output
+
+
 def graph_gibbs_relaxed(
     state: Tensor,
     bias: Tensor,
@@ -702,6 +730,7 @@ _register("bipartite_gibbs_relaxed_backward", bipartite_gibbs_relaxed_backward_f
 _register("bipartite_ais", bipartite_ais_fake)
 _register("coupling_resolution", coupling_resolution_fake)
 _register("graph_gibbs", graph_gibbs_fake)
+_register("graph_metropolis", graph_gibbs_fake)
 _register("graph_gibbs_relaxed", graph_gibbs_relaxed_fake)
 _register("graph_gibbs_relaxed_backward", graph_gibbs_relaxed_backward_fake, summed="coupling")
 _register("graph_ais", graph_ais_fake)

@@ -177,8 +177,31 @@ def threshold(logit: NDArray[np.float32]) -> Words:
         uint32 of the same shape.
     """
     # twin: csrc/core/threshold.h
+    logit = np.asarray(logit, dtype=np.float32)
+    e = _exp_of_negative(logit)
+    s = e / (np.float32(1) + e)
+    t = (s * np.float32(2.0**32)).astype(np.uint64)
+    mirrored = np.where(t == 0, np.uint64(2**32 - 1), np.uint64(2**32) - t)
+    return np.where(logit > 0, mirrored, t).astype(np.uint32)
+
+
+def acceptance(logit: NDArray[np.float32]) -> Words:
+    """``exp(logit) * 2^32`` for logits below 0 by the contract's float32 steps, each rounded once.
+
+    Args:
+        logit: float32, any shape, below 0.
+
+    Returns:
+        uint32 of the same shape; at most 2^32 - 1.
+    """
+    # twin: csrc/core/threshold.h
+    e = _exp_of_negative(np.asarray(logit, dtype=np.float32))
+    return np.minimum((e * np.float32(2.0**32)).astype(np.uint64), 2**32 - 1).astype(np.uint32)
+
+
+def _exp_of_negative(logit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``exp(-min(|logit|, 90))``."""
     f = np.float32
-    logit = np.asarray(logit, dtype=f)
     a = np.minimum(np.abs(logit), f(90))
     n = np.trunc(a * f(1.44269504) + f(0.5))
     r = n * f(0.693359375) - a
@@ -190,11 +213,8 @@ def threshold(logit: NDArray[np.float32]) -> Words:
     y = y + r
     y = y + f(1)
     power = np.where(n >= 127, f(0), np.ldexp(f(1), -np.minimum(n, f(127)).astype(np.int32)))
-    e = y * power
-    s = e / (f(1) + e)
-    t = (s * f(2.0**32)).astype(np.uint64)
-    mirrored = np.where(t == 0, np.uint64(2**32 - 1), np.uint64(2**32) - t)
-    return np.where(logit > 0, mirrored, t).astype(np.uint32)
+    e: NDArray[np.float32] = y * power
+    return e
 
 
 # Broadcasting -----------------------------------------------------------------------------------------------------
@@ -268,6 +288,12 @@ def _logit(beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[
 
 def _draw(logit: NDArray[np.float32], words: Words) -> NDArray[np.float64]:
     return (words < threshold(logit)).astype(np.float64)
+
+
+def _flip(logit: NDArray[np.float32], words: Words, z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Metropolis's rule."""
+    x = np.where(z == 1, -logit, logit)
+    return np.where((x >= 0) | (words < acceptance(x)), 1 - z, z)
 
 
 def _annealed_logit(
@@ -531,7 +557,47 @@ def graph_gibbs_reference(
     seed: int | Tensor | None = None,
 ) -> Tensor:
     """What :func:`gibbs_ext.graph_gibbs` must return, to the bit. Arguments are the same; none are checked."""
-    key = _seed(generator, seed)
+    return _graph_sweeps(
+        lambda logit, words, z: _draw(logit, words), state, bias, coupling, graph, num_sweeps, beta, clamp,
+        chain_offset, sweep_offset, _seed(generator, seed),
+    )  # fmt: skip
+
+
+def graph_metropolis_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    num_sweeps: int,
+    *,
+    beta: float | Sequence[float] | Tensor = 1.0,
+    clamp: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """What :func:`gibbs_ext.graph_metropolis` must return, to the bit. Arguments are the same; none are checked."""
+    return _graph_sweeps(
+        _flip, state, bias, coupling, graph, num_sweeps, beta, clamp, chain_offset, sweep_offset,
+        _seed(generator, seed),
+    )  # fmt: skip
+
+
+def _graph_sweeps(
+    update: Callable[[NDArray[np.float32], Words, NDArray[np.float64]], NDArray[np.float64]],
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    num_sweeps: int,
+    beta: float | Sequence[float] | Tensor,
+    clamp: Tensor | None,
+    chain_offset: int | Tensor,
+    sweep_offset: int,
+    key: int,
+) -> Tensor:
+    """Sweeps in which ``update`` makes a colour's new values of its logits, random words and values."""
     batch = _prepare(coupling, chain_offset, (state, bias, clamp), graph)
     z = _rows(state, batch.shape, torch.float64).copy()
     biases = _rows(bias, batch.shape, torch.float32)
@@ -542,7 +608,7 @@ def graph_gibbs_reference(
         for color in colors:
             units = color.units
             logit = _logit(b, color.integer_fields(z, batch), batch, biases[:, units])
-            z[:, units] = np.where(fixed[:, units], z[:, units], _draw(logit, words[:, units]))
+            z[:, units] = np.where(fixed[:, units], z[:, units], update(logit, words[:, units], z[:, units]))
     return _like(z, batch.shape, state.dtype)
 
 

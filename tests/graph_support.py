@@ -4,7 +4,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -182,16 +182,34 @@ def exact_graph_probabilities(graph: ColoredGraph, parameters: GraphParameters, 
 
 def exact_sweeps(graph: ColoredGraph, parameters: GraphParameters, num_sweeps: int, beta: float = 1.0) -> Tensor:
     """[2^N] float64: the distribution after so many sweeps from all zeros, unit by unit."""
+    return _swept(graph, parameters, num_sweeps, lambda logit: (torch.sigmoid(logit), torch.sigmoid(-logit)), beta)
+
+
+def exact_metropolis_sweeps(
+    graph: ColoredGraph, parameters: GraphParameters, num_sweeps: int, beta: float = 1.0
+) -> Tensor:
+    """Likewise, of Metropolis sweeps."""
+    return _swept(graph, parameters, num_sweeps, lambda x: (x.clamp(max=0).exp(), (-x).clamp(max=0).exp()), beta)
+
+
+def _swept(
+    graph: ColoredGraph,
+    parameters: GraphParameters,
+    num_sweeps: int,
+    flips: Callable[[Tensor], tuple[Tensor, Tensor]],
+    beta: float,
+) -> Tensor:
+    """``flips``: of a logit, how probably a unit that is 0 becomes 1, and one that is 1 becomes 0."""
     energies = exact_energies(graph, parameters)
     p = torch.zeros_like(energies)
     p[0] = 1
     updates = []
     for unit in graph.colors.argsort(stable=True).tolist():
         low, high = halves(energies, unit)
-        updates.append((*halves(p, unit), torch.sigmoid(beta * (low - high))))
+        updates.append((*halves(p, unit), *flips(beta * (low - high))))
     for _ in range(num_sweeps):
-        for zero, one, conditional in updates:
-            total = zero + one
-            torch.mul(total, conditional, out=one)
-            torch.sub(total, one, out=zero)
+        for zero, one, up, down in updates:
+            change = zero * up - one * down
+            zero -= change
+            one += change
     return p

@@ -16,6 +16,7 @@ from support import assert_same_bits, untouched
 import gibbs_ext as gx
 
 CALLS = [f"{kind}_{op}" for kind in ("bipartite", "graph") for op in ("gibbs", "gibbs_relaxed", "ais")]
+CALLS.append("graph_metropolis")
 N1, N2, BATCH = 4, 6, 3
 N, E = 8, 9
 EDGES = [(i, (i + 1) % N) for i in range(N)] + [(0, 4)]
@@ -39,7 +40,7 @@ def good(name):
             "right_bias": torch.randn(N2),
             "weight": torch.randn(BATCH, N1, N2),
         }
-    if name.endswith("_gibbs"):
+    if name.endswith(("_gibbs", "_metropolis")):
         arguments |= {"num_sweeps": 2, "beta": torch.tensor([0.5, 1.0])}
         if on_graph:
             arguments["clamp"] = torch.zeros(BATCH, N, dtype=torch.bool)
@@ -299,13 +300,16 @@ def layouts():
                 yield wrong
 
 
-@pytest.mark.parametrize("op", ["graph_gibbs", "graph_gibbs_relaxed", "graph_ais", "graph_coupling_resolution"])
+@pytest.mark.parametrize(
+    "op", ["graph_gibbs", "graph_metropolis", "graph_gibbs_relaxed", "graph_ais", "graph_coupling_resolution"]
+)
 def test_layouts_that_are_none(op):
     """No number in it may lead outside a tensor."""
     state, bias, coupling, seed = torch.zeros(3, N), torch.zeros(N), torch.zeros(E), torch.tensor(1)
     one = torch.ones(2, dtype=torch.float64)
     rest = {
         "graph_gibbs": (one, seed, None, None, 0, 0, 2),
+        "graph_metropolis": (one, seed, None, None, 0, 0, 2),
         "graph_gibbs_relaxed": (one, seed, None, 0, 0, 1, 1, 0, 4.0, True),
         "graph_ais": (bias, one, seed, None, 0, 0),
         "graph_coupling_resolution": (),

@@ -62,6 +62,14 @@ def test_threshold_limits(function):
     assert t.tolist() == [2**31, 2**31, 2**32 - 1, 0, 2**32 - 1, 0, 2**32 - 1, 0, 2**31, 2**31]
 
 
+@pytest.mark.parametrize("function", [_C.acceptance, reference.acceptance], ids=["compiled", "reference"])
+def test_acceptance_limits(function):
+    x = np.array([-1e-45, -1e-9, -22.18, -22.181, -90, -3.4e38, -np.inf], np.float32)
+    t = function(x)
+    assert t.dtype == np.uint32
+    assert t.tolist() == [2**32 - 1, 2**32 - 1, 1, 0, 0, 0, 0]
+
+
 def threshold_inputs() -> np.ndarray:
     """A million float32 values: every exponent, dense where the sigmoid moves, and each side of every rounding of n."""
     patterns = np.random.default_rng(1).integers(0, 2**32, 400_000, dtype=np.uint64).astype(np.uint32)
@@ -84,6 +92,17 @@ def test_threshold_is_a_sigmoid():
     mirrored = _C.threshold(-x).astype(np.int64)
     saturated = np.minimum(2**32 - t, 2**32 - 1)
     assert (mirrored == saturated)[x <= 0].all()
+
+
+def test_acceptance_is_an_exponential():
+    x = np.sort(threshold_inputs())
+    x = x[x < 0]
+    t = _C.acceptance(x).astype(np.int64)
+    exact = 2**32 * np.exp(x.astype(np.float64))
+    assert np.abs(t - exact).max() <= 207
+    assert (np.diff(t) >= 0).all()
+    small = (x < -1) & (exact > 1e4)
+    assert (np.abs(t - exact)[small] / exact[small]).max() < 1e-3
 
 
 COUPLINGS = {
@@ -176,11 +195,13 @@ def test_every_instruction_set_rounds_couplings_alike(instruction_set, name):
             np.testing.assert_array_equal(rounded, expected)
 
 
-def test_every_instruction_set_has_the_same_threshold(instruction_set):
+@pytest.mark.parametrize("name", ["threshold", "acceptance"])
+def test_every_instruction_set_has_the_same_threshold(name, instruction_set):
     x = threshold_inputs()
-    np.testing.assert_array_equal(_C.threshold(x), reference.threshold(x))
+    compiled, expected = getattr(_C, name), getattr(reference, name)
+    np.testing.assert_array_equal(compiled(x), expected(x))
     for size in (1, 3, 31, 33):  # partial vectors
-        np.testing.assert_array_equal(_C.threshold(x[:size]), reference.threshold(x[:size]))
+        np.testing.assert_array_equal(compiled(x[:size]), expected(x[:size]))
 
 
 def test_every_instruction_set_draws_the_same_words(instruction_set):

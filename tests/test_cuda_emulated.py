@@ -18,6 +18,7 @@ import test_graph_ais
 import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
+import test_graph_metropolis
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
 
@@ -30,6 +31,7 @@ MODULES = (
     test_bipartite_ais,
     test_graph_gibbs,
     test_graph_gibbs_relaxed,
+    test_graph_metropolis,
     test_graph_ais,
     test_graph_fields,
     test_felt_rounding,
@@ -39,7 +41,7 @@ MODULES = (
 # take minutes. A wrong state is said to be a wrong bias: only the state tells a call how many nodes its graph has.
 UNFIT = (
     *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
-    *("many_nodes", "drift", "tables_agree", "ties_are", "refuses"),
+    *("many_nodes", "drift", "tables_agree", "ties_are", "refuses", "statistics"),
 )
 
 

@@ -58,6 +58,7 @@ FAULTS = [
     ),
     Fault("no barrier between colours", "graph", f"{BARRIER}the colour is whole", "//"),
     Fault("ties are not broken", "graph", "if (byte == high) open |= 1u << u;", ""),
+    Fault("a flip of the wrong sign", "graph", "logit_of_unit, bit(node))", "logit_of_unit, false)"),
     Fault("every lane the first chain", "graph", "chain_ = is_active_ ? mine : own_.begin;", "chain_ = own_.begin;"),
     Fault(
         "too little room for random words",

@@ -35,6 +35,7 @@ def relaxed_and_backward() -> Any:
         lambda: gx.bipartite_gibbs(LEFT, *(p.detach() for p in PARAMETERS), 3),
         relaxed_and_backward,
         lambda: gx.graph_gibbs(STATE, BIAS, COUPLING, GRAPH, 3, seed=1),
+        lambda: gx.graph_metropolis(STATE, BIAS, COUPLING, GRAPH, 3, seed=1),
         lambda: gx.graph_gibbs_relaxed(STATE, BIAS, COUPLING, GRAPH, 3),
         lambda: gx.ising_to_boltzmann(BIAS, COUPLING, GRAPH),
         lambda: gx.boltzmann_to_ising(BIAS, COUPLING, GRAPH),

@@ -21,9 +21,14 @@ def test_graphs_compiled(instruction_set, graph_route):
     def resolution(coupling, graph):
         return float(ops.graph_coupling_resolution(coupling, graph.layout))
 
-    assert list(graph_vectors(gibbs_ext.graph_gibbs, gibbs_ext.graph_ais, resolution)) == GRAPH_GOLDEN
+    functions = gibbs_ext.graph_gibbs, gibbs_ext.graph_metropolis, gibbs_ext.graph_ais
+    assert list(graph_vectors(*functions, resolution)) == GRAPH_GOLDEN
 
 
 def test_graphs_reference():
-    vectors = graph_vectors(reference.graph_gibbs_reference, reference.graph_ais_reference, reference_resolution)
-    assert list(vectors) == GRAPH_GOLDEN
+    functions = (
+        reference.graph_gibbs_reference,
+        reference.graph_metropolis_reference,
+        reference.graph_ais_reference,
+    )
+    assert list(graph_vectors(*functions, reference_resolution)) == GRAPH_GOLDEN

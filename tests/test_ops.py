@@ -60,7 +60,7 @@ def graph_samples(op, batches, state, dtype):
     p = [x.requires_grad_(op == "graph_gibbs_relaxed") for x in random_graph_parameters(graph, batches, dtype=dtype)]
     z, chains, layout = random_bits(*state, 7, dtype=dtype), torch.arange(state[-1]), graph.layout
     schedule = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
-    if op == "graph_gibbs":
+    if op in ("graph_gibbs", "graph_metropolis"):
         yield (z.bool(), *p, layout, ONE, SEED, None, None, 0, 0, 2)
         yield (z, *p, layout, schedule, SEED, torch.zeros(7, dtype=torch.bool), chains, 0, 4, 3)
     elif op == "graph_gibbs_relaxed":
@@ -143,13 +143,14 @@ def test_compile_binary(backend):
     assert_same_bits(compiled(left, *p), sample(left, *p))
 
 
+@pytest.mark.parametrize("sample_graph", [gx.graph_gibbs, gx.graph_metropolis], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_binary_on_a_graph(backend):
+def test_compile_binary_on_a_graph(backend, sample_graph):
     graph = gx.ChimeraGraph(1, 2)
     p, state = random_graph_parameters(graph), random_bits(4, 16)
 
     def sample(state, *p):
-        return 2 * gx.graph_gibbs(state, *p, graph, 3, beta=[0.5, 1.0, 1.5], clamp=torch.tensor(False), seed=3)
+        return 2 * sample_graph(state, *p, graph, 3, beta=[0.5, 1.0, 1.5], clamp=torch.tensor(False), seed=3)
 
     compiled = torch.compile(sample, fullgraph=True, backend=backend)
     assert_same_bits(compiled(state, *p), sample(state, *p))
@@ -337,6 +338,7 @@ INTERRUPTED_ON_A_GRAPH = """
 
 GRAPH_CALLS = {
     "graph_gibbs": "gx.graph_gibbs(state, bias, coupling, graph, 10**8)",
+    "graph_metropolis": "gx.graph_metropolis(state, bias, coupling, graph, 10**8)",
     "graph_gibbs_relaxed": "gx.graph_gibbs_relaxed(state, bias, coupling, graph, 10**8)",
     "graph_ais": "gx.graph_ais(state, bias, coupling, graph, bias, torch.linspace(0, 1, 10**7))",
 }
@@ -349,6 +351,7 @@ GRAPH_CALLS = {
         ("graph_gibbs", 512, "", "blocks"),
         ("graph_gibbs", 1, "", "auto"),
         ("graph_gibbs", 64, "64, ", "auto"),
+        ("graph_metropolis", 512, "", "auto"),
         ("graph_gibbs_relaxed", 512, "", "auto"),
         ("graph_ais", 512, "", "auto"),
     ],

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "bipartite_gibbs_relaxed": (*BIPARTITE, "beta", *COUNTERS),
     "bipartite_ais": (*BIPARTITE, "base_left_bias", "base_right_bias", "betas", *COUNTERS),
     "graph_gibbs": ("state", "bias", "coupling", "clamp", "beta", *COUNTERS),
+    "graph_metropolis": ("state", "bias", "coupling", "clamp", "beta", *COUNTERS),
     "graph_gibbs_relaxed": ("state", "bias", "coupling", "beta", *COUNTERS),
     "graph_ais": ("state", "bias", "coupling", "base_bias", "betas", *COUNTERS),
 }
@@ -52,9 +53,11 @@ DRAWN = [name for name in ARGUMENTS if "ais" not in name]
 
 def call(name, arguments, **options):
     """The outputs of a function of a whole set of arguments, of which some may be missing."""
-    sweeps = {"gibbs": {"num_sweeps": 3}, "relaxed": {"num_sweeps": 1, "num_relaxed_sweeps": 2}, "ais": {}}
+    sweeps = {"relaxed": {"num_sweeps": 1, "num_relaxed_sweeps": 2}, "ais": {}}.get(
+        name.split("_")[-1], {"num_sweeps": 3}
+    )
     graph = {"graph": GRAPH} if name.startswith("graph") else {}
-    outputs = getattr(gx, name)(**arguments, **graph, **sweeps[name.split("_")[-1]], **options)
+    outputs = getattr(gx, name)(**arguments, **graph, **sweeps, **options)
     return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
 
 

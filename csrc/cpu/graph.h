@@ -53,12 +53,12 @@ struct BinaryBlock {
   int32_t* state;           // [num_nodes, kChainBlock], 0 or -1, mutated
   const int32_t* clamp;     // [num_nodes, kChainBlock], 0 or -1; null: none
   double* log_weight;       // [kChainBlock], added to; null: not annealed
-  uint32_t* words;          // scratch: [random_groups * 4, kChainBlock]
-  OpenUnit* open;           // scratch: [num_nodes + 1]
+  uint32_t* words;          // scratch: [random_groups * 4, kChainBlock]; Metropolis sweeps: [whole_words(num_nodes)]
+  OpenUnit* open;           // scratch: [num_nodes + 1]; Metropolis sweeps need none
 };
 
 // Whole words of every unit, then their high bytes.
-inline int64_t relaxed_words(int64_t num_nodes) { return (round_up(num_nodes, 32) + random_groups(num_nodes) * 4) * kChainBlock; }
+inline int64_t whole_words(int64_t num_nodes) { return (round_up(num_nodes, 32) + random_groups(num_nodes) * 4) * kChainBlock; }
 
 // ---- single chains: 16 units of one colour side by side ---------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ struct RelaxedBlock {
   T* value;           // [num_nodes, kChainBlock], mutated
   T* mean;            // [num_nodes, kChainBlock]
   T* fields;          // [num_nodes, kChainBlock]
-  uint32_t* words;    // scratch: relaxed_words(num_nodes)
+  uint32_t* words;    // scratch: [whole_words(num_nodes)]
 };
 
 template <class T>
@@ -114,7 +114,7 @@ struct RelaxedBackwardBlock {
   T* grad_bias;        // [num_nodes, kChainBlock]
   T* grad_coupling;    // [num_edges, kChainBlock], added to
   T *value, *slope;    // [num_nodes, kChainBlock] kept from one sweep to the next
-  uint32_t* words;     // scratch: relaxed_words(num_nodes)
+  uint32_t* words;     // scratch: [whole_words(num_nodes)]
 };
 
 // ---- blocks of 64 chains that share couplings and biases: probabilities by table -------------------------------------------------

@@ -281,8 +281,8 @@ class BlockRunner {
         clamp_(call.clamp ? lane_size() : 0),
         bias_(binary() * lane_size()),
         base_bias_(call.log_weights ? lane_size() : 0),
-        words_(call.num_relaxed_sweeps ? relaxed_words(call.graph.num_nodes)
-                                       : random_groups(call.graph.num_nodes) * 4 * kChainBlock),
+        words_(call.num_relaxed_sweeps || call.metropolis ? whole_words(call.graph.num_nodes)
+                                                          : random_groups(call.graph.num_nodes) * 4 * kChainBlock),
         open_(binary() * (call.graph.num_nodes + 1)),
         relaxed_bias_(relaxed() * lane_size()),
         value_(relaxed() * lane_size()),
@@ -355,7 +355,7 @@ class BlockRunner {
     const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed,       uint64_t(call_.sweep_offset),
                                 beta_.data(),     beta_.size() > 1 ? 1 : 0, position_.data(), &logit_bounds(),
                                 progress_.check()};
-    kernels().sweep_block(sweeps, b);
+    (call_.metropolis ? kernels().metropolis_block : kernels().sweep_block)(sweeps, b);
     if (progress_.stop()) return false;
     bits_from_masks(state_.get(), lanes, n, call_.bits);
     if (annealed)
@@ -718,8 +718,9 @@ class ChainRunner {
 
 // How the binary sweeps of a model are made, `chains` of its chains in each thread.
 GraphRoute route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
-  if (call.num_sweeps && use_tables(call, beta, chains)) return GraphRoute::kTables;
-  return call.num_sweeps && use_chains(call) ? GraphRoute::kChains : GraphRoute::kBlocks;
+  if (!call.num_sweeps || call.metropolis) return GraphRoute::kBlocks;
+  if (use_tables(call, beta, chains)) return GraphRoute::kTables;
+  return use_chains(call) ? GraphRoute::kChains : GraphRoute::kBlocks;
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------------------
@@ -838,7 +839,7 @@ class BackwardRunner {
         value_(lane_size()),
         slope_(lane_size()),
         grad_coupling_(call_.graph.num_edges * kChainBlock),
-        words_(relaxed_words(call_.graph.num_nodes)) {}
+        words_(whole_words(call_.graph.num_nodes)) {}
 
   void clear() {
     std::memset(static_cast<void*>(grad_coupling_.get()), 0, size_t(call_.graph.num_edges * kChainBlock) * sizeof(T));

@@ -22,6 +22,7 @@ struct GraphCall : SweepCall {
   uint32_t* bits = nullptr;
   const uint32_t* clamp = nullptr;
   double* log_weights = nullptr;  // [linear number]; not null: annealed
+  bool metropolis = false;        // sweeps by Metropolis's rule instead of Gibbs's, always by blocks; not annealed
   GraphRoute route = GraphRoute::kAuto;
 
   // Relaxed sweeps: [linear number, num_nodes] of the parameters' dtype.

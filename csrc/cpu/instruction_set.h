@@ -12,6 +12,8 @@ namespace {
 
 #include "cpu/graph_kernel.h"
 
+#include "cpu/graph_metropolis_kernel.h"
+
 #include "cpu/graph_relaxed_kernel.h"
 }  // namespace
 
@@ -24,6 +26,7 @@ const Kernels table = {GIBBS_ISA_NAME,
                        sweep_tile_kernel,
                        random_words_kernel,
                        thresholds_kernel,
+                       acceptances_kernel,
                        relaxed_kernel<float>,
                        relaxed_kernel<double>,
                        relaxed_backward_kernel<float>,
@@ -40,6 +43,7 @@ const Kernels table = {GIBBS_ISA_NAME,
                        round_graph_couplings_kernel<double>,
                        sweep_block_kernel,
                        sweep_chain_kernel,
+                       metropolis_block_kernel,
                        relaxed_block_kernel<float>,
                        relaxed_block_kernel<double>,
                        relaxed_backward_begin_kernel<float>,

@@ -16,7 +16,8 @@ struct Kernels {
   void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
   void (*sweep_tile)(const BinarySweeps&, const BinaryChain*, int64_t count, const TileWorkspace&);
   void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
-  void (*thresholds)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
+  void (*thresholds)(const float* logits, int64_t count, uint32_t* out);   // count: multiple of 32
+  void (*acceptances)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
   // words: [random_bytes_capacity(n1 + n2)] uint32 scratch, bytes: the same number of uint8
   void (*relaxed_float)(const RelaxedSweeps<float>&, const RelaxedChain<float>*, float* const* fields, int count, uint32_t*,
                         uint8_t*);
@@ -45,6 +46,7 @@ struct Kernels {
   CouplingStatus (*round_graph_couplings_double)(const GraphView&, const double* w, int models, int* k, int32_t* out);
   void (*sweep_block)(const GraphSweeps&, const BinaryBlock&);
   void (*sweep_chain)(const GraphSweeps&, const ChainModel&, const SingleChain&);
+  void (*metropolis_block)(const GraphSweeps&, const BinaryBlock&);
   void (*relaxed_block_float)(const RelaxedGraphSweep<float>&, const RelaxedBlock<float>&);
   void (*relaxed_block_double)(const RelaxedGraphSweep<double>&, const RelaxedBlock<double>&);
   // Backward: begin with the last sweep and its fields, then undo it and the ones before, given each time the sweep before (null: the

@@ -34,7 +34,15 @@ int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((b
 
 // Whether units may have few enough neighbours; only the device knows. Where one has more, the kernel makes sums.
 bool can_tabulate(const GraphParams& p) {
-  return 2 * p.num_edges <= kMaxTableDegree * p.num_nodes && !p.log_weights && is_shared_row(p.bias, p.sweep.batch);
+  return 2 * p.num_edges <= kMaxTableDegree * p.num_nodes && !p.log_weights && !p.metropolis &&
+         is_shared_row(p.bias, p.sweep.batch);
+}
+
+template <GraphCudaRoute kRoute>
+const Kernel<GraphBinaryParams>& kernel_of(const GraphParams& p) {
+  return p.log_weights  ? registered<graph_kernel<kRoute, GraphRule::kAnnealed>>
+         : p.metropolis ? registered<graph_kernel<kRoute, GraphRule::kMetropolis>>
+                        : registered<graph_kernel<kRoute, GraphRule::kGibbs>>;
 }
 
 }  // namespace
@@ -72,11 +80,9 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
 
 void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
   using enum GraphCudaRoute;
-  const auto& kernel = plan.route == kTables ? registered<graph_kernel<kTables, false>>
-                       : plan.route == kSums
-                           ? p.log_weights ? registered<graph_kernel<kSums, true>> : registered<graph_kernel<kSums, false>>
-                       : p.log_weights ? registered<graph_kernel<kUnits, true>>
-                                       : registered<graph_kernel<kUnits, false>>;
+  const auto& kernel = plan.route == kTables ? registered<graph_kernel<kTables, GraphRule::kGibbs>>
+                       : plan.route == kSums ? kernel_of<kSums>(p)
+                                             : kernel_of<kUnits>(p);
   launch(kernel, plan.shape, stream, GraphBinaryParams{p, plan});
 }
 

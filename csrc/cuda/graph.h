@@ -16,6 +16,7 @@ struct GraphParams {
   StateView state, clamp;        // clamp may be absent
   StateOutput state_out;
   double* log_weights;  // [linear number]; not null: annealed
+  bool metropolis;      // binary sweeps by Metropolis's rule instead of Gibbs's; not annealed
   bool is_double;
 
   // Relaxed calls. Of the parameters' dtype.
@@ -39,8 +40,8 @@ struct GraphBackwardParams {
   void* workspace;
 };
 
-// Binary sweeps: lanes are chains that share the couplings (tables of probabilities where no unit has more than six neighbours, integer
-// sums elsewhere), or lanes are the units of a colour. Tests and benchmarks name one.
+// Binary sweeps: lanes are chains that share the couplings (Gibbs's rule: tables of probabilities where no unit has more than six neighbours;
+// integer sums elsewhere), or lanes are the units of a colour. Tests and benchmarks name one.
 enum class GraphCudaRoute { kAuto, kTables, kSums, kUnits };
 
 struct GraphPlan {

@@ -15,6 +15,9 @@ constexpr int kGraphWarps = kGraphThreads / kWarpSize;
 constexpr int kMaxTableDegree = 6;
 constexpr int kTableEntries = 1 << kMaxTableDegree;
 
+// How a sweep updates a unit. Annealed: by Gibbs's rule, with log-weights.
+enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
+
 // Where half-edge h lies in shared memory. Lanes along units are a degree apart; at an even one half of the banks would idle.
 template <class Index>
 GIBBS_HOST_DEVICE Index skewed(Index h) {
@@ -68,9 +71,11 @@ GIBBS_DEVICE int graph_scale_exponent(const GraphParams& p, const GraphView& g, 
 // broadcasts for 32 chains; kTables: two, and one entry of the table), and a random byte; Philox is 1/16 of a counter. The other 24 bits of a word are
 // drawn where the high byte ties with the threshold's: at once, or (kTables) for a warp's units of a colour together, as otherwise 12% of the
 // warps would stop for one lane.
-// Computes: acc_i = sum over e of coupling_e z_j;  z_i = [word_i < threshold(beta (acc_i 2^-k + bias_i))].
-template <GraphCudaRoute kRoute, bool kAnnealed>
+// Computes: acc_i = sum over e of coupling_e z_j, logit_i = beta (acc_i 2^-k + bias_i);  z_i = [word_i < threshold(logit_i)], or (kMetropolis)
+// z_i flips where x = (1 - 2 z_i) logit_i >= 0 or word_i < acceptance(x).
+template <GraphCudaRoute kRoute, GraphRule kRule>
 class GraphCta {
+  static constexpr bool kAnnealed = kRule == GraphRule::kAnnealed;
   static constexpr bool kLanes = kRoute != GraphCudaRoute::kUnits;
   static constexpr uint8_t kBit = 1, kClamp = 2, kFirstColor = 4;  // of a state byte
 
@@ -242,7 +247,12 @@ class GraphCta {
   GIBBS_DEVICE void update(int begin, int end, const RandomStream& stream, float beta) {
     for (int position = begin + thread_.group; position < end; position += thread_.num_groups) {
       const int node = g_.order[position];
-      const bool drawn = decide(stream, uint32_t(node), high_byte(stream, node), logit(sum_of_neighbors(position), node, beta));
+      const float logit_of_unit = logit(sum_of_neighbors(position), node, beta);
+      bool drawn;
+      if constexpr (kRule == GraphRule::kMetropolis)
+        drawn = decide_flip(stream, uint32_t(node), high_byte(stream, node), logit_of_unit, bit(node));
+      else
+        drawn = decide(stream, uint32_t(node), high_byte(stream, node), logit_of_unit);
       if constexpr (kLanes) {
         write(node, __ballot_sync(kFullWarp, drawn));
       } else {
@@ -361,11 +371,11 @@ class GraphCta {
   float scale_ = 1;
 };
 
-template <GraphCudaRoute kRoute, bool kAnnealed>
+template <GraphCudaRoute kRoute, GraphRule kRule>
 __global__ void __launch_bounds__(kGraphThreads, 1) graph_kernel(const __grid_constant__ GraphBinaryParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);
-  GraphCta<kRoute, kAnnealed> cta(params, memory);
+  GraphCta<kRoute, kRule> cta(params, memory);
   cta.run();
 }
 

@@ -27,6 +27,7 @@ enum OpId : uint32_t {
   kBipartiteAis,
   kCouplingResolution,
   kGraphGibbs,
+  kGraphMetropolis,
   kGraphGibbsRelaxed,
   kGraphGibbsRelaxedBackward,
   kGraphAis,
@@ -34,10 +35,11 @@ enum OpId : uint32_t {
   kGraphFields,
   kGraphEdgeSums,
 };
-constexpr const char* kOpNames[] = {
-    "bipartite_gibbs", "bipartite_gibbs_relaxed", "bipartite_gibbs_relaxed_backward", "bipartite_ais", "coupling_resolution",
-    "graph_gibbs",     "graph_gibbs_relaxed",     "graph_gibbs_relaxed_backward",     "graph_ais",     "graph_coupling_resolution",
-    "graph_fields",    "graph_edge_sums"};
+constexpr const char* kOpNames[] = {"bipartite_gibbs",  "bipartite_gibbs_relaxed",   "bipartite_gibbs_relaxed_backward",
+                                    "bipartite_ais",    "coupling_resolution",       "graph_gibbs",
+                                    "graph_metropolis", "graph_gibbs_relaxed",       "graph_gibbs_relaxed_backward",
+                                    "graph_ais",        "graph_coupling_resolution", "graph_fields",
+                                    "graph_edge_sums"};
 const char* coupling_name(uint32_t op) { return op >= kGraphGibbs ? "coupling" : "weight"; }
 
 std::atomic<BipartiteRoute> bipartite_route = BipartiteRoute::kAuto;
@@ -492,15 +494,17 @@ Params graph_params(const GraphProblem& p, const Tensor& layout) {
   return params;
 }
 
-Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout, const Tensor& beta,
-                   const Tensor& seed, const std::optional<Tensor>& clamp, const std::optional<Tensor>& chains,
-                   int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
-  constexpr const char* op = kOpNames[kGraphGibbs];
+// graph_gibbs and graph_metropolis.
+template <OpId kOp>
+Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout, const Tensor& beta,
+                    const Tensor& seed, const std::optional<Tensor>& clamp, const std::optional<Tensor>& chains,
+                    int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
+  constexpr const char* op = kOpNames[kOp];
   const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, 0};
   GraphProblem p(op, coupling, layout, size_of(op, coupling, layout, state));
   const Tensor parameter = check_graph_gibbs(p, state, bias, beta, clamp, counters);
   check_device(p);
-  Call call(kGraphGibbs, p.coupling());
+  Call call(kOp, p.coupling());
   const Tensor out = call.allocate(state, p.with_batch({p.size.num_nodes}), state.scalar_type());
   if (!p.num_chains()) return out;
   GraphParams params = graph_params<GraphParams>(p, layout);
@@ -510,6 +514,7 @@ Tensor graph_gibbs(const Tensor& state, const Tensor& bias, const Tensor& coupli
   batch.state(params.state, state);
   if (clamp) batch.state(params.clamp, *clamp);
   params.state_out = BatchBuilder::output(out);
+  params.metropolis = kOp == kGraphMetropolis;
   call.describe(params.sweep, batch, counters, "beta", beta, double(p.size.num_edges ? num_sweeps : 0));
   batch.finish(params.sweep.batch);
   const GraphPlan plan = call.run([&] { return plan_graph(params, call.limits(), graph_cuda_route); });
@@ -761,7 +766,8 @@ STABLE_TORCH_LIBRARY_IMPL(GIBBS_OPS, GIBBS_OPS_KEY, m) {
   m.impl("bipartite_gibbs_relaxed_backward", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed_backward));
   m.impl("bipartite_ais", TORCH_BOX(&gibbs::bipartite_ais));
   m.impl("coupling_resolution", TORCH_BOX(&gibbs::coupling_resolution));
-  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_gibbs));
+  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_sweeps<gibbs::kGraphGibbs>));
+  m.impl("graph_metropolis", TORCH_BOX(&gibbs::graph_sweeps<gibbs::kGraphMetropolis>));
   m.impl("graph_gibbs_relaxed", TORCH_BOX(&gibbs::graph_gibbs_relaxed));
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));

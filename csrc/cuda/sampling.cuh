@@ -33,11 +33,21 @@ GIBBS_DEVICE uint32_t random_byte(const Words& words, int64_t unit) {
 // By value: what a call is given by reference lies in local memory.
 GIBBS_DEVICE_CALL uint32_t draw_low_bits(RandomStream s, uint32_t unit) { return random_low_bits(s, unit); }
 
-// The unit's new value. Its low 24 bits are drawn only where the high byte leaves it open, one time in 256.
-GIBBS_DEVICE bool decide(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit) {
-  const uint32_t t = threshold(logit);
+// Whether the unit's word is less than t. Its low 24 bits are drawn only where the high byte leaves it open, one time in 256.
+GIBBS_DEVICE bool word_is_below(uint32_t t, const RandomStream& s, uint32_t unit, uint32_t high_byte) {
   if (high_byte != t >> 24) return high_byte < t >> 24;
   return draw_low_bits(s, unit) < (t & 0xffffff);
+}
+
+// The unit's new value by Gibbs's rule.
+GIBBS_DEVICE bool decide(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit) {
+  return word_is_below(threshold(logit), s, unit, high_byte);
+}
+
+// And by Metropolis's.
+GIBBS_DEVICE bool decide_flip(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit, bool is_one) {
+  const float x = logit_of_flip(logit, is_one);
+  return is_one != (x >= 0 || word_is_below(acceptance(x), s, unit, high_byte));
 }
 
 // beta field + (1 - beta) base field of an annealed sweep.

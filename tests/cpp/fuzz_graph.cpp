@@ -289,7 +289,14 @@ static Result reference(const Problem<T>& p, bool annealed, std::vector<double>*
       for (const std::vector<int64_t>& nodes : p.by_color)
         for (int64_t node : nodes) {
           if (!p.clamp.empty() && bit(p.clamp.data() + chain * state_words(n), node)) continue;
-          set_bit(state, node, random_word(stream, uint32_t(node)) < threshold(logit(node, beta)));
+          const uint32_t word = random_word(stream, uint32_t(node));
+          if (c.metropolis) {
+            const bool is_one = bit(state, node);
+            const float x = is_one ? -logit(node, beta) : logit(node, beta);
+            set_bit(state, node, is_one != (x >= 0 || word < acceptance(x)));
+          } else {
+            set_bit(state, node, word < threshold(logit(node, beta)));
+          }
         }
     }
   }
@@ -304,9 +311,12 @@ static void fuzz_binary() {
   if (annealed) {
     p.call.beta.resize(size_t(p.call.num_sweeps + 1));
     draw_schedule(p.call.beta, [] { return double(below(101)) / 100; });
-  } else if (one_in(3)) {
-    p.clamp = random_bits(p.chains, n);
-    p.call.clamp = p.clamp.data();
+  } else {
+    p.call.metropolis = one_in(3);
+    if (one_in(3)) {
+      p.clamp = random_bits(p.chains, n);
+      p.call.clamp = p.clamp.data();
+    }
   }
   std::vector<double> scales;
   const Result expected = reference(p, annealed, &scales);

@@ -55,6 +55,7 @@ def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
             for beta in (schedule, schedule[:1]):
                 arguments = (state, bias, coupling, graph.layout, beta, seed, clamp, None, 5, 3, 4)
                 yield "graph_gibbs", arguments, GRAPH_ROUTES
+                yield "graph_metropolis", arguments, GRAPH_ROUTES
             base = torch.randn(graph.num_nodes)
             yield "graph_ais", (state, bias, coupling, graph.layout, base, schedule, seed, None, 5, 3), GRAPH_ROUTES
             yield "graph_fields", (state, bias, coupling, graph.layout), ("auto",)
@@ -100,7 +101,7 @@ def calls(
     """Names, arguments, routes and tolerances, of the routes that are wanted."""
     for name, arguments, routes in binary_calls(sizes):
         if found := list(filter(is_wanted, routes)):
-            yield name, arguments, found, 0.0 if "gibbs" in name else 1e-3
+            yield name, arguments, found, 0.0 if name.endswith(("gibbs", "metropolis")) else 1e-3
     if is_wanted("auto"):
         for name, arguments in relaxed_calls(sizes):
             yield name, arguments, ["auto"], 1e-9

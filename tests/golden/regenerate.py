@@ -65,7 +65,7 @@ GRAPHS = {
 }
 
 
-def graph_vectors(gibbs, ais, resolution) -> Iterator[str]:
+def graph_vectors(gibbs, metropolis, ais, resolution) -> Iterator[str]:
     """One line each; ``resolution`` gives 2^-k of the couplings of one model on a graph."""
     for name, graph in GRAPHS.items():
         n, e = torch.arange(graph.num_nodes), torch.arange(graph.num_edges)
@@ -81,6 +81,8 @@ def graph_vectors(gibbs, ais, resolution) -> Iterator[str]:
             beta = torch.tensor([0.25, 0.25, 0.5, 1.25, 1.25])
             z = gibbs(start, bias, coupling, graph, 5, beta=beta, **options)
             yield f"graph_gibbs {name} {models} {chains} {seed} = {digest(z)}"
+            z = metropolis(start, bias, coupling, graph, 5, beta=beta, **options)
+            yield f"graph_metropolis {name} {models} {chains} {seed} = {digest(z)}"
             z, _ = ais(start, bias, coupling, graph, bias / 2, torch.linspace(0, 1, 6).double(), **options)
             yield f"graph_ais {name} {models} {chains} {seed} = {digest(z)}"
 
@@ -99,5 +101,10 @@ def reference_resolution(coupling: torch.Tensor, graph: ColoredGraph) -> float:
 if __name__ == "__main__":
     lines = vectors(reference, reference.bipartite_gibbs_reference, reference.bipartite_ais_reference)
     FILE.write_text("\n".join(lines) + "\n")
-    lines = graph_vectors(reference.graph_gibbs_reference, reference.graph_ais_reference, reference_resolution)
+    graph_functions = (
+        reference.graph_gibbs_reference,
+        reference.graph_metropolis_reference,
+        reference.graph_ais_reference,
+    )
+    lines = graph_vectors(*graph_functions, reference_resolution)
     GRAPH_FILE.write_text("\n".join(lines) + "\n")

@@ -263,7 +263,8 @@ EXACT = {
 }
 
 
-BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_metropolis", "graph_ais")  # which take one of several routes
+# Which take one of several routes.
+BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_metropolis", "graph_ais")
 
 
 def tolerance(op: str, result: Tensor) -> float:

@@ -235,14 +235,16 @@ def test_bipartite_clamps_chains_and_schedules(bipartite_way: str, own: tuple[in
 @pytest.mark.parametrize("broadcast", ["single", "shared", "per_model", "chains_of_models", "models_of_chains"])
 def test_graphs(graph_way: str, name: str, broadcast: str) -> None:
     graph, ((own, *batches), _) = graph_named(name), GRAPH_BROADCASTS[broadcast]
-    p = random_graph_parameters(graph, batches)
-    assert_same_on_gpu(gx.graph_gibbs, random_bits(*own, graph.num_nodes), *p, graph, 6, seed=5)
+    p, state = random_graph_parameters(graph, batches), random_bits(*own, graph.num_nodes)
+    for op in (gx.graph_gibbs, gx.graph_metropolis):
+        assert_same_on_gpu(op, state, *p, graph, 6, seed=5)
 
 
 def test_graph_of_many_nodes_or_chains(graph_way: str) -> None:
     for graph, chains in ((gx.ChimeraGraph(40), 40), (gx.ChimeraGraph(4, 5), 3000)):
         p, state = random_graph_parameters(graph), random_bits(chains, graph.num_nodes)
-        assert_same_on_gpu(gx.graph_gibbs, state, *p, graph, 5, seed=-3, chain_offset=2**33, sweep_offset=2**34)
+        for op in (gx.graph_gibbs, gx.graph_metropolis):
+            assert_same_on_gpu(op, state, *p, graph, 5, seed=-3, chain_offset=2**33, sweep_offset=2**34)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -255,14 +257,17 @@ def test_graph_dtypes(graph_way: str, dtype: torch.dtype, state: torch.dtype) ->
 
 @pytest.mark.parametrize("how", ["transposed", "strided", "offset"])
 @pytest.mark.parametrize("own", [(), (7,)])
-def test_graph_strides_clamps_chains_and_schedules(graph_way: str, how: str, own: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("op", [gx.graph_gibbs, gx.graph_metropolis], ids=lambda op: op.__name__)
+def test_graph_strides_clamps_chains_and_schedules(
+    op: Callable[..., Tensor], graph_way: str, how: str, own: tuple[int, ...]
+) -> None:
     graph = gx.ChimeraGraph(3)
     p, state = random_graph_parameters(graph, (own, own)), random_bits(7, graph.num_nodes)
     clamp = torch.rand(7, graph.num_nodes) < 0.3
     for beta in ([0.0, 0.5, 1.0, -1.5], torch.rand(4).double(), torch.rand(70).tolist(), torch.rand(70).double(), 0.3):
         num_sweeps = 4 if isinstance(beta, float) else len(beta)
         assert_same_on_gpu(
-            gx.graph_gibbs, awkward(state, how), *(awkward(x, how) for x in p), graph, num_sweeps,
+            op, awkward(state, how), *(awkward(x, how) for x in p), graph, num_sweeps,
             beta=beta, clamp=awkward(clamp, how), chain_offset=torch.randperm(7), seed=torch.tensor(2**40),
         )  # fmt: skip
 
@@ -679,6 +684,7 @@ def unwaiting_calls() -> dict[str, Callable[[], Any]]:
         "graph_gibbs with everything": lambda: gx.graph_gibbs(
             state, *q, graph, 70, beta=schedule, clamp=clamps[2], chain_offset=chains, seed=seed
         ),
+        "graph_metropolis": lambda: gx.graph_metropolis(state, *q, graph, 5),
         "bipartite_gibbs_relaxed": lambda: differentiated(*gx.bipartite_gibbs_relaxed(left, *p, 5, 2)),
         "graph_gibbs_relaxed": lambda: differentiated(*gx.graph_gibbs_relaxed(state, *q, graph, 5, 2)),
         "bipartite_ais": lambda: gx.bipartite_ais(left, *p, p[0].detach(), p[1].detach(), [0.0, 0.5, 1.0]),
@@ -698,8 +704,8 @@ def unwaiting_calls() -> dict[str, Callable[[], Any]]:
 
 UNWAITING = (
     *("bipartite_gibbs", "bipartite_gibbs with everything", "graph_gibbs", "graph_gibbs with everything"),
-    *("bipartite_gibbs_relaxed", "graph_gibbs_relaxed", "bipartite_ais", "graph_ais", "graph_fields"),
-    *("graph_edge_sums", "coupling_resolution", "sample", "rsample", "energies", "posterior"),
+    *("graph_metropolis", "bipartite_gibbs_relaxed", "graph_gibbs_relaxed", "bipartite_ais", "graph_ais"),
+    *("graph_fields", "graph_edge_sums", "coupling_resolution", "sample", "rsample", "energies", "posterior"),
 )
 
 

@@ -8,7 +8,7 @@
 
 // Probabilities as unsigned integers, so that  random_word < integer  has the probability:
 //   threshold(x)  = 2^32 * sigmoid(x), that a unit of logit x becomes 1 by Gibbs's rule;
-//   acceptance(x) = 2^32 * exp(x), x < 0, that a unit flips by Metropolis's although its flip loses x.
+//   acceptance(x) = 2^32 * exp(x), x < 0, that a unit flips by Metropolis's although that makes the state exp(x) times as probable.
 //
 // float32 throughout, each multiply, add and divide rounded once (build with -ffp-contract=off; on the GPU __fmul_rn and friends),
 // so every backend gives the same bits. Both are made of
@@ -16,8 +16,7 @@
 // threshold computes s = sigmoid(-|x|), the small tail, and mirrors it in integers: threshold(-x) + threshold(x) = 2^32, so both tails
 // keep their relative resolution.
 // Measured over all float32 inputs (tests/cpp/test_threshold.cpp): threshold is within 177.3 units of 2^-32, and no step from one float
-// to the next goes down by more than 128; acceptance is within 207 units, and rises
-// throughout.
+// to the next goes down by more than 128; acceptance is within 207 units, and no step goes down.
 // Limits: threshold(+-0) = 2^31; x <= -22.19 gives 0 (probability exactly 0); the mirror of 0 saturates at 2^32 - 1; +-inf are
 // like +-90. acceptance saturates at 2^32 - 1, too; x <= -22.181 gives 0. NaN is rejected before.
 // twins: gibbs_ext/reference.py::threshold, acceptance

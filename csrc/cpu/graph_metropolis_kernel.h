@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // No include guard: included once per instruction set, after cpu/graph_kernel.h. Metropolis sweeps of a block of 16 chains
-// (csrc/README.md, 2.6). Whole words are drawn, and no decision is put off: simpler than Gibbs sweeps, and slower.
+// (csrc/README.md, 2.6). Unlike in Gibbs sweeps whole words are drawn, and nothing is decided later: simpler, and as fast with AVX-512.
 
 template <int kCount>
 __attribute__((always_inline)) inline void acceptance_vectors(const VecF (&x)[kCount], VecU (&out)[kCount]) {
@@ -29,18 +29,21 @@ inline void flip_units(const GraphView& g, const BinaryBlock& b, float beta, con
   VecF x[kCount];
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; ++u) {
-    const int64_t node = g.order[first + u];
+    const int64_t node = g.order[first + u], begin = g.row_offsets[first + u], end = g.row_offsets[first + u + 1];
+    VecI acc[kBlockVectors] = {};
+    for (int64_t h = begin; h < end; ++h)
+#pragma GCC unroll 4
+      for (int v = 0; v < kBlockVectors; ++v)
+        acc[v] += coupling_vector<kSharedCoupling>(b.coupling, g, h, v) &
+                  load<VecI>(b.state + int64_t{g.neighbors[h]} * kChainBlock + v * kLanes);
 #pragma GCC unroll 4
     for (int v = 0; v < kBlockVectors; ++v) {
       const int k = u * kBlockVectors + v;
       at[k] = node * kChainBlock + v * kLanes;
-      VecI acc = {};
-      for (int64_t h = g.row_offsets[first + u]; h < g.row_offsets[first + u + 1]; ++h)
-        acc += coupling_vector<kSharedCoupling>(b.coupling, g, h, v) &
-               load<VecI>(b.state + int64_t{g.neighbors[h]} * kChainBlock + v * kLanes);
       const VecF bias = b.shared_bias ? splat(b.bias[node]) : load<VecF>(b.bias + at[k]);
       const VecI sign = load<VecI>(b.state + at[k]) & INT32_MIN;
-      x[k] = bit_cast<VecF>(bit_cast<VecI>(block_logit(acc, scale[v], bias, beta, nullptr)) ^ sign);  // logit_of_flip
+      // As logit_of_flip.
+      x[k] = bit_cast<VecF>(bit_cast<VecI>(block_logit(acc[v], scale[v], bias, beta, nullptr)) ^ sign);
     }
   }
   VecU acceptances[kCount];

@@ -476,9 +476,9 @@ bool use_tables(const GraphCall& call, const std::vector<float>& beta, int64_t c
     if (call.batch.offset(call.bias.batch_strides, 0, c) != call.batch.offset(call.bias.batch_strides, 0, 0)) return false;
   if (g.num_nodes << table_degree(g) > kLargestTable) return false;
   if (call.route == GraphRoute::kTables) return true;
-  // A table of 16 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
+  // A table of 32 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
   const int64_t blocks = (chains + kTableChains - 1) / kTableChains;
-  return chains >= 32 && double(call.num_sweeps) * double(blocks) * 64 >= double(num_segments(beta) << table_degree(g));
+  return chains >= 32 && double(call.num_sweeps) * double(blocks) * 32 >= double(num_segments(beta) << table_degree(g));
 }
 
 // One model, as its table blocks read it.

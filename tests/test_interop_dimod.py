@@ -2,6 +2,7 @@
 """BlockGibbsSampler: dimod's own tests, dwave-samplers' sampler argument by argument, enumeration, and bad input."""
 
 import inspect
+import math
 import subprocess
 import sys
 import unittest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from support import chi_square_excess, z_threshold
 
 import gibbs_ext.interop.dimod as interop
-from gibbs_ext import ChimeraGraph, CouplingResolutionWarning
+from gibbs_ext import BipartiteBoltzmann, ChimeraGraph, CouplingResolutionWarning
 from gibbs_ext.interop.dimod import BlockGibbsSampler
 
 ROOT = Path(__file__).parents[1]
@@ -72,20 +73,19 @@ class TestByDimod(unittest.TestCase):
 
 def test_it_takes_the_arguments_of_the_original():
     ours, theirs = (inspect.signature(c.sample).parameters for c in (BlockGibbsSampler, SimulatedAnnealingSampler))
-    unknown = {"randomize_order", "proposal_acceptance_criteria"}
-    assert [(p.name, p.default) for p in ours.values()] == [
-        (p.name, p.default) for p in theirs.values() if p.name not in unknown
+    assert [(p.name, "Gibbs" if p.default == "Metropolis" else p.default) for p in theirs.values()] == [
+        (p.name, p.default) for p in ours.values()
     ]
     sampler, original = BlockGibbsSampler(), SimulatedAnnealingSampler()
-    assert sampler.parameters == {k: v for k, v in original.parameters.items() if k not in unknown}
+    assert sampler.parameters == original.parameters
     assert set(sampler.parameters) == set(ours) - {"self", "bqm", "kwargs"}
     assert sampler.properties == original.properties
 
 
 def test_unknown_arguments_are_ignored_with_a_warning():
     bqm = random_bqm(5)
-    with pytest.warns(dimod.exceptions.SamplerUnknownArgWarning, match="randomize_order"):
-        sampleset = sample(bqm, seed=1, randomize_order=True)
+    with pytest.warns(dimod.exceptions.SamplerUnknownArgWarning, match="foobar"):
+        sampleset = sample(bqm, seed=1, foobar=True)
     assert states(sampleset, bqm).equal(states(sample(bqm, seed=1), bqm))
 
 
@@ -241,7 +241,7 @@ def test_sweeps_start_there():
 @pytest.fixture
 def captured(monkeypatch):
     """Betas that the two samplers sweep at."""
-    betas = {}
+    betas = {"ours": []}  # without sweeps no call is made
 
     def graph_gibbs(state, bias, coupling, graph, num_sweeps, *, beta, **kwargs):
         assert len(beta) == num_sweeps
@@ -254,7 +254,7 @@ def captured(monkeypatch):
         betas["theirs"] = np.repeat(beta_schedule, num_sweeps_per_beta).tolist()
         return state, np.zeros(len(state))
 
-    monkeypatch.setattr(interop, "graph_gibbs", graph_gibbs)
+    monkeypatch.setitem(interop._UPDATES, "Gibbs", graph_gibbs)
     monkeypatch.setattr(dwave_module, "simulated_annealing", simulated_annealing)
     return betas
 
@@ -319,6 +319,8 @@ def test_the_default_range_knows_rounding_from_a_bias():
     assert abs(bqm.spin.get_linear("a")) < 1e-15
     beta_range = sample(bqm, num_sweeps=0).info["beta_range"]
     assert beta_range[1] < 1000
+    # Given as a field, it is one, however small.
+    assert sample(triangle(1e-20), num_sweeps=0).info["beta_range"][1] > 1e20
 
 
 # Interruption -----------------------------------------------------------------------------------------------------
@@ -339,6 +341,21 @@ def test_interrupt_function():
     part = states(sample(bqm, num_reads=1000, num_sweeps=5, seed=1, interrupt_function=lambda: next(answers)), bqm)
     assert 0 < len(part) < 1000
     assert part.equal(whole[: len(part)])
+    first = states(sample(bqm, num_reads=1000, num_sweeps=5, seed=1, interrupt_function=lambda: True), bqm)
+    assert first.equal(whole[:1])
+
+
+def test_an_interrupt_function_that_raises_ends_the_sampling_with_what_is_done():
+    bqm = random_bqm(10)
+
+    def fail():
+        raise OSError("no such file")
+
+    with pytest.warns(RuntimeWarning, match=r"^BlockGibbsSampler: interrupt_function raised OSError\(no such file\); "):
+        part = sample(bqm, num_reads=1000, num_sweeps=5, seed=1, interrupt_function=fail)
+    assert len(part) == 1
+    with pytest.raises(KeyboardInterrupt):
+        sample(bqm, num_reads=10, interrupt_function=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 # Samples ----------------------------------------------------------------------------------------------------------
@@ -395,6 +412,281 @@ def test_the_ground_state_is_found(vartype):
     assert found.energy == pytest.approx(lowest.energy)
 
 
+# Small terms ------------------------------------------------------------------------------------------------------
+
+
+def excess_of(bqm, beta, num_reads=20_000, num_sweeps=60, scale=1.0, **options):
+    """Chi-square's excess over the exact distribution at beta * scale, of samples at beta.
+
+    Energies of degenerate states differ by a small field alone, so that they are computed without the large terms.
+    """
+    spins = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * len(bqm.variables))
+    spin = bqm.spin
+    pairs = [(spin.variables.index(u), spin.variables.index(v), J) for (u, v), J in spin.quadratic.items()]
+    large = torch.stack([J * spins[:, u] * spins[:, v] for u, v, J in pairs]).sum(0)
+    large[large < large.min() + 1e-3] = large.min()  # rounding of float64
+    field = spins @ torch.tensor([spin.linear[v] for v in spin.variables], dtype=torch.float64)
+    probabilities = (-beta * scale * (large - large.min() + field)).softmax(0)
+    number = (spins > 0).long() @ (1 << torch.arange(spins.shape[1]))
+    ordered = torch.empty_like(probabilities)
+    ordered[number] = probabilities
+    found = BlockGibbsSampler().sample(
+        bqm, beta_schedule_type="custom", beta_schedule=[beta] * num_sweeps, num_reads=num_reads, **options
+    )
+    return chi_square_excess((states(found, bqm) > 0).double(), ordered)
+
+
+def triangle(field, interactions=(1.0, 1.0, 1.0)):
+    """Six of its eight states have the lowest energy, but for the field."""
+    edges = dict(zip(("ab", "bc", "ca"), interactions, strict=True))
+    return dimod.BinaryQuadraticModel({"a": field, "b": 2 * field, "c": 4 * field}, edges, "SPIN")
+
+
+@pytest.mark.parametrize("field", [1e-5, 1e-8, 1e-12, 1e-30])
+@pytest.mark.parametrize("interactions", [(1.0, 1.0, 1.0), (0.1, 0.1, 0.1)])
+def test_a_small_field_decides_between_degenerate_states(field, interactions):
+    """Float32 cannot hold it beside the interactions from 1e-7 on, nor fixed point where these are rounded."""
+    bqm = triangle(field, interactions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert excess_of(bqm, 0.3 / field) < 1
+    assert excess_of(bqm, 0.3 / field, scale=1.2) > 1
+
+
+@pytest.mark.parametrize("field", [1e-5, 1e-8])
+def test_a_small_field_is_found_as_often_as_by_the_original(field):
+    bqm = triangle(field)
+    best = triangle(0.1)
+    found = []
+    for sampler in (BlockGibbsSampler(), SimulatedAnnealingSampler()):
+        lowest = dimod.ExactSolver().sample(best).first.sample
+        reads = sampler.sample(bqm, num_reads=1000, seed=3)
+        found.append(np.all([reads.record.sample[:, reads.variables.index(v)] == lowest[v] for v in "abc"], 0).mean())
+    assert found[0] > 0.85
+    assert abs(found[0] - found[1]) < 0.05
+
+
+def test_a_small_field_of_bits():
+    """Written for bits, float64 itself holds 16 digits of a field and the interactions together."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert excess_of(triangle(2.0**-30).change_vartype("BINARY", inplace=False), 0.3 * 2**30) < 1
+
+
+def test_interactions_that_float64_rounds_cancel_as_written():
+    """0.1 + 0.2 - 0.3 is 0 here, so that the field of 1e-12 decides."""
+    pinned = {"b": 10, "c": 10, "d": -10}
+    bqm = dimod.BinaryQuadraticModel({"a": 1e-12, **pinned}, {"ab": 0.1, "ac": 0.2, "ad": 0.3}, "SPIN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = BlockGibbsSampler().sample(
+            bqm, num_reads=20_000, beta_schedule_type="custom", beta_schedule=[1, 1, 0.5e12, 0.5e12]
+        )
+    a = found.record.sample[:, found.variables.index("a")] > 0
+    p = 1 / (1 + math.e)
+    assert abs(a.mean() - p) / math.sqrt(p * (1 - p) / len(a)) < z_threshold()
+
+
+def test_a_small_interaction_beside_large_ones_that_cancel():
+    bqm = triangle(0.0)
+    bqm.add_quadratic("a", "d", 1e-8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = BlockGibbsSampler().sample(bqm, num_reads=1000, seed=1)
+    a, d = (found.record.sample[:, found.variables.index(v)] for v in "ad")
+    assert (a == -d).mean() > 0.9
+
+
+def test_a_field_that_all_but_cancels_the_interactions():
+    """a's field is -1 + (1 + 1e-8); that of b, 3.123456 against 1, is far from 0, so that nothing is lost there."""
+    bqm = dimod.BinaryQuadraticModel({"a": -1 - 1e-8, "b": 3.123456}, {"ab": -1.0, "bc": -1e-8}, "SPIN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = BlockGibbsSampler().sample(
+            bqm, num_reads=20_000, beta_schedule_type="custom", beta_schedule=[1, 1, 0.5e8, 0.5e8]
+        )
+    assert (found.record.sample[:, found.variables.index("b")] == -1).all()
+    a, c = (found.record.sample[:, found.variables.index(v)] > 0 for v in "ac")
+    p = 1 / (1 + math.exp(-1))
+    assert abs(a.mean() - p) / math.sqrt(p * (1 - p) / len(a)) < z_threshold()
+    assert abs(c.mean() - (1 - p)) / math.sqrt(p * (1 - p) / len(c)) < z_threshold()
+
+
+def test_a_field_that_rounding_of_interactions_swamps_is_warned_of():
+    with pytest.warns(
+        CouplingResolutionWarning, match=r"at 3 of the variables rounding shifts the field by more than 0.01"
+    ):
+        BlockGibbsSampler().sample(triangle(1e-10, (0.1, 0.2, 0.1 * math.pi)), seed=1)
+
+
+# Zero temperature, other updates, other orders --------------------------------------------------------------------
+
+UPDATES = pytest.mark.parametrize("criteria", ["Gibbs", "Metropolis"])
+ORDERS = pytest.mark.parametrize("randomize_order", [False, True])
+AT_ZERO = {"beta_schedule_type": "custom", "beta_schedule": [np.inf]}
+
+
+@UPDATES
+@ORDERS
+def test_at_zero_temperature_energy_never_rises(criteria, randomize_order):
+    bqm, options = random_bqm(30), {"proposal_acceptance_criteria": criteria, "randomize_order": randomize_order}
+    before = sample(bqm, num_sweeps=0, num_reads=50, seed=1, beta_range=(1, 1))
+    energies = [before.record.energy]
+    for seed in range(30):
+        after = sample(bqm, num_sweeps=1, initial_states=before, seed=seed, **AT_ZERO, **options)
+        assert (after.record.energy <= before.record.energy + 1e-9).all()
+        before = after
+        energies.append(before.record.energy)
+    assert (energies[-1] < energies[0] - 1).all()
+    # No single flip lowers it further.
+    final, linear = states(before, bqm).double().numpy(), np.array([bqm.linear[v] for v in bqm.variables])
+    place = {v: i for i, v in enumerate(bqm.variables)}
+    J = np.zeros((30, 30))
+    for (u, v), value in bqm.quadratic.items():
+        J[place[u], place[v]] = J[place[v], place[u]] = value
+    assert (final * (linear + final @ J) < 1e-9).all()
+
+
+@ORDERS
+@pytest.mark.parametrize("interaction", [1.0, 0.1, 1 / 3, math.pi])
+def test_at_zero_temperature_gibbs_is_fair_where_nothing_changes(randomize_order, interaction):
+    schedule = {"beta_schedule_type": "custom", "beta_schedule": [np.inf] * 40}
+    found = BlockGibbsSampler().sample(
+        triangle(0.0, [interaction] * 3), num_reads=20_000, randomize_order=randomize_order, **schedule
+    )
+    expected = torch.full((8,), 1 / 6, dtype=torch.float64)
+    expected[[0, 7]] = 0
+    assert chi_square_excess(torch.from_numpy(found.record.sample > 0).double(), expected) < 1
+
+
+def test_at_zero_temperature_metropolis_flips_where_nothing_changes():
+    free = dimod.BinaryQuadraticModel.from_ising(dict.fromkeys(range(50), 0), {})
+    options = {"proposal_acceptance_criteria": "Metropolis", "seed": 1, **AT_ZERO}
+    start = dict.fromkeys(range(50), 1)
+    assert (sample(free, initial_states=start, **options).record.sample == -1).all()
+    part = sample(free, initial_states=start, randomize_order=True, **options).record.sample
+    assert 0.3 < (part == -1).mean() < 0.8
+
+
+@VARTYPES
+@pytest.mark.parametrize(
+    ("criteria", "randomize_order"), [("Metropolis", False), ("Metropolis", True), ("Gibbs", True)]
+)
+def test_every_update_and_order_has_the_boltzmann_distribution(vartype, criteria, randomize_order):
+    bqm = random_bqm(7, vartype, density=0.5, scale=1.0).spin
+    options = {"proposal_acceptance_criteria": criteria, "randomize_order": randomize_order}
+    exact = dimod.ExactSolver().sample(bqm)
+    number = states(exact, bqm).gt(0).long() @ (1 << torch.arange(7))
+    probabilities = torch.empty(128, dtype=torch.float64)
+    probabilities[number] = torch.tensor(-0.4 * exact.record.energy).softmax(0)
+
+    def excess(beta):
+        custom = {"beta_schedule_type": "custom", "beta_schedule": [beta] * 40, "num_reads": 100_000}
+        found = BlockGibbsSampler().sample(bqm, **custom, **options)
+        return chi_square_excess((states(found, bqm) > 0).double(), probabilities)
+
+    assert excess(0.4) < 1
+    assert excess(0.4 * 1.1) > 1
+
+
+@ORDERS
+def test_reads_of_other_updates_depend_on_the_seed_alone(randomize_order):
+    bqm = random_bqm(20)
+    options = {
+        "proposal_acceptance_criteria": "Metropolis",
+        "randomize_order": randomize_order,
+        "num_sweeps": 5,
+        "seed": 1,
+    }
+    whole = states(sample(bqm, num_reads=20, **options), bqm)
+    assert whole.equal(states(sample(bqm, num_reads=20, interrupt_function=lambda: False, **options), bqm))
+    assert whole[:7].equal(states(sample(bqm, num_reads=7, **options), bqm))
+    assert not whole.equal(states(sample(bqm, num_reads=20, **{**options, "seed": 2}), bqm))
+    assert not whole.equal(states(sample(bqm, num_reads=20, num_sweeps=5, seed=1), bqm))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0, 1))
+def test_layers_keep_the_random_order(seed, num_variables, density):
+    """Those that touch, or are the same, come in the order in which they were drawn; those of one layer do neither."""
+    random = np.random.default_rng(seed)
+    u, v = np.triu_indices(num_variables, 1)
+    edges = np.stack((u, v), 1)[random.random(len(u)) < density]
+    touch = np.eye(num_variables, dtype=bool)
+    touch[edges[:, 0], edges[:, 1]] = touch[edges[:, 1], edges[:, 0]] = True
+    drawn = np.random.default_rng(seed).integers(num_variables, size=num_variables).tolist()
+    for layer in interop._random_layers(np.random.default_rng(seed), num_variables, edges):
+        assert len(layer)
+        for i in layer:
+            first = next(k for k, other in enumerate(drawn) if touch[i, other])
+            assert drawn[first] == i
+        for i in layer:
+            drawn.remove(i)
+        assert len(set(layer)) == len(layer)
+    assert not drawn
+
+
+# Models -----------------------------------------------------------------------------------------------------------
+
+
+@VARTYPES
+def test_a_bqm_as_a_boltzmann_machine_and_back(vartype):
+    pairs = {("b", "a"): 1.5, ("a", 3): -0.25, (3, (1, 2)): 0.0}
+    bqm = dimod.BinaryQuadraticModel({"a": 0.5, "b": -1.0, "lonely": 2.0}, pairs, 0.75, vartype)
+    model, variables, offset = interop.bqm_to_boltzmann(bqm)
+    assert variables == list(bqm.variables)
+    assert model.graph.num_edges == 3
+    z = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 5)
+    values = (2 * z - 1 if vartype == "SPIN" else z).numpy().astype(np.int8)
+    assert (model.energy(z) + offset).numpy() == pytest.approx(bqm.energies((values, variables)))
+    back = interop.boltzmann_to_bqm(model, variables, offset=offset, vartype=vartype)
+    assert back == bqm
+    assert interop.bqm_to_boltzmann(bqm, dtype=torch.float32).model.dtype == torch.float32
+
+
+def test_a_bipartite_machine_as_a_bqm():
+    rbm = BipartiteBoltzmann(torch.randn(2), torch.randn(3), torch.randn(2, 3))
+    bqm = interop.boltzmann_to_bqm(rbm, "abcde")
+    z = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
+    assert bqm.energies((z.numpy().astype(np.int8), "abcde")) == pytest.approx(rbm.energy(z).numpy(), abs=1e-5)
+    assert bqm.num_interactions == 6
+    assert list(interop.boltzmann_to_bqm(rbm).variables) == list(range(5))
+
+
+def test_bad_conversions():
+    rbm = BipartiteBoltzmann(torch.randn(2), torch.randn(3), torch.randn(2, 3))
+    many = BipartiteBoltzmann(torch.randn(2), torch.randn(3), torch.randn(4, 2, 3))
+    for call, kind, message in [
+        (
+            lambda: interop.bqm_to_boltzmann(rbm),
+            TypeError,
+            "bqm_to_boltzmann: bqm must be a dimod.BinaryQuadraticModel",
+        ),
+        (
+            lambda: interop.bqm_to_boltzmann(dimod.BQM("SPIN")),
+            ValueError,
+            "bqm_to_boltzmann: bqm must have one variable",
+        ),
+        (
+            lambda: interop.bqm_to_boltzmann(dimod.BQM({"a": np.nan}, {}, "SPIN")),
+            ValueError,
+            "bqm_to_boltzmann: bqm must have finite biases",
+        ),
+        (lambda: interop.boltzmann_to_bqm(3), TypeError, "boltzmann_to_bqm: model must be a BipartiteBoltzmann"),
+        (
+            lambda: interop.boltzmann_to_bqm(many),
+            ValueError,
+            r"boltzmann_to_bqm: model must be one model, .*, got \[4\]",
+        ),
+        (
+            lambda: interop.boltzmann_to_bqm(rbm, "abcda"),
+            ValueError,
+            "boltzmann_to_bqm: variables must be 5 different labels, one for each unit, got 5, 4 of them different",
+        ),
+    ]:
+        with pytest.raises(kind, match=f"^{message}"):
+            call()
+
+
 # Bad input --------------------------------------------------------------------------------------------------------
 
 BAD = [
@@ -435,6 +727,7 @@ BAD = [
         r"beta_range must be None or .*, got \(1, 3\)",
     ),
     ({"interrupt_function": 3}, TypeError, "BlockGibbsSampler: interrupt_function must be callable, got 3"),
+    ({"proposal_acceptance_criteria": "Glauber"}, ValueError, "one of Gibbs, Metropolis, got 'Glauber'"),
     ({"initial_states_generator": "other"}, ValueError, "initial_states_generator"),
     ({"initial_states_generator": "none"}, ValueError, "initial states"),
     ({"initial_states_generator": "tile"}, ValueError, "initial states"),
@@ -547,7 +840,8 @@ def test_interactions_lost_in_rounding_are_warned_of():
         return BlockGibbsSampler().sample(bqm, num_reads=100, num_sweeps=100, seed=1)
 
     with pytest.warns(
-        CouplingResolutionWarning, match=r"^BlockGibbsSampler: bqm has interactions so small .* 3.3e-10 of"
+        CouplingResolutionWarning,
+        match=r"^BlockGibbsSampler: bqm has terms too small .* at 2 of the variables .* 3.3e-10 of",
     ):
         sample(3e9)
     with warnings.catch_warnings():

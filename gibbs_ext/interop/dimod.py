@@ -1,53 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block Gibbs sampling as a sampler of dimod: a drop-in for ``dwave.samplers.SimulatedAnnealingSampler``."""
+"""Block Gibbs sampling as a sampler of dimod, a drop-in for ``dwave.samplers.SimulatedAnnealingSampler``; and dimod's
+models as Boltzmann machines, and back.
+"""
 
+import functools
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gibbs_ext import (
+    BipartiteBoltzmann,
     ColoredGraph,
     CouplingResolutionWarning,
     GraphBoltzmann,
     boltzmann_to_ising,
     coupling_resolution,
     graph_gibbs,
+    graph_metropolis,
     ising_to_boltzmann,
 )
 from gibbs_ext.checks import check_integers, reported_as, shown
+from gibbs_ext.distributions import check_model
 
 try:
     import dimod
 except ImportError as error:
     raise ImportError("gibbs_ext.interop.dimod: needs dimod; pip install dimod") from error
 
-__all__ = ["BlockGibbsSampler"]
+__all__ = ["BQMBoltzmann", "BlockGibbsSampler", "boltzmann_to_bqm", "bqm_to_boltzmann"]
 
 _NAME = "BlockGibbsSampler"
 _SCHEDULES = ("linear", "geometric", "custom")
-_READS_A_CALL = 256  # with an interrupt_function: enough to fill the vector lanes, few enough to answer soon
+_UPDATES = {"Gibbs": graph_gibbs, "Metropolis": graph_metropolis}
+# With an interrupt_function, batches of reads grow to this: enough to fill the vector lanes, few enough to answer soon.
+_READS_A_CALL = 256
 
-# Steps of fixed point to the smallest interaction, below which its rounding is felt.
-_FEW_STEPS = 1000
+# Rounding may change logits by the first of these, and fields by the second times the variable's smallest term.
+_LOGIT_TOLERANCE, _TERM_TOLERANCE = 1e-3, 1e-2
+_FLOAT32_ROUNDING = 2.0**-24
+# A divisor that more interactions of different sizes have in common is not looked for.
+_FEW_SIZES = 1000
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc, name-defined]
     """Simulated annealing by block Gibbs sweeps: ``P(s)`` tends to ``exp(-beta * E(s))`` at each beta of a schedule.
 
-    The model's graph is coloured, and a sweep updates each colour at once, given the others. Parameters have the names,
-    defaults and meaning of ``dwave.samplers.SimulatedAnnealingSampler``; only its ``randomize_order`` and
-    ``proposal_acceptance_criteria``, which speak of single-spin updates, are unknown here and ignored with a warning.
-    All reads run in one call, so many reads cost little more than a few.
+    The model's graph is coloured, and a sweep updates each colour at once, given the others. Parameters have the names
+    and meaning of ``dwave.samplers.SimulatedAnnealingSampler``, and its defaults but for
+    ``proposal_acceptance_criteria``, which is "Gibbs" here. All reads run in one call, so many reads cost little more
+    than a few.
 
-    Interactions are rounded to about 2^-30 of the largest sum of interactions at one variable (csrc/README.md), with a
-    ``CouplingResolutionWarning`` where one is so small that this is felt. The energies returned are dimod's own.
+    Sweeps compute in fixed point and float32 (csrc/README.md). Where interactions cancel, as they do in every
+    frustrated model, a field much smaller than they still decides: the part of a bias that can cancel is then held by
+    the coupling to a ghost spin that never flips (Griffiths 1967). A ``CouplingResolutionWarning`` says so where
+    rounding shifts a field by more than a hundredth of the variable's smallest term all the same. The energies returned
+    are dimod's own.
 
     Example:
         >>> import dimod
@@ -61,7 +77,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         """Keyword arguments of :meth:`sample`, each with the properties that concern it."""
         names = (
             "beta_range", "num_reads", "num_sweeps", "num_sweeps_per_beta", "beta_schedule_type", "seed",
-            "interrupt_function", "beta_schedule", "initial_states", "initial_states_generator",
+            "interrupt_function", "beta_schedule", "initial_states", "initial_states_generator", "randomize_order",
+            "proposal_acceptance_criteria",
         )  # fmt: skip
         return {name: ["beta_schedule_options"] if name == "beta_schedule_type" else [] for name in names}
 
@@ -82,6 +99,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         beta_schedule: Sequence[float] | Floats | None = None,
         initial_states: Any = None,
         initial_states_generator: Literal["none", "tile", "random"] = "random",
+        randomize_order: bool = False,
+        proposal_acceptance_criteria: Literal["Gibbs", "Metropolis"] = "Gibbs",
         **kwargs: Any,
     ) -> dimod.SampleSet:
         """Samples of a binary quadratic model, one per read.
@@ -95,14 +114,22 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
                 beta only, it is the last of ``beta_range``.
             num_sweeps_per_beta: Sweeps at each beta.
             beta_schedule_type: How betas are spaced; "custom" takes ``beta_schedule``.
-            beta_schedule: The betas, 0 or more each, of the type "custom" alone.
+            beta_schedule: The betas, 0 or more each, of the type "custom" alone. inf is zero temperature: energy never
+                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips.
             seed: In 0 .. 2^32 - 1; by default drawn from PyTorch's default generator. With equal arguments it gives
                 equal samples, and the reads are the first ones of any larger number of reads.
-            interrupt_function: Called now and then, between batches of reads. Once it returns True, the reads done
-                so far are returned.
+            interrupt_function: Called after the first read, then between batches of reads, up to 256 each. Once it
+                returns True, the reads done so far are returned; likewise, with a RuntimeWarning, if it raises an
+                ``Exception``.
             initial_states: Samples to start from, one per read, in the sense of ``dimod.as_samples``.
             initial_states_generator: What to do if they are fewer than ``num_reads``: "none" is an error, "tile"
                 repeats them, "random" adds random ones.
+            randomize_order: Whether a sweep updates as many variables as there are, drawn at random one after the
+                other, instead of each once. All reads share the order. Much slower: a sweep takes a call for each layer
+                of variables that do not touch.
+            proposal_acceptance_criteria: "Gibbs" draws a variable from its conditional distribution, "Metropolis" flips
+                it with probability ``min(1, exp(-beta * change of energy))``. In equal time "Metropolis" reached lower
+                energies with some 10 to 200 reads, "Gibbs" with fewer or more (bench/NOTES.md).
             **kwargs: Ignored with a ``dimod.exceptions.SamplerUnknownArgWarning``.
 
         Returns:
@@ -124,20 +151,26 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             raise ValueError(f"{_NAME}: seed must be below 2^32, got {seed}")
         if interrupt_function is not None and not callable(interrupt_function):
             raise TypeError(f"{_NAME}: interrupt_function must be callable, got {shown(interrupt_function)}")
+        if not isinstance(randomize_order, (bool, np.bool_)):
+            raise TypeError(f"{_NAME}: randomize_order must be a bool, got {shown(randomize_order)}")
+        if not isinstance(proposal_acceptance_criteria, str) or proposal_acceptance_criteria not in _UPDATES:
+            wanted = f"proposal_acceptance_criteria must be one of {', '.join(_UPDATES)}"
+            raise ValueError(f"{_NAME}: {wanted}, got {shown(proposal_acceptance_criteria)}")
         parsed = self.parse_initial_states(bqm, initial_states, initial_states_generator, num_reads, seed)
-        h, J, edges, bias, coupling = _parameters(bqm)
+        given = _problem(bqm)
+        problem, unit = _with_exact_interactions(given)
 
         # Fixed point has a smallest unit and float32 a largest number. Parameters are scaled so that the largest sum of
         # couplings is just above 1, and betas inversely.
-        totals = np.bincount(edges.reshape(-1), np.abs(coupling).repeat(2))
-        largest_bias = np.abs(bias).max(initial=0)
+        totals = problem.sums_at_variables(np.abs(problem.coupling))
+        largest_bias = np.abs(problem.bias).max(initial=0)
         exponent = int(min(1 - np.frexp(totals.max(initial=0) or largest_bias)[1], 127 - np.frexp(largest_bias)[1]))
-        scaled_bias, scaled_coupling = (torch.from_numpy(np.ldexp(x, exponent)) for x in (bias, coupling))
+        largest_beta = float(np.finfo(np.float32).max)
         with np.errstate(over="ignore"):
-            highest = np.ldexp(np.float64(np.finfo(np.float32).max), exponent)
+            highest = np.ldexp(largest_beta, exponent) / unit
 
         if beta_range is None and beta_schedule_type != "custom":
-            beta_range = hot, cold = _default_beta_range(h, J, edges)
+            beta_range = hot, cold = _default_beta_range(given)
             if not 0 < hot <= cold <= min(highest, np.finfo(np.float64).max):
                 raise ValueError(
                     f"{_NAME}: bqm must have biases that suggest a beta_range of 0 < beta <= {highest:g}, "
@@ -146,13 +179,15 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         betas = _schedule(num_sweeps, num_sweeps_per_beta, beta_range, beta_schedule_type, beta_schedule)
         if beta_range is None:
             beta_range = [float(betas[0]), float(betas[-1])]
-        if betas.max(initial=0) > highest:
+        if betas[np.isfinite(betas)].max(initial=0) > highest:
             raise ValueError(
                 f"{_NAME}: beta_range or beta_schedule must be at most {highest:g} for this bqm, got {betas.max()}"
             )
-        beta = torch.from_numpy(np.ldexp(betas, -exponent))
+        # At zero temperature the largest beta makes any field decide, and none a fair coin.
+        beta = torch.from_numpy(np.where(np.isinf(betas), largest_beta, np.ldexp(unit * betas, -exponent)))
 
-        order = [parsed.initial_states.variables.index(v) for v in bqm.variables]
+        labels = parsed.initial_states.variables
+        order = [labels.index(v) for v in bqm.variables]
         values = parsed.initial_states.record.sample[:, order]
         if not np.isin(values, list(bqm.vartype.value)).all():
             raise ValueError(
@@ -160,25 +195,18 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             )
         state = torch.from_numpy((values > 0).view(np.uint8))
         sampling = time.perf_counter_ns()
-        if len(bqm.variables):
-            graph = ColoredGraph(len(bias), torch.from_numpy(edges))
+        if len(state) and len(bqm.variables) and len(beta):
             with reported_as(_NAME, coupling="bqm"):
-                resolution = coupling_resolution(
-                    GraphBoltzmann(graph, scaled_bias, scaled_coupling, validate_args=False)
-                )
-            _warn_of_resolution(scaled_coupling, float(resolution))
-            step = _READS_A_CALL if interrupt_function else len(state)
-            for done in range(0, len(state), step):
-                with reported_as(_NAME, bias="bqm", coupling="bqm"), warnings.catch_warnings():
-                    # At the end of an annealing, beta is so large that it says nothing of the interactions.
-                    warnings.simplefilter("ignore", CouplingResolutionWarning)
-                    reads = state[done : done + step]
-                    reads[:] = graph_gibbs(
-                        reads, scaled_bias, scaled_coupling, graph, len(beta), beta=beta, chain_offset=done, seed=seed
-                    )
-                if interrupt_function and interrupt_function():
-                    state = state[: done + step]
-                    break
+                machine = _machine(problem, exponent, beta)
+            update = _UPDATES[proposal_acceptance_criteria]
+            done, step = 0, 1 if interrupt_function else len(state)
+            while done < len(state):
+                reads = state[done : done + step]
+                with reported_as(_NAME, bias="bqm", coupling="bqm"):
+                    reads[:] = machine.anneal(reads, update, beta, randomize_order, chain_offset=done, seed=seed)
+                done, step = done + len(reads), min(2 * step, _READS_A_CALL)
+                if interrupt_function and _interrupts(interrupt_function):
+                    state = state[:done]
         postprocessing = time.perf_counter_ns()
 
         samples = state.numpy().view(np.int8)
@@ -194,64 +222,250 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         return sampleset
 
 
-def _warn_of_resolution(coupling: torch.Tensor, resolution: float) -> None:
-    if not len(coupling):
-        return
-    smallest, largest = (float(x) for x in coupling.abs().aminmax())
-    if smallest < _FEW_STEPS * resolution:
-        text = f"the smallest is {smallest / largest:.2g} of the largest"
-        warnings.warn(
-            f"{_NAME}: bqm has interactions so small that rounding them to fixed point is felt: {text}",
-            CouplingResolutionWarning,
-            stacklevel=3,
-        )
+def _interrupts(interrupt_function: Callable[[], bool]) -> bool:
+    try:
+        return bool(interrupt_function())
+    except Exception as error:
+        text = f"interrupt_function raised {type(error).__name__}({error}); the reads done so far are returned"
+        warnings.warn(f"{_NAME}: {text}", RuntimeWarning, stacklevel=3)
+        return True
 
 
-def _parameters(bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Floats, NDArray[np.int64], Floats, Floats]:
-    """h [N], J [E] of the Ising form, edges [E, 2], bias [N], coupling [E] of the form over bits; without J = 0."""
+class _Problem(NamedTuple):
+    """N variables and E interactions, in two forms: over spins, and over bits."""
+
+    edges: Integers  # [E, 2]
+    h: Floats  # [N]
+    J: Floats  # [E]
+    bias: Floats  # [N]
+    coupling: Floats  # [E]
+    is_spin: bool  # which form was given; the other one is rounded
+
+    def sums_at_variables(self, values: Floats) -> Floats:
+        """[N] of values [E]."""
+        sums: Floats = np.bincount(self.edges.reshape(-1), values.repeat(2), len(self.bias)).astype(np.float64)
+        return sums  # bincount of nothing is of integers
+
+    def smallest_terms(self) -> Floats:
+        """[N]: of each variable the smallest of |h| and |J|, or inf."""
+        negligible: Floats | float = 0.0
+        if not self.is_spin:
+            # A tiny h may be what the conversion from bits rounded away: its reciprocal would be no beta.
+            negligible = 1e-12 * (np.abs(self.h) + self.sums_at_variables(np.abs(self.J)))
+        smallest = np.where(np.abs(self.h) > negligible, np.abs(self.h), np.inf)
+        np.minimum.at(smallest, self.edges.reshape(-1), np.abs(self.J).repeat(2))
+        return smallest
+
+
+def _vectors(name: str, bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Integers, Floats]:
+    """Linear biases [N], interactions as pairs of variables' numbers [E, 2], and their biases [E]."""
     vectors = bqm.to_numpy_vectors(variable_order=bqm.variables)
     linear, quadratic = (np.asarray(x, np.float64) for x in (vectors.linear_biases, vectors.quadratic.biases))
     if not (np.isfinite(linear).all() and np.isfinite(quadratic).all()):
-        raise ValueError(f"{_NAME}: bqm must have finite biases, got NaN or inf")
+        raise ValueError(f"{name}: bqm must have finite biases, got NaN or inf")
+    edges = np.stack([vectors.quadratic.row_indices, vectors.quadratic.col_indices], 1).astype(np.int64)
+    return linear, edges, quadratic
+
+
+def _problem(bqm: dimod.BinaryQuadraticModel) -> _Problem:
+    """Without interactions of 0."""
+    linear, edges, quadratic = _vectors(_NAME, bqm)
     kept = quadratic != 0
-    edges = np.stack([vectors.quadratic.row_indices[kept], vectors.quadratic.col_indices[kept]], 1).astype(np.int64)
+    edges, is_spin = edges[kept], bqm.vartype is dimod.SPIN
     first, second, ends = torch.from_numpy(linear), torch.from_numpy(quadratic[kept]), torch.from_numpy(edges)
-    if bqm.vartype is dimod.SPIN:
+    if is_spin:
         h, J = first, second
         bias, coupling, _ = ising_to_boltzmann(h, J, ends)
     else:
         bias, coupling = -first, -second
         h, J, _ = boltzmann_to_ising(bias, coupling, ends)
-    return h.numpy(), J.numpy(), edges, bias.numpy(), coupling.numpy()
+    return _Problem(edges, h.numpy(), J.numpy(), bias.numpy(), coupling.numpy(), is_spin)
 
 
-def _default_beta_range(h: Floats, J: Floats, edges: NDArray[np.int64]) -> list[float]:
+def _with_exact_interactions(problem: _Problem) -> tuple[_Problem, float]:
+    """The problem divided by a number in [1, 2), such that few bits hold the interactions; and that number.
+
+    So 0.1, 0.2 and 0.3, which float64 itself rounds, are 1, 2 and 3 times a power of 2, and cancel as they should. The
+    problem itself, and 1, where the interactions are not so simple.
+    """
+    sizes = np.unique(np.abs(problem.J))
+    if not 0 < len(sizes) <= _FEW_SIZES or not np.isfinite(sizes).all():
+        return problem, 1.0
+    negligible = float(np.ldexp(sizes[-1], -40))
+
+    def common_divisor(a: float, b: float) -> float:
+        while b > negligible:
+            a, b = b, abs(math.remainder(a, b))
+        return a
+
+    number = np.rint(sizes / functools.reduce(common_divisor, sizes.tolist()))
+    divisor = sizes[-1] / number[-1]
+    if number[-1] >= 2**28 or (np.abs(sizes - number * divisor) > np.ldexp(sizes, -50)).any():
+        return problem, 1.0
+    mantissa, exponent = np.frexp(divisor)
+    J = np.copysign(np.ldexp(np.rint(np.abs(problem.J) / divisor), exponent - 1), problem.J)
+    unit = 2 * float(mantissa)
+    with np.errstate(over="ignore"):
+        coupling = -4 * J  # if that is inf, so was the problem's
+    return problem._replace(h=problem.h / unit, J=J, bias=problem.bias / unit, coupling=coupling), unit
+
+
+class _Machine(NamedTuple):
+    """N variables as the sweeps have them, followed by G ghosts, spins of the value 1 that are coupled to one each."""
+
+    graph: ColoredGraph
+    bias: torch.Tensor  # [N + G]
+    coupling: torch.Tensor  # [E + G]
+    num_ghosts: int
+
+    def anneal(
+        self,
+        reads: torch.Tensor,
+        update: Callable[..., torch.Tensor],
+        beta: torch.Tensor,
+        randomize_order: bool,
+        *,
+        chain_offset: int,
+        seed: int,
+    ) -> torch.Tensor:
+        """What sweeps, one for each of ``beta``, make of reads [R, N]."""
+        num_variables = reads.shape[1]
+        state = torch.nn.functional.pad(reads, (0, self.num_ghosts), value=1)
+        is_ghost = torch.arange(self.graph.num_nodes) >= num_variables
+        model = self.bias, self.coupling, self.graph
+        options: dict[str, Any] = {"chain_offset": chain_offset, "seed": seed}
+        with warnings.catch_warnings():
+            # At the end of an annealing, beta is so large that it says nothing of the interactions.
+            warnings.simplefilter("ignore", CouplingResolutionWarning)
+            if not randomize_order:
+                clamp = is_ghost if self.num_ghosts else None
+                state = update(state, *model, len(beta), beta=beta, clamp=clamp, **options)
+                return state[:, :num_variables]
+            edges = self.graph.edges.numpy()[: self.graph.num_edges - self.num_ghosts]
+            random = np.random.default_rng(seed)
+            layers = ((b, layer) for b in beta for layer in _random_layers(random, num_variables, edges))
+            for number, (b, layer) in enumerate(layers):
+                clamp = torch.ones_like(is_ghost)
+                clamp[torch.from_numpy(layer)] = False
+                state = update(state, *model, 1, beta=b, clamp=clamp, sweep_offset=number, **options)
+        return state[:, :num_variables]
+
+
+def _random_layers(random: np.random.Generator, num_variables: int, edges: Integers) -> Iterator[Integers]:
+    """As many variables as there are, drawn one after the other, with repetition; those of a layer do not touch.
+
+    To update one layer after the other, each at once, is to update the variables in the order in which they were drawn:
+    a variable waits for those drawn before it that are itself or a neighbour.
+    """
+    drawn = random.integers(num_variables, size=num_variables)
+    place = np.arange(num_variables)
+    u, v = edges.T
+    while len(drawn):
+        first = np.full(num_variables, num_variables)
+        first[drawn[::-1]] = place[::-1]
+        around = first.copy()
+        np.minimum.at(around, u, first[v])
+        np.minimum.at(around, v, first[u])
+        is_ready = place == around[drawn]
+        yield drawn[is_ready]
+        drawn, place = drawn[~is_ready], place[~is_ready]
+
+
+def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
+    """The problem times 2^exponent, with a ghost for each variable whose field float32 would round too coarsely.
+
+    Without a ghost the bias is float32. Where it and the couplings cancel but for a small rest, the rest has the error
+    of the bias. With a ghost, the part of the bias that can cancel is a coupling, which like all couplings is an
+    integer: the integers' sum is exact, and the bias is the rest alone. In a model over spins, that part is computed
+    from the rounded interactions, so that interactions of the same size still cancel.
+
+    Args:
+        problem: Of N variables.
+        exponent: So that the largest sum of couplings is about 1.
+        beta: The schedule, of the scaled problem.
+
+    Warns:
+        CouplingResolutionWarning: Some field is off nevertheless.
+    """
+    num_variables = len(problem.bias)
+    if not (np.isfinite(problem.bias).all() and np.isfinite(problem.coupling).all()):
+        raise ValueError(f"{_NAME}: bqm must be finite, got NaN or inf when written for bits")
+    bias, coupling = np.ldexp(problem.bias, exponent), np.ldexp(problem.coupling, exponent)
+    reach = problem.sums_at_variables(np.abs(coupling))
+    field = np.abs(bias) + reach
+    can_cancel = np.abs(problem.h) <= 1.001 * problem.sums_at_variables(np.abs(problem.J))  # or all but cancel
+    is_coarse = can_cancel & (float(beta.max()) * _FLOAT32_ROUNDING * field > _LOGIT_TOLERANCE)
+    exact, rest = np.zeros(num_variables), bias
+    if problem.is_spin:
+        exact, rest = -problem.sums_at_variables(coupling) / 2, -2 * np.ldexp(problem.h, exponent)
+    if is_coarse.any():
+        # If all are multiples of a number of which float32 can hold the largest field's, it rounds nothing.
+        grain = np.ldexp(1.0, np.frexp(field[can_cancel].max())[1] - 24)
+        is_coarse &= any((x % grain).any() for x in (exact[can_cancel], rest[can_cancel], coupling))
+    coarse = np.flatnonzero(is_coarse)
+    edges = np.concatenate([problem.edges, np.stack([coarse, num_variables + np.arange(len(coarse))], 1)])
+    graph = ColoredGraph(num_variables, torch.from_numpy(problem.edges))
+    if len(coarse):
+        of_ghosts = (graph.colors[torch.from_numpy(coarse)] + 1) % graph.num_colors
+        graph = ColoredGraph(num_variables + len(coarse), torch.from_numpy(edges), torch.cat((graph.colors, of_ghosts)))
+
+    def model(of_variables: Floats, of_edges: Floats, of_ghosts: Floats) -> GraphBoltzmann:
+        biases, couplings = np.pad(of_variables, (0, len(coarse))), np.concatenate([of_edges, of_ghosts])
+        return GraphBoltzmann(graph, torch.from_numpy(biases), torch.from_numpy(couplings), validate_args=False)
+
+    # A ghost's coupling is at most the sum of the others, and half a sum of rounded ones. Rounding may raise sums.
+    margin = 1 + np.ldexp(graph.max_degree, -28)
+    step = 2 * float(coupling_resolution(model(bias, margin * coupling, margin * reach[coarse])))
+    rounded = step * np.rint(coupling / step)
+    if problem.is_spin:
+        exact = -problem.sums_at_variables(rounded) / 2
+    limit = problem.sums_at_variables(np.abs(rounded))
+    ghost = np.clip(exact + step * np.rint(rest / step), -limit, limit)
+    ghost[~is_coarse] = 0
+    rest = (exact - ghost) + rest
+
+    error = np.where(is_coarse, np.abs(rest - rest.astype(np.float32)), 0)
+    np.maximum.at(error, problem.edges.reshape(-1), np.abs(rounded - coupling).repeat(2))
+    smallest = problem.smallest_terms()
+    is_off = can_cancel & (error > 2 * _TERM_TOLERANCE * np.ldexp(smallest, exponent))
+    if is_off.any():
+        ratio = smallest[is_off].min() / np.abs(problem.J).max()
+        warnings.warn(
+            f"{_NAME}: bqm has terms too small beside its interactions: at {np.count_nonzero(is_off)} of the variables "
+            f"rounding shifts the field by more than {_TERM_TOLERANCE:g} of the smallest term, which is down to "
+            f"{ratio:.2g} of the largest interaction",
+            CouplingResolutionWarning,
+            stacklevel=3,
+        )
+    scaled = model(rest, rounded, ghost[coarse])
+    return _Machine(graph, scaled.bias, scaled.coupling, len(coarse))
+
+
+def _default_beta_range(problem: _Problem) -> list[float]:
     """The range that ``SimulatedAnnealingSampler`` takes by default, by the Metropolis rule's chance to flip a spin.
 
     Hot: the spin hardest to flip does with probability 1/2, were all its terms satisfied. Cold: of the spins whose
     smallest term is the smallest of all, one flips against that term with probability 1/100.
     """
-    with np.errstate(over="ignore"):
-        total = np.abs(h) + np.bincount(edges.reshape(-1), np.abs(J).repeat(2), len(h))
-    # A tiny h may be what the conversion from bits rounded away: its reciprocal would be no beta.
-    smallest = np.where(np.abs(h) > 1e-12 * total, np.abs(h), np.inf)
-    np.minimum.at(smallest, edges.reshape(-1), np.abs(J).repeat(2))
+    smallest = problem.smallest_terms()
     gap = smallest.min(initial=np.inf)
     if gap == np.inf:
         return [0.1, 1.0]  # all states are equal, whatever beta is
     with np.errstate(over="ignore"):  # the caller refuses 0 and inf
+        total = np.abs(problem.h) + problem.sums_at_variables(np.abs(problem.J))
         hot = np.log(2) / (2 * total.max())
         cold = np.log(100 * np.count_nonzero(smallest == gap)) / (2 * gap)
     return [float(hot), float(cold)]
 
 
-def _as_betas(argument: str, values: object) -> Floats:
+def _as_betas(argument: str, values: object, limit: float) -> Floats:
     try:
         betas = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_NAME}: {argument} must hold numbers, got {shown(values)}") from error
-    if betas.ndim != 1 or not len(betas) or not (np.isfinite(betas) & (betas >= 0)).all():
-        raise ValueError(f"{_NAME}: {argument} must be a sequence of finite numbers of at least 0, got {shown(values)}")
+    if betas.ndim != 1 or not len(betas) or not ((betas >= 0) & (betas <= limit)).all():
+        kind = "numbers" if limit == math.inf else "finite numbers"
+        raise ValueError(f"{_NAME}: {argument} must be a sequence of {kind} of at least 0, got {shown(values)}")
     return betas
 
 
@@ -265,16 +479,18 @@ def _schedule(
     if beta_schedule_type not in _SCHEDULES:
         options = ", ".join(_SCHEDULES)
         raise ValueError(f"{_NAME}: beta_schedule_type must be one of {options}, got {shown(beta_schedule_type)}")
-    if (beta_schedule is None) == (beta_schedule_type == "custom"):
+    is_custom = beta_schedule_type == "custom"
+    if (beta_schedule is None) == is_custom:
         raise ValueError(
             f"{_NAME}: beta_schedule must be given with beta_schedule_type 'custom' and with no other, "
             f"got {shown(beta_schedule)} with {beta_schedule_type!r}"
         )
-    ends = None if beta_range is None else _as_betas("beta_range", beta_range)
+    limit = math.inf if is_custom else np.finfo(np.float64).max
+    ends = None if beta_range is None else _as_betas("beta_range", beta_range, limit)
     if ends is not None and len(ends) != 2:
         raise ValueError(f"{_NAME}: beta_range must hold two betas, first and last, got {shown(beta_range)}")
-    if beta_schedule_type == "custom":
-        betas = _as_betas("beta_schedule", beta_schedule)
+    if is_custom:
+        betas = _as_betas("beta_schedule", beta_schedule, limit)
         if num_sweeps not in (None, len(betas) * num_sweeps_per_beta):
             sweeps = f"{len(betas)} betas x {num_sweeps_per_beta}"
             raise ValueError(f"{_NAME}: num_sweeps must be None or that of beta_schedule, {sweeps}, got {num_sweeps}")
@@ -293,3 +509,88 @@ def _schedule(
         ends = ends[[1, 1]]
     space = np.linspace if beta_schedule_type == "linear" else np.geomspace
     return space(ends[0], ends[1], num_betas).repeat(num_sweeps_per_beta)
+
+
+class BQMBoltzmann(NamedTuple):
+    """What :func:`bqm_to_boltzmann` returns."""
+
+    model: GraphBoltzmann  # one node per variable, one edge per interaction
+    variables: list[Any]  # the label of each node
+    offset: float  # bqm.energy(sample) = model.energy(z) + offset
+
+
+def bqm_to_boltzmann(bqm: dimod.BinaryQuadraticModel, dtype: torch.dtype = torch.float64) -> BQMBoltzmann:
+    """A binary quadratic model as a Boltzmann machine over bits, whose probabilities are ``exp(-bqm.energy) / Z``.
+
+    Args:
+        bqm: With one variable or more, SPIN or BINARY, with finite biases. Interactions of 0 are edges, too.
+        dtype: Floating, of the model's parameters.
+
+    Returns:
+        :class:`BQMBoltzmann`. Bit i of a state z is 1 where variable ``variables[i]`` is 1, and 0 where it is 0 or -1.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``bqm_to_boltzmann:``.
+
+    Example:
+        >>> import dimod
+        >>> bqm = dimod.BinaryQuadraticModel({"a": 0.5}, {("a", "b"): -1.0}, 3.0, "SPIN")
+        >>> model, variables, offset = bqm_to_boltzmann(bqm)
+        >>> variables, (model.energy(torch.tensor([1.0, 0.0])) + offset).item(), bqm.energy({"a": 1, "b": -1})
+        (['a', 'b'], 4.5, 4.5)
+    """
+    name = "bqm_to_boltzmann"
+    if not isinstance(bqm, dimod.BinaryQuadraticModel):
+        raise TypeError(f"{name}: bqm must be a dimod.BinaryQuadraticModel, got {type(bqm).__name__}")
+    if not len(bqm.variables):
+        raise ValueError(f"{name}: bqm must have one variable or more, got none")
+    linear, edges, quadratic = _vectors(name, bqm)
+    first, second, ends, offset = *map(torch.from_numpy, (linear, quadratic, edges)), float(bqm.offset)
+    if bqm.vartype is dimod.SPIN:
+        bias, coupling, more = ising_to_boltzmann(first, second, ends)
+        offset += float(more)
+    else:
+        bias, coupling = -first, -second
+    model = GraphBoltzmann(ColoredGraph(len(bias), ends), bias.to(dtype), coupling.to(dtype))
+    return BQMBoltzmann(model, list(bqm.variables), offset)
+
+
+def boltzmann_to_bqm(
+    model: BipartiteBoltzmann | GraphBoltzmann,
+    variables: Sequence[Any] | None = None,
+    *,
+    offset: float = 0.0,
+    vartype: Any = "BINARY",
+) -> dimod.BinaryQuadraticModel:
+    """A Boltzmann machine as a binary quadratic model of the same energies: ``bqm.energy = model.energy + offset``.
+
+    Args:
+        model: One of batch shape []. Its parameters' gradients are not followed.
+        variables: A label for each unit, in the order of z (left, then right); 0, 1, ... by default.
+        offset: Added to all energies.
+        vartype: "BINARY", whose values are the bits, or "SPIN", whose values are ``2 z - 1``.
+
+    Returns:
+        A model with an interaction for each edge, or pair of a left and a right unit.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message begins with ``boltzmann_to_bqm:``.
+    """
+    name = "boltzmann_to_bqm"
+    check_model(name, model)
+    if model.batch_shape:
+        raise ValueError(f"{name}: model must be one model, of batch shape [], got {list(model.batch_shape)}")
+    labels = list(range(model.num_units)) if variables is None else list(variables)
+    if len(labels) != model.num_units or len(set(labels)) != len(labels):
+        wanted = f"variables must be {model.num_units} different labels, one for each unit"
+        raise ValueError(f"{name}: {wanted}, got {len(labels)}, {len(set(labels))} of them different")
+    if isinstance(model, GraphBoltzmann):
+        bias, coupling, (u, v) = model.bias, model.coupling, model.graph.edges.T
+    else:
+        bias, coupling = torch.cat((model.left_bias, model.right_bias)), model.weight.flatten()
+        u, v = torch.cartesian_prod(*torch.arange(model.num_units).split((model.num_left, model.num_right))).T
+    linear, quadratic = (-x.detach().cpu().double().numpy() for x in (bias, coupling))
+    bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(
+        linear, (u.numpy(), v.numpy(), quadratic), offset, dimod.BINARY, variable_order=labels
+    )
+    return bqm.change_vartype(vartype, inplace=False)

@@ -331,16 +331,15 @@ inline std::string text(Outcome outcome, float value = 0, const char* beta_name 
   return "an unknown fault";
 }
 
-// Says that rounding is felt, and of which kind the larger part of it is. `rest` ends the message.
+// Warns of rounding that may change probabilities, and says which of the two kinds is the larger. `rest` ends the message.
 inline void warn_of_rounding(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
                              const std::string& rest) {
   if (!hooks.warn) return;
   std::ostringstream out;
   out << op << ": " << coupling;
   if (2 * float32_error(rounding) > field_error(rounding, neighbors))
-    out << " and biases are so large that rounding their sum to float32 is felt where they nearly cancel (smaller ones or a lower"
-           " beta help): errors of about "
-        << float32_error(rounding) << " where biases are about " << rounding.bias;
+    out << " and biases of about " << rounding.bias << " may nearly cancel, and float32 then shifts a field by about "
+        << float32_error(rounding) << " (smaller parameters or a lower beta help)";
   else
     out << " is so large that rounding it to fixed point is felt (a smaller one or a lower beta helps): resolution "
         << rounding.scale;

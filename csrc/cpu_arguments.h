@@ -133,8 +133,8 @@ inline void check(const char* op, Outcome outcome) {
   if (outcome != Outcome::kOk) fail(op, text(outcome));
 }
 
-inline void warn_if_felt(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
-                         const std::vector<double>& betas) {
+inline void warn_if_large(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
+                          const std::vector<double>& betas) {
   const double beta = largest_magnitude(betas);
   if (beta * field_error(rounding, neighbors) > kResolutionLimit)
     warn_of_rounding(op, coupling, rounding, neighbors, at_beta(beta));

@@ -66,7 +66,7 @@ GraphCall describe(const CpuGraphProblem& p, const Counters& counters, const cha
 void run(const char* op, const GraphCall& call) {
   Rounding rounding = {};
   check(op, run_graph(call, runtime(), &rounding));
-  if (call.num_sweeps && call.graph.num_edges) warn_if_felt(op, "coupling", rounding, call.graph.max_degree, call.beta);
+  if (call.num_sweeps && call.graph.num_edges) warn_if_large(op, "coupling", rounding, call.graph.max_degree, call.beta);
 }
 
 // What the kernels do not come to read.

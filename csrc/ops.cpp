@@ -15,7 +15,7 @@ namespace {
 void run(const char* op, const BipartiteCall& call) {
   Rounding rounding = {};
   check(op, run_bipartite(call, runtime(), &rounding));
-  if (call.num_sweeps) warn_if_felt(op, "weight", rounding, std::max(call.n1, call.n2), call.beta);
+  if (call.num_sweeps) warn_if_large(op, "weight", rounding, std::max(call.n1, call.n2), call.beta);
 }
 
 BipartiteCall describe(const char* op, const BipartiteArguments& a, const Counters& counters, const char* beta_name,

@@ -17,7 +17,7 @@ def _run(function: Callable[..., Any], op: Callable[..., Any], *args: Any) -> An
 
 
 def _backward(function: Any, op: Callable[..., Any], sources: tuple[Tensor | None, ...], *args: Any) -> Any:
-    """As :func:`_run`, of a Function that is one of ``sources`` too."""
+    """As :func:`_run`, for a Function that takes ``sources``: see :class:`BipartiteGibbsRelaxedBackward`."""
     return _run(functools.partial(function.apply, len(sources), *sources), op, *args)
 
 
@@ -101,8 +101,9 @@ class BipartiteGibbsRelaxed(torch.autograd.Function):
 class BipartiteGibbsRelaxedBackward(torch.autograd.Function):
     """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed_backward`, which refuses to be differentiated again.
 
-    A Function, so that torch.func.grad, which always prepares for a second derivative, can pass through. It is also one
-    of ``sources``, what else its results depend on, so that derivatives in these are an error rather than zero.
+    A Function, so that torch.func.grad, which always prepares for a second derivative, can pass through. It takes
+    ``sources``, the tensors that its results depend on but that it does not read, so that derivatives in these are an
+    error rather than zero.
     """
 
     @staticmethod
@@ -304,9 +305,9 @@ def _broadcast_back(grad: Tensor, shape: torch.Size) -> Tensor:
 
 
 class OneSeed(torch.autograd.Function):
-    """A seed, and the number of the row that it is for: 0.
+    """Returns the seed and 0. Under vmap it returns the first row's seed for all rows, and each row's number.
 
-    Of the seeds that torch.vmap(randomness="different") draws for its rows, the first, and each row's own number.
+    torch.vmap(randomness="different") draws a seed for each row; one call for all rows needs a single one.
     """
 
     @staticmethod

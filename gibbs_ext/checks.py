@@ -69,13 +69,13 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether its values can be read, and free of charge: a GPU would have to be waited for."""
+    """Whether its values can be read without waiting for a GPU."""
     is_real = not torch.compiler.is_compiling() and not is_fake(tensor) and not is_mapped(tensor)
     return tensor.device.type == "cpu" and is_real
 
 
 def check_all(good: Tensor, message: str) -> None:
-    """Every element of ``good`` is true, inside torch.vmap those of all rows.
+    """Raises unless every element of ``good`` is true; inside torch.vmap, unless those of all rows are.
 
     Where values cannot be read PyTorch's own assertion fails: on a GPU that ends all use of the device in this process.
     """

@@ -167,7 +167,7 @@ class _NotDifferentiable(torch.autograd.Function):
 
 
 class _Samples(torch.autograd.Function):
-    """[*S, C, N] by ``draw``. A Function, as the words that it draws are none of torch.vmap's business."""
+    """[*S, C, N] by ``draw``. A Function, because torch.vmap would refuse its random draws."""
 
     @staticmethod
     def forward(draw: Callable[..., Tensor], seed: Tensor, *parameters: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ class _Enumeration:
 def _few_models(name: str, model: BipartiteBoltzmann) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The parameters of a few models at a time, as :func:`_smaller_side_first` has them, with one batch dim.
 
-    As many as fit into one chunk; of larger models one, which has many chunks.
+    As many as fit into one chunk. A model too large for one chunk comes alone.
     """
     parameters = _smaller_side_first(name, model.detach())
     for argument in model._dims:
@@ -602,7 +602,7 @@ def _eliminate(name: str, model: GraphBoltzmann, with_marginals: bool) -> tuple[
 
 
 class _Elimination(torch.autograd.Function):
-    """log Z [*S] and, ``with_marginals``, these: what the derivatives of log Z are made of, else computed when needed.
+    """log Z [*S] and, if ``with_marginals``, the marginals. Derivatives need these, and compute them if need be.
 
     bias [..., N] and coupling [..., E] are those of :func:`_solve`.
     """

@@ -523,8 +523,8 @@ def graph_metropolis(
         KeyboardInterrupt: Ctrl-C during the call.
 
     Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, with the same words for the same
-    numbers. On the CPU chains are always taken in blocks of 16, of which fewer chains leave a part empty; there are no
-    tables for many chains of one model, by which :func:`graph_gibbs` may be several times as fast.
+    numbers. On the CPU chains go in blocks of 16, and a partly filled block costs as much as a full one. With many
+    chains of one model, :func:`graph_gibbs` has tables that make it several times as fast.
 
     Example:
         >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])

@@ -28,18 +28,19 @@ RELAXATIONS = {"pwl": 0, "concrete": 1, "straight_through": 2, "mean_field": 3}
 
 
 class CouplingResolutionWarning(UserWarning):
-    """Couplings, or couplings and biases, are so large that rounding is felt: it may shift a probability.
+    """Couplings, or couplings and biases, are so large that rounding may shift a probability.
 
     ``|beta| * (n * 2^-k + 2^-23 * b)`` exceeds 1e-3, for parameters of any dtype. The message says which of the two
-    terms is the larger. beta is the largest of a schedule; on a CUDA device, where its values are not known before the
-    kernels run, it counts as 1.
+    terms is the larger. beta is the largest of a schedule. A beta that is a tensor on a CUDA device counts as 1, as its
+    values are not known before the kernels run.
 
     - Fixed point: n is the largest number of neighbours of a unit and 2^-k the resolution
       (:func:`gibbs_ext.coupling_resolution`). Couplings much smaller than the largest are lost then.
     - float32, in which biases are added to sums of couplings: b is the largest bias that such a sum may cancel. Where
       the two nearly cancel, what is left of them is off by up to 2^-23 of either.
 
-    Parameters that are smaller, or a lower beta, help. Without a warning, no unit's probability is off by 1e-3.
+    Parameters that are smaller, or a lower beta, help. Without a warning no unit's probability is off by
+    1e-3, unless beta is a tensor on a CUDA device.
     """
 
 
@@ -597,9 +598,9 @@ def graph_edge_sums_fake(first: Tensor, second: Tensor, coupling: Tensor, layout
 
 # vmap and forward mode --------------------------------------------------------------------------------------------
 
-# One call has one of each: where they are mapped, a call is made for each row.
+# A call has one of each. If one of these is mapped, a call is made for each row.
 _ONE_PER_CALL = ("layout", "beta", "betas", "seed")
-# How many dims of a tensor are no batch dims, where it is not one.
+# The number of dims that are no batch dims, of tensors that do not have exactly one.
 _OWN_DIMS = {"weight": 2, "chains": 0}
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gibbs_ext import BipartiteBoltzmann, ops
+from gibbs_ext import ops
 
 FALSE_ALARM = 1e-6  # of each statistical test, were it run with a fresh seed
 
@@ -200,16 +200,6 @@ def z_threshold(num_comparisons: int = 1) -> float:
     from scipy import stats
 
     return float(stats.norm.isf(FALSE_ALARM / 2 / num_comparisons))
-
-
-def exact_left_samples(model: BipartiteBoltzmann, num_samples: int) -> Tensor:
-    """[num_samples, *batch_shape, n1] exact independent draws of left, by enumerating it."""
-    states = all_states(model.num_left).to(model.weight.dtype)
-    batch = model.batch_shape
-    log_p = -model.free_energy(states.reshape(-1, *(1,) * len(batch), model.num_left))
-    probabilities = log_p.double().movedim(0, -1).expand(*batch, -1).reshape(-1, len(states)).softmax(-1)
-    drawn = torch.multinomial(probabilities, num_samples, replacement=True)
-    return states[drawn.T].reshape(num_samples, *batch, model.num_left)
 
 
 def product(**axes: Sequence[object]) -> list[dict[str, object]]:

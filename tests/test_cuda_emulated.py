@@ -12,13 +12,13 @@ import pytest
 import test_bipartite_ais
 import test_bipartite_gibbs
 import test_bipartite_gibbs_relaxed
-import test_felt_rounding
 import test_golden
 import test_graph_ais
 import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
 import test_graph_metropolis
+import test_rounding_warning
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
 
@@ -34,7 +34,7 @@ MODULES = (
     test_graph_metropolis,
     test_graph_ais,
     test_graph_fields,
-    test_felt_rounding,
+    test_rounding_warning,
     test_golden,
 )
 # Of the CPU alone: its threads, instruction sets and routes, Python's locks; or so many draws that the emulator would
@@ -112,7 +112,7 @@ def test_synchronize_raises_a_fault_once() -> None:
 
 
 @pytest.mark.usefixtures("asynchronous")
-def test_a_resolution_that_is_felt_is_said_once() -> None:
+def test_a_coarse_resolution_is_said_once() -> None:
     graph = gx.ChimeraGraph(1)
     message = r"^bipartite_gibbs: weight is so large .* resolution 0.0625 for units of up to 33 neighbours$"
 
@@ -134,11 +134,11 @@ def test_a_resolution_that_is_felt_is_said_once() -> None:
         gx.graph_gibbs(torch.zeros(3, 8), torch.zeros(8), torch.zeros(16), graph, 1)
 
 
-@pytest.mark.parametrize("op", test_felt_rounding.OPS)
+@pytest.mark.parametrize("op", test_rounding_warning.OPS)
 def test_rounding_to_float32_is_said_on_every_route(op: str) -> None:
     for route in GRAPH_ROUTES if op.startswith("graph") else BIPARTITE_ROUTES:
         emulated_library().set_route(route)
-        test_felt_rounding.check_cancelling_calls(op)
+        test_rounding_warning.check_cancelling_calls(op)
 
 
 def test_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from support import (
     all_states,
     assert_close,
     assert_same_bits,
-    exact_left_samples,
     random_bits,
     random_parameters,
     z_threshold,
@@ -91,7 +90,7 @@ def test_ais_is_within_its_error_bars(base, batches, dtype):
 def test_reverse_ais_is_within_its_error_bars(base):
     model = make(8, 12, ((), (), (2,)))
     exact = exact_log_partition(model)
-    initial = exact_left_samples(model, 4000)
+    initial = model.split(exact_samples(model, 4000))[0]
     options = {"base": base_for(base, model), "reverse": True}
     assert excess(annealed_importance_sampling(model, 4000, 100, initial=initial, **options), exact) < 1
     # Planted fault: starting draws that are not the model's.
@@ -448,7 +447,7 @@ def test_contrastive_divergence_starts_at_the_data():
     p = [x.requires_grad_() for x in random_parameters(5, 4, dtype=torch.float64)]
     model = BipartiteBoltzmann(*p)
     # Data drawn from the model stays put on average: the gradient is near zero. Any other data moves.
-    draws = exact_left_samples(model.detach(), 20_000)
+    draws = model.split(exact_samples(model, 20_000))[0]
     at_rest = torch.autograd.grad(negative_log_likelihood_surrogate(model, draws, None), p)
     pushed = torch.autograd.grad(negative_log_likelihood_surrogate(model, torch.ones(20_000, 5).double(), None), p)
     limit = z_threshold(29) * 0.5 / 20_000**0.5 * 2**0.5

@@ -514,7 +514,7 @@ def test_a_field_that_all_but_cancels_the_interactions():
 
 def test_a_field_that_rounding_of_interactions_swamps_is_warned_of():
     with pytest.warns(
-        CouplingResolutionWarning, match=r"at 3 of the variables rounding shifts the field by more than 0.01"
+        CouplingResolutionWarning, match=r"at 3 of the variables rounding may shift the field by more than 0.01"
     ):
         BlockGibbsSampler().sample(triangle(1e-10, (0.1, 0.2, 0.1 * math.pi)), seed=1)
 
@@ -655,6 +655,7 @@ def test_a_bipartite_machine_as_a_bqm():
 def test_bad_conversions():
     rbm = BipartiteBoltzmann(torch.randn(2), torch.randn(3), torch.randn(2, 3))
     many = BipartiteBoltzmann(torch.randn(2), torch.randn(3), torch.randn(4, 2, 3))
+    bqm = dimod.BQM({"a": 1e9}, {}, "SPIN")
     for call, kind, message in [
         (
             lambda: interop.bqm_to_boltzmann(rbm),
@@ -670,6 +671,25 @@ def test_bad_conversions():
             lambda: interop.bqm_to_boltzmann(dimod.BQM({"a": np.nan}, {}, "SPIN")),
             ValueError,
             "bqm_to_boltzmann: bqm must have finite biases",
+        ),
+        (
+            lambda: interop.bqm_to_boltzmann(bqm, dtype=torch.int64),
+            TypeError,
+            "bqm_to_boltzmann: dtype must be a floating",
+        ),
+        (lambda: interop.bqm_to_boltzmann(bqm, dtype="float"), TypeError, "bqm_to_boltzmann: dtype must be a floating"),
+        (
+            lambda: interop.bqm_to_boltzmann(bqm, dtype=torch.float16),
+            ValueError,
+            "bqm_to_boltzmann: bqm must be finite in torch.float16",
+        ),
+        (lambda: interop.boltzmann_to_bqm(rbm, 3), TypeError, "boltzmann_to_bqm: variables must be a sequence"),
+        (lambda: interop.boltzmann_to_bqm(rbm, [[]] * 5), TypeError, "boltzmann_to_bqm: variables must be .* hashable"),
+        (lambda: interop.boltzmann_to_bqm(rbm, offset="x"), TypeError, "boltzmann_to_bqm: offset must be a number"),
+        (
+            lambda: interop.boltzmann_to_bqm(rbm, vartype="FOO"),
+            TypeError,
+            "boltzmann_to_bqm: vartype must be 'BINARY' or",
         ),
         (lambda: interop.boltzmann_to_bqm(3), TypeError, "boltzmann_to_bqm: model must be a BipartiteBoltzmann"),
         (
@@ -849,6 +869,18 @@ def test_interactions_lost_in_rounding_are_warned_of():
         samples = sample(1e5)
     c, d = (samples.record.sample[:, samples.variables.index(v)] for v in "cd")
     assert (c == -d).mean() > 0.8
+
+
+def test_the_rounding_of_many_interactions_adds_up():
+    """That of each alone is below a hundredth of the hub's field, that of all of them is not."""
+    random = np.random.default_rng(0)
+    J = {("hub", i): random.normal() for i in range(400)}
+    with pytest.warns(CouplingResolutionWarning, match="at [0-9]+ of the variables"):
+        BlockGibbsSampler().sample(dimod.BinaryQuadraticModel({"hub": 1e-4}, J, "SPIN"), num_sweeps=10, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few = dict(list(J.items())[:4])
+        BlockGibbsSampler().sample(dimod.BinaryQuadraticModel({"hub": 1e-4}, few, "SPIN"), num_sweeps=10, seed=1)
 
 
 def test_usual_models_are_not_warned_of():

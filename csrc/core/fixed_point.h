@@ -36,7 +36,7 @@ GIBBS_HOST_DEVICE int scale_exponent(int64_t largest_sum, int64_t degree, int e)
   return k < kMaxScaleExponent ? k : kMaxScaleExponent;
 }
 
-// ---- what is felt of it ----------------------------------------------------------------------------------------------------------
+// ---- which rounding errors change probabilities ----------------------------------------------------------------------------------
 
 constexpr double kResolutionLimit = 1e-3;  // a logit may be off by so much without a warning: |beta| field_error()
 
@@ -46,9 +46,9 @@ GIBBS_HOST_DEVICE float largest_coupling_sum(float scale) { return 0x1p31f * sca
 // Float32 rounds acc 2^-k and the bias before it adds them, each by up to 2^-24 of itself. That is much of their sum only where they nearly
 // cancel. So 2^-23 of this bounds the error of a field wherever the unit is not saturated: the bias, or the largest sum that may cancel it
 // if that is less, and nothing for a bias of twice that sum.
-// base: of an annealed run, else the bias again. beta bias + (1 - beta) base takes all values between the two, and cancels itself where their
+// base: the base bias of an annealed run; other runs pass the bias twice. beta bias + (1 - beta) base takes all values between the two, and cancels itself where their
 // signs differ. As it is rounded more often, its error may be three times the bound.
-GIBBS_HOST_DEVICE float felt_bias(float bias, float base, float scale) {
+GIBBS_HOST_DEVICE float cancelling_bias(float bias, float base, float scale) {
   const float largest_sum = largest_coupling_sum(scale), a = bias < 0 ? -bias : bias, b = base < 0 ? -base : base;
   const float less = a < b ? a : b, more = a < b ? b : a;
   const bool differ = (bias < 0 && base > 0) || (bias > 0 && base < 0);
@@ -60,7 +60,7 @@ GIBBS_HOST_DEVICE float felt_bias(float bias, float base, float scale) {
 // The rounding of a model's fields.
 struct Rounding {
   float scale;  // 2^-k
-  float bias;   // the largest felt_bias()
+  float bias;   // the largest cancelling_bias()
 };
 
 GIBBS_HOST_DEVICE float float32_error(const Rounding& r) { return 0x1p-23f * r.bias; }

@@ -153,9 +153,9 @@ ModelCoupling round_model(const BipartiteCall& call, int64_t model, const Coupli
 // Scratch memory and code of one thread for tiles of chains that share a model.
 class TileRunner {
  public:
-  TileRunner(const BipartiteCall& call, int64_t capacity, FeltRounding& felt, Progress& progress)
+  TileRunner(const BipartiteCall& call, int64_t capacity, WorstRounding& worst, Progress& progress)
       : call_(call),
-        felt_(felt),
+        worst_(worst),
         progress_(progress),
         chains_(size_t(capacity)),
         left_bias_(call.n1, capacity),
@@ -231,7 +231,7 @@ class TileRunner {
 
   void note_biases(int64_t count, float scale) {
     const auto note = [&](int64_t n, const float* bias, const float* base) {
-      felt_.note_biases(&scale, 1, n, bias, base ? base : bias);
+      worst_.note_biases(&scale, 1, n, bias, base ? base : bias);
     };
     const BinaryChain* before = nullptr;  // which may have the same biases
     for (const BinaryChain* c = chains_.data(); c < chains_.data() + count; before = c++) {
@@ -288,7 +288,7 @@ class TileRunner {
   }
 
   const BipartiteCall& call_;
-  FeltRounding& felt_;
+  WorstRounding& worst_;
   Progress& progress_;
   std::vector<BinaryChain> chains_;
   BiasCache left_bias_, right_bias_, base_left_bias_, base_right_bias_;
@@ -307,7 +307,7 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Roundin
   *rounding = {};
   if (models * chains == 0) return Outcome::kOk;
   Progress progress(runtime);
-  FeltRounding felt(call, std::max(call.n1, call.n2), call.log_weights);
+  WorstRounding worst(call, std::max(call.n1, call.n2), call.log_weights);
   // Enough models: each thread takes whole models, and a model's couplings stay in its cache. Few: threads share one model's tiles.
   const bool by_model = models >= runtime.num_threads || chains == 1;
   int64_t tile = std::min(chains, tile_size(call));
@@ -317,9 +317,9 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Roundin
   if (by_model) {
     for_each_task(runtime, models, progress, [&] {
       return [&, buffers = std::make_shared<CouplingBuffers>(call),
-              runner = std::make_shared<TileRunner>(call, tile, felt, progress)](int64_t model) {
+              runner = std::make_shared<TileRunner>(call, tile, worst, progress)](int64_t model) {
         ModelCoupling coupling = round_model(call, model, *buffers, progress);
-        felt.note({coupling.wide.scale, 0});
+        worst.note({coupling.wide.scale, 0});
         const int64_t next = model + std::min<int64_t>(runtime.num_threads, models);
         if (next < models && chains == 1 && coupling.weight.column_stride == 1 && coupling.weight.row_stride == call.n2)
           coupling.next = static_cast<const char*>(weight_of(call, next).data);
@@ -330,16 +330,16 @@ Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Roundin
     const CouplingBuffers buffers(call);
     for (int64_t model = 0; model < models && !progress.stop(); ++model) {
       const ModelCoupling coupling = round_model(call, model, buffers, progress);
-      felt.note({coupling.wide.scale, 0});
+      worst.note({coupling.wide.scale, 0});
       if (progress.stop()) break;
       for_each_task(runtime, tiles, progress, [&] {
-        return [&, runner = std::make_shared<TileRunner>(call, tile, felt, progress)](int64_t t) {
+        return [&, runner = std::make_shared<TileRunner>(call, tile, worst, progress)](int64_t t) {
           runner->run(model, interval(t), coupling);
         };
       });
     }
   }
-  *rounding = felt.most();
+  *rounding = worst.most();
   return progress.outcome();
 }
 

@@ -25,7 +25,7 @@ struct BipartiteCall : SweepCall {
 };
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left (from `state` as given if num_sweeps
-// is 0). *rounding: of the model where it is felt most.
+// is 0). *rounding: of the model whose error is largest.
 Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
 
 struct BipartiteBackwardCall {

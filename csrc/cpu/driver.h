@@ -117,28 +117,28 @@ inline double largest_magnitude(const std::vector<double>& values) {
   return largest;
 }
 
-// The rounding that is felt most, of all models, as any thread notes it.
-class FeltRounding {
+// The rounding of the model whose error is largest; any thread notes what it sees.
+class WorstRounding {
  public:
-  FeltRounding(const SweepCall& call, int64_t degree, bool annealed)
+  WorstRounding(const SweepCall& call, int64_t degree, bool annealed)
       : degree_(degree), annealed_(annealed), largest_beta_(largest_magnitude(call.beta)) {}
   void note(Rounding rounding) {
     for (Rounding seen = most_.load(); field_error(rounding, degree_) > field_error(seen, degree_);)
       if (most_.compare_exchange_weak(seen, rounding)) return;
   }
-  // Of `units` units of as many models, side by side, as there are scales. base: as felt_bias() takes it. A look at each is taken only where
-  // one is so large that it may be felt.
+  // Notes the biases of `models` models that lie side by side, `units` each. base: see cancelling_bias(). The loop over models runs only if
+  // some bias is large enough to matter.
   void note_biases(const float* scale, int models, int64_t units, const float* bias, const float* base) {
     const float coarsest = *std::max_element(scale, scale + models);
     const double error = kResolutionLimit / largest_beta_ - field_error({coarsest, 0}, degree_);  // that float32 may add
-    const auto unfelt = float(std::min(error / float32_error({0, 1}), double{std::numeric_limits<float>::max()}));
-    if (!annealed_ && largest_coupling_sum(coarsest) <= unfelt) return;
+    const auto harmless = float(std::min(error / float32_error({0, 1}), double{std::numeric_limits<float>::max()}));
+    if (!annealed_ && largest_coupling_sum(coarsest) <= harmless) return;
     int is_large = 0;
-    for (int64_t i = 0; i < units * models; ++i) is_large |= (std::fabs(bias[i]) > unfelt) | (std::fabs(base[i]) > unfelt);
+    for (int64_t i = 0; i < units * models; ++i) is_large |= (std::fabs(bias[i]) > harmless) | (std::fabs(base[i]) > harmless);
     if (!is_large) return;
     for (int m = 0; m < models; ++m) {
       float largest = 0;
-      for (int64_t i = m; i < units * models; i += models) largest = std::max(largest, felt_bias(bias[i], base[i], scale[m]));
+      for (int64_t i = m; i < units * models; i += models) largest = std::max(largest, cancelling_bias(bias[i], base[i], scale[m]));
       note({scale[m], largest});
     }
   }

@@ -268,10 +268,10 @@ RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t sweep) {  // t
 template <class T>
 class BlockRunner {
  public:
-  BlockRunner(const GraphCall& call, const std::vector<float>& beta, const std::vector<int32_t>& position, FeltRounding& felt,
+  BlockRunner(const GraphCall& call, const std::vector<float>& beta, const std::vector<int32_t>& position, WorstRounding& worst,
               Progress& progress)
       : call_(call),
-        felt_(felt),
+        worst_(worst),
         progress_(progress),
         beta_(beta),
         position_(position),
@@ -346,7 +346,7 @@ class BlockRunner {
     double log_weight[kChainBlock] = {};
     b.bias = bias_.get();
     b.base_bias = annealed ? base_bias_.get() : nullptr;
-    felt_.note_biases(b.scale, b.shared_bias ? 1 : kChainBlock, n, b.bias, annealed ? b.base_bias : b.bias);
+    worst_.note_biases(b.scale, b.shared_bias ? 1 : kChainBlock, n, b.bias, annealed ? b.base_bias : b.bias);
     b.state = state_.get();
     b.clamp = call_.clamp ? clamp_.get() : nullptr;
     b.log_weight = annealed ? log_weight : nullptr;
@@ -405,7 +405,7 @@ class BlockRunner {
   }
 
   const GraphCall& call_;
-  FeltRounding& felt_;
+  WorstRounding& worst_;
   Progress& progress_;
   const std::vector<float>& beta_;
   const std::vector<int32_t>& position_;
@@ -498,7 +498,7 @@ class TableData {
       }
   }
   template <class T>
-  bool load(int64_t model, const SharedCoupling<T>& coupling, FeltRounding& felt, Progress& progress) {
+  bool load(int64_t model, const SharedCoupling<T>& coupling, WorstRounding& worst, Progress& progress) {
     const GraphView& g = call_.graph;
     for (int64_t pos = 0; pos < g.num_nodes; ++pos)
       for (int k = 0; k < degree_; ++k) {
@@ -513,7 +513,7 @@ class TableData {
       finite &= std::isfinite(bias_.get()[i]);
     }
     if (!finite) return progress.fail(Outcome::kNonFiniteBias), false;
-    felt.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
+    worst.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
     return true;
   }
   TableModel model() const { return {call_.graph, degree_, neighbors_.get(), coupling_.get(), bias_.get(), scale_, call_.seed}; }
@@ -668,9 +668,9 @@ class ChainData {
 // Scratch memory and code of one thread.
 class ChainRunner {
  public:
-  ChainRunner(const GraphCall& call, const std::vector<float>& beta, int64_t positions, FeltRounding& felt, Progress& progress)
+  ChainRunner(const GraphCall& call, const std::vector<float>& beta, int64_t positions, WorstRounding& worst, Progress& progress)
       : call_(call),
-        felt_(felt),
+        worst_(worst),
         progress_(progress),
         beta_(beta),
         state_(call.graph.num_nodes + 2),
@@ -690,7 +690,7 @@ class ChainRunner {
     }
     if (!finite) return progress_.fail(Outcome::kNonFiniteBias);
     const float scale = data.scale();
-    felt_.note_biases(&scale, 1, data.num_positions(), bias_.get(), bias_.get());
+    worst_.note_biases(&scale, 1, data.num_positions(), bias_.get(), bias_.get());
     const auto unpack = [&](const uint32_t* bits, int32_t* out) {
       for (int64_t i = 0; i < n; ++i) out[i] = -int32_t(bits[linear * words + i / 32] >> (i % 32) & 1);
     };
@@ -708,7 +708,7 @@ class ChainRunner {
 
  private:
   const GraphCall& call_;
-  FeltRounding& felt_;
+  WorstRounding& worst_;
   Progress& progress_;
   const std::vector<float>& beta_;
   Buffer<int32_t> state_, clamp_;
@@ -732,23 +732,23 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rou
   *rounding = {};
   if (models * chains == 0) return Outcome::kOk;
   Progress progress(runtime);
-  FeltRounding felt(call, std::max<int64_t>(call.graph.max_degree, 1), call.log_weights);
+  WorstRounding worst(call, std::max<int64_t>(call.graph.max_degree, 1), call.log_weights);
   const std::vector<float> beta(call.beta.begin(), call.beta.end());
   std::vector<int32_t> position(call.log_weights ? size_t(call.graph.num_nodes) : 0);
   for (size_t pos = 0; pos < position.size(); ++pos) position[size_t(call.graph.order[pos])] = int32_t(pos);
 
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_blocks(batch), progress, [&] {
-      return [&, runner = std::make_shared<BlockRunner<T>>(call, beta, position, felt, progress),
+      return [&, runner = std::make_shared<BlockRunner<T>>(call, beta, position, worst, progress),
               coupling = std::make_shared<LaneCoupling<T>>(call, call.num_sweeps > 0)](int64_t block) {
         const Lanes lanes = mixed_lanes(batch, block);
         if (!coupling->load(lanes, progress)) return;
-        for (int l = 0; l < lanes.count && call.num_sweeps; ++l) felt.note({coupling->scale()[l], 0});
+        for (int l = 0; l < lanes.count && call.num_sweeps; ++l) worst.note({coupling->scale()[l], 0});
         if (call.num_sweeps && !runner->run_binary(lanes, *coupling)) return;
         if (call.num_relaxed_sweeps) runner->run_relaxed(lanes, *coupling);
       };
     });
-    *rounding = felt.most();
+    *rounding = worst.most();
     return progress.outcome();
   }
 
@@ -764,10 +764,10 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rou
         : coupling(c, c.num_sweeps > 0),
           table(route == GraphRoute::kTables ? std::make_unique<TableData>(c) : nullptr),
           chain(route == GraphRoute::kChains ? std::make_unique<ChainData>(c) : nullptr) {}
-    bool load(int64_t model, FeltRounding& felt, Progress& p) {
+    bool load(int64_t model, WorstRounding& worst, Progress& p) {
       if (!coupling.load(model, p)) return false;
       if (chain) chain->load(coupling);
-      return !table || table->load(model, coupling, felt, p);
+      return !table || table->load(model, coupling, worst, p);
     }
     SharedCoupling<T> coupling;
     std::unique_ptr<TableData> table;
@@ -783,12 +783,12 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rou
       if (!runners.table) runners.table = std::make_unique<TableRunner>(call, beta, (table_blocks + groups - 1) / groups, progress);
       runners.table->run(model, {task * table_blocks / groups, (task + 1) * table_blocks / groups}, *data.table);
     } else {
-      if (!runners.chain) runners.chain = std::make_unique<ChainRunner>(call, beta, data.chain->num_positions(), felt, progress);
+      if (!runners.chain) runners.chain = std::make_unique<ChainRunner>(call, beta, data.chain->num_positions(), worst, progress);
       runners.chain->template run<T>(model, task, *data.chain);
     }
   };
   const auto run_block = [&](Runners& runners, int64_t model, const Model& data, int64_t task) {
-    if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, felt, progress);
+    if (!runners.block) runners.block = std::make_unique<BlockRunner<T>>(call, beta, position, worst, progress);
     const Lanes lanes = lanes_of_model(batch, model, task);
     if (call.num_sweeps && route == GraphRoute::kBlocks && !runners.block->run_binary(lanes, data.coupling)) return;
     if (call.num_relaxed_sweeps) runners.block->run_relaxed(lanes, data.coupling);
@@ -796,8 +796,8 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rou
   if (threads == 1) {
     for_each_task(runtime, models, progress, [&] {
       return [&, data = std::make_shared<Model>(call, route), runners = std::make_shared<Runners>()](int64_t model) {
-        if (!data->load(model, felt, progress)) return;
-        if (call.num_sweeps) felt.note({data->coupling.scale(), 0});
+        if (!data->load(model, worst, progress)) return;
+        if (call.num_sweeps) worst.note({data->coupling.scale(), 0});
         for (int64_t t = 0; t < binary_tasks && !progress.stop(); ++t) run_binary(*runners, model, *data, t);
         for (int64_t t = 0; t < block_tasks && !progress.stop(); ++t) run_block(*runners, model, *data, t);
       };
@@ -810,13 +810,13 @@ Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rou
           return [&, model, runners = std::make_shared<Runners>()](int64_t t) { run(*runners, model, data, t); };
         });
     };
-    for (int64_t model = 0; model < models && !progress.stop() && data.load(model, felt, progress); ++model) {
-      if (call.num_sweeps) felt.note({data.coupling.scale(), 0});
+    for (int64_t model = 0; model < models && !progress.stop() && data.load(model, worst, progress); ++model) {
+      if (call.num_sweeps) worst.note({data.coupling.scale(), 0});
       share(binary_tasks, run_binary, model);
       share(block_tasks, run_block, model);
     }
   }
-  *rounding = felt.most();
+  *rounding = worst.most();
   return progress.outcome();
 }
 

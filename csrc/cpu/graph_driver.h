@@ -31,7 +31,7 @@ struct GraphCall : SweepCall {
 };
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left, which is written to `state` (from
-// `state` as given if num_sweeps is 0). *rounding: of the model where it is felt most, 0 without binary sweeps.
+// `state` as given if num_sweeps is 0). *rounding: of the model whose error is largest, 0 without binary sweeps.
 Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding);
 
 struct GraphBackwardCall {

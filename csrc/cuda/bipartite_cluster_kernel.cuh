@@ -150,7 +150,7 @@ class ClusterCta {
     const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
     for (int64_t item = threadIdx.x; item < chains_ * side.count; item += blockDim.x) {
       const float of_unit = finite_bias(p_.sweep, bias(view, item / side.count, side.first + item % side.count), fault);
-      report_rounding(p_.sweep, {scale_, felt_bias(of_unit, of_unit, scale_)}, degree);
+      report_rounding(p_.sweep, {scale_, cancelling_bias(of_unit, of_unit, scale_)}, degree);
     }
   }
   GIBBS_DEVICE void load_rows(int k) const {

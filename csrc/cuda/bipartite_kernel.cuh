@@ -288,7 +288,7 @@ class BinaryCta {
   GIBBS_DEVICE void report_biases(const Side& side, float scale) const {
     const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
     for (int at = threadIdx.x; at < (side.bias_stride ? num_chains_ : 1) * side.n; at += blockDim.x)
-      report_rounding(p_.sweep, {scale, felt_bias(side.bias[at], side.base_bias[at], scale)}, degree);
+      report_rounding(p_.sweep, {scale, cancelling_bias(side.bias[at], side.base_bias[at], scale)}, degree);
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {

@@ -283,7 +283,7 @@ class TensorCta {
     for (int c = 0; c < (side.is_shared ? 1 : chains_.count); ++c)
       for (int i = threadIdx.x; i < side.n; i += blockDim.x) {
         const int at = side.bias_at(i, c);
-        report_rounding(p_.sweep, {scale, felt_bias(side.bias[at], side.base_bias[at], scale)}, degree);
+        report_rounding(p_.sweep, {scale, cancelling_bias(side.bias[at], side.base_bias[at], scale)}, degree);
       }
   }
 

@@ -59,7 +59,7 @@ GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_
 }
 
 // The k of a model's couplings (core/fixed_point.h); the same for every thread of the CTA, all of which must call it. Faults, and
-// rounding that is felt, are reported. scratch: [kGraphScaleScratch].
+// rounding to be warned of, are reported. scratch: [kGraphScaleScratch].
 template <class T>
 GIBBS_DEVICE_CALL int graph_scale_exponent_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
                                               Shared<uint32_t> scratch) {

@@ -200,7 +200,7 @@ class GraphCta {
       const float of_unit = finite_bias(p_.sweep, bias(bias_, p_.bias, node), Outcome::kNonFiniteBias);
       const float base =
           kAnnealed ? finite_bias(p_.sweep, bias(base_bias_, p_.base_bias, node), Outcome::kNonFiniteBaseBias) : of_unit;
-      report_rounding(p_.sweep, {scale_, felt_bias(of_unit, base, scale_)}, g_.max_degree);
+      report_rounding(p_.sweep, {scale_, cancelling_bias(of_unit, base, scale_)}, g_.max_degree);
       if constexpr (kLanes) {  // a warp has one unit
         const uint32_t word = __ballot_sync(kFullWarp, is_set), fixed = __ballot_sync(kFullWarp, is_fixed);
         if (thread_.lane == 0) {

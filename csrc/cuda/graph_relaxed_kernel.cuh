@@ -216,7 +216,7 @@ GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& 
             acc += uint32_t(plan.couplings_in_shared ? shared_coupling[edge] : rounded_coupling(edge));
           }
           const float of_bias = load_bias(s, bias, node * call.bias.stride, Outcome::kNonFiniteBias);
-          if (sweep == 0) report_rounding(s, {scale, felt_bias(of_bias, of_bias, scale)}, g.max_degree);
+          if (sweep == 0) report_rounding(s, {scale, cancelling_bias(of_bias, of_bias, scale)}, g.max_degree);
           const float logit = binary_logit(int32_t(acc), scale, of_bias, beta);
           value.store(node, decide(stream, uint32_t(node), words.high_byte(stream, node), logit) ? T(1) : T(0));
         }

@@ -146,7 +146,7 @@ class BatchBuilder {
 
 // ---- reports ---------------------------------------------------------------------------------------------------------------------
 
-// What a device's kernels have found since it was last asked; "" if nothing. Warns of rounding that is felt where nothing was wrong.
+// What a device's kernels have found since it was last asked; "" if nothing. Warns of rounding where nothing was wrong.
 enum class FoundBy { kThisCall, kEarlierCall };
 std::string take_report(DeviceReport& report, FoundBy by, const std::string& with_beta = "") {
   const Findings found = take_findings(report);
@@ -181,7 +181,7 @@ class Call {
   Stream stream() const { return stream_; }
 
   void describe(SweepView& s, BatchBuilder& batch, const Counters& c, const char* beta_name, const Tensor& beta,
-                double neighbors_felt) {
+                double num_rounded_sweeps) {
     s.op = id_;
     s.report = used_->report;
     s.chain_offset = c.chain_offset, s.sweep_offset = c.sweep_offset;
@@ -207,10 +207,10 @@ class Call {
       beta_ = torch::stable::contiguous(beta);
       s.beta_data = static_cast<const double*>(beta_.const_data_ptr());
     }
-    s.felt_error = neighbors_felt > 0 && largest_beta > 0 ? float(kResolutionLimit / largest_beta) : -1;
+    s.largest_error = num_rounded_sweeps > 0 && largest_beta > 0 ? float(kResolutionLimit / largest_beta) : -1;
   }
 
-  void describe(SweepView& s) const { s.op = id_, s.report = used_->report, s.felt_error = -1; }
+  void describe(SweepView& s) const { s.op = id_, s.report = used_->report, s.largest_error = -1; }
 
   void describe(SweepView& s, const RelaxationArguments& r) const {
     s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;

@@ -76,7 +76,7 @@ GIBBS_DEVICE int warp_max(int x) {
 GIBBS_HOST_DEVICE int64_t scale_scratch(int64_t n2) { return n2 + 2; }
 
 // The k of a [n1, n2] weight whose elements weight(i, j) gives; the same for every thread of the CTA, all of which must call it. Reads the
-// weight once or twice. A fault, and rounding that is felt, are reported if `reports`. scratch: [scale_scratch(n2)].
+// weight once or twice. A fault, and rounding to be warned of, are reported if `reports`. scratch: [scale_scratch(n2)].
 template <class T, class Weight, class Scratch>
 GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch,
                                        bool reports) {

@@ -50,7 +50,7 @@ struct StateOutput {
 // Mapped host memory, taken by a later call or after a synchronisation. Each word is stored by one 8-byte store, so that a reader sees it
 // whole: any one of several.
 //   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none
-//   rounding:   op << 56 | exponent bits of 2^-k << 48 | upper half of the bits of a bias << 32 | degree, of a model whose rounding is felt;
+//   rounding:   op << 56 | exponent bits of 2^-k << 48 | upper half of the bits of a bias << 32 | degree, of a model to be warned of;
 //               0: none
 struct DeviceReport {
   uint64_t fault, rounding;
@@ -74,8 +74,8 @@ struct SweepView {
   bool slope_gradient;
   double sharpness;
 
-  uint32_t op;       // which op to name in a report
-  float felt_error;  // of a field; a larger one is reported; a negative number: never
+  uint32_t op;          // which op to name in a report
+  float largest_error;  // of a field; a larger one is reported; a negative number: never
   DeviceReport* report;
 };
 
@@ -91,9 +91,9 @@ GIBBS_DEVICE_CALL void store_rounding(const SweepView& s, Rounding rounding, int
   const uint64_t exponent = __float_as_uint(rounding.scale) >> kMantissaBits, bias = __float_as_uint(rounding.bias) >> 16;
   *static_cast<volatile uint64_t*>(&s.report->rounding) = uint64_t{s.op} << 56 | exponent << 48 | bias << 32 | uint64_t(degree);
 }
-// Says so where a model's rounding is felt. degree: less than 2^32.
+// Reports a model whose rounding is to be warned of. degree: less than 2^32.
 GIBBS_DEVICE void report_rounding(const SweepView& s, Rounding rounding, int64_t degree) {
-  if (s.felt_error >= 0 && field_error(rounding, degree) > s.felt_error) store_rounding(s, rounding, degree);
+  if (s.largest_error >= 0 && field_error(rounding, degree) > s.largest_error) store_rounding(s, rounding, degree);
 }
 
 // ---- batches ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ models as Boltzmann machines, and back.
 
 import functools
 import math
+import numbers
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,12 +40,12 @@ _NAME = "BlockGibbsSampler"
 _SCHEDULES = ("linear", "geometric", "custom")
 _UPDATES = {"Gibbs": graph_gibbs, "Metropolis": graph_metropolis}
 # With an interrupt_function, batches of reads grow to this: enough to fill the vector lanes, few enough to answer soon.
-_READS_A_CALL = 256
+_MOST_READS_A_CALL = 256
 
 # Rounding may change logits by the first of these, and fields by the second times the variable's smallest term.
 _LOGIT_TOLERANCE, _TERM_TOLERANCE = 1e-3, 1e-2
 _FLOAT32_ROUNDING = 2.0**-24
-# A divisor that more interactions of different sizes have in common is not looked for.
+# The search for a common divisor is skipped if there are more sizes of interactions than this.
 _FEW_SIZES = 1000
 
 Floats = NDArray[np.float64]
@@ -59,11 +60,12 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
     ``proposal_acceptance_criteria``, which is "Gibbs" here. All reads run in one call, so many reads cost little more
     than a few.
 
-    Sweeps compute in fixed point and float32 (csrc/README.md). Where interactions cancel, as they do in every
-    frustrated model, a field much smaller than they still decides: the part of a bias that can cancel is then held by
-    the coupling to a ghost spin that never flips (Griffiths 1967). A ``CouplingResolutionWarning`` says so where
-    rounding shifts a field by more than a hundredth of the variable's smallest term all the same. The energies returned
-    are dimod's own.
+    Sweeps compute in fixed point and float32 (csrc/README.md). Where the interactions of a variable cancel, as they do
+    in every frustrated model, a much smaller field decides. Its precision is kept: the part of a bias that interactions
+    can cancel is stored as the coupling to a ghost spin, which never flips (Griffiths 1967). A
+    ``CouplingResolutionWarning`` is given where rounding may shift a field by more than a hundredth of the variable's
+    smallest term nevertheless. Terms of a BINARY model are those of its form over spins, and a field below 1e-14 of the
+    others counts as rounding of the conversion. The energies returned are dimod's own.
 
     Example:
         >>> import dimod
@@ -115,10 +117,12 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             num_sweeps_per_beta: Sweeps at each beta.
             beta_schedule_type: How betas are spaced; "custom" takes ``beta_schedule``.
             beta_schedule: The betas, 0 or more each, of the type "custom" alone. inf is zero temperature: energy never
-                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips.
+                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips. (Interactions of
+                0.1, 0.2 and 0.3 cancel as written; a field of 0.3 beside 0.1 and 0.2 does so but for float64's
+                rounding, which then decides.)
             seed: In 0 .. 2^32 - 1; by default drawn from PyTorch's default generator. With equal arguments it gives
                 equal samples, and the reads are the first ones of any larger number of reads.
-            interrupt_function: Called after the first read, then between batches of reads, up to 256 each. Once it
+            interrupt_function: Called after the first read and after each further batch, of up to 256 reads. Once it
                 returns True, the reads done so far are returned; likewise, with a RuntimeWarning, if it raises an
                 ``Exception``.
             initial_states: Samples to start from, one per read, in the sense of ``dimod.as_samples``.
@@ -183,7 +187,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             raise ValueError(
                 f"{_NAME}: beta_range or beta_schedule must be at most {highest:g} for this bqm, got {betas.max()}"
             )
-        # At zero temperature the largest beta makes any field decide, and none a fair coin.
+        # At zero temperature, the largest beta lets any field but 0 decide, and 0 stays a fair coin.
         beta = torch.from_numpy(np.where(np.isinf(betas), largest_beta, np.ldexp(unit * betas, -exponent)))
 
         labels = parsed.initial_states.variables
@@ -204,7 +208,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
                 reads = state[done : done + step]
                 with reported_as(_NAME, bias="bqm", coupling="bqm"):
                     reads[:] = machine.anneal(reads, update, beta, randomize_order, chain_offset=done, seed=seed)
-                done, step = done + len(reads), min(2 * step, _READS_A_CALL)
+                done, step = done + len(reads), min(2 * step, _MOST_READS_A_CALL)
                 if interrupt_function and _interrupts(interrupt_function):
                     state = state[:done]
         postprocessing = time.perf_counter_ns()
@@ -251,7 +255,7 @@ class _Problem(NamedTuple):
         negligible: Floats | float = 0.0
         if not self.is_spin:
             # A tiny h may be what the conversion from bits rounded away: its reciprocal would be no beta.
-            negligible = 1e-12 * (np.abs(self.h) + self.sums_at_variables(np.abs(self.J)))
+            negligible = 1e-14 * (np.abs(self.h) + self.sums_at_variables(np.abs(self.J)))
         smallest = np.where(np.abs(self.h) > negligible, np.abs(self.h), np.inf)
         np.minimum.at(smallest, self.edges.reshape(-1), np.abs(self.J).repeat(2))
         return smallest
@@ -267,18 +271,24 @@ def _vectors(name: str, bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Intege
     return linear, edges, quadratic
 
 
+def _over_bits(
+    bqm: dimod.BinaryQuadraticModel, linear: torch.Tensor, quadratic: torch.Tensor, edges: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """bias, coupling, and what to add to their energy."""
+    if bqm.vartype is not dimod.SPIN:
+        return -linear, -quadratic, float(bqm.offset)
+    bias, coupling, offset = ising_to_boltzmann(linear, quadratic, edges)
+    return bias, coupling, float(bqm.offset) + float(offset)
+
+
 def _problem(bqm: dimod.BinaryQuadraticModel) -> _Problem:
     """Without interactions of 0."""
     linear, edges, quadratic = _vectors(_NAME, bqm)
     kept = quadratic != 0
     edges, is_spin = edges[kept], bqm.vartype is dimod.SPIN
     first, second, ends = torch.from_numpy(linear), torch.from_numpy(quadratic[kept]), torch.from_numpy(edges)
-    if is_spin:
-        h, J = first, second
-        bias, coupling, _ = ising_to_boltzmann(h, J, ends)
-    else:
-        bias, coupling = -first, -second
-        h, J, _ = boltzmann_to_ising(bias, coupling, ends)
+    bias, coupling, _ = _over_bits(bqm, first, second, ends)
+    h, J = (first, second) if is_spin else boltzmann_to_ising(bias, coupling, ends)[:2]
     return _Problem(edges, h.numpy(), J.numpy(), bias.numpy(), coupling.numpy(), is_spin)
 
 
@@ -311,7 +321,7 @@ def _with_exact_interactions(problem: _Problem) -> tuple[_Problem, float]:
 
 
 class _Machine(NamedTuple):
-    """N variables as the sweeps have them, followed by G ghosts, spins of the value 1 that are coupled to one each."""
+    """What the sweeps run on: N variables, then G ghosts, each a spin fixed at 1 and coupled to one variable."""
 
     graph: ColoredGraph
     bias: torch.Tensor  # [N + G]
@@ -399,7 +409,7 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
     if problem.is_spin:
         exact, rest = -problem.sums_at_variables(coupling) / 2, -2 * np.ldexp(problem.h, exponent)
     if is_coarse.any():
-        # If all are multiples of a number of which float32 can hold the largest field's, it rounds nothing.
+        # If all terms are multiples of one grain and the largest field is below 2^24 grains, float32 is exact.
         grain = np.ldexp(1.0, np.frexp(field[can_cancel].max())[1] - 24)
         is_coarse &= any((x % grain).any() for x in (exact[can_cancel], rest[can_cancel], coupling))
     coarse = np.flatnonzero(is_coarse)
@@ -413,7 +423,8 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
         biases, couplings = np.pad(of_variables, (0, len(coarse))), np.concatenate([of_edges, of_ghosts])
         return GraphBoltzmann(graph, torch.from_numpy(biases), torch.from_numpy(couplings), validate_args=False)
 
-    # A ghost's coupling is at most the sum of the others, and half a sum of rounded ones. Rounding may raise sums.
+    # A ghost's coupling is at most the sum of the others, which rounding may raise: hence the margin. It is a multiple
+    # of half a step: hence the factor 2.
     margin = 1 + np.ldexp(graph.max_degree, -28)
     step = 2 * float(coupling_resolution(model(bias, margin * coupling, margin * reach[coarse])))
     rounded = step * np.rint(coupling / step)
@@ -424,15 +435,15 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
     ghost[~is_coarse] = 0
     rest = (exact - ghost) + rest
 
-    error = np.where(is_coarse, np.abs(rest - rest.astype(np.float32)), 0)
-    np.maximum.at(error, problem.edges.reshape(-1), np.abs(rounded - coupling).repeat(2))
+    error = problem.sums_at_variables(np.abs(rounded - coupling)) / (2 if problem.is_spin else 1)
+    error += np.where(is_coarse, np.abs(rest - rest.astype(np.float32)), 0)
     smallest = problem.smallest_terms()
     is_off = can_cancel & (error > 2 * _TERM_TOLERANCE * np.ldexp(smallest, exponent))
     if is_off.any():
         ratio = smallest[is_off].min() / np.abs(problem.J).max()
         warnings.warn(
             f"{_NAME}: bqm has terms too small beside its interactions: at {np.count_nonzero(is_off)} of the variables "
-            f"rounding shifts the field by more than {_TERM_TOLERANCE:g} of the smallest term, which is down to "
+            f"rounding may shift the field by more than {_TERM_TOLERANCE:g} of the smallest term, which is down to "
             f"{ratio:.2g} of the largest interaction",
             CouplingResolutionWarning,
             stacklevel=3,
@@ -542,17 +553,17 @@ def bqm_to_boltzmann(bqm: dimod.BinaryQuadraticModel, dtype: torch.dtype = torch
     name = "bqm_to_boltzmann"
     if not isinstance(bqm, dimod.BinaryQuadraticModel):
         raise TypeError(f"{name}: bqm must be a dimod.BinaryQuadraticModel, got {type(bqm).__name__}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"{name}: dtype must be a floating-point torch.dtype, got {shown(dtype)}")
     if not len(bqm.variables):
         raise ValueError(f"{name}: bqm must have one variable or more, got none")
     linear, edges, quadratic = _vectors(name, bqm)
-    first, second, ends, offset = *map(torch.from_numpy, (linear, quadratic, edges)), float(bqm.offset)
-    if bqm.vartype is dimod.SPIN:
-        bias, coupling, more = ising_to_boltzmann(first, second, ends)
-        offset += float(more)
-    else:
-        bias, coupling = -first, -second
-    model = GraphBoltzmann(ColoredGraph(len(bias), ends), bias.to(dtype), coupling.to(dtype))
-    return BQMBoltzmann(model, list(bqm.variables), offset)
+    ends = torch.from_numpy(edges)
+    bias, coupling, offset = _over_bits(bqm, torch.from_numpy(linear), torch.from_numpy(quadratic), ends)
+    bias, coupling = bias.to(dtype), coupling.to(dtype)
+    if not (bias.isfinite().all() and coupling.isfinite().all()):
+        raise ValueError(f"{name}: bqm must be finite in {dtype} when written for bits, got a number beyond it")
+    return BQMBoltzmann(GraphBoltzmann(ColoredGraph(len(bias), ends), bias, coupling), list(bqm.variables), offset)
 
 
 def boltzmann_to_bqm(
@@ -580,10 +591,20 @@ def boltzmann_to_bqm(
     check_model(name, model)
     if model.batch_shape:
         raise ValueError(f"{name}: model must be one model, of batch shape [], got {list(model.batch_shape)}")
-    labels = list(range(model.num_units)) if variables is None else list(variables)
-    if len(labels) != model.num_units or len(set(labels)) != len(labels):
+    try:
+        labels = list(range(model.num_units)) if variables is None else list(variables)
+        num_different = len(set(labels))
+    except TypeError as error:
+        raise TypeError(f"{name}: variables must be a sequence of hashable labels, got {shown(variables)}") from error
+    if len(labels) != model.num_units or num_different != len(labels):
         wanted = f"variables must be {model.num_units} different labels, one for each unit"
-        raise ValueError(f"{name}: {wanted}, got {len(labels)}, {len(set(labels))} of them different")
+        raise ValueError(f"{name}: {wanted}, got {len(labels)}, {num_different} of them different")
+    if isinstance(offset, bool) or not isinstance(offset, numbers.Real):
+        raise TypeError(f"{name}: offset must be a number, got {shown(offset)}")
+    try:
+        kind = dimod.as_vartype(vartype)
+    except TypeError as error:
+        raise TypeError(f"{name}: vartype must be 'BINARY' or 'SPIN', got {shown(vartype)}") from error
     if isinstance(model, GraphBoltzmann):
         bias, coupling, (u, v) = model.bias, model.coupling, model.graph.edges.T
     else:
@@ -593,4 +614,4 @@ def boltzmann_to_bqm(
     bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(
         linear, (u.numpy(), v.numpy(), quadratic), offset, dimod.BINARY, variable_order=labels
     )
-    return bqm.change_vartype(vartype, inplace=False)
+    return bqm.change_vartype(kind, inplace=False)

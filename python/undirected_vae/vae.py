@@ -119,7 +119,7 @@ class VAE(nn.Module):
             divergence = negative_entropy(sample.logits) + self.prior.energy(torch.sigmoid(sample.logits))
         else:
             sample = self.posterior(features, index, chain_offset=first, seed=posterior_seed)
-            # d log Z_theta is added below: of this process's chains.
+            # The gradient of the prior's log Z is added below, from this process's chains.
             divergence = gx.nn.kl_divergence(sample, self.prior, log_partition_gradient=False)
         reconstruction = log_bernoulli(self.decoder(sample.z), images)
         num_chains = len(self.prior.chains.bits)

@@ -326,7 +326,7 @@ static void fuzz_binary() {
     for (int64_t i = 0; i < n; ++i) {
       const float bias = float(p.at(p.bias, chain, {i})), base = annealed ? float(p.at(p.base_bias, chain, {i})) : bias;
       const float scale = float(scales[size_t(chain)]);
-      largest_error = std::max(largest_error, double(field_error({scale, felt_bias(bias, base, scale)}, degree)));
+      largest_error = std::max(largest_error, double(field_error({scale, cancelling_bias(bias, base, scale)}, degree)));
     }
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Batch& batch = p.call.batch;
@@ -340,8 +340,8 @@ static void fuzz_binary() {
       Rounding rounding = {nanf(""), nanf("")};
       const Outcome outcome = run_graph(call, runtime, &rounding);
       CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
-      const double felt = kResolutionLimit / largest_magnitude(call.beta), error = field_error(rounding, degree);
-      CHECK(largest_error > felt ? error == largest_error : error <= felt, "%s: %g, not %g", name, error, largest_error);
+      const double limit = kResolutionLimit / largest_magnitude(call.beta), error = field_error(rounding, degree);
+      CHECK(largest_error > limit ? error == largest_error : error <= limit, "%s: %g, not %g", name, error, largest_error);
       for (int64_t chain = 0; chain < p.chains; ++chain)
         for (int64_t i = 0; i < 32 * state_words(n); ++i) {
           const int64_t at = 32 * chain * state_words(n) + i;

@@ -14,7 +14,7 @@ using namespace gibbs;
 constexpr int64_t kRounds = 20000;
 constexpr auto kPatience = std::chrono::seconds(60);
 
-// Numbered by what they are and by how far they are felt.
+// Numbered by what they are and by the round.
 static void store(DeviceReport& report, int64_t round) {
   SweepView sweep = {};
   sweep.report = &report;

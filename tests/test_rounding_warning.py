@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When calls say that rounding is felt: wherever it shifts a probability by 1e-3, and not for ordinary models."""
+"""When calls warn of rounding: wherever it shifts a probability by 1e-3, and not for ordinary models."""
 
 import itertools
 import re
@@ -23,10 +23,11 @@ from gibbs_ext import (
     graph_ais,
     graph_gibbs,
     graph_gibbs_relaxed,
+    graph_metropolis,
     reference,
 )
 
-FLOAT32_IS_FELT = r"(weight|coupling) and biases are so large that rounding their sum to float32 is felt"
+OF_FLOAT32 = r"(weight|coupling) and biases of about \S+ may nearly cancel, and float32 then shifts a field by about"
 # By the hub's neighbours: couplings to them, and the bias that nearly cancels them. Fixed point is fine enough here.
 CANCELLING = {
     1: ([2057954.81], -2057954.69),
@@ -70,7 +71,7 @@ def warns_at(coupling, bias, beta) -> bool:
     return bool(messages_of(lambda: graph_gibbs(torch.zeros(rays + 1), biases, float64(coupling), graph, 1, beta=beta)))
 
 
-# Where it is felt -------------------------------------------------------------------------------------------------
+# Where it matters -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rays", "shift"), [(1, 0.025), (2, 0.0125), (3, 0.007), (6, 0.003)])
@@ -81,13 +82,12 @@ def test_a_shift_that_float32_makes_is_said(rays, shift):
     graph, biases = star_graph(rays), star_biases(rays, bias)
     (message,) = messages_of(lambda: graph_gibbs(torch.zeros(rays + 1), biases, float64(coupling), graph, 1))
     figures = re.fullmatch(
-        r"graph_gibbs: coupling and biases are so large that rounding their sum to float32 is felt where they nearly "
-        r"cancel \(smaller ones or a lower beta help\): errors of about (\S+) where biases are about (\S+) for units "
-        rf"of up to {rays} neighbours at beta 1",
+        r"graph_gibbs: coupling and biases of about (\S+) may nearly cancel, and float32 then shifts a field by about "
+        rf"(\S+) \(smaller parameters or a lower beta help\) for units of up to {rays} neighbours at beta 1",
         message,
     )
     assert figures, message
-    assert [float(x) for x in figures.groups()] == pytest.approx([-bias * 2.0**-23, -bias], rel=0.01)
+    assert [float(x) for x in figures.groups()] == pytest.approx([-bias, -bias * 2.0**-23], rel=0.01)
     # What helps.
     assert not warns_at(coupling, bias, 0.003)
     assert not warns_at([x / 400 for x in coupling], bias / 400, 1.0)
@@ -98,15 +98,16 @@ OPS = {
     "bipartite_gibbs_relaxed": lambda left, b, c, w, kw: bipartite_gibbs_relaxed(left, b, c, w, 2, 1, **kw),
     "bipartite_ais": lambda left, b, c, w, kw: bipartite_ais(left, b, c, w, 0 * b, 0 * c, [0.0, 0.5, 1.0], **kw),
     "graph_gibbs": lambda state, b, w, graph, kw: graph_gibbs(state, b, w, graph, 2, **kw),
+    "graph_metropolis": lambda state, b, w, graph, kw: graph_metropolis(state, b, w, graph, 2, **kw),
     "graph_gibbs_relaxed": lambda state, b, w, graph, kw: graph_gibbs_relaxed(state, b, w, graph, 2, 1, **kw),
     "graph_ais": lambda state, b, w, graph, kw: graph_ais(state, b, w, graph, 0 * b, [0.0, 0.5, 1.0], **kw),
 }
-# Which of the parameters are each chain's own; those of the last chain alone are felt.
+# Which of the parameters are each chain's own; only those of the last chain matter.
 KINDS = {"shared": (False, False), "biases": (True, False), "couplings": (False, True), "both": (True, True)}
 
 
 def cancelling_call(op, kind, chains, transposed=False):
-    """A call of ``chains`` chains, of which float32's rounding is felt by all, or the last one, and nothing else is."""
+    """A call of ``chains`` chains, of which float32's rounding shifts all, or the last one, and nothing else does."""
     coupling, hub = (float64(x) for x in CANCELLING[3])
     own_biases, own_couplings = KINDS[kind]
     is_last = (torch.arange(chains) == chains - 1).double().unsqueeze(-1)
@@ -125,7 +126,7 @@ def check_cancelling_calls(op):
     for kind, chains, transposed in itertools.product(KINDS, (1, 3, 70), (False, True)):
         (message,) = messages_of(cancelling_call(op, kind, chains, transposed))
         assert message.startswith(f"{op}: "), message
-        assert "to float32 is felt" in message, message
+        assert "float32 then shifts" in message, message
         assert "3 neighbours at beta 1" in message, message
 
 
@@ -149,7 +150,7 @@ def test_float32_parameters_are_no_different():
     """Sums of float32 numbers are no float32 numbers; the same values draw the same bits in both dtypes."""
     coupling, bias = torch.tensor([165114 + 1 / 64, 164000, 158564]), -487678.0
     assert largest_shift(coupling.tolist(), bias, 1.0) > 0.0035
-    with pytest.warns(CouplingResolutionWarning, match=FLOAT32_IS_FELT):
+    with pytest.warns(CouplingResolutionWarning, match=OF_FLOAT32):
         graph_gibbs(torch.zeros(4), star_biases(3, bias).float(), coupling, star_graph(3), 1)
 
 
@@ -176,7 +177,7 @@ def test_base_biases_take_part(family):
         return messages_of(lambda: bipartite_ais(state, zeros, hub, weight, zeros, base, betas))
 
     (message,) = call(0.0, bias, coupling)
-    assert "to float32 is felt" in message
+    assert "float32 then shifts" in message
     assert largest_shift([1.0] * 3, 1e7, 0.3, base=-3e6 / 0.7) > 1e-3
     # bias and base bias cancel each other, or never
     assert call(1e7, -3e6 / 0.7, torch.ones(3).double())

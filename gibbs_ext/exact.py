@@ -364,7 +364,7 @@ def _bipartite_samples(name: str, model: BipartiteBoltzmann, num_samples: int, g
             low_numbers = _choose(enumeration.chunk(number)[0], int(here.sum()) // len(bias), generator)
             numbers[here] = (low_numbers + (number << enumeration.low)).flatten()
         n, m = weight.shape[-2:]
-        z = torch.empty(*numbers.shape, n + m, dtype=model.dtype, device=model.device)
+        z = torch.empty(*numbers.shape, n + m, dtype=torch.uint8, device=model.device)
         side, other = z.split((n, m), -1) if model.num_left <= model.num_right else z.split((m, n), -1)[::-1]
         at_once = max(1, _CHUNK // (max(1, len(bias)) * max(n, m)))
         for few in (slice(first, first + at_once) for first in range(0, num_samples, at_once)):

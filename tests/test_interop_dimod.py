@@ -514,7 +514,7 @@ def test_a_field_that_all_but_cancels_the_interactions():
 
 def test_a_field_that_rounding_of_interactions_swamps_is_warned_of():
     with pytest.warns(
-        CouplingResolutionWarning, match=r"at 3 of the variables rounding may shift the field by more than 0.01"
+        CouplingResolutionWarning, match=r"at 3 of the variables rounding may shift logits by more than 0.1"
     ):
         BlockGibbsSampler().sample(triangle(1e-10, (0.1, 0.2, 0.1 * math.pi)), seed=1)
 
@@ -730,6 +730,11 @@ BAD = [
     ({"beta_schedule_type": "cosine"}, ValueError, "beta_schedule_type must be one of .*, got 'cosine'"),
     ({"beta_schedule_type": "custom", "beta_schedule": []}, ValueError, r"beta_schedule must be .*, got \[\]"),
     ({"beta_schedule_type": "custom", "beta_schedule": [-1]}, ValueError, r"beta_schedule must be .*, got \[-1\]"),
+    (
+        {"beta_schedule_type": "custom", "beta_schedule": [10**400]},
+        (ValueError, OverflowError),
+        "BlockGibbsSampler: beta_schedule must hold numbers",
+    ),
     ({"beta_schedule_type": "custom", "beta_schedule": ["a"]}, ValueError, r"beta_schedule must hold .*, got \['a'\]"),
     (
         {"beta_schedule_type": "custom", "beta_schedule": [[1]]},
@@ -861,7 +866,7 @@ def test_interactions_lost_in_rounding_are_warned_of():
 
     with pytest.warns(
         CouplingResolutionWarning,
-        match=r"^BlockGibbsSampler: bqm has terms too small .* at 2 of the variables .* 3.3e-10 of",
+        match=r"^BlockGibbsSampler: bqm has terms too small .* at 2 of the variables",
     ):
         sample(3e9)
     with warnings.catch_warnings():
@@ -869,6 +874,50 @@ def test_interactions_lost_in_rounding_are_warned_of():
         samples = sample(1e5)
     c, d = (samples.record.sample[:, samples.variables.index(v)] for v in "cd")
     assert (c == -d).mean() > 0.8
+
+
+@pytest.mark.parametrize("size", [1.0, 0.731058578, math.pi / 10])
+@pytest.mark.parametrize("small", [None, 1e-9, 1e-11])
+def test_a_bias_of_the_size_of_an_interaction_cancels_it(size, small):
+    """x is free once y is 1, also where a small term elsewhere makes beta large."""
+    bqm = dimod.BinaryQuadraticModel({"x": size, "y": -5.0}, {("x", "y"): -size}, "BINARY")
+    schedule = {"beta_schedule_type": "custom", "beta_schedule": [np.inf] * 20}
+    if small:
+        bqm.add_linear("t", small)
+        schedule = {}
+    with warnings.catch_warnings():
+        if size != 1.0 and small:
+            warnings.simplefilter("ignore", CouplingResolutionWarning)
+        else:
+            warnings.simplefilter("error")
+        for model in (bqm, bqm.spin):
+            found = BlockGibbsSampler().sample(model, num_reads=4000, seed=1, **schedule)
+            x = found.record.sample[:, found.variables.index("x")] > 0
+            assert abs(x.mean() - 0.5) < z_threshold() * 0.5 / math.sqrt(len(x))
+
+
+def test_interactions_lost_beside_others_elsewhere_are_warned_of():
+    bqm = dimod.BinaryQuadraticModel({"a": 2e-10, "b": 2e-10}, {"ab": 1.9e-10, "xy": -1.0}, "SPIN")
+    with pytest.warns(CouplingResolutionWarning, match="at 2 of the variables"):
+        BlockGibbsSampler().sample(bqm, seed=1)
+
+
+def test_fields_too_small_for_zero_temperature_are_warned_of():
+    for field, lost in ((1e-30, False), (1e-38, True)):
+        bqm = dimod.BinaryQuadraticModel({"a": field}, {"xy": 1.0}, "SPIN")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            reads = sample(bqm, num_reads=100, seed=1, **AT_ZERO)
+        assert bool(found) == lost
+        assert lost or (reads.record.sample[:, reads.variables.index("a")] == -1).all()
+
+
+@VARTYPES
+def test_dense_models_at_moderate_beta_are_not_warned_of(vartype):
+    bqm = random_bqm(150, density=1).change_vartype(vartype, inplace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BlockGibbsSampler().sample(bqm, num_sweeps=3, beta_range=(0.1, 3), seed=1)
 
 
 def test_the_rounding_of_many_interactions_adds_up():

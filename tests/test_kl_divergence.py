@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The divergence of a posterior's sample from a prior, against that of all states enumerated."""
 
+import copy
+
 import pytest
 import torch
 from graph_support import as_edges, random_graph
@@ -142,9 +144,42 @@ def test_a_distribution_as_prior(prior_kind):
     assert_same_bits(kl_divergence(sample, model, log_partition_gradient=False), value)
     with torch.no_grad():
         assert_same_bits(kl_divergence(sample, model), value)
-    with pytest.raises(ValueError, match=r"^kl_divergence: prior must be a BoltzmannPrior where its param"):
+    with pytest.raises(ValueError, match=r"^kl_divergence: prior must be a BoltzmannPrior if its param"):
         kl_divergence(sample, model)
     assert_close(value, model.energy(sample.z_mean) - sample.model.energy(sample.z_mean), 0)
+
+
+@pytest.mark.parametrize("prior_kind", ["sides", "odd ring"])
+def test_tangents_of_the_prior_are_complete_or_refused(prior_kind):
+    posterior, prior, features = make("sides", prior_kind, chains=3)
+    sample, model = posterior(features), prior.distribution().detach()
+    tangents = [torch.randn_like(getattr(model, argument)) for argument in model._dims]
+
+    def value(*parameters, **options):
+        varied = model._mapped(lambda tensor, _: tensor)
+        for argument, parameter in zip(model._dims, parameters, strict=True):
+            setattr(varied, argument, parameter)
+        return kl_divergence(sample, varied, **options).mean()
+
+    parameters = tuple(getattr(model, argument) for argument in model._dims)
+    with pytest.raises(ValueError, match=r"^kl_divergence: prior must be a BoltzmannPrior if its param"):
+        torch.func.jvp(value, parameters, tuple(tangents))
+    _, of_energy = torch.func.jvp(lambda *p: value(*p, log_partition_gradient=False), parameters, tuple(tangents))
+    # A module's tangent has d log Z of its chains, as its gradient has.
+    other = copy.deepcopy(prior)
+    gradients = torch.autograd.grad(
+        kl_divergence(sample, other, seed=1).mean(), [*other.parameters()], retain_graph=True
+    )
+    expected = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    names = [name for name, _ in prior.named_parameters()]
+    with torch.autograd.forward_ad.dual_level():
+        for name, tangent in zip(names, tangents, strict=True):
+            parameter = getattr(prior, name).detach()
+            delattr(prior, name)
+            setattr(prior, name, torch.autograd.forward_ad.make_dual(parameter, tangent))
+        actual = torch.autograd.forward_ad.unpack_dual(kl_divergence(sample, prior, seed=1).mean()).tangent
+    assert_close(actual, expected, 1e-4)
+    assert (actual - of_energy).abs() > 1e-2
 
 
 def test_bad_arguments():

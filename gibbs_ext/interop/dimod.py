@@ -42,9 +42,11 @@ _UPDATES = {"Gibbs": graph_gibbs, "Metropolis": graph_metropolis}
 # With an interrupt_function, batches of reads grow to this: enough to fill the vector lanes, few enough to answer soon.
 _MOST_READS_A_CALL = 256
 
-# Rounding may change logits by the first of these, and fields by the second times the variable's smallest term.
-_LOGIT_TOLERANCE, _TERM_TOLERANCE = 1e-3, 1e-2
+# Rounding may change logits by the first of these; at zero temperature, terms by the second times themselves.
+_LOGIT_TOLERANCE, _TERM_TOLERANCE = 0.1, 1e-2
+_DECISIVE_LOGIT = 90.0  # far beyond it, probabilities are 0 and 1
 _FLOAT32_ROUNDING = 2.0**-24
+_LARGEST_BETA = float(np.finfo(np.float32).max)  # in the units of the sweeps
 # The search for a common divisor is skipped if there are more sizes of interactions than this.
 _FEW_SIZES = 1000
 
@@ -63,9 +65,9 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
     Sweeps compute in fixed point and float32 (csrc/README.md). Where the interactions of a variable cancel, as they do
     in every frustrated model, a much smaller field decides. Its precision is kept: the part of a bias that interactions
     can cancel is stored as the coupling to a ghost spin, which never flips (Griffiths 1967). A
-    ``CouplingResolutionWarning`` is given where rounding may shift a field by more than a hundredth of the variable's
-    smallest term nevertheless. Terms of a BINARY model are those of its form over spins, and a field below 1e-14 of the
-    others counts as rounding of the conversion. The energies returned are dimod's own.
+    ``CouplingResolutionWarning`` is given where rounding may nevertheless shift a logit by more than 0.1 at the largest
+    beta (or, at zero temperature, a term by more than a hundredth of itself). A field of a BINARY model's form over
+    spins below 1e-14 of the other terms counts as rounding of the conversion. The energies returned are dimod's own.
 
     Example:
         >>> import dimod
@@ -117,9 +119,9 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             num_sweeps_per_beta: Sweeps at each beta.
             beta_schedule_type: How betas are spaced; "custom" takes ``beta_schedule``.
             beta_schedule: The betas, 0 or more each, of the type "custom" alone. inf is zero temperature: energy never
-                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips. (Interactions of
-                0.1, 0.2 and 0.3 cancel as written; a field of 0.3 beside 0.1 and 0.2 does so but for float64's
-                rounding, which then decides.)
+                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips. (Terms of equal
+                size cancel, and so do interactions that are multiples of one number. Other sums that should cancel do
+                so to within about 2^-28 of the largest sum at one variable, and what is left decides.)
             seed: In 0 .. 2^32 - 1; by default drawn from PyTorch's default generator. With equal arguments it gives
                 equal samples, and the reads are the first ones of any larger number of reads.
             interrupt_function: Called after the first read and after each further batch, of up to 256 reads. Once it
@@ -169,9 +171,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         totals = problem.sums_at_variables(np.abs(problem.coupling))
         largest_bias = np.abs(problem.bias).max(initial=0)
         exponent = int(min(1 - np.frexp(totals.max(initial=0) or largest_bias)[1], 127 - np.frexp(largest_bias)[1]))
-        largest_beta = float(np.finfo(np.float32).max)
         with np.errstate(over="ignore"):
-            highest = np.ldexp(largest_beta, exponent) / unit
+            highest = np.ldexp(_LARGEST_BETA, exponent) / unit
 
         if beta_range is None and beta_schedule_type != "custom":
             beta_range = hot, cold = _default_beta_range(given)
@@ -188,7 +189,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
                 f"{_NAME}: beta_range or beta_schedule must be at most {highest:g} for this bqm, got {betas.max()}"
             )
         # At zero temperature, the largest beta lets any field but 0 decide, and 0 stays a fair coin.
-        beta = torch.from_numpy(np.where(np.isinf(betas), largest_beta, np.ldexp(unit * betas, -exponent)))
+        beta = torch.from_numpy(np.where(np.isinf(betas), _LARGEST_BETA, np.ldexp(unit * betas, -exponent)))
 
         labels = parsed.initial_states.variables
         order = [labels.index(v) for v in bqm.variables]
@@ -264,7 +265,13 @@ class _Problem(NamedTuple):
 def _vectors(name: str, bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Integers, Floats]:
     """Linear biases [N], interactions as pairs of variables' numbers [E, 2], and their biases [E]."""
     vectors = bqm.to_numpy_vectors(variable_order=bqm.variables)
-    linear, quadratic = (np.asarray(x, np.float64) for x in (vectors.linear_biases, vectors.quadratic.biases))
+    try:
+        linear, quadratic = (
+            np.asarray(x).astype(np.float64, casting="same_kind" if np.iscomplexobj(x) else "unsafe")
+            for x in (vectors.linear_biases, vectors.quadratic.biases)
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: bqm must have biases that float64 can hold, got others ({error})") from error
     if not (np.isfinite(linear).all() and np.isfinite(quadratic).all()):
         raise ValueError(f"{name}: bqm must have finite biases, got NaN or inf")
     edges = np.stack([vectors.quadratic.row_indices, vectors.quadratic.col_indices], 1).astype(np.int64)
@@ -405,6 +412,7 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
     field = np.abs(bias) + reach
     can_cancel = np.abs(problem.h) <= 1.001 * problem.sums_at_variables(np.abs(problem.J))  # or all but cancel
     is_coarse = can_cancel & (float(beta.max()) * _FLOAT32_ROUNDING * field > _LOGIT_TOLERANCE)
+    # A field is `exact`, what the interactions between spins add to biases of bits, plus `rest`, plus couplings.
     exact, rest = np.zeros(num_variables), bias
     if problem.is_spin:
         exact, rest = -problem.sums_at_variables(coupling) / 2, -2 * np.ldexp(problem.h, exponent)
@@ -428,28 +436,41 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
     margin = 1 + np.ldexp(graph.max_degree, -28)
     step = 2 * float(coupling_resolution(model(bias, margin * coupling, margin * reach[coarse])))
     rounded = step * np.rint(coupling / step)
+    unit = step
     if problem.is_spin:
-        exact = -problem.sums_at_variables(rounded) / 2
+        exact, unit = -problem.sums_at_variables(rounded) / 2, step / 2
+    # Errors are as good as independent; three standard deviations of their sum.
+    error = 3 * np.sqrt(problem.sums_at_variables((rounded - coupling) ** 2)) * (unit / step)
+    # Biases of the size of interactions are rounded as these are, so that both cancel where they are equal.
+    snapped = np.where((error > 0) & (np.abs(rest) >= 1024 * unit), unit * np.rint(rest / unit), rest)
+    error += np.abs(snapped - rest)
     limit = problem.sums_at_variables(np.abs(rounded))
-    ghost = np.clip(exact + step * np.rint(rest / step), -limit, limit)
+    ghost = np.clip(exact + step * np.rint(snapped / step), -limit, limit)
     ghost[~is_coarse] = 0
-    rest = (exact - ghost) + rest
-
-    error = problem.sums_at_variables(np.abs(rounded - coupling)) / (2 if problem.is_spin else 1)
+    rest = (exact - ghost) + snapped
     error += np.where(is_coarse, np.abs(rest - rest.astype(np.float32)), 0)
-    smallest = problem.smallest_terms()
-    is_off = can_cancel & (error > 2 * _TERM_TOLERANCE * np.ldexp(smallest, exponent))
-    if is_off.any():
-        ratio = smallest[is_off].min() / np.abs(problem.J).max()
-        warnings.warn(
-            f"{_NAME}: bqm has terms too small beside its interactions: at {np.count_nonzero(is_off)} of the variables "
-            f"rounding may shift the field by more than {_TERM_TOLERANCE:g} of the smallest term, which is down to "
-            f"{ratio:.2g} of the largest interaction",
-            CouplingResolutionWarning,
-            stacklevel=3,
-        )
+    _warn_of_rounding(error, np.ldexp(problem.smallest_terms(), exponent), beta)
+
     scaled = model(rest, rounded, ghost[coarse])
     return _Machine(graph, scaled.bias, scaled.coupling, len(coarse))
+
+
+def _warn_of_rounding(error: Floats, smallest: Floats, beta: torch.Tensor) -> None:
+    """Warns where fields may be off by ``error`` [N], beside the ``smallest`` term of each variable [N]."""
+    is_finite = beta < _LARGEST_BETA
+    largest = float(beta[is_finite].max()) if is_finite.any() else 0.0
+    is_off = largest * error > _LOGIT_TOLERANCE
+    if not is_finite.all():
+        is_off |= (error > 2 * _TERM_TOLERANCE * smallest) | (smallest * _LARGEST_BETA < _DECISIVE_LOGIT)
+    if is_off.any():
+        worst = float((error[is_off] / smallest[is_off]).max()) / 2
+        warnings.warn(
+            f"{_NAME}: bqm has terms too small beside others for so large a beta: at {np.count_nonzero(is_off)} of the "
+            f"variables rounding may shift logits by more than {_LOGIT_TOLERANCE:g}, and terms by up to {worst:.2g} of "
+            "themselves",
+            CouplingResolutionWarning,
+            stacklevel=4,
+        )
 
 
 def _default_beta_range(problem: _Problem) -> list[float]:
@@ -472,7 +493,7 @@ def _default_beta_range(problem: _Problem) -> list[float]:
 def _as_betas(argument: str, values: object, limit: float) -> Floats:
     try:
         betas = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{_NAME}: {argument} must hold numbers, got {shown(values)}") from error
     if betas.ndim != 1 or not len(betas) or not ((betas >= 0) & (betas <= limit)).all():
         kind = "numbers" if limit == math.inf else "finite numbers"

@@ -3,6 +3,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gibbs_ext.checks import reported_as
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
@@ -38,8 +39,8 @@ def kl_divergence(
     Args:
         sample: What :class:`BoltzmannPosterior` returns for B data points, bipartite or on a graph, of N units.
         prior: Of N units, bipartite or on a graph, whichever the posterior is. Unit i of the one is unit i of the
-            other, left before right. A distribution has no chains; its parameters must not require grad, unless
-            ``log_partition_gradient`` is False.
+            other, left before right. A distribution has no chains; its parameters must neither require grad nor have
+            tangents, unless ``log_partition_gradient`` is False.
         log_partition_gradient: False leaves ``d log Z_p`` out. The prior's gradient is then wrong, and its energies
             fall without end, unless the loss has the term from elsewhere, as in ``kl_weight * divergence.mean() +
             kl_weight * prior.log_partition_surrogate(part=part)``.
@@ -64,10 +65,12 @@ def kl_divergence(
     model = prior.distribution() if isinstance(prior, BoltzmannPrior) else prior
     if model.num_units != sample.model.num_units:
         raise ValueError(f"{name}: prior must have {sample.model.num_units} units, as sample, got {model.num_units}")
-    learns = torch.is_grad_enabled() and any(getattr(model, argument).requires_grad for argument in model._dims)
+    parameters = [getattr(model, argument) for argument in model._dims]
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    learns |= any(forward_ad.unpack_dual(parameter).tangent is not None for parameter in parameters)
     if log_partition_gradient and learns and not isinstance(prior, BoltzmannPrior):
         raise ValueError(
-            f"{name}: prior must be a BoltzmannPrior where its parameters require grad, got {type(prior).__name__}, "
+            f"{name}: prior must be a BoltzmannPrior if its parameters are differentiated, got {type(prior).__name__}, "
             "which has no chains to estimate d log Z from; give prior.detach(), or log_partition_gradient=False and "
             "add log Z to the loss"
         )

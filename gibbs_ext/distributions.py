@@ -6,7 +6,7 @@ import copy
 import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, overload
+from typing import Any, ClassVar, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from gibbs_ext.functional import (
     graph_gibbs_relaxed,
 )
 from gibbs_ext.graphs import ColoredGraph
-
-if TYPE_CHECKING:
-    from gibbs_ext.exact import Marginals
 
 ENUMERABLE_UNITS = 25
 
@@ -400,12 +397,12 @@ class _Boltzmann(Distribution):
         Raises:
             ValueError: The model is too large (take the mean of samples), or a parameter is not finite.
         """
-        return self._exact("mean", lambda _, marginals: marginals.single)
+        return self._exact("mean", lambda _, single, pair: single)
 
     @property
     def variance(self) -> Tensor:
         """``mean (1 - mean)`` of each unit; as :attr:`mean` in all else."""
-        return self._exact("variance", lambda _, marginals: marginals.single * (1 - marginals.single))
+        return self._exact("variance", lambda _, single, pair: single * (1 - single))
 
     def entropy(self) -> Tensor:
         """``- sum_z p(z) log p(z) = log Z + E[energy]`` in nats, exact, at the cost of :attr:`mean`.
@@ -419,20 +416,21 @@ class _Boltzmann(Distribution):
         """
         own = tuple(range(-self._dims[[*self._dims][-1]], 0))
 
-        def of(log_partition: Tensor, marginals: "Marginals") -> Tensor:
+        def of(log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
             bias = torch.cat([bias.double().expand(*self.batch_shape, -1) for bias in self._biases], -1)
-            energy = -(bias * marginals.single).sum(-1) - (self._last.double() * marginals.pair).sum(own)
+            energy = -(bias * single).sum(-1) - (self._last.double() * pair).sum(own)
             return (log_partition + energy).clamp(min=0)  # which rounding may have passed
 
         return self._exact("entropy", of)
 
-    def _exact(self, method: str, function: Callable[[Tensor, "Marginals"], Tensor]) -> Tensor:
-        """``function(log Z, marginals)`` for the method of that name."""
+    def _exact(self, method: str, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """``function`` of log Z and the two marginals, for the method of that name."""
         from gibbs_ext import exact  # which imports this module
 
         name, model = f"{type(self).__name__}.{method}", cast(Any, self)
         with torch.no_grad():
-            value = function(*exact.log_partition_and_marginals(name, model))
+            log_partition, marginals = exact.log_partition_and_marginals(name, model)
+            value = function(log_partition, *marginals)
         return exact.without_derivative(name, value, model)
 
 

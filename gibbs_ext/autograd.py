@@ -11,39 +11,70 @@ from torch import Tensor, library
 from gibbs_ext import ops
 
 
-def _run(function: Callable[..., Any], op: Callable[..., Any], *args: Any) -> Any:
-    """``apply`` of a Function, or its op in torch.compile, which traces neither nested Functions nor any with a jvp."""
-    return (op if torch.compiler.is_compiling() else function)(*args)
+def _run(function: Any, op: Callable[..., Any], *args: Any, sources: tuple[Tensor | None, ...] | None = None) -> Any:
+    """A Function, or its op in torch.compile, which traces neither nested Functions nor any with a jvp.
+
+    Args:
+        function: The Function.
+        op: With the same arguments, but for sources.
+        args: Of both.
+        sources: See :class:`BipartiteGibbsRelaxedBackward`; given to the Functions that take them.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    if sources is not None:
+        args = (len(sources), *sources, *args)
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return _eager(function).apply(*args)
 
 
-def _backward(function: Any, op: Callable[..., Any], sources: tuple[Tensor | None, ...], *args: Any) -> Any:
-    """As :func:`_run`, for a Function that takes ``sources``: see :class:`BipartiteGibbsRelaxedBackward`."""
-    return _run(functools.partial(function.apply, len(sources), *sources), op, *args)
+@functools.cache
+def _eager(function: Any) -> Any:
+    """The same Function for calls outside of torch.func.
+
+    What torch.func needs, a setup_context of its own, costs a call 30 microseconds: PyTorch then looks at the signature
+    of forward each time.
+    """
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = function.forward(*args)
+            function.setup_context(ctx, args, output)
+            return output
+
+        backward = function.backward
+        jvp = function.jvp
+
+    Eager.__name__ = function.__name__
+    return Eager
 
 
 def bipartite_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed` under every transform of torch.func."""
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _run(
-        BipartiteGibbsRelaxed.apply, ops.bipartite_gibbs_relaxed, *args
+        BipartiteGibbsRelaxed, ops.bipartite_gibbs_relaxed, *args
     )
     return outputs
 
 
 def graph_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`gibbs_ext.ops.graph_gibbs_relaxed` under every transform of torch.func."""
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _run(GraphGibbsRelaxed.apply, ops.graph_gibbs_relaxed, *args)
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _run(GraphGibbsRelaxed, ops.graph_gibbs_relaxed, *args)
     return outputs
 
 
 def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
     """:func:`gibbs_ext.ops.graph_fields` under every transform of torch.func."""
-    fields: Tensor = _run(GraphFields.apply, ops.graph_fields, state, bias, coupling, layout)
+    fields: Tensor = _run(GraphFields, ops.graph_fields, state, bias, coupling, layout)
     return fields
 
 
 def graph_edge_sums(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
     """:func:`gibbs_ext.ops.graph_edge_sums` under every transform of torch.func."""
-    sums: Tensor = _run(GraphEdgeSums.apply, ops.graph_edge_sums, first, second, coupling, layout)
+    sums: Tensor = _run(GraphEdgeSums, ops.graph_edge_sums, first, second, coupling, layout)
     return sums
 
 
@@ -75,9 +106,9 @@ class BipartiteGibbsRelaxed(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_left, grad_right, grad_left_mean = grad_outputs[:3]
         start, left_bias, right_bias, *saved = ctx.saved_tensors
-        state_grad, left_bias_grad, right_bias_grad, weight_grad = _backward(
-            BipartiteGibbsRelaxedBackward, ops.bipartite_gibbs_relaxed_backward, (start, left_bias, right_bias),
-            grad_left, grad_right, grad_left_mean, *saved, *ctx.numbers,
+        state_grad, left_bias_grad, right_bias_grad, weight_grad = _run(
+            BipartiteGibbsRelaxedBackward, ops.bipartite_gibbs_relaxed_backward,
+            grad_left, grad_right, grad_left_mean, *saved, *ctx.numbers, sources=(start, left_bias, right_bias),
         )  # fmt: skip
         left_shape, left_bias_shape, right_bias_shape = ctx.shapes
         needs = ctx.needs_input_grad
@@ -157,9 +188,9 @@ class GraphGibbsRelaxed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         given, bias, *saved = ctx.saved_tensors
-        state_grad, bias_grad, coupling_grad = _backward(
-            GraphGibbsRelaxedBackward, ops.graph_gibbs_relaxed_backward, (given, bias),
-            *grad_outputs[:2], *saved, *ctx.numbers,
+        state_grad, bias_grad, coupling_grad = _run(
+            GraphGibbsRelaxedBackward, ops.graph_gibbs_relaxed_backward,
+            *grad_outputs[:2], *saved, *ctx.numbers, sources=(given, bias),
         )  # fmt: skip
         state_shape, bias_shape = ctx.shapes
         needs = ctx.needs_input_grad

@@ -44,6 +44,8 @@ def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device 
 
     On the CPU, where its values are checked, unless it is given on ``device``: reading it would wait for the device.
     """
+    if type(beta) is float:  # the default, and the cheapest
+        return torch.tensor([beta], dtype=torch.float64, device="cpu")
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     if isinstance(beta, np.ndarray):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers
+from gibbs_ext.checks import check_all, check_integers
 from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, GraphBoltzmann, check_model
 from gibbs_ext.functional import as_seed
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
@@ -51,7 +51,7 @@ def exact_log_partition(model: BipartiteBoltzmann | GraphBoltzmann) -> Tensor:
         [*batch_shape] float64. Differentiable in the parameters; for graphs once only, and at several times the cost.
 
     Raises:
-        ValueError: The model is too large, and how large it is; or a parameter of a graph's is not finite.
+        ValueError: The model is too large, and how large it is; or a parameter is not finite.
         NotImplementedError: A second derivative of a graph's; or torch.func.grad of a bipartite model for which only
             torch.autograd.grad has the memory, as it computes parts again.
     """
@@ -206,10 +206,8 @@ def _instead(name: str, sweeps: str) -> str:
     return estimates.get(name.split(".")[-1], sweeps)
 
 
-def _checked_finite(name: str, argument: str, tensor: Tensor) -> Tensor:
-    if not tensor.isfinite().all():
-        raise ValueError(f"{name}: {argument} must be finite, got NaN or inf")
-    return tensor
+def _check_finite(name: str, argument: str, tensor: Tensor) -> None:
+    check_all(tensor.isfinite(), f"{name}: {argument} must be finite, got NaN or inf")
 
 
 # Enumeration ------------------------------------------------------------------------------------------------------
@@ -222,6 +220,8 @@ def _smaller_side_first(name: str, model: BipartiteBoltzmann) -> tuple[Tensor, T
             f"{name}: the smaller side of {model.num_left} + {model.num_right} units has more than "
             f"{ENUMERABLE_UNITS}; use {_instead(name, 'bipartite_gibbs')}"
         )
+    for argument in model._dims:
+        _check_finite(name, argument, getattr(model, argument))
     left_bias, right_bias, weight = model.left_bias.double(), model.right_bias.double(), model.weight.double()
     if model.num_left > model.num_right:
         return right_bias, left_bias, weight.mT
@@ -300,8 +300,6 @@ def _few_models(name: str, model: BipartiteBoltzmann) -> Iterator[tuple[Tensor, 
     As many as fit into one chunk. A model too large for one chunk comes alone.
     """
     parameters = _smaller_side_first(name, model.detach())
-    for argument in model._dims:
-        _checked_finite(name, argument, getattr(model, argument))
     num_models, (n, m) = math.prod(model.batch_shape), parameters[-1].shape[-2:]
     at_once = max(1, _CHUNK // (2**n * max(n, m)))
     flat = (
@@ -515,7 +513,7 @@ def _solve(
     batch = torch.broadcast_shapes(bias.shape[:-1], coupling.shape[:-1])
     parameters = []
     for argument, tensor in (("bias", bias), ("coupling", coupling)):
-        tensor = _checked_finite(name, argument, tensor)
+        _check_finite(name, argument, tensor)
         parameters.append(tensor.expand(*batch, -1).reshape(math.prod(batch), tensor.shape[-1]))
     at_once = max(1, _CHUNK >> max(len(step.scope) for step in steps))
     parts = []

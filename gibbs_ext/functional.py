@@ -45,7 +45,7 @@ def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device 
     On the CPU, where its values are checked, unless it is given on ``device``: reading it would wait for the device.
     """
     if type(beta) is float:  # the default, and the cheapest
-        return torch.tensor([beta], dtype=torch.float64, device="cpu")
+        return torch.full((1,), beta, dtype=torch.float64, device="cpu")  # in half the time of torch.tensor
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     if isinstance(beta, np.ndarray):
@@ -95,7 +95,7 @@ def as_seed(
         return seed
     check_integers(name, -(2**63), 2**64 - 1, seed=seed)
     number = int(seed)  # NumPy's would overflow
-    return torch.tensor(number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
+    return torch.full((), number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
 
 
 def _as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:

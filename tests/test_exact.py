@@ -629,6 +629,8 @@ def test_parameters_must_be_finite(value):
     for argument in ("left_bias", "right_bias", "weight"):
         model = make_bipartite(2, 3, ((2,), (2,), (2,)))
         getattr(model, argument)[1, 1] = value
+        with pytest.raises(ValueError, match=f"^exact_log_partition: {argument} must be finite, got NaN or inf"):
+            exact_log_partition(model)
         with pytest.raises(ValueError, match=f"^exact_marginals: {argument} must be finite, got NaN or inf"):
             exact_marginals(model)
         with pytest.raises(ValueError, match=f"^exact_samples: {argument} must be finite, got NaN or inf"):

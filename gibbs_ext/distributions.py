@@ -49,10 +49,14 @@ def coupling_resolution(model: "BipartiteBoltzmann | GraphBoltzmann | Tensor") -
     return ops.coupling_resolution(model.detach())
 
 
+# Asked beforehand, because torch.compile cannot trace the question in PyTorch 2.10.
+_HAVE_AUTOCAST = [kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind)]
+
+
 def outside_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """What is computed inside keeps the dtypes of its operands."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a function in several processes, joined by torch.distributed (gloo), and returns what it returns in each."""
 
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,11 @@ def _work(rank: int, size: int, folder: str, function: Callable[..., Any], args:
         torch.manual_seed(rank)  # who relies on the default generators of all being alike is found out
         Path(folder, f"{rank}").write_bytes(pickle.dumps(function(*args)))
         dist.barrier()
-    finally:
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    # Not by the usual way out: there PyTorch's threads abort the process now and then, after DistributedDataParallel.
+    os._exit(0)
 
 
 def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

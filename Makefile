@@ -28,7 +28,7 @@ gpu:
 	@nvidia-smi -L 2> /dev/null | grep -q GPU || { echo 'make gpu: nvidia-smi -L finds no GPU' >&2; exit 1; }
 	$(MAKE) build
 	@failed=0; for synchronous in 1 0; do \
-	  GIBBS_REQUIRE_CUDA=1 GIBBS_CUDA_SYNCHRONOUS=$$synchronous $(BIN)/python -m pytest tests/test_gpu.py $(ARGS) \
+	  GIBBS_REQUIRE_CUDA=1 GIBBS_CUDA_SYNCHRONOUS=$$synchronous $(BIN)/python -m pytest tests/ops/test_gpu.py $(ARGS) \
 	    || [ $$? = 5 ] || failed=1; \
 	done; exit $$failed  # 5: ARGS chose none of these
 	$(BIN)/python -m bench --device cuda
@@ -131,7 +131,7 @@ hooks: .venv/lint.stamp
 SANITIZE := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Icsrc -Wall -Wextra -Werror -pthread \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 # What needs no framework.
-SANITIZE_CODE := $(wildcard csrc/cpu/*.cpp) csrc/graph_layout.cpp
+SANITIZE_CODE := $(wildcard csrc/cpu/*.cpp csrc/cpu/kernels/*.cpp)
 SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
 # Once with the instruction sets of this processor, once with the code for any processor.
 SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))

@@ -52,7 +52,7 @@ include_dirs = [os.path.abspath("csrc"), *include_paths()]
 extensions = [
     Extension(
         "gibbs_ext._C",
-        sources=sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
+        sources=sorted(["csrc/python.cpp", *glob("csrc/ops/cpu/*.cpp"), *glob("csrc/cpu/**/*.cpp", recursive=True)]),
         # Before torch's folders, which hold a pybind11 too: torch 2.11's stops with #error under TORCH_STABLE_ONLY.
         include_dirs=[pybind11.get_include(), *include_dirs],
         library_dirs=library_paths(),
@@ -67,7 +67,7 @@ if cuda:
     extensions.append(
         Extension(
             "gibbs_ext._cuda",
-            sources=sorted(glob("csrc/cuda/*.cpp")),
+            sources=sorted([*glob("csrc/ops/cuda/*.cpp"), *glob("csrc/cuda/*.cpp")]),
             include_dirs=[*include_dirs, str(cuda.home / "include")],
             library_dirs=[
                 *library_paths(),

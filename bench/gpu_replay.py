@@ -153,7 +153,7 @@ def remarks(proof: dict[str, Any]) -> str:
     tests = [figures(proof, f"tests:{which}") for which in ("own", "ops")]
     if any(tests):
         passed, failed = (sum(int(found.get(key, 0)) for found in tests) for key in ("passed", "failed"))
-        text.append(f"`tests/test_gpu.py`: {passed} passed, {failed} failed.")
+        text.append(f"`tests/ops/test_gpu.py`: {passed} passed, {failed} failed.")
     others: dict[str, list[str]] = {}
     for name, step in steps.items():
         if step["status"] != "ok" and name not in BITS:

@@ -648,7 +648,7 @@ def sanitizer(tool: str, route: str) -> None:
         # PyTorch tries out what a driver knows, so errors of API calls are no faults. Its cache of memory would hide
         # accesses beyond the end of a tensor.
         "compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9",
-        sys.executable, "tests/test_gpu.py", route, "1", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        sys.executable, "tests/ops/test_gpu.py", route, "1", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )  # fmt: skip
     summaries = sanitizer_summaries(done.stdout)
     found(summaries=summaries)
@@ -740,9 +740,9 @@ def ncu_metrics(text: str) -> dict[str, str]:
 
 
 def suite(which: str) -> None:
-    """tests/test_gpu.py: own, what only a GPU has; ops, the tests of the ops."""
+    """tests/ops/test_gpu.py: own, what only a GPU has; ops, the tests of the ops."""
     synchronous = which == "ops"
-    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-v", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/ops/test_gpu.py", "-v", "-p", "no:cacheprovider"]
     if synchronous and importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     command += ["-k", "not compute_sanitizer"]  # which has steps of its own

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pybind11 module: what is no tensor op. Loading it also registers the ops (csrc/ops.cpp).
+// The pybind11 module: what is no tensor op. Loading it also registers the ops (csrc/ops/cpu/bipartite.cpp).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,11 +15,11 @@
 
 #include "core/macros.h"
 #include "core/philox.h"
-#include "cpu/bipartite_driver.h"
-#include "cpu/graph_driver.h"
-#include "cuda/library.h"
-#include "graph_layout.h"
-#include "hooks.h"
+#include "cpu/bipartite.h"
+#include "cpu/graph.h"
+#include "cpu/graph_layout.h"
+#include "ops/cuda/library.h"
+#include "ops/hooks.h"
 
 namespace py = pybind11;
 

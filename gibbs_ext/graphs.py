@@ -78,7 +78,7 @@ class ColoredGraph:
         colors: [N] int64 in 0 .. num_colors - 1.
         degrees: [N] int64, number of edges of each node.
         labels: What each node is called where the graph comes from: here 0 .. N - 1.
-        layout: int32, what the graph ops read; its format is that of csrc/core/graph.h.
+        layout: int32, what the graph ops read; its format is that of csrc/core/graph_view.h.
 
     Tensors are on the CPU. A graph does not change once made: copies share it, and it can be a key. Graphs are equal if
     they have the same nodes, edges (in order, whichever way round) and colours; labels do not count.

@@ -119,7 +119,7 @@ instruction_set = _C.instruction_set
 
 
 def graph_layout(num_nodes: int, edges: Tensor, colors: Tensor | None) -> Tensor:
-    """The int32 tensor that the graph ops read, its format in csrc/core/graph.h.
+    """The int32 tensor that the graph ops read, its format in csrc/core/graph_view.h.
 
     Args:
         num_nodes: At least 1.

@@ -2,7 +2,7 @@
 """Training steps on tensors that have a device and no values: whoever reads one, or mixes devices, raises.
 
 Fake tensors (FakeTensorMode) say that a step never waits for its device, whatever that is; tensors of device "meta" say
-that it makes nothing elsewhere. tests/test_undirected_vae_step.py runs it on fake CPU tensors and on "meta";
+that it makes nothing elsewhere. tests/undirected_vae/test_step.py runs it on fake CPU tensors and on "meta";
 tests/cuda/check_import.py, where PyTorch has CUDA, on fake CUDA tensors, for which no GPU is needed.
 """
 

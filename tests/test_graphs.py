@@ -18,7 +18,7 @@ from gibbs_ext import ChimeraGraph, ColoredGraph, ops
 
 
 def layout_of(num_nodes, edges, colors):
-    """The layout as csrc/core/graph.h draws it, the slow way."""
+    """The layout as csrc/core/graph_view.h draws it, the slow way."""
     num_colors = max(colors) + 1
     order = sorted(range(num_nodes), key=lambda node: (colors[node], node))
     rows = [[(u + v - node, e) for e, (u, v) in enumerate(edges) if node in (u, v)] for node in order]

@@ -20,14 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "torch-versions"
 # What calls PyTorch most, in about two minutes. Without the tests of Ctrl-C, which fail where the machine is busy.
-NAMES = (
-    *("ops", "golden", "bad_inputs", "distributions", "graph_boltzmann", "nn", "distributed", "packaging"),
-    *("transforms", "undirected_vae_model", "undirected_vae_data", "undirected_vae_step"),
-)
 TESTS = [
-    *(f"tests/test_{name}.py" for name in NAMES),
-    "tests/test_undirected_vae_train.py::test_200_steps_improve_the_elbo",
-    "tests/test_undirected_vae_train.py::test_train_evaluate_sample_info_against",
+    *(f"tests/ops/test_{name}.py" for name in ("ops", "golden", "bad_inputs", "transforms")),
+    *(f"tests/models/test_{name}.py" for name in ("distributions", "graph_boltzmann")),
+    *("tests/nn/test_nn.py", "tests/test_distributed.py", "tests/project/test_packaging.py"),
+    *(f"tests/undirected_vae/test_{name}.py" for name in ("model", "data", "step")),
+    "tests/undirected_vae/test_train.py::test_200_steps_improve_the_elbo",
+    "tests/undirected_vae/test_train.py::test_train_evaluate_sample_info_against",
     *("-k", "not ctrl_c"),
 ]
 IMPORT = """

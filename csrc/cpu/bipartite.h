@@ -1,113 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <stdint.h>
+#include "cpu/driver.h"
 
-#include "cpu/common.h"
-
-// The CPU kernels of bipartite models, as plain structs of pointers: no framework, no containers (a container's inline functions,
-// compiled once for AVX-512, could be the copy that the linker keeps for every CPU).
+// Runs the kernels over a batch: which chains share a model, who computes what on which thread, and where scratch memory lies.
 namespace gibbs {
 
-// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to whole 32-bit
-// words of state bits. Padded fields may hold anything; `bits` beyond the last unit are always 0.
-inline int64_t padded_row(int64_t n) { return round_up(n, 16); }
-inline int64_t padded_side(int64_t n) { return round_up(n, 32); }
-// High random bytes come in blocks of 128 units; kernels compute up to one block more than asked for.
-inline int64_t random_bytes_capacity(int64_t units) { return round_up(units, 128) + 3 * 128; }
+struct BipartiteCall : SweepCall {
+  int64_t n1, n2;
+  Operand left_bias, right_bias, weight;
+  Operand base_left_bias, base_right_bias;  // annealed
 
-// A model's couplings as the caller holds them; strides in elements.
-struct CouplingView {
-  const void* data;  // float or double
-  bool is_double;
-  int64_t n1, n2, row_stride, column_stride;
+  // Binary sweeps: state bits, [linear number, state_words(n)].
+  uint32_t *left_bits = nullptr, *right_bits = nullptr;
+  const uint32_t *clamp_left = nullptr, *clamp_right = nullptr;
+  double* log_weights = nullptr;  // [linear number]; not null: annealed
+  // Which route where; tests set them to hold the routes against each other.
+  bool allow_tables = true;
+  int64_t narrow_from = 128;  // narrow couplings for sides of more units: below, memory traffic is not what counts
+
+  // Relaxed sweeps: [linear number, n] of the parameters' dtype.
+  void *state = nullptr, *left = nullptr, *right = nullptr, *left_mean = nullptr;
+  void* fields = nullptr;  // [num_relaxed_sweeps, linear number, n2 + n1]
 };
 
-struct RoundedCoupling {
-  int32_t* rows;     // [n1, padded_row(n2)]
-  int32_t* columns;  // [n2, padded_row(n1)], the transpose
-  float scale;       // 2^-k
-};
+// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left (from `state` as given if num_sweeps
+// is 0). *rounding: of the model whose error is largest.
+Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
 
-// The same couplings rounded to 16 bits: half the memory traffic of an update. Their sums bound a unit's threshold; the few units for
-// which the bounds do not decide take exact sums from the caller's couplings, so the bits that come out are the same.
-struct NarrowCoupling {
-  int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
-  int16_t* columns;  // [n2, padded_row(n1)]
-  int shift;         // in units of 2^(shift - k): no |coupling| leaves 16 bits, each is at most half a unit off
+struct BipartiteBackwardCall {
+  BipartiteCall forward;                                // the fields that name the problem, `state` and `fields`; no biases
+  const void *grad_left, *grad_right, *grad_left_mean;  // [linear number, n]
+  void *grad_state, *grad_left_bias, *grad_right_bias;  // [linear number, n]
+  void* grad_weight;                                    // [model, n1, n2]
+  bool needs_grad_state;
 };
+Outcome run_bipartite_backward(const BipartiteBackwardCall&, const Runtime&);
 
-// One chain. Biases are float32, padded_side() long.
-struct BinaryChain {
-  uint32_t *left, *right;                    // state bits, mutated
-  const uint32_t *clamp_left, *clamp_right;  // bits of the units that stay as they are; null: none
-  const float *left_bias, *right_bias;
-  const float *base_left_bias, *base_right_bias;  // annealed runs only
-  uint64_t number;                                // the chain's number in the random counter
-  double* log_weight;                             // annealed runs only, added to
-};
-
-struct BinarySweeps {
-  int64_t n1, n2, num_sweeps;
-  uint64_t seed, first_sweep;
-  const float* beta;         // num_sweeps values beta_stride apart; annealed: num_sweeps + 1 values, the first the starting one
-  int64_t beta_stride;       // 0 or 1
-  RoundedCoupling coupling;  // its matrices are unused if narrow is in use
-  NarrowCoupling narrow;
-  CouplingView weight;
-  int k;
-  bool annealed;
-  bool allow_tables;
-  const char* next;  // what this thread reads after these sweeps (the next model's couplings), fetched meanwhile; null: nothing
-  int64_t next_bytes;
-  StopCheck check;
-};
-
-// A tile of chains that share a model.
-struct TileWorkspace {
-  int32_t *acc_left, *acc_right;  // [count, padded_side(n)]
-  uint8_t* bytes;                 // [tile_random_bytes(n1 + n2, count)]
-  int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that went up and down
-  int32_t* table;                 // [kTableInts]
-};
-// The high random bytes of a tile: of all its chains where models are small, else of one chain at a time.
-constexpr int64_t kOneDrawUnits = 512;
-inline int64_t tile_random_bytes(int64_t units, int64_t count) {
-  return random_bytes_capacity(units) * (units <= kOneDrawUnits ? count : 1);
-}
-
-constexpr int kTableGroups = 4, kTableRows = 4, kTableColumns = 64;
-constexpr int64_t kTableInts = int64_t{kTableGroups} * (1 << kTableRows) * kTableColumns;
-
-// Relaxed sweeps of a few chains that share a model; T is float or double. Rows of `weight` are contiguous.
-template <class T>
-struct RelaxedChain {
-  const T *left_bias, *right_bias;  // contiguous
-  T* state;                         // [n1] start of the relaxed sweeps
-  T *left, *right, *left_mean;      // [n1], [n2], [n1] results
-  uint64_t number;
-};
-template <class T>
-struct RelaxedSweeps {
-  int64_t n1, n2, num_sweeps, row_stride;
-  uint64_t seed, first_sweep;
-  const double* beta;
-  int64_t beta_stride;
-  const T* weight;
-  Relaxation relaxation;
-  T sharpness;
-  bool slope_gradient;
-  int64_t fields_stride;  // from one sweep's fields to the next, in elements
-};
-// fields: one pointer per chain, to [num_sweeps (fields_stride), n2 + n1]
-template <class T>
-struct RelaxedBackwardChain {
-  const T *grad_left, *grad_right, *grad_left_mean, *state, *fields;
-  T *grad_state, *grad_left_bias, *grad_right_bias;
-  T *left_factor, *right_factor;  // [2 * num_sweeps, n1], [2 * num_sweeps, n2]: grad_weight = sum of their outer products
-  uint64_t number;
-};
-
-constexpr int kRelaxedTile = 4;
+// 2^-k of each model of a weight.
+Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch&, bool is_double, const Operand& weight, double* out);
 
 }  // namespace gibbs

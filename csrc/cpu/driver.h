@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "core/fixed_point.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/table.h"
 
 // What the drivers of all models share: batches, scratch memory, threads, and stopping them.
 namespace gibbs {

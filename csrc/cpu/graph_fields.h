@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "core/graph.h"
+#include "core/graph_view.h"
 #include "cpu/driver.h"
 
 // Sums over a coloured graph's edges, which energies and their derivatives are made of. In floating point, in the layout's order.

@@ -2,7 +2,7 @@
 #pragma once
 
 // Binary sweeps of bipartite models, one CTA for some chains of one model: with the model's couplings in shared memory ("resident"), or
-// rounded as they are read from global memory ("streaming"), at any size. twin: csrc/cpu/bipartite_kernel.h
+// rounded as they are read from global memory ("streaming"), at any size. twin: csrc/cpu/kernels/bipartite.h
 #include "cuda/bipartite.h"
 #include "cuda/rounding.cuh"
 #include "cuda/sampling.cuh"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Relaxed sweeps of bipartite models and the chain rule through them (csrc/README.md, 4). twin: csrc/cpu/relaxed_kernel.h
+// Relaxed sweeps of bipartite models and the chain rule through them (csrc/README.md, 4). twin: csrc/cpu/kernels/bipartite_relaxed.h
 #include <type_traits>
 
 #include "cuda/bipartite_kernel.cuh"

@@ -9,7 +9,8 @@ namespace gibbs {
 
 struct GraphParams {
   SweepView sweep;
-  const int32_t* layout;  // in device memory (core/graph.h). Only its size has been checked: kernels check every number they follow
+  const int32_t*
+      layout;  // in device memory (core/graph_view.h). Only its size has been checked: kernels check every number they follow
   int64_t num_nodes, num_edges, num_colors;
   ParameterView bias, coupling;  // coupling: [..., E]
   ParameterView base_bias;       // annealed

@@ -2,7 +2,7 @@
 #pragma once
 
 // What the kernels of coloured graphs share: which chains a CTA takes and which of them a thread, whether a layout is sound, the couplings' scale.
-#include "core/graph.h"
+#include "core/graph_view.h"
 #include "cuda/graph.h"
 #include "cuda/rounding.cuh"
 #include "cuda/sampling.cuh"

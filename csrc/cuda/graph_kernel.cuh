@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of coloured graphs. twin: csrc/cpu/graph_kernel.h
+// Binary sweeps of coloured graphs. twin: csrc/cpu/kernels/graph.h
 //
 // A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of so many lanes go through the
 // units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and what the graph says is a broadcast; with fewer (kUnits)

@@ -2,7 +2,7 @@
 #pragma once
 
 // Relaxed sweeps of coloured graphs, the binary ones before them, and the chain rule through them (csrc/README.md, 4).
-// twin: csrc/cpu/graph_relaxed_kernel.h
+// twin: csrc/cpu/kernels/graph_relaxed.h
 //
 // A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. As many neighbouring lanes are one unit, each lane a
 // chain of the tile: what the graph says is read once for all of them, and a thread keeps its chain.

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "core/fixed_point.h"
+#include "core/outcome.h"
 #include "core/philox.h"
-#include "core/problem.h"
 #include "cuda/device.cuh"
 
 namespace gibbs {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random shapes, strides and values through cpu/bipartite_driver.h. Binary sweeps and annealed ones are compared to the bit with
+// Random shapes, strides and values through cpu/bipartite.h. Binary sweeps and annealed ones are compared to the bit with
 // the scalar functions of core/, on every instruction set and number of threads; relaxed ones in double with a plain rewriting.
 #include "core/threshold.h"
-#include "cpu/bipartite_driver.h"
+#include "cpu/bipartite.h"
 #include "fuzz.h"
 
 using namespace gibbs;

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random graphs, batches, strides and values through graph_layout.h and cpu/graph_driver.h. Binary sweeps and annealed ones are
+// Random graphs, batches, strides and values through graph_layout.h and cpu/graph.h. Binary sweeps and annealed ones are
 // compared to the bit with the scalar functions of core/, on every instruction set, number of threads and route; relaxed ones in double
 // with a plain rewriting, and their gradients with its differences.
 #include <stdexcept>
 #include <string>
 
 #include "core/threshold.h"
-#include "cpu/graph_driver.h"
+#include "cpu/graph.h"
 #include "random_graph.h"
 
 using namespace gibbs;
 
 // ---- layouts -------------------------------------------------------------------------------------------------------------------
 
-// Everything that core/graph.h and graph_layout.h say of a layout, from the list of edges alone.
+// Everything that core/graph_view.h and graph_layout.h say of a layout, from the list of edges alone.
 static void check_layout(const Graph& graph) {
   const int64_t n = graph.num_nodes, edges = graph.num_edges();
   CHECK(int64_t(graph.layout.size()) >= kLayoutHeader);

@@ -5,9 +5,9 @@
 #include <optional>
 #include <set>
 
-#include "core/graph.h"
+#include "core/graph_view.h"
+#include "cpu/graph_layout.h"
 #include "fuzz.h"
-#include "graph_layout.h"
 
 // Random coloured graphs for the fuzz programs.
 namespace gibbs {

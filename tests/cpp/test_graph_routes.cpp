@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The routes of binary sweeps of graphs against each other, to the bit, over enough updates to meet many ties of high bytes, one update
 // in 256: blocks, tables and single chains, on every instruction set. "test_graph_routes 20": 20 times as many sweeps.
-#include "cpu/graph_driver.h"
+#include "cpu/graph.h"
 #include "random_graph.h"
 
 using namespace gibbs;

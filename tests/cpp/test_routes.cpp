@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/bipartite_driver.h"
+#include "cpu/bipartite.h"
 
 using namespace gibbs;
 

@@ -82,7 +82,7 @@ def torch_flags() -> tuple[list[str], list[str]]:
 
 
 def emulated_objects() -> list[Path]:
-    ops = [ROOT / "csrc" / "cuda" / "ops.cpp", ROOT / "tests" / "cuda" / "emulated_devices.cpp"]
+    ops = [*sorted((ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")), ROOT / "tests" / "cuda" / "emulated_devices.cpp"]
     flags = include_flags()
     return [
         *compile_all(ops, [*flags, *torch_flags()[0]], FOLDER / "ops"),
@@ -128,7 +128,7 @@ def kernel_sources() -> list[Path]:
 
 
 def cpu_sources() -> list[Path]:
-    return [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "csrc" / "graph_layout.cpp"]
+    return sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 """Compares emulated CUDA ops with the CPU's, on small problems that take every route: exits with 1 where they differ.
 
 Arguments: the library; how the names of the ops, and of their routes, begin that are wanted (default: all).
-The tests run it on libraries with a fault planted in a kernel; see tests/test_cuda_planted.py.
+The tests run it on libraries with a fault planted in a kernel; see tests/csrc/test_cuda_planted.py.
 """
 
 import itertools

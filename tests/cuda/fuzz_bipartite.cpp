@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random problems, devices, routes and CTAs through the binary sweeps of cuda/bipartite.h, run by the emulator, against
-// cpu/bipartite_driver.h: bits are equal, log-weights agree within float32's rounding and, on one route, do not depend on the CTAs.
-#include "cpu/bipartite_driver.h"
+// cpu/bipartite.h: bits are equal, log-weights agree within float32's rounding and, on one route, do not depend on the CTAs.
+#include "cpu/bipartite.h"
 #include "cuda/bipartite.h"
 #include "cuda/bipartite_kernel.cuh"
 #include "cuda/devices.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random graphs, batches, strides, values and devices through the relaxed calls of cuda/graph.h, run by the emulator, against
-// cpu/graph_driver.h. What a chain gives must not depend, to the bit, on the device, the plan or the order in which threads run.
+// cpu/graph.h. What a chain gives must not depend, to the bit, on the device, the plan or the order in which threads run.
 
-#include "cpu/graph_driver.h"
+#include "cpu/graph.h"
 #include "cuda/devices.h"
 #include "cuda/graph.h"
 #include "known_devices.h"

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// How the CPU's ops read tensors: values are checked before the kernels run, states travel as bits.
+#include "ops/arguments.h"
+
+namespace gibbs {
+
+template <class F>
+auto dispatch_state(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(torch::headeronly::Half{});
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16{});
+    case ScalarType::Bool:  // a bool tensor's bytes are 0 or 1
+    case ScalarType::Byte:
+      return f(uint8_t{});
+    default:
+      return f(float{});
+  }
+}
+
+// Calls f(chain's linear number, offset) for every chain, row by row.
+template <class F>
+inline void for_each_row(const Shape& batch, const Shape& strides, const F& f) {
+  int64_t count = 1;
+  for (int64_t size : batch) count *= size;
+  Shape at(batch.size(), 0);
+  for (int64_t linear = 0, offset = 0; linear < count; ++linear) {
+    f(linear, offset);
+    for (size_t d = batch.size(); d-- > 0;) {
+      offset += strides[d];
+      if (++at[d] < batch[d]) break;
+      offset -= strides[d] * batch[d];
+      at[d] = 0;
+    }
+  }
+}
+
+using Bits = std::vector<uint32_t>;
+
+// Bit i is byte i, which is 0 or 1: a multiplication gathers eight of them in the top byte.
+inline uint32_t bits_of_bytes(const uint8_t* bytes) {
+  uint32_t out = 0;
+  for (int group = 0; group < 4; ++group) {
+    uint64_t eight = 0;
+    for (int i = 0; i < 8; ++i) eight |= uint64_t{bytes[8 * group + i]} << (8 * i);
+    out |= uint32_t(eight * 0x0102040810204080u >> 56) << (8 * group);
+  }
+  return out;
+}
+
+inline Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, int64_t n) {
+  const int64_t words = state_words(n), stride = t.stride(t.dim() - 1);
+  Bits out(size_t(p.num_chains() * words));
+  dispatch_state(t.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    const S* data = static_cast<const S*>(t.const_data_ptr());
+    for_each_row(p.batch_shape(), p.batch_strides(t, 1), [&](int64_t linear, int64_t offset) {
+      uint32_t* row = out.data() + linear * words;
+      for (int64_t w = 0; w < words; ++w) {
+        const int64_t count = std::min<int64_t>(32, n - 32 * w);
+        const S* from = data + offset + 32 * w * stride;
+        alignas(32) uint8_t is_one[32] = {}, is_bit[32] = {};
+        for (int64_t i = 0; i < count; ++i) {
+          const S x = from[i * stride];
+          is_one[i] = x == S(1);
+          is_bit[i] = (x == S(0)) | (x == S(1));
+        }
+        const uint32_t ones = bits_of_bytes(is_one), bits = bits_of_bytes(is_bit);
+        if (const uint32_t odd = ~bits & (count < 32 ? (1u << count) - 1 : ~0u))
+          fail(op, name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
+        row[w] = ones;
+      }
+    });
+  });
+  return out;
+}
+
+inline void unpack(const Bits& bits, int64_t n, const Tensor& out) {
+  const int64_t words = state_words(n);
+  dispatch_state(out.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    S* data = static_cast<S*>(out.mutable_data_ptr());
+    S fours[16][4];  // of each four bits
+    for (int i = 0; i < 64; ++i) fours[i / 4][i % 4] = S(i / 4 >> i % 4 & 1);
+    for (int64_t row = 0, rows = words ? int64_t(bits.size()) / words : 0; row < rows; ++row, data += n) {
+      const uint32_t* from = bits.data() + row * words;
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) std::memcpy(data + i, fours[from[i / 32] >> (i % 32) & 15], sizeof fours[0]);
+      for (; i < n; ++i) data[i] = S(from[i / 32] >> (i % 32) & 1);
+    }
+  });
+}
+
+inline void set_counters(const char* op, SweepCall& call, const Problem& p, const Counters& c) {
+  if (c.chains) {
+    call.chains = static_cast<const int64_t*>(c.chains->const_data_ptr());
+    call.chains_strides = p.batch_strides(*c.chains, 0);
+    for_each_row(p.batch_shape(), call.chains_strides, [&](int64_t, int64_t offset) {
+      if (call.chains[offset] < 0 || call.chains[offset] >= kMaxChains)
+        fail(op, "chain_offset must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
+    });
+  }
+  call.chain_offset = c.chain_offset;
+  call.sweep_offset = c.sweep_offset;
+  call.num_sweeps = c.num_sweeps;
+  call.num_relaxed_sweeps = c.num_relaxed_sweeps;
+  call.seed = uint64_t(*static_cast<const int64_t*>(c.seed.const_data_ptr()));
+}
+
+inline void set_relaxation(SweepCall& call, const RelaxationArguments& r) {
+  call.relaxation = Relaxation(r.relaxation);
+  call.sharpness = r.sharpness;
+  call.slope_gradient = r.slope_gradient;
+}
+
+inline Runtime runtime() {
+  return {int(torch::stable::get_num_threads()),
+          [](int64_t count, const std::function<void(int64_t)>& task) {
+            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(i);
+            });
+          },
+          hooks.interrupted};
+}
+
+inline void check(const char* op, Outcome outcome) {
+  if (outcome == Outcome::kInterrupted) throw std::runtime_error(std::string(op) + ": interrupted");
+  if (outcome != Outcome::kOk) fail(op, text(outcome));
+}
+
+inline void warn_if_large(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
+                          const std::vector<double>& betas) {
+  const double beta = largest_magnitude(betas);
+  if (beta * field_error(rounding, neighbors) > kResolutionLimit)
+    warn_of_rounding(op, coupling, rounding, neighbors, at_beta(beta));
+}
+
+// Whether `count` values, `stride` apart, are finite in float32. Without a branch, so that the compiler can take many at once.
+inline bool all_finite(const float* values, int64_t count, int64_t stride) {
+  uint32_t odd = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i * stride, sizeof bits);
+    odd |= uint32_t((bits & 0x7f800000u) == 0x7f800000u);
+  }
+  return !odd;
+}
+inline bool all_finite(const double* values, int64_t count, int64_t stride) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) finite &= std::isfinite(float(values[i * stride]));
+  return finite;
+}
+
+// Parameters that the kernels do not come to read, in an empty batch or with no sweeps, are checked all the same.
+inline void check_finite(const char* op, const char* name, const Tensor& t) {
+  Shape rows = shape_of(t), strides(t.strides().begin(), t.strides().end());
+  const int64_t count = rows.back(), stride = strides.back();
+  rows.pop_back(), strides.pop_back();
+  bool finite = true;
+  const auto check_rows = [&](auto* data) {
+    for_each_row(rows, strides, [&](int64_t, int64_t at) { finite &= all_finite(data + at, count, stride); });
+  };
+  if (t.scalar_type() == ScalarType::Double)
+    check_rows(static_cast<const double*>(t.const_data_ptr()));
+  else
+    check_rows(static_cast<const float*>(t.const_data_ptr()));
+  if (!finite) fail(op, name, " must be finite in float32, got NaN or inf");
+}
+
+// Copies a state of the parameters' dtype, broadcast, into rows.
+template <class T>
+inline bool copy_rows(const Problem& p, const Tensor& from, int64_t n, T* to) {
+  const T* data = static_cast<const T*>(from.const_data_ptr());
+  const int64_t stride = from.stride(from.dim() - 1);
+  bool finite = true;
+  for_each_row(p.batch_shape(), p.batch_strides(from, 1), [&](int64_t linear, int64_t offset) {
+    T* row = to + linear * n;
+    if (stride == 1)
+      std::copy_n(data + offset, n, row);
+    else
+      for (int64_t i = 0; i < n; ++i) row[i] = data[offset + i * stride];
+    finite &= all_finite(row, n, 1);
+  });
+  return finite;
+}
+
+// Where relaxed sweeps begin: bits, if binary sweeps come first, which are returned; else the state as it is, bits or relaxed, which is
+// written to `start`, of the parameters' dtype.
+inline Bits read_start(const char* op, const char* name, const Problem& p, const Tensor& state, int64_t n, int64_t num_sweeps,
+                       const Tensor& start) {
+  if (num_sweeps || state.scalar_type() == ScalarType::Bool || state.scalar_type() == ScalarType::Byte) {
+    Bits bits = pack(op, name, p, state, n);
+    if (!num_sweeps) unpack(bits, n, start);
+    return bits;
+  }
+  const ScalarType type = start.scalar_type();
+  const Tensor converted = state.scalar_type() == type ? state : torch::stable::to(state, type);
+  const bool finite = type == ScalarType::Double ? copy_rows(p, converted, n, static_cast<double*>(start.mutable_data_ptr()))
+                                                 : copy_rows(p, converted, n, static_cast<float*>(start.mutable_data_ptr()));
+  if (!finite) fail(op, name, " must be finite, got NaN or inf");
+  return {};
+}
+
+}  // namespace gibbs

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library of CUDA kernels: it is built with or without nvcc as asked, loads, serves every op, and says why not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gibbs_ext as gx
+from gibbs_ext import ops
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "csrc" / "cuda"))
+import nvcc
+
+ROOT = Path(__file__).parents[2]
+NVCC = [sys.executable, ROOT / "csrc" / "cuda" / "nvcc.py"]
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc: no CUDA kernels were built")
+def test_every_op_has_a_cuda_kernel() -> None:
+    """In a process of its own, as the library stays loaded; where PyTorch has no CUDA nothing else loads it."""
+    program = f"""
+import torch
+from gibbs_ext import _C
+library = _C.load_cuda({str(ops.CUDA_LIBRARY)!r})
+ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gibbs_ext::")]
+assert len(ops) >= 12, ops
+missing = [name for name in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")]
+assert not missing, missing
+library.set_route("tensor")
+try:
+    library.set_route("fast")
+except ValueError as error:
+    print(library.architectures, error)
+"""
+    done = run(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, " in done.stdout
+    assert done.stdout.startswith("75;80;")
+
+
+def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
+    program = """
+import sys
+from gibbs_ext import _C
+try:
+    _C.load_cuda(sys.argv[1])
+except ImportError as error:
+    print(error)
+"""
+    broken = tmp_path / "_cuda.so"
+    for content, message in ((None, "cannot open shared object file"), (b"no library", "too short")):
+        if content:
+            broken.write_bytes(content)
+        assert message in run(sys.executable, "-c", program, broken).stdout
+
+
+def test_build_info_says_whether_there_are_cuda_kernels() -> None:
+    info = gx.build_info()
+    if torch.version.cuda is None:
+        assert info["cuda"] == f"this PyTorch, {torch.__version__}, is built without CUDA"
+        assert info["cuda_architectures"] == ()
+        with pytest.raises(RuntimeError, match=r"^set_cuda_route: this PyTorch, .*, is built without CUDA"):
+            ops.set_cuda_route("tensor")
+    else:
+        assert info["cuda"] == "loaded"
+
+
+def test_what_the_build_refuses() -> None:
+    for environment, message in [
+        ({"GIBBS_CUDA": "yes"}, "GIBBS_CUDA must be auto, 0 or 1, got 'yes'"),
+        (
+            {"GIBBS_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            "GIBBS_CUDA=1: there is no nvcc in CUDA_HOME/bin or on the PATH",
+        ),
+        ({"GIBBS_CUDA": "0"}, "GIBBS_CUDA=0"),
+    ]:
+        done = run(*NVCC, **environment)
+        assert done.returncode != 0
+        assert message in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+@pytest.mark.parametrize("wrong", ["70", "999", "80;x"])
+def test_architectures_that_there_are_not(wrong: str) -> None:
+    done = run(*NVCC, GIBBS_CUDA_ARCHITECTURES=wrong)
+    assert done.returncode != 0
+    assert done.stderr.startswith("GIBBS_CUDA_ARCHITECTURES: must be of ")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "codes"),
+    [
+        (("86",), ["compute_86,code=[sm_86,compute_86]"]),
+        (("80", "86", "90"), ["compute_80,code=[sm_80,sm_86]", "compute_90,code=[sm_90,compute_90]"]),
+        (("75", "90", "100", "120"), ["compute_75,code=[sm_75]", "compute_90,code=[sm_90,sm_100,sm_120,compute_90]"]),
+    ],
+)
+def test_ptx_is_made_once_for_those_that_the_kernels_do_not_tell_apart(
+    architectures: tuple[str, ...], codes: list[str]
+) -> None:
+    cuda = nvcc.Cuda.__new__(nvcc.Cuda)  # without asking nvcc
+    cuda.architectures = list(architectures)
+    assert [flag for flag in cuda.flags if "gencode" in flag] == [f"-gencode=arch={code}" for code in codes]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults planted in the CUDA kernels, one at a time: comparing emulated ops with the CPU's must find each."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+import build
+
+
+class Fault(NamedTuple):
+    what: str
+    kernel: str  # csrc/cuda/*_kernel.cuh
+    old: str
+    new: str
+
+
+BARRIER = "__syncthreads();  // "
+WHOLE = "the colour is whole; nobody reads its words"
+FAULTS = [
+    Fault("no barrier after a half sweep", "bipartite", f"{BARRIER}left's bits are drawn", "//"),
+    Fault("rows that overlap", "bipartite", "return n | 1;", "return n - 1;"),
+    Fault("the next CTA's chains begin too early", "bipartite", "first = at * chains_per_cta;", "first = at;"),
+    Fault(
+        "words of the first sweep again",
+        "bipartite",
+        "uint64_t(p_.sweep.sweep_offset + sweep)",
+        "uint64_t(p_.sweep.sweep_offset)",
+    ),
+    Fault("a column too far", "bipartite", "unit < to.n ? unit : to.n - 1", "unit"),
+    Fault("no barrier between drawing and multiplying", "bipartite_tensor", "sync();  // right's bits are drawn", "//"),
+    Fault("bytes read before they are drawn", "bipartite_tensor", f"{BARRIER}random bytes are there", "//"),
+    Fault("a digit that is not signed", "bipartite_tensor", "uint32_t(int32_t(digit))", "uint32_t(uint8_t(digit))"),
+    Fault("a CTA that keeps its bits to itself", "bipartite_tensor", "rank < size_; ++rank", "rank < 1; ++rank"),
+    Fault(
+        "fields read before the warp has stored them",
+        "bipartite_tensor",
+        "__syncwarp();  // the fields are there",
+        "//",
+    ),
+    Fault("a slice in the wrong place", "bipartite_tensor", "<< 16", "<< 15"),
+    Fault("no cluster barrier after right", "bipartite_cluster", "cluster_.sync();  // (B)", "//"),
+    Fault("a CTA leaves before others have read", "bipartite_cluster", "cluster_.sync();  // nobody reads", "//"),
+    Fault("no barrier between values and products", "bipartite_relaxed", f"{BARRIER}right's values are there", "//"),
+    Fault(
+        "no barrier in the backward pass", "bipartite_relaxed", f"{BARRIER}gradients of left's fields are there", "//"
+    ),
+    Fault(
+        "words of a binary sweep again",
+        "bipartite_relaxed",
+        "s.sweep_offset + s.num_sweeps + relaxed_sweep",
+        "s.sweep_offset + relaxed_sweep",
+    ),
+    Fault("no barrier between colours", "graph", f"{BARRIER}the colour is whole", "//"),
+    Fault("ties are not broken", "graph", "if (byte == high) open |= 1u << u;", ""),
+    Fault("a flip of the wrong sign", "graph", "logit_of_unit, bit(node))", "logit_of_unit, false)"),
+    Fault("every lane the first chain", "graph", "chain_ = is_active_ ? mine : own_.begin;", "chain_ = own_.begin;"),
+    Fault(
+        "too little room for random words",
+        "graph_relaxed",
+        "low_words = plan.tile * round_up(call.num_nodes, 32)",
+        "low_words = plan.tile * call.num_nodes",
+    ),
+    Fault("no barrier between colours of relaxed sweeps", "graph_relaxed", f"{BARRIER}{WHOLE}", "//"),
+    Fault("the gradient stops a sweep early", "graph_relaxed", "sweep >= -1; --sweep", "sweep >= 0; --sweep"),
+    Fault("a coupling of the wrong sign", "graph_fields", "field += coupling", "field -= coupling"),
+]
+
+
+# How the names of the ops, and of their routes, begin that a kernel serves.
+SERVES = {
+    "bipartite": ("bipartite_",),
+    "bipartite_tensor": ("bipartite_", "tensor"),
+    "bipartite_cluster": ("bipartite_gibbs", "cluster"),
+    "bipartite_relaxed": ("bipartite_gibbs_relaxed",),
+    "graph": ("graph_",),
+    "graph_relaxed": ("graph_gibbs_relaxed",),
+    "graph_fields": ("graph_fields",),
+}
+
+
+def compare(library: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, build.ROOT / "tests" / "cuda" / "compare.py", library, *wanted]
+    return subprocess.run(command, capture_output=True, text=True, cwd=build.ROOT)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    build.emulated_ops()  # what all of them share
+
+    def outcome(fault: Fault) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("fault")
+        library = build.emulated_ops_with_fault(f"{fault.kernel}_kernel.cuh", fault.old, fault.new, folder)
+        return compare(library, *SERVES[fault.kernel])
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip([fault.what for fault in FAULTS], pool.map(outcome, FAULTS), strict=True))
+
+
+def test_without_a_fault_they_agree() -> None:
+    done = compare(build.emulated_ops())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_planted_fault_is_found(fault: Fault, outcomes: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    done = outcomes[fault.what]
+    assert done.returncode == 1
+    assert "differ" in done.stderr or "emulator: " in done.stderr, done.stderr

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README shows, works: its example, its commands, its figures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import harness, texts, training_step
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def run(program: str, folder: Path) -> list[str]:
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'python')!r}]\n"
+    done = subprocess.run([sys.executable, "-c", paths + program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_examples_run(tmp_path: Path) -> None:
+    bipartite, graph = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    shape, gradient, error = run(bipartite, tmp_path)
+    assert shape.startswith("torch.Size([1000, 64, 28])")
+    assert gradient == "torch.Size([64, 16, 12])"
+    worst, standard_error = map(float, re.findall(r"tensor\(([-\d.e]+)", error))
+    assert worst < 6 * standard_error
+    shape, error = run("import torch; torch.manual_seed(0)\n" + graph, tmp_path)
+    assert shape == "torch.Size([1000, 512])"
+    # 10,000 chains: 6 standard errors of a mean of bits are 0.03
+    assert float(re.findall(r"tensor\(([-\d.e]+)", error)[0]) < 0.03
+
+
+def test_launches_of_a_training_step_are_those_counted() -> None:
+    """Another PyTorch may have other operators for a few things."""
+    (written,) = re.findall(r"`paper-mnist-200` is (\d+) operators", TEXT)
+    assert abs(int(written) - training_step.count("paper-mnist-200")[0]) < 10
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"make ([\w-]+)", TEXT.replace("`make` sets", ""))) - {"TORCH_INDEX"}
+    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"train", "test"} <= targets
+    assert targets <= rules
+
+
+def test_the_table_of_speed_is_that_of_the_history() -> None:
+    assert texts.parts_of_readme(harness.SPEED)[1].strip() == harness.readme_table().strip()
+
+
+def test_results_keep_the_metadata_of_their_own_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "HISTORY", tmp_path)
+    result = {"case": "a", "seconds": {harness.OURS: 1.0, "peer": 2.0}, "updates": 10**6, "best_peer": "peer"}
+    result |= {"ratio": 2.0, "wanted": None}
+    metadata = harness.metadata()
+    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2001-01-01"})
+    harness.store({"old": [result], "both": [result]})
+    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2002-02-02"})
+    harness.store({"both": [result | {"case": "b"}]})
+    old, new = re.split(r"\n\n(?=.*2002-02-02:)", harness.readme_table())
+    assert "2001-01-01:" in old
+    assert ("| a " in old, "| b " in old, "| a " in new, "| b " in new) == (True, False, False, True)

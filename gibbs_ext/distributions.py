@@ -14,12 +14,12 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import softplus
 
 from gibbs_ext import ops
+from gibbs_ext.arguments import check_graph
 from gibbs_ext.checks import check_integers, check_units, expand_to, is_mapped, reported_as, shown
 from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
     bipartite_gibbs_relaxed,
-    check_graph,
     graph_ais,
     graph_fields,
     graph_gibbs,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gibbs_ext.arguments import as_beta, as_seed
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import (
     check_all,
@@ -23,7 +24,6 @@ from gibbs_ext.checks import (
     shown,
 )
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
-from gibbs_ext.functional import as_beta, as_seed
 
 
 class EffectiveSampleSizeWarning(UserWarning):

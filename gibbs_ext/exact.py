@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gibbs_ext import ops
+from gibbs_ext.arguments import as_seed
 from gibbs_ext.checks import check_all, check_integers
 from gibbs_ext.distributions import ENUMERABLE_UNITS, BipartiteBoltzmann, GraphBoltzmann, check_model
-from gibbs_ext.functional import as_seed
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 
 # Numbers of a table worked on at once: few enough to stay in the cache.

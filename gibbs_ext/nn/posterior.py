@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gibbs_ext.arguments import as_relaxation
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, check_tensors, reported_as, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.functional import as_relaxation, bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
+from gibbs_ext.functional import bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph
 from gibbs_ext.nn.structure import MachineModule, boltzmann, coupling_shape
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gibbs_ext.arguments import check_graph
 from gibbs_ext.checks import check_integers, shown
 from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.functional import check_graph
 from gibbs_ext.graphs import ColoredGraph
 
 

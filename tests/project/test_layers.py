@@ -25,6 +25,7 @@ STOREYS = [
     "ops",
     "graphs",
     "autograd",
+    "arguments",
     "functional",
     "distributions",
     "exact",

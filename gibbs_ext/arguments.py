@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the ops as they are given, and as the ops take them: seeds, betas, chain numbers, masks, relaxations."""
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gibbs_ext import autograd, ops
+from gibbs_ext.checks import check_integers, is_mapped, shown
+from gibbs_ext.graphs import ColoredGraph
+
+Beta = float | Sequence[float] | Tensor
+
+
+def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
+    """beta as a float64 tensor [1] or [num_sweeps] (its length is checked by the op).
+
+    On the CPU, where its values are checked, unless it is given on ``device``: reading it would wait for the device.
+    """
+    if type(beta) is float:  # the default, and the cheapest
+        return torch.full((1,), beta, dtype=torch.float64, device="cpu")  # in half the time of torch.tensor
+    if isinstance(beta, Tensor) and beta.requires_grad:
+        raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
+    if isinstance(beta, np.ndarray):
+        beta = np.array(beta, order="C")  # PyTorch knows no negative strides
+    if isinstance(beta, (Tensor, np.ndarray)):
+        is_complex = beta.dtype.is_complex if isinstance(beta, Tensor) else beta.dtype.kind == "c"
+    else:
+        is_complex = isinstance(beta, (complex, np.complexfloating))
+    if is_complex:
+        raise TypeError(f"{name}: {argument} must be real, got {shown(beta)}")
+    try:
+        stays = isinstance(beta, Tensor) and beta.device == device
+        values = torch.as_tensor(beta, dtype=torch.float64, device=device if stays else "cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name}: {argument} must be a number or a sequence of numbers, got {shown(beta)}") from error
+    if values.dim() > 1:
+        raise ValueError(f"{name}: {argument} must be a number or 1-dimensional, got shape {list(values.shape)}")
+    return values.reshape(-1)
+
+
+def as_seed(
+    name: str, generator: torch.Generator | None, seed: int | Tensor | None, device: torch.device | None = None
+) -> Tensor:
+    """The seed as a 0-dim int64 tensor, drawn from the generator when not given.
+
+    The default generator is that of ``device``: where that is a GPU, a CUDA graph draws a new seed at every replay.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{name}: generator must be a torch.Generator, got {shown(generator)}")
+    if seed is None:
+        try:
+            source = device if generator is None else generator.device
+            return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=source)
+        except RuntimeError as error:
+            if str(error).startswith("vmap"):
+                raise RuntimeError(
+                    f"{name}: seed must be given inside torch.vmap(randomness='error'), got None; or pass "
+                    "randomness='different' to torch.vmap (rows draw independently) or 'same'"
+                ) from error
+            raise
+    if generator is not None:
+        raise ValueError(f"{name}: give generator or seed, not both")
+    if isinstance(seed, Tensor):
+        if seed.dim() or seed.dtype != torch.int64:
+            got = f"{seed.dtype} {list(seed.shape)}"
+            raise ValueError(f"{name}: seed must be an int or a 0-dim int64 tensor, got {got}")
+        return seed
+    check_integers(name, -(2**63), 2**64 - 1, seed=seed)
+    number = int(seed)  # NumPy's would overflow
+    return torch.full((), number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
+
+
+def as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:
+    if isinstance(chain_offset, Tensor):
+        if chain_offset.is_floating_point() or chain_offset.is_complex() or chain_offset.dtype == torch.bool:
+            raise TypeError(f"{name}: chain_offset must be an integer or an integer tensor, got {chain_offset.dtype}")
+        return chain_offset.to(torch.int64), 0
+    check_integers(name, chain_offset=chain_offset)
+    return None, chain_offset
+
+
+def as_counters(
+    name: str,
+    generator: torch.Generator | None,
+    seed: int | Tensor | None,
+    chain_offset: int | Tensor,
+    couplings: torch.Size,
+    state: Tensor,
+    *others: Tensor | None,
+) -> tuple[Tensor, Tensor | None, int]:
+    """An op's seed, chains and chain_offset.
+
+    ``couplings``: their batch shape. ``others``: what else has batch dims, [..., n].
+    """
+    chains, first_chain = as_chains(name, chain_offset)
+    of_call = as_seed(name, generator, seed, state.device)
+    if seed is not None or chains is not None or not is_mapped(of_call):
+        return of_call, chains, first_chain
+    # Drawn inside torch.vmap(randomness="different"). One call can make all rows if they have one seed, and each the
+    # numbers after those of the row before.
+    try:
+        shapes = [tensor.shape[:-1] for tensor in (state, *others) if tensor is not None]
+        batch = torch.broadcast_shapes(couplings, *shapes)
+    except RuntimeError:
+        return of_call, None, first_chain  # the op says what does not fit
+    one_seed, row = autograd.OneSeed.apply(of_call)  # type: ignore[no-untyped-call]
+    count = math.prod(batch)
+    numbers = torch.arange(count, device=state.device).reshape(batch)
+    return one_seed, first_chain + row.to(state.device) * count + numbers, 0
+
+
+def as_clamp(clamp: Tensor | None, num_units: int) -> Tensor | None:
+    """One value for a whole side is a mask too."""
+    if clamp is None or (clamp.dim() and clamp.shape[-1] != 1):
+        return clamp
+    return clamp.expand(*clamp.shape[:-1], num_units)
+
+
+def as_relaxation(name: str, relaxation: str, sharpness: float) -> tuple[int, float]:
+    """The relaxation's code and its sharpness, whose range is left to the op."""
+    if isinstance(sharpness, bool) or not isinstance(sharpness, (int, float, numbers.Real)):
+        raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
+    if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:
+        raise ValueError(f"{name}: relaxation must be one of {', '.join(ops.RELAXATIONS)}, got {shown(relaxation)}")
+    try:
+        return ops.RELAXATIONS[relaxation], float(sharpness)
+    except OverflowError as error:
+        raise ValueError(f"{name}: sharpness must be positive and finite, got {shown(sharpness)}") from error
+
+
+def check_graph(name: str, graph: object) -> None:
+    if not isinstance(graph, ColoredGraph):
+        raise TypeError(f"{name}: graph must be a ColoredGraph, got {type(graph).__name__}")

@@ -10,7 +10,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 
 import torch
 
-from . import harness, texts
+from . import chart, harness, texts
 
 NAMES = (
     "bipartite_gibbs",
@@ -31,10 +31,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=5, help="for each case (default: 5)")
     parser.add_argument("--dry", action="store_true", help="keep nothing")
-    parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
+    parser.add_argument(
+        "--readme", action="store_true", help="only rewrite the tables of bench/README.md from the history"
+    )
+    parser.add_argument("--chart", action="store_true", help="only draw docs/speed.png from the history")
     args = parser.parse_args()
     if args.readme:
-        texts.write_readme(harness.SPEED, harness.readme_table())
+        texts.write_part(harness.TABLES, harness.SPEED, harness.readme_table())
+    if args.chart:
+        chart.draw()
+    if args.readme or args.chart:
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: PyTorch {torch.__version__} finds no GPU")

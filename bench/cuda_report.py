@@ -37,7 +37,7 @@ import gibbs_ext as gx
 from gibbs_ext import ops
 
 from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
-from .texts import duration, markdown, write, write_readme
+from .texts import duration, markdown, write, write_part
 
 sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
 sys.path.insert(0, str(harness.ROOT / "tests"))
@@ -46,6 +46,8 @@ import nvcc
 from backends import build
 
 HISTORY = harness.HISTORY / "cuda-bounds.json"
+README = harness.ROOT / "csrc" / "cuda" / "README.md"
+COMMAND = "make cuda-report"  # writes the table of bounds there, and marks it
 
 
 class Limits(NamedTuple):
@@ -601,13 +603,15 @@ def readme_table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_report", description="Counts what the CUDA kernels do.")
-    parser.add_argument("--readme", action="store_true", help="only write README's table anew from the history")
+    parser.add_argument(
+        "--readme", action="store_true", help="only rewrite the table of csrc/cuda/README.md from the history"
+    )
     args = parser.parse_args()
     if not args.readme:
         found = report()
         write(HISTORY, json.dumps(found, indent=1) + "\n")
         print(f"kept in {HISTORY.relative_to(harness.ROOT)}")
-    write_readme("make cuda-report", readme_table(json.loads(HISTORY.read_text())))
+    write_part(README, COMMAND, readme_table(json.loads(HISTORY.read_text())))
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help=f"run, and append to this folder's {LINES} and {LOG}")
     what.add_argument("--replay", type=Path, nargs="+", help="write bench/history and README from such folders")
-    what.add_argument("--readme", action="store_true", help="only write README anew from the history")
+    what.add_argument("--readme", action="store_true", help="only rewrite README from the history")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all (default: %(default)g)")
     parser.add_argument("--steps", nargs="*", default=[], help="only these, and those that they need")
     parser.add_argument("--emulate", action="store_true", help="a rehearsal: emulated ops, on small problems")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .gpu_proof import KINDS, LINES, ROUTES, source
-from .texts import PROOF, ROOT, duration, file_name, markdown, parts_of_readme, write, write_readme
+from .texts import PROOF, ROOT, duration, file_name, markdown, parts, write, write_part
 
 COMMAND = "make gpu-proof"  # what writes README's part, and marks it there
 BITS = (*(f"bits:{route}" for route in (*ROUTES, "auto")), *(f"headline:{kind}" for kind in KINDS))
@@ -188,19 +188,19 @@ def section(proof: dict[str, Any], root: Path) -> str:
 def readme_text(root: Path = ROOT) -> str:
     """What the history has, a part for each GPU; where none of them proves the kernels, that they are not."""
     proofs = [json.loads(path.read_text()) for path in sorted((root / "bench" / "history").glob(f"*/{PROOF}"))]
-    parts = [section(proof, root) for proof in proofs]
+    sections = [section(proof, root) for proof in proofs]
     measured = [proof for proof in proofs if proof["gpu"] != EMULATED]
     if all(unproven(proof) for proof in measured):
         # Some GPU may have run them, and found them wrong.
-        parts.insert(0, UNPROVEN.replace("has run", "has proven") if measured else UNPROVEN)
-    return "\n\n".join(parts)
+        sections.insert(0, UNPROVEN.replace("has run", "has proven") if measured else UNPROVEN)
+    return "\n\n".join(sections)
 
 
 def main(folders: Sequence[Path], root: Path = ROOT) -> int:
     """Writes the history of what is in folders, if any, and README of the history."""
     try:
         readme = root / "README.md"
-        parts_of_readme(COMMAND, readme)  # before anything is written
+        parts(readme, COMMAND)  # fails before anything is written where the markers are missing
         if folders:
             proof = read(folders)
             if proof["gpu"] == EMULATED and root.resolve() == ROOT.resolve():
@@ -212,7 +212,7 @@ def main(folders: Sequence[Path], root: Path = ROOT) -> int:
             path = root / "bench" / "history" / file_name(proof["gpu"]) / PROOF
             write(path, json.dumps(proof, indent=1) + "\n")
             print(f"kept in {path.relative_to(root)}")
-        write_readme(COMMAND, readme_text(root), readme)
+        write_part(readme, COMMAND, readme_text(root))
     except (ReplayError, OSError, ValueError) as error:
         print(f"gpu-proof: REPLAY: {error}", file=sys.stderr)
         return 1

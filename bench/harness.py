@@ -23,7 +23,8 @@ import gibbs_ext
 from .texts import PROOF, ROOT, file_name, markdown, write
 
 HISTORY = ROOT / "bench" / "history"
-SPEED = "python -m bench --readme"  # what writes README's table of speed, and marks it there
+TABLES = ROOT / "bench" / "README.md"
+SPEED = "python -m bench --readme"  # the command that writes the tables there, and marks them
 OURS = "gibbs_ext"
 WITHOUT_SAMPLING = "without sampling"  # no peer: what is left of a call when samplers cost nothing
 
@@ -215,7 +216,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def readme_table() -> str:
-    """What README says of speed: the newest figures kept for each device. What was measured alike shares a table."""
+    """The tables of bench/README.md: each device's newest figures. Cases that were measured alike share a table."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(HISTORY.glob("*/*.json")):
         if path.name == PROOF:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 PROOF = "proof.json"  # in a GPU's folder of bench/history: what `make gpu-proof` found
 
 
@@ -20,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
+    """Writes the file whole or not at all: a reader sees the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(text)
@@ -34,13 +33,13 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
 
 
-def parts_of_readme(command: str, path: Path = README) -> tuple[str, str, str]:
-    """What README says before, in and after what a command writes there."""
+def parts(path: Path, command: str) -> tuple[str, str, str]:
+    """A text before, between and after the markers of the part that `command` writes there."""
     before, rest = path.read_text().split(f"<!-- begin: {command} -->\n")
     inside, after = rest.split("<!-- end -->", 1)
     return before, inside, after
 
 
-def write_readme(command: str, text: str, path: Path = README) -> None:
-    before, _, after = parts_of_readme(command, path)
+def write_part(path: Path, command: str, text: str) -> None:
+    before, _, after = parts(path, command)
     write(path, f"{before}<!-- begin: {command} -->\n{text}\n<!-- end -->{after}")

@@ -12,7 +12,7 @@ from bench import cuda_report, texts
 
 
 def test_the_table_of_bounds_is_that_of_the_history() -> None:
-    text = texts.parts_of_readme("make cuda-report")[1]
+    text = texts.parts(cuda_report.README, cuda_report.COMMAND)[1]
     assert text.strip() == cuda_report.readme_table(json.loads(cuda_report.HISTORY.read_text())).strip()
 
 

@@ -723,7 +723,7 @@ def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     other = replay(write_lines(tmp_path / "other", gpu="NVIDIA B200"), copy)
     assert "**NVIDIA B200**" in other
     assert "**NVIDIA H200**" in other
-    texts.write_readme(gpu_replay.COMMAND, "", copy / "README.md")
+    texts.write_part(copy / "README.md", gpu_replay.COMMAND, "")
     assert gpu_proof.main(["--readme", "--root", str(copy)]) == 0
     assert (copy / "README.md").read_text() == other
 
@@ -793,7 +793,7 @@ def test_a_damaged_folder_is_named(copy: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_readme_says_what_the_history_does() -> None:
-    inside = texts.parts_of_readme(gpu_replay.COMMAND)[1]
+    inside = texts.parts(ROOT / "README.md", gpu_replay.COMMAND)[1]
     assert inside.strip() == gpu_replay.readme_text().strip()
     assert gpu_replay.EMULATED not in {path.name for path in (ROOT / "bench" / "history").iterdir()}
 

@@ -71,6 +71,7 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need(tmp_path: Path) -> None
     expected = files(ROOT / "csrc", ".h", ".cpp") | files(ROOT / "tests", ".py", ".h", ".cpp", ".json", ".txt")
     expected |= files(ROOT / "bench", ".py") | files(ROOT / "gibbs_ext", ".py", ".pyi", ".typed")
     expected |= files(ROOT / "python", ".py")
+    expected |= files(ROOT / "docs", ".md", ".png") | {"CITATION.cff", "CONTRIBUTING.md"}
     expected |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci/run"}
     assert expected - names == set()
     assert [n for n in names if n.endswith((".so", ".pyc"))] == []
@@ -113,7 +114,7 @@ def test_an_older_pybind11_in_torchs_folders_does_no_harm(tmp_path: Path, order:
 
 
 PROMISE = re.compile(r"gibbs_ext\[[a-z]|pip install (?!-).*gibbs_ext")
-TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("csrc/**/*.md"), *ROOT.glob("bench/*.*")]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("csrc/**/*.md"), *ROOT.glob("bench/*.*")]
 TEXTS += [path for folder in PACKAGES.values() for path in folder.rglob("*.py")] + [*ROOT.glob("python/examples/*.py")]
 
 

@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bench import harness, texts, training_step
+from bench import chart, harness, texts, training_step
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
+DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("csrc/**/*.md")]
+
+
+def blocks(path: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
 def run(program: str, folder: Path) -> list[str]:
@@ -22,7 +28,7 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
-    bipartite, graph = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    bipartite, graph = blocks("docs/library.md")
     shape, gradient, error = run(bipartite, tmp_path)
     assert shape.startswith("torch.Size([1000, 64, 28])")
     assert gradient == "torch.Size([64, 16, 12])"
@@ -34,9 +40,36 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert float(re.findall(r"tensor\(([-\d.e]+)", error)[0]) < 0.03
 
 
+def test_plain_pytorch_does_the_same_as_the_example(tmp_path: Path) -> None:
+    ours, plain = blocks("README.md")
+    assert len(run(ours + plain, tmp_path)) == 2
+    more = (
+        "import torch\n"
+        + (ours + plain).replace("(1000, 16)", "(50_000, 16)")
+        + "print(left.detach().mean(1).std().item())"
+    )
+    first, second, deviation = ([float(word) for word in line.split()] for line in run(more, tmp_path))
+    bits, relaxed, gradient = first
+    assert abs(relaxed - second[0]) < 6 * deviation[0] * (2 / 50_000) ** 0.5
+    assert gradient == pytest.approx(second[1], rel=0.1)
+    assert 0.4 < bits < 0.6
+
+
+def test_no_example_is_left_out() -> None:
+    """What only shows part of a program is no python block."""
+    texts_with_blocks = {path.relative_to(ROOT).as_posix() for path in DOCS if blocks(str(path.relative_to(ROOT)))}
+    assert texts_with_blocks == {"README.md", "docs/library.md"}
+
+
+def test_links_lead_somewhere() -> None:
+    for path in DOCS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)|src=\"([^\"]+)\"", path.read_text()):
+            assert (path.parent / "".join(target)).exists(), (path, target)
+
+
 def test_launches_of_a_training_step_are_those_counted() -> None:
     """Another PyTorch may have other operators for a few things."""
-    (written,) = re.findall(r"`paper-mnist-200` is (\d+) operators", TEXT)
+    (written,) = re.findall(r"`paper-mnist-200` is (\d+) operators", (ROOT / "docs" / "training.md").read_text())
     assert abs(int(written) - training_step.count("paper-mnist-200")[0]) < 10
 
 
@@ -48,7 +81,25 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_table_of_speed_is_that_of_the_history() -> None:
-    assert texts.parts_of_readme(harness.SPEED)[1].strip() == harness.readme_table().strip()
+    assert texts.parts(harness.TABLES, harness.SPEED)[1].strip() == harness.readme_table().strip()
+
+
+def test_the_chart_is_that_of_the_history() -> None:
+    assert chart.description(chart.rows()).encode() in chart.CHART.read_bytes()
+
+
+def test_contributing_has_a_line_for_each_make_target() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`make .*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert set(phony.split()) <= {target for row in rows for target in re.findall(r"`make ([\w-]+)`", row)}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = (ROOT / "pyproject.toml").read_text()
+    for key, name in (("version", "version"), ("license", "license"), ("abstract", "description"), ("title", "name")):
+        (value,) = re.findall(rf'^{name} = "(.*?)"', project, re.MULTILINE)
+        assert str(citation[key]).rstrip(".") == value
 
 
 def test_results_keep_the_metadata_of_their_own_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

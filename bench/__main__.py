@@ -5,7 +5,7 @@ import argparse
 import importlib
 import os
 
-# One thread for everybody. These are read when torch and NumPy's BLAS are loaded, hence before.
+# Every contender has one thread. PyTorch and NumPy's BLAS read these when they are loaded, so they are set before.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import torch
@@ -26,11 +26,16 @@ GPU_NAMES = tuple(name for name in NAMES if name != "graph_building")  # graphs 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", choices=[[], *NAMES], default=[], metavar="NAME", help=f"of {', '.join(NAMES)}"
+        "names",
+        nargs="*",
+        choices=[[], *NAMES],
+        default=[],
+        metavar="NAME",
+        help=f"benchmarks to run, some of {', '.join(NAMES)} (default: all)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=5, help="for each case (default: 5)")
-    parser.add_argument("--dry", action="store_true", help="keep nothing")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="seconds for each case (default: 5)")
+    parser.add_argument("--dry", action="store_true", help="print the tables without keeping the figures")
     parser.add_argument(
         "--readme", action="store_true", help="only rewrite the tables of bench/README.md from the history"
     )

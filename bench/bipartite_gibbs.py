@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary sweeps. The peers are what a careful user of PyTorch or NumPy writes: in place, into preallocated buffers."""
+"""Binary sweeps. The peers work in place, in preallocated buffers, as a careful user of PyTorch or NumPy would."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def torch_sweeps(
     num_sweeps: int,
     draw: Callable[[Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor]:
-    """States [M, C, n]: M models of C chains. At C = 1 matrix @ column is the faster product, see NOTES.md."""
+    """States [M, C, n] are of M models of C chains. At C = 1 matrix @ column is the faster product, see NOTES.md."""
     left, transposed = left.clone(), weight.mT.contiguous()
     right = left.new_empty(*left.shape[:-1], weight.shape[-1])
     p_left, p_right = torch.empty_like(left), torch.empty_like(right)
@@ -57,7 +57,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled_sweeps(
     left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int
 ) -> tuple[Tensor, Tensor]:
-    """As torch_sweeps, with what torch.compile makes of half a sweep."""
+    """Does the same as torch_sweeps, with half a sweep compiled by torch.compile."""
     transposed, right = weight.mT.contiguous(), left
     for _ in range(num_sweeps):
         right = compiled(half_sweep)(left, weight, right_bias)
@@ -89,13 +89,13 @@ def numpy_sweeps(
 
 
 def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float | None = None) -> Case:
-    """`models` matrices of `chains` chains each; couplings N(0, 1/n), biases N(0, 1)."""
+    """A case of `models` models with `chains` chains each, couplings N(0, 1/n) and biases N(0, 1)."""
     torch.manual_seed(1)
     left = torch.randint(2, (models, chains, n1)).float()
     left_bias, right_bias = torch.randn(models, 1, n1), torch.randn(models, 1, n2)
     weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
     peer = left, left_bias, right_bias, weight, num_sweeps
-    # gibbs_ext broadcasts: [M, n] of one chain a model, or [C, n] of one model
+    # gibbs_ext broadcasts, so it takes [M, n] for one chain per model or [C, n] for one model.
     left_, *biases = (t.flatten(0, 1) for t in peer[:3])
     ours = left_, *biases, weight if models > 1 else weight[0]
     what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"

@@ -28,7 +28,7 @@ def torch_relaxed(
     num_relaxed_sweeps: int,
     draw: Callable[[Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """States [M, C, n], as in torch_sweeps."""
+    """Binary sweeps, then relaxed ones. States are [M, C, n], as in torch_sweeps."""
     with torch.no_grad():
         left, _right = torch_sweeps(left, left_bias, right_bias, weight, num_sweeps, draw)
     return relaxed_sweeps(left, left_bias, right_bias, weight, num_relaxed_sweeps)
@@ -46,7 +46,7 @@ def relaxed_sweeps(
 
 
 def compiled_relaxed(left: Tensor, *parameters: Tensor, num_sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As torch_relaxed with one relaxed sweep, by torch.compile."""
+    """Does the same as torch_relaxed with one relaxed sweep, compiled by torch.compile."""
     with torch.no_grad():
         left, _right = compiled_sweeps(left, *parameters, num_sweeps)
     outputs: tuple[Tensor, Tensor, Tensor] = compiled(relaxed_sweeps)(left, *parameters, 1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CUDA kernels will do on GPUs, counted without one: `make cuda-report`.
+"""Counts the work of the CUDA kernels on GPUs without a GPU: `make cuda-report`.
 
-For each standard problem and device: the plan that the ops make for it, registers and spills (ptxas), occupancy
-(cuda_occupancy.h), bytes of device memory, and, from running a CTA in the emulator of the tests, wavefronts and bank
-conflicts of shared memory, sectors that global_load() asks for, barriers, matrix products. Below, the time that these
-bound: a call cannot be faster; how much slower it is only a GPU can tell. The bound for plain PyTorch is reckoned
-alike, from the operators that the peers of bench/ call.
+For each standard problem and device the report has the plan that the ops make, registers and spills (from ptxas),
+occupancy (from cuda_occupancy.h) and bytes of device memory. It runs a CTA in the emulator of the tests and counts
+wavefronts and bank conflicts of shared memory, sectors that global_load() asks for, barriers and matrix products. From
+these follows a time that no call can undercut; only a GPU can tell how much slower a call is. The bound for plain
+PyTorch is computed in the same way, from the operators that the peers of bench/ call.
 """
 
 import argparse
@@ -51,20 +51,20 @@ COMMAND = "make cuda-report"  # writes the table of bounds there, and marks it
 
 
 class Limits(NamedTuple):
-    """Of a device, per second or clock cycle; of several figures the most favourable, as bounds are from below."""
+    """Limits of a device per second or clock cycle. Where sources differ it is the most favourable figure."""
 
-    clock: float  # Hz, boost
-    memory: float  # bytes a second
-    l2: float  # bytes that the multiprocessors read from it a clock
-    l2_size: int
-    l1_size: int  # of a multiprocessor, shared memory included
-    tensor: int  # 8-bit multiply-adds of a multiprocessor a clock, dense
+    clock: float  # boost clock in Hz
+    memory: float  # bytes of device memory per second
+    l2: float  # bytes that all multiprocessors read from L2 per clock
+    l2_size: int  # bytes
+    l1_size: int  # bytes of a multiprocessor, with its shared memory
+    tensor: int  # dense 8-bit multiply-adds of a multiprocessor per clock
     latency: float  # clocks from a load of shared memory to its value
 
 
 # Clock (the highest), memory, tensor cores, size of L2: NVIDIA's data sheets of A100 80GB SXM, H100 SXM5, HGX B200.
 # L2: whitepaper "NVIDIA A100 Tensor Core GPU Architecture", 5120 bytes a clock; else the 64 bytes that a
-# multiprocessor takes a clock. L1: "CUDA C++ Programming Guide", compute capabilities 8.0, 9.0, 10.0. Latency: Luo et
+# multiprocessor takes per clock. L1: "CUDA C++ Programming Guide", compute capabilities 8.0, 9.0, 10.0. Latency: Luo et
 # al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499, 29 clocks on A100 and H100;
 # B200 is taken to be alike.
 LIMITS = {
@@ -75,36 +75,38 @@ LIMITS = {
 ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "90", "B200": "100", "RTX 5090": "120"}
 
 # Seconds from one launch to the next.
-LAUNCH = 4e-6  # eager: ours, and PyTorch's
+LAUNCH = 4e-6  # eager, for gibbs_ext and for PyTorch
 GRAPH_LAUNCH = 1e-6  # in a CUDA graph
-LANES = 128  # instructions of single lanes that a multiprocessor begins a clock
+LANES = 128  # instructions of single lanes that a multiprocessor begins per clock
 PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's count
-# An update's instructions, at least: threshold() or relax() about 35, and Philox's 10 rounds of 4 for 16 high bytes
-# (relaxed: and for 4 low parts). A table spares the threshold.
+# The least number of instructions of an update: about 35 of threshold() or relax(), and 10 rounds of 4 of Philox for 16
+# high bytes (relaxed updates also need 4 low parts). A table saves the threshold.
 INSTRUCTIONS = {"binary": 35 + 40 / 16, "tables": 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
 
 
-COMPILE = "compile"  # the peers' way that torch.compile makes kernels for
+COMPILE = "compile"  # the way of a peer that torch.compile compiles
 
 # Problems ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Problem:
-    """What is called is made anew for each number of sweeps, so that counts can be continued to more than are run."""
+    """A problem makes its calls for any number of sweeps, so that counts of few sweeps can be extrapolated to many."""
 
     name: str
     sweeps: int
-    updates: int  # a sweep
+    updates: int  # updates of units per sweep
     ours: Callable[[int], Callable[[], object]]
-    peer: Callable[..., Callable[[], object]]  # of sweeps, one of `ways` (the first by default) and a dtype
+    peer: Callable[
+        ..., Callable[[], object]
+    ]  # takes a number of sweeps, one of `ways` (the first by default) and a dtype
     ways: tuple[str, ...] = ("rand", "bernoulli", COMPILE)
     num_relaxed: int = 0
-    runs: tuple[int, int] = (2, 4)  # how many sweeps are run: enough of them for the plan of more
+    runs: tuple[int, int] = (2, 4)  # numbers of sweeps that are run; large enough for the plan of many sweeps
 
 
 def draws(models: int, chains: int, n1: int, n2: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """States [M, C, n1], biases [M, 1, n], weights [M, n1, n2], as in bench/bipartite_gibbs.py."""
+    """Random states [M, C, n1], biases [M, 1, n] and weights [M, n1, n2], as in bench/bipartite_gibbs.py."""
     torch.manual_seed(1)
     left = torch.randint(2, (models, chains, n1)).float()
     weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
@@ -112,7 +114,7 @@ def draws(models: int, chains: int, n1: int, n2: int) -> tuple[Tensor, Tensor, T
 
 
 def one_model_or_many(left: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    """The arguments of gibbs_ext's functions: [C, n] of one model, or [M, n] of one chain each."""
+    """The arguments of gibbs_ext's functions: [C, n] for one model, or [M, n] for models of one chain each."""
     if len(left) == 1:
         return left[0], *(p[0].squeeze(0) if p.shape[1] == 1 else p[0] for p in parameters)
     return left.squeeze(1), *(p.squeeze(1) for p in parameters)
@@ -177,7 +179,7 @@ def ais_step(
 
 
 def torch_ais(left: Tensor, a: Tensor, b: Tensor, weight: Tensor, betas: Any, step: Callable[..., Any]) -> Tensor:
-    """Annealed importance sampling from the uniform distribution, as gibbs_ext.annealed_importance_sampling does it."""
+    """Annealed importance sampling from the uniform distribution, as in gibbs_ext.annealed_importance_sampling."""
     log_weight = left.new_zeros(left.shape[:-1], dtype=torch.float32)
     for before, beta in pairwise(betas):
         left, log_weight = step(left, log_weight, a, b, weight, before, beta)
@@ -195,7 +197,7 @@ def ais(chains: int, n: int, steps: int) -> Problem:
         left, a, b, weight = (x.to(dtype) for x in draws(1, chains, n, n))
         betas: Any = [step / num_steps for step in range(num_steps + 1)]
         step = ais_step
-        if way == COMPILE:  # numbers would be compiled in, each anew
+        if way == COMPILE:  # Python numbers would be compiled as constants, each beta anew
             betas, step = torch.tensor(betas, dtype=dtype).unbind(), bipartite_gibbs.compiled(ais_step)
         return lambda: torch_ais(left, a, b, weight, betas, step)
 
@@ -207,7 +209,7 @@ def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_re
     graph = gx.ChimeraGraph(size)
     lists = graph_gibbs.Lists(graph)
     n, own = graph.num_nodes, (chains,) if models else ()
-    # A bag has the same weights for every chain. Nobody has written relaxed sweeps for torch.compile.
+    # A bag has the same weights for every chain. There is no peer of relaxed sweeps for torch.compile.
     ways = ("gather",) if models else ("bag", "gather")
     ways = ways if num_relaxed else (*ways, COMPILE)
 
@@ -275,7 +277,7 @@ def problems() -> Iterator[Problem]:
 
 @cache
 def counters() -> Any:
-    """Of tests/cuda/emulated_devices.cpp."""
+    """The library with the counters of tests/cuda/emulated_devices.cpp."""
     library = ctypes.CDLL(str(build.emulated_ops()))
     library.emulator_count.argtypes = [ctypes.c_int64]
     library.emulator_launches.restype = ctypes.c_char_p
@@ -283,7 +285,7 @@ def counters() -> Any:
 
 
 def launches(call: Callable[[], object], device: str, most_ctas: int) -> tuple[list[dict[str, Any]], int]:
-    """Of a call on a device, each with so many of its CTAs run; and the bytes of the ops' arguments and results."""
+    """The launches of a call, each run with `most_ctas` CTAs at most, and the bytes of all arguments and results."""
     moved = 0
 
     def counted(op: Any, *args: Any) -> Any:
@@ -317,7 +319,7 @@ def count(problem: Problem, device: str) -> tuple[list[dict[str, Any]], int]:
     planned, moved = launches(problem.ours(problem.sweeps), device, 0)
     shapes = [[launch[k] for k in SHAPE] for launch in planned]
     key = problem.name, str(shapes)
-    if key not in _counted:  # two devices may have the same plan
+    if key not in _counted:  # devices that have the same plan share the counts
         per_cta = []
         for sweeps in problem.runs:
             done, _ = launches(problem.ours(sweeps), device, 1)
@@ -357,11 +359,11 @@ class Operators(TorchDispatchMode):
 
 class PeerCount(NamedTuple):
     launches: float
-    operands: dict[int, float]  # bytes of a tensor: how often it is read or written
+    operands: dict[int, float]  # bytes of a tensor -> number of times that one of this size is read or written
 
 
 def count_peer(problem: Problem) -> PeerCount:
-    """Of plain PyTorch, continued from few sweeps; on tensors without data."""
+    """Counts of plain PyTorch, extrapolated from few sweeps on tensors without data."""
     few, more = 2, 3
     counts = []
     for sweeps in (few, more):
@@ -382,7 +384,10 @@ def count_peer(problem: Problem) -> PeerCount:
 
 
 def occupancies(rows: list[tuple[str, int, int, int]]) -> list[tuple[int, int, int]]:
-    """Of (device, registers, threads, shared memory): CTAs per multiprocessor, multiprocessors, most threads of one."""
+    """CTAs per multiprocessor, multiprocessors and a multiprocessor's most threads, for each row.
+
+    A row has a device, registers per thread, threads and bytes of shared memory.
+    """
     program = harness.ROOT / "build" / "occupancy"
     cuda = nvcc.find()
     assert cuda, "make cuda-report needs nvcc"
@@ -395,11 +400,11 @@ def occupancies(rows: list[tuple[str, int, int, int]]) -> list[tuple[int, int, i
 
 
 def kernel_bounds(launch: dict[str, Any], limits: Limits, num_sms: int) -> dict[str, float]:
-    """Seconds that a launch takes at least, by what bounds them; device memory is left to the call as a whole."""
+    """The least seconds of a launch for each resource; device memory is left to the call as a whole."""
     on_one_sm = math.ceil(launch["num_ctas"] / num_sms)
     together = min(on_one_sm, launch["ctas_per_sm"])
     waves = math.ceil(on_one_sm / together)
-    # Of what a CTA reads again, L1 still has as much as there is room for.
+    # A CTA that reads sectors again finds as many of them in L1 as L1 has room for.
     room = max(0, limits.l1_size / together - launch["shared_memory"]) / 32
     different = launch["different_sectors"]
     passes = launch["sectors"] / max(1, different)
@@ -413,7 +418,7 @@ def kernel_bounds(launch: dict[str, Any], limits: Limits, num_sms: int) -> dict[
 
 
 def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: Limits, num_sms: int) -> dict[str, Any]:
-    """The least time of a call of ours, and what bounds it most."""
+    """The least time of a call of gibbs_ext, and the resource that bounds it most."""
     seconds: Counter[str] = Counter()
     for launch in planned:
         of_kernel = kernel_bounds(launch, limits, num_sms)
@@ -434,14 +439,14 @@ def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: 
 
 
 def peer_bound(peer: PeerCount, limits: Limits, launch: float) -> float:
-    """L2 is taken to hold as much as it can of every tensor."""
+    """The least seconds of plain PyTorch, where L2 holds as much as it can of every tensor."""
     moved = sum(max(0, size - limits.l2_size) * times for size, times in peer.operands.items())
     return max(launch * peer.launches, moved / limits.memory)
 
 
 # Machine code ------------------------------------------------------------------------------------------------------
 
-CLASSES = {  # of SASS, by the beginning of an opcode; the first that fits
+CLASSES = {  # classes of SASS instructions by the beginning of an opcode; the first that fits counts
     "convert": "I2F|F2I|I2FP|F2F",
     "shared": "LDS|STS|LDSM|ATOMS",
     "local": "LDL|STL",
@@ -458,13 +463,13 @@ def instruction_class(opcode: str) -> str:
 
 
 def instructions(text: str) -> list[tuple[int, str, str]]:
-    """(address, opcode, operands) of cuobjdump's lines."""
+    """Reads (address, opcode, operands) from cuobjdump's lines."""
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)(.*?);", text)
     return [(int(address, 16), opcode, operands) for address, opcode, operands in lines]
 
 
 def inner_loop(code: list[tuple[int, str, str]]) -> list[str]:
-    """The innermost loop that asks most of memories and tensor cores, of (address, opcode, operands)."""
+    """The opcodes of the innermost loop that uses memories and tensor cores most."""
     loops = []
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
@@ -477,8 +482,8 @@ def inner_loop(code: list[tuple[int, str, str]]) -> list[str]:
 
 
 def instruction_mix(objects: list[str], architecture: str) -> dict[str, dict[str, int]]:
-    """Of each kernel's inner loop, by class; empty where there is no cuobjdump."""
-    beside = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # where PyPI's packages put it
+    """The instructions of each kernel's inner loop, by class; empty if there is no cuobjdump."""
+    beside = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # the place where PyPI's packages put it
     tools = f"{beside}{os.pathsep}{os.environ['PATH']}"
     cuobjdump = shutil.which("cuobjdump", path=tools)
     if cuobjdump is None:
@@ -502,7 +507,7 @@ def instruction_mix(objects: list[str], architecture: str) -> dict[str, dict[str
 
 
 def short_name(kernel: str) -> str:
-    """bipartite_resident_kernel<true> as "bipartite_resident"; its arguments are in the history."""
+    """Shortens bipartite_resident_kernel<true> to "bipartite_resident"."""
     found = re.search(r"\d+([a-z_]+?)(?:_kernel)?(?:I|E|v)", kernel.removeprefix("_ZN5gibbs"))
     return found[1] if found else kernel
 
@@ -580,7 +585,7 @@ def describe(case: dict[str, Any]) -> str:
 
 
 def readme_table(found: dict[str, Any]) -> str:
-    """Bounds, and nothing that was measured."""
+    """The table of csrc/cuda/README.md, which has bounds and no measurements."""
     lines = [
         ["problem", "kernels on H100", *LIMITS, "because of", "PyTorch, eager", "as a CUDA graph", "ratio to that"]
     ]

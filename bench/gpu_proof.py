@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that only a GPU can tell, in ten minutes: `make gpu-proof OUT=folder`, then `make gpu-proof REPLAY=folder`.
+"""Tests and times the kernels on a GPU in ten minutes: `make gpu-proof OUT=folder`, then REPLAY=folder.
 
-Every step is a process of its own under a time limit; its line of JSON in OUT/proof.jsonl is on the disk before the
-next begins, and what fails, hangs or crashes stops no other. The order is that of worth: a cut-off leaves the most
-valuable. This program needs Python alone; what the steps do is in bench/gpu_steps.py, what is made of their lines in
-bench/gpu_replay.py.
+Every step is a process of its own under a time limit, and its line of JSON in OUT/proof.jsonl is on the disk before the
+next step begins. A step that fails, hangs or crashes stops no other. The most valuable steps come first, so that they
+are done if the time is cut off. This program needs only Python; bench/gpu_steps.py has the steps, and
+bench/gpu_replay.py makes the history and README from their lines.
 """
 
 import argparse
@@ -27,26 +27,26 @@ from typing import Any, BinaryIO
 from .texts import ROOT
 
 LINES, LOG = "proof.jsonl", "proof.log"
-MOST_FILES, MOST_BYTES = 8, 16_000_000  # what OUT may hold, and each file there
-MOST_OF_A_LINE, MOST_OF_A_LOG = 100_000, 300_000  # characters of a step
-MOST_READ = 50_000_000  # bytes of a step's output: of more, the end
-DEADLINE = "GPU_PROOF_DEADLINE"  # in the environment of a step: when it will be stopped, in seconds since the epoch
-SAYS = "gpu-proof: "  # how lines begin by which a step tells what it found
+MOST_FILES, MOST_BYTES = 8, 16_000_000  # the most files in OUT, and the most bytes of each
+MOST_OF_A_LINE, MOST_OF_A_LOG = 100_000, 300_000  # the most characters of a step
+MOST_READ = 50_000_000  # bytes at the end of a step's output that are read
+DEADLINE = "GPU_PROOF_DEADLINE"  # variable of a step's environment: the time of its end in seconds since the epoch
+SAYS = "gpu-proof: "  # the beginning of the lines in which a step reports its results
 ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming", "tables", "sums", "units")
 KINDS = ("bipartite", "relaxed", "ais", "graph")  # of standard problems
 KERNELS = ("resident", "cluster", "tensor_streaming", "tables", "relaxed_backward")  # for ncu
 BUDGET = 560.0
-LEAST = 3.0  # seconds left that no step is begun with
+LEAST = 3.0  # no step begins if fewer seconds are left
 
 
 @dataclass(frozen=True)
 class Step:
     name: str  # kind, or kind:which
     limit: float  # seconds
-    needs: tuple[str, ...] = ("build_info",)
-    together: int = 1  # so many of a kind may run at once
-    is_emulated: bool = False  # can run with the emulated ops in the GPU's place
-    command: tuple[str, ...] = ()  # by default bench.gpu_steps
+    needs: tuple[str, ...] = ("build_info",)  # steps that must be ok before this one runs
+    together: int = 1  # number of steps of this kind that may run at once
+    is_emulated: bool = False  # whether it can run with emulated ops in place of the GPU
+    command: tuple[str, ...] = ()  # bench.gpu_steps if empty
 
     @property
     def kind(self) -> str:
@@ -75,7 +75,7 @@ STEPS = (
 
 
 class Output:
-    """OUT: never more files, nor larger ones, than may lie there."""
+    """The folder OUT, with limits on the number and the size of its files."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -91,12 +91,12 @@ class Output:
         self.folder = folder
 
     def append(self, name: str, text: str) -> None:
-        """On the disk when this returns."""
+        """Appends text, which is on the disk when this returns."""
         path = self.folder / name
         content = text.encode()
         if (path.stat().st_size if path.exists() else 0) + len(content) > MOST_BYTES:
             print(f"gpu-proof: {path} is full: {len(content)} bytes of it are lost", file=sys.stderr)
-            return  # half a line could not be read
+            return  # half a line would be no JSON
         with path.open("ab") as file:
             file.write(content)
             file.flush()
@@ -116,7 +116,7 @@ class Output:
 
 
 def source() -> str:
-    """Tells apart the sources that lines were measured with."""
+    """A hash of the sources, which is kept with each line."""
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("csrc/**/*"), *ROOT.glob("gibbs_ext/**/*.py"), ROOT / "setup.py"]):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -130,7 +130,7 @@ def signal_name(number: int) -> str:
 
 
 class Running:
-    """A step's process, and all that it starts."""
+    """The process of a step, with all processes that it starts."""
 
     def __init__(self, step: Step, limit: float, emulate: bool, output: BinaryIO) -> None:
         self.step, self.limit, self.output, self.began = step, limit, output, time.monotonic()
@@ -141,7 +141,7 @@ class Running:
             DEADLINE: str(time.time() + limit),
         }
         command = step.command or (sys.executable, "-m", "bench.gpu_steps", step.name, *["--emulate"] * emulate)
-        # A session of its own: a signal for this program is not theirs, and all of them can be ended together.
+        # A session of its own keeps signals for this program away, and lets all of its processes be ended together.
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -152,7 +152,7 @@ class Running:
         return time.monotonic() - self.began
 
     def end(self) -> str:
-        """Ends the processes. Returns what is to be said of that."""
+        """Ends the processes. Returns a remark if that fails."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         try:
@@ -162,9 +162,11 @@ class Running:
         return ""
 
     def outcome(self, status: str, why: str) -> tuple[dict[str, Any], str]:
-        """What its line says, and all else that it wrote. ``status`` and ``why``, if it did not end by itself."""
+        """The step's line and the rest of its output. ``status`` and ``why`` are given if it did not end by itself."""
         self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - MOST_READ))
-        text = self.output.read().decode(errors="replace").replace(str(ROOT), ".")  # others have it elsewhere
+        text = (
+            self.output.read().decode(errors="replace").replace(str(ROOT), ".")
+        )  # the path differs from machine to machine
         said = [line.removeprefix(SAYS) for line in text.splitlines() if line.startswith(SAYS)]
         rest = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith(SAYS))
         figures: dict[str, Any] = {}
@@ -220,7 +222,7 @@ class Proof:
         for name in step.needs:
             line = self.lines.get(name)
             if line is not None and line["status"] != "ok":
-                # Of a chain of steps that could not run, what stopped the first.
+                # A chain of steps that could not run repeats the reason of the first.
                 begins = "" if line["status"] == "skipped" else f"{name} {line['status']}: "
                 return f"{begins}{line['error']}"
         if self.emulate and not step.is_emulated:
@@ -230,7 +232,7 @@ class Proof:
         return ""
 
     def begin(self) -> None:
-        """As many of the pending steps as may run now."""
+        """Starts as many of the pending steps as may run now."""
         cores = os.cpu_count() or 1
         while self.pending and not self.signal:
             step = self.pending[0]
@@ -250,7 +252,7 @@ class Proof:
                 self.write(step, {"status": "failed", "seconds": 0.0, "figures": {}, "error": str(error), "tail": ""})
 
     def look(self) -> None:
-        """Writes the lines of steps that have ended, or have to."""
+        """Writes the lines of steps that have ended, and ends those that are over their limit."""
         for one in list(self.running):
             status = why = ""
             if self.signal:
@@ -259,14 +261,14 @@ class Proof:
                 if one.seconds < one.limit:
                     continue
                 status, why = "timeout", f"stopped at its limit of {one.limit:.0f} s"
-            why += one.end()  # also of what a step has left behind
+            why += one.end()  # also ends processes that a step has left behind
             self.running.remove(one)
             line, log = one.outcome(status, why)
             self.write(one.step, line, log)
             one.output.close()
 
     def run(self) -> int:
-        """The exit status: 0 where every step is ok."""
+        """Runs the steps. Returns the exit status, which is 0 if every step is ok."""
         before = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while (self.pending and not self.signal) or self.running:
@@ -274,7 +276,7 @@ class Proof:
                 self.look()
                 time.sleep(0.02)
         finally:
-            for one in self.running:  # a full disk, say
+            for one in self.running:  # after an exception, for example on a full disk
                 one.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -284,7 +286,7 @@ class Proof:
 
 
 def chosen(names: Sequence[str]) -> list[Step]:
-    """Steps by name or kind, with those that the others need."""
+    """The steps of these names or kinds, with the steps that they need."""
     known = {step.name for step in STEPS} | {step.kind for step in STEPS}
     for name in names:
         if name not in known:
@@ -294,7 +296,7 @@ def chosen(names: Sequence[str]) -> list[Step]:
 
 
 def summary(lines: dict[str, dict[str, Any]]) -> str:
-    """What a run has proven, in a sentence."""
+    """A sentence that says what a run has proven."""
     statuses = [line["status"] for line in lines.values()]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     bits = [line for name, line in lines.items() if name.startswith(("bits:", "headline:"))]
@@ -310,11 +312,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_proof", description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help=f"run, and append to this folder's {LINES} and {LOG}")
-    what.add_argument("--replay", type=Path, nargs="+", help="write bench/history and README from such folders")
+    what.add_argument(
+        "--replay", type=Path, nargs="+", help="write bench/history and README from folders of earlier runs"
+    )
     what.add_argument("--readme", action="store_true", help="only rewrite README from the history")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all (default: %(default)g)")
-    parser.add_argument("--steps", nargs="*", default=[], help="only these, and those that they need")
-    parser.add_argument("--emulate", action="store_true", help="a rehearsal: emulated ops, on small problems")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, help="seconds for all steps together (default: %(default)g)"
+    )
+    parser.add_argument("--steps", nargs="*", default=[], help="run only these steps, and the steps that they need")
+    parser.add_argument("--emulate", action="store_true", help="rehearse with emulated ops on small problems")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree that --replay writes to (default: this one)")
     args = parser.parse_args(arguments)
     if args.out is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes bench/history and README of what bench/gpu_proof.py has written; needs Python alone."""
+"""Writes bench/history and README from the lines of bench/gpu_proof.py; needs only Python."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ from typing import Any
 from .gpu_proof import KINDS, LINES, ROUTES, source
 from .texts import PROOF, ROOT, duration, file_name, markdown, parts, write, write_part
 
-COMMAND = "make gpu-proof"  # what writes README's part, and marks it there
+COMMAND = "make gpu-proof"  # the command that writes a part of README, and marks it there
 BITS = (*(f"bits:{route}" for route in (*ROUTES, "auto")), *(f"headline:{kind}" for kind in KINDS))
 EMULATED = "emulated"  # in place of a GPU's name
-# GPUs for which bench/history/cuda-bounds.json has bounds; another with the same multiprocessors is taken for one.
+# Parts of GPUs' names, with the device of bench/history/cuda-bounds.json that has the same multiprocessors.
 BOUNDS = {"A100": "A100", "H100": "H100", "H200": "H100", "B200": "B200"}
 
-KEPT = ("status", "seconds", "date", "error", "figures")  # of a line
+KEPT = ("status", "seconds", "date", "error", "figures")  # keys of a line that the history keeps
 
 UNPROVEN = """\
 **No GPU has run these kernels yet.** Their own text runs, thread by thread, on a host emulator
@@ -25,7 +25,7 @@ list what only a GPU can prove. Take the kernels as unproven until this paragrap
 
 
 class ReplayError(RuntimeError):
-    """A folder of which nothing can be made; the message says why."""
+    """The folder is of no use; the message says why."""
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def read(folders: Sequence[Path]) -> dict[str, Any]:
-    """The lines of one GPU's runs as one proof; of a step that ran several times, the last."""
+    """Joins the lines of one GPU's runs into one proof. The last line of a step counts."""
     lines = [line for folder in folders for line in lines_of(folder)]
     names = ", ".join(map(str, folders))
     steps: dict[str, dict[str, Any]] = {}
@@ -81,7 +81,7 @@ def read(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def unproven(proof: dict[str, Any]) -> list[str]:
-    """The steps of bit equality that are not ok, and why."""
+    """The steps of bit equality that are not ok, each with the reason."""
     missing = {"status": "missing", "error": "it did not run"}
     steps = {name: proof["steps"].get(name, missing) for name in BITS}
     return [f"`{name}` ({first_line(step)})" for name, step in steps.items() if step["status"] != "ok"]
@@ -101,7 +101,7 @@ def figures(proof: dict[str, Any], step: str) -> dict[str, Any]:
 
 
 def bounds(proof: dict[str, Any], root: Path) -> tuple[str, dict[str, float]]:
-    """Whose they are, and seconds by problem; nothing for a GPU without."""
+    """The device whose bounds apply to this GPU, and seconds by problem; both empty if there are none."""
     device = next((device for name, device in BOUNDS.items() if name in proof["gpu"]), "")
     path = root / "bench" / "history" / "cuda-bounds.json"
     if not device or not path.exists():
@@ -136,7 +136,7 @@ def table(proof: dict[str, Any], root: Path) -> str:
 
 
 def remarks(proof: dict[str, Any]) -> str:
-    """Training, tools and tests, and what is not ok."""
+    """Sentences about training, tools and tests, and about steps that are not ok."""
     steps = proof["steps"]
     text = []
     training = [f"{name} {entry['ms']:.3g} ms" for name, entry in figures(proof, "training").items() if "ms" in entry]
@@ -165,7 +165,7 @@ def remarks(proof: dict[str, Any]) -> str:
 
 
 def section(proof: dict[str, Any], root: Path) -> str:
-    """README's part of one GPU."""
+    """The part of README about one GPU."""
     missing = unproven(proof)
     rehearsal = "A rehearsal on the host emulator, no GPU: its figures say nothing of one"
     heading = (
@@ -186,18 +186,18 @@ def section(proof: dict[str, Any], root: Path) -> str:
 
 
 def readme_text(root: Path = ROOT) -> str:
-    """What the history has, a part for each GPU; where none of them proves the kernels, that they are not."""
+    """The part of README about all GPUs in the history, which begins with a warning if none proves the kernels."""
     proofs = [json.loads(path.read_text()) for path in sorted((root / "bench" / "history").glob(f"*/{PROOF}"))]
     sections = [section(proof, root) for proof in proofs]
     measured = [proof for proof in proofs if proof["gpu"] != EMULATED]
     if all(unproven(proof) for proof in measured):
-        # Some GPU may have run them, and found them wrong.
+        # A GPU may have run the kernels and found them wrong.
         sections.insert(0, UNPROVEN.replace("has run", "has proven") if measured else UNPROVEN)
     return "\n\n".join(sections)
 
 
 def main(folders: Sequence[Path], root: Path = ROOT) -> int:
-    """Writes the history of what is in folders, if any, and README of the history."""
+    """Writes the history from the folders, if any are given, and README from the history."""
     try:
         readme = root / "README.md"
         parts(readme, COMMAND)  # fails before anything is written where the markers are missing

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the steps of bench/gpu_proof.py do: `python -m bench.gpu_steps STEP [--emulate]`, a process each.
+"""The steps of bench/gpu_proof.py, each in a process of its own: `python -m bench.gpu_steps STEP [--emulate]`.
 
-A step writes what it finds as it finds it, so that a time limit or a crash loses only the rest. Modules of this project
-are imported where they are used: the first steps run before it is built.
+A step writes each result as soon as it has it, so that a time limit or a crash loses only the rest. Modules of this
+project are imported where they are used, because the first steps run before it is built.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from .gpu_proof import DEADLINE, SAYS
 from .texts import ROOT
 
 ROUNDS = 30
-SAMPLES = 32  # chains, or models, of a standard problem that the CPU computes too
-PRECISIONS = {  # of matrix products, and of what is kept
+SAMPLES = 32  # number of chains, or models, of a standard problem that the CPU computes too
+PRECISIONS = {  # precision of matrix products, and dtype of parameters and states
     "float32": ("highest", torch.float32),
     "bf16": ("highest", torch.bfloat16),
     "TF32": ("high", torch.float32),
@@ -43,21 +43,21 @@ NO_GPU = "no GPU: torch.cuda.is_available() is False"
 
 
 class Failed(Exception):
-    """A step's result is that it failed; the message says what is wrong."""
+    """The step has failed; the message says why."""
 
 
 def say(**what: Any) -> None:
-    # On a line of its own, whatever was written before. NaN is no JSON, and no figure.
+    # The line starts anew, because other output may precede it. NaN is refused: it is neither JSON nor a figure.
     print(f"\n{SAYS}{json.dumps(what, allow_nan=False)}", flush=True)
 
 
 def found(**figures: Any) -> None:
-    """Figures replace earlier ones of the same name."""
+    """Reports figures, which replace earlier figures of the same name."""
     say(figures=figures)
 
 
 def shell(*command: str, seconds: float | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command, for so many seconds at most, and shows its output."""
+    """Runs a command for at most `seconds`, and shows its output."""
     if shutil.which(command[0]) is None:
         return subprocess.CompletedProcess(command, 127, stdout=f"there is no {command[0]} on the PATH")
     process = subprocess.Popen(
@@ -84,7 +84,7 @@ def last_line(output: str) -> str:
 
 
 def seconds_left() -> float:
-    """Before this step is stopped, less what it needs to say what it found."""
+    """Seconds until this step is stopped, less those that it needs to report its results."""
     return float(os.environ.get(DEADLINE, time.time() + 3600)) - time.time() - 5
 
 
@@ -93,16 +93,16 @@ def seconds_left() -> float:
 
 class Backend(NamedTuple):
     device: str
-    call: Callable[..., Any]  # an op, with tensors of that device
-    call_from_cpu: Callable[..., Any]  # with tensors of the CPU, which get the results back
+    call: Callable[..., Any]  # calls an op with tensors of that device
+    call_from_cpu: Callable[..., Any]  # calls an op with tensors of the CPU and returns its results there
     set_route: Callable[[str], None]
-    last_route: Callable[[], str]  # which one binary sweeps took, whichever was asked for
+    last_route: Callable[[], str]  # the route that binary sweeps took, which may differ from the one that was set
 
 
 def backend(emulate: bool) -> Backend:
-    """Sends all ops there, for the rest of this process. Tensors are made on the CPU by default.
+    """Sends all ops to the GPU or the emulator for the rest of this process. Tensors are made on the CPU by default.
 
-    A default device is a function that Python calls before each of PyTorch's: it would slow down what is timed.
+    A default device would slow down the calls that are timed, because Python calls a function before each of PyTorch's.
     """
     import backends
 
@@ -118,7 +118,7 @@ def backend(emulate: bool) -> Backend:
 
 
 def standard_problems(emulate: bool) -> list[Any]:
-    """Those of bench/cuda_report.py, or small ones of the same kinds; to be called on the device where they will be."""
+    """The problems of bench/cuda_report.py, or small ones of the same kinds, for the default device."""
     from . import cuda_report as report
 
     if not emulate:
@@ -135,7 +135,7 @@ def standard_problems(emulate: bool) -> list[Any]:
 
 
 def large_weights() -> Any:
-    """No standard problem takes the route of clusters by itself."""
+    """A problem for the route of clusters, which no standard problem takes by itself."""
     from . import cuda_report
 
     return cuda_report.bipartite(128, 1, 400, 400, 100)
@@ -151,7 +151,7 @@ def kind_of(problem: Any) -> str:
 
 
 def gpu_state() -> dict[str, str]:
-    """Clocks and the like, by nvidia-smi."""
+    """Clocks, temperature, power, load and memory, from nvidia-smi."""
     names = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw,utilization.gpu,memory.used"
     done = shell("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader", "--id=0", seconds=30)
     values = [value.strip() for value in done.stdout.split(",")]
@@ -199,7 +199,7 @@ def architecture() -> str:
 
 
 def library_info() -> dict[str, Any]:
-    """gibbs_ext.build_info() of a process of its own, which may crash; or what is wrong, as "cuda"."""
+    """gibbs_ext.build_info() from another process, which may crash; then the fault is in "cuda"."""
     done = shell(sys.executable, "-c", "import gibbs_ext, json; print(json.dumps(gibbs_ext.build_info()))")
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -208,7 +208,7 @@ def library_info() -> dict[str, Any]:
 
 
 def is_current() -> bool:
-    """Whether what was built before has code for this GPU, loads, and is newer than its sources."""
+    """Whether an earlier build has code for this GPU, loads, and is newer than its sources."""
     names = ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")), "_cuda.so")
     libraries = [path for path in (ROOT / "gibbs_ext" / name for name in names) if path.exists()]
     sources = [path for path in [ROOT / "setup.py", *ROOT.glob("csrc/**/*")] if path.is_file()]
@@ -250,7 +250,7 @@ def build_info(emulate: bool) -> None:
 
 # Equality ----------------------------------------------------------------------------------------------------------
 
-# Results that are the CPU's to the bit, by their place among an op's; others agree within tolerances.
+# Places of an op's results that equal the CPU's to the bit; other results agree within tolerances.
 EXACT = {
     "bipartite_gibbs": (0, 1),
     "bipartite_ais": (0, 1),
@@ -263,14 +263,14 @@ EXACT = {
 }
 
 
-# Which take one of several routes.
+# Ops that take one of several routes.
 BINARY = ("bipartite_gibbs", "bipartite_ais", "graph_gibbs", "graph_metropolis", "graph_ais")
 
 
 def tolerance(op: str, result: Tensor) -> float:
-    """Of the norm of the differences, relative to that of the CPU's results.
+    """The largest norm of the differences, relative to the norm of the CPU's results.
 
-    In single precision a unit at the very edge of a clip may fall on the other side, which its gradient shows.
+    In single precision a unit at the very edge of a clip may fall on the other side, and its gradient then differs.
     """
     if op.endswith("ais"):
         return 1e-4
@@ -282,13 +282,13 @@ def as_results(results: Any) -> list[Tensor]:
 
 
 class Comparison:
-    """Of an op's results with the CPU's, added up over calls."""
+    """Adds up the differences between an op's results and the CPU's over calls."""
 
     def __init__(self) -> None:
         self.calls = self.bits = self.different = 0
-        self.error = 0.0  # the largest
+        self.error = 0.0  # the largest relative error
         self.wrong: list[str] = []
-        self.routes: Counter[str] = Counter()  # that calls of binary sweeps took
+        self.routes: Counter[str] = Counter()  # routes that calls of binary sweeps took
 
     def add(self, op: str, route: str, actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
         self.calls += 1
@@ -302,7 +302,7 @@ class Comparison:
                     self.wrong.append(f"{different} of {e.numel()} bits of result {place} differ")
                 continue
             error = float((a.double() - e.double()).norm() / e.double().norm().clamp(min=1e-30))
-            if not error <= tolerance(op, e):  # NaN is not
+            if not error <= tolerance(op, e):  # also true for NaN
                 self.wrong.append(f"result {place} has a relative error of {error:.3g}")
             self.error = max(self.error, error)
 
@@ -323,13 +323,13 @@ def report_comparisons(comparisons: dict[str, Comparison]) -> None:
 
 
 def bits(route: str, there: Backend) -> None:
-    """Small problems of many kinds, by one route."""
+    """Compares small problems of many kinds by one route."""
     import backends
     import compare
 
     torch.manual_seed(0)
     comparisons: dict[str, Comparison] = {}
-    # The emulator would take minutes for the larger ones.
+    # The emulator would take minutes for the larger sizes.
     sizes = compare.SIZES if there.device == "cpu" else (*compare.SIZES, (300, 310), (700, 900))
     for name, arguments, _routes, _tolerance in compare.calls(lambda other: other == route, sizes):
         op = getattr(torch.ops.gibbs_ext, name).default
@@ -345,14 +345,14 @@ def bits(route: str, there: Backend) -> None:
         raise Failed(f"no call took the route {route}, which does not fit this device: {dict(taken)}")
 
 
-# Trailing dimensions of an op's arguments that are not of the batch; those before its first dimension (fields).
+# Number of trailing dimensions of an op's arguments that do not belong to the batch; fields also have one before it.
 CORE = {"weight": 2, "chains": 0} | dict.fromkeys(
     ("left", "left_bias", "right_bias", "right", "clamp_left", "clamp_right", "base_left_bias", "base_right_bias",
      "state", "bias", "coupling", "clamp", "base_bias", "grad_left", "grad_right", "grad_left_mean", "grad_relaxed",
      "grad_mean", "fields"),
     1,
 )  # fmt: skip
-FIELDS = {"bipartite_gibbs_relaxed": 4, "graph_gibbs_relaxed": 3}  # the place of fields [R, chains, n] among results
+FIELDS = {"bipartite_gibbs_relaxed": 4, "graph_gibbs_relaxed": 3}  # place of the result fields [R, chains, n]
 
 
 def of_rows(tensor: Tensor, dim: int, rows: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ def of_rows(tensor: Tensor, dim: int, rows: Tensor) -> Tensor:
 
 
 def of_chains(op: Any, arguments: Sequence[Any], rows: Tensor, num_chains: int) -> list[Any]:
-    """A call's arguments, on the CPU, for some of its chains only, which are as they were: chains are independent."""
+    """A call's arguments on the CPU for some of its chains. Chains are independent, so these give the same results."""
     names = [argument.name for argument in op._schema.arguments]
     values = dict(zip(names, arguments, strict=True))
     for name, value in values.items():
@@ -380,7 +380,7 @@ def of_chains(op: Any, arguments: Sequence[Any], rows: Tensor, num_chains: int) 
 
 
 def headline(kind: str, there: Backend, problems: Iterable[Any]) -> None:
-    """The standard problems at their full size, by every route; the CPU computes some of their chains."""
+    """Compares standard problems at full size by every route; the CPU computes some of their chains."""
     import backends
 
     from gibbs_ext import ops
@@ -426,7 +426,7 @@ def compare_chains(
     if results[0].dim() < 2:  # coupling_resolution
         return
     num_chains = results[0].shape[0]
-    # The first and the last, and others all over the batch.
+    # The chains are spread over the batch, with the first and the last.
     rows = torch.linspace(0, num_chains - 1, min(SAMPLES, num_chains), dtype=torch.float64).long()
     expected = as_results(call_on_cpu(op, *of_chains(op, arguments, rows, num_chains)))
     sampled = [of_rows(result, int(FIELDS.get(name) == place), rows) for place, result in enumerate(results)]
@@ -437,7 +437,7 @@ def compare_chains(
 
 
 def timed(call: Callable[[], object], device: str, most: float = 1.0) -> dict[str, Any]:
-    """Microseconds of a call, the median of up to 30, by CUDA events; fewer, at least 5, where these take too long."""
+    """Median microseconds of up to 30 calls, by CUDA events; of fewer calls, at least 5, if they take too long."""
     call()
     if device != "cuda":
         times = []
@@ -477,7 +477,7 @@ def ours(there: Backend, problems: Iterable[Any]) -> None:
     failed = []
     entries: dict[str, list[dict[str, Any]]] = {}
     problems = list(problems)
-    # A capture that fails may leave traces: what is not captured comes first.
+    # A capture that fails may leave traces, so calls that are not captured come first.
     for mode in ("eager", "captured") if on_gpu else ("eager",):
         for problem in problems:
             updates = problem.updates * (problem.sweeps + problem.num_relaxed)
@@ -499,12 +499,12 @@ def ours(there: Backend, problems: Iterable[Any]) -> None:
 
 
 def peers(mode: str, there: Backend, problems: Sequence[Any]) -> None:
-    """Plain PyTorch. What fails is said in its place, and fails nothing else."""
+    """Times plain PyTorch. A way that fails has an error in place of figures and does not stop the others."""
     from . import cuda_report
     from .harness import as_cuda_graph
 
     entries: dict[str, list[dict[str, Any]]] = {problem.name: [] for problem in problems}
-    # What must be compiled comes last: it takes long.
+    # Ways that must be compiled come last, because they take long.
     for is_compiled in {"eager": (False,), "compiled": (True,)}.get(mode, (False, True)):
         for problem in problems:
             for precision, (matmul, dtype) in PRECISIONS.items():
@@ -521,7 +521,7 @@ def peers(mode: str, there: Backend, problems: Sequence[Any]) -> None:
                         entry["error"] = reason(error)
                     entries[problem.name].append(entry)
             found(**{problem.name: entries[problem.name]})
-            torch._dynamo.reset()  # torch.compile gives up a function of which it has made many versions
+            torch._dynamo.reset()  # torch.compile gives up functions that it has compiled many times
     if not any("us" in entry for of_problem in entries.values() for entry in of_problem):
         raise Failed("no peer ran")
 
@@ -542,7 +542,7 @@ def blobs(count: int, side: int = 28) -> Tensor:
 
 
 def training(there: Backend) -> None:
-    """A step of the default model, sampling included."""
+    """Times a training step of the default model."""
     from undirected_vae.config import Config
     from undirected_vae.data import Dataset
     from undirected_vae.train import Trainer
@@ -577,7 +577,7 @@ def training(there: Backend) -> None:
 
 
 def preset(steps: int = 20_000, device: str = "cuda", count: int = 10_000, *more: str) -> None:
-    """The paper's, by the command line; images are made here, as nothing can be downloaded."""
+    """Trains the paper's preset by the command line, on images made here, because nothing can be downloaded."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
@@ -620,7 +620,7 @@ def compile_ceilings(number: str, folder: Path) -> Path:
 
 
 def ceilings() -> None:
-    """What this GPU can do at most, by the simplest kernels that ask for it."""
+    """Measures the limits of this GPU with the simplest kernels that reach them."""
     source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
     copy = timed(lambda: target.copy_(source), "cuda")
     found(torch_copy_bytes_per_second=2 * source.numel() / copy["us"] * 1e6)
@@ -645,7 +645,7 @@ def ceilings() -> None:
 
 def sanitizer(tool: str, route: str) -> None:
     done = shell(
-        # PyTorch tries out what a driver knows, so errors of API calls are no faults. Its cache of memory would hide
+        # PyTorch tries out features of the driver, so errors of API calls are no faults. Its cache of memory would hide
         # accesses beyond the end of a tensor.
         "compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9",
         sys.executable, "tests/ops/test_gpu.py", route, "1", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
@@ -662,7 +662,7 @@ def sanitizer_summaries(text: str) -> list[str]:
     return [line.strip("= ") for line in text.splitlines() if "SUMMARY" in line][:10]
 
 
-# What is launched, by which problem and route.
+# Kernels, each with the problem and the route that launch it.
 KERNELS = {
     "resident": ("bipartite_resident_kernel", "4096 models, 200+200, 100 sweeps", "auto"),
     "cluster": ("bipartite_cluster_kernel", "128 models, 400+400, 100 sweeps", "auto"),
@@ -689,7 +689,7 @@ METRICS = (
 
 
 def kernel(which: str, there: Backend) -> None:
-    """For ncu: three calls of the problem."""
+    """Calls the problem of a kernel three times, for ncu."""
     with torch.device(there.device):
         problem, route = problem_of(which)
         call = problem.ours(problem.sweeps)
@@ -700,7 +700,7 @@ def kernel(which: str, there: Backend) -> None:
 
 
 def problem_of(which: str) -> tuple[Any, str]:
-    """The problem, and the route, that launch a kernel."""
+    """The problem and the route that launch a kernel."""
     _, name, route = KERNELS[which]
     return next(problem for problem in [*standard_problems(False), large_weights()] if problem.name == name), route
 
@@ -717,7 +717,7 @@ def ncu(which: str) -> None:
         )  # fmt: skip
         if not chosen or "Failed to find metric" not in done.stdout:
             break
-        chosen = []  # those of the set alone, on a GPU that knows the others by another name
+        chosen = []  # this GPU has other names for METRICS, so only the set is measured
     if "ERR_NVGPUCTRPERM" in done.stdout:
         raise Failed("ERR_NVGPUCTRPERM: this user may not read the GPU's counters")
     metrics = ncu_metrics(done.stdout)
@@ -727,7 +727,7 @@ def ncu(which: str) -> None:
 
 
 def ncu_metrics(text: str) -> dict[str, str]:
-    """Those of METRICS that ncu's table has, each with its unit: names, units, then a row for each launch."""
+    """The METRICS in ncu's table, each with its unit. The table has names, units, then a row for each launch."""
     lines = text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if begin is None:
@@ -740,12 +740,12 @@ def ncu_metrics(text: str) -> dict[str, str]:
 
 
 def suite(which: str) -> None:
-    """tests/ops/test_gpu.py: own, what only a GPU has; ops, the tests of the ops."""
+    """Runs a part of tests/ops/test_gpu.py: `own`, the tests of features of a GPU; or `ops`, the tests of the ops."""
     synchronous = which == "ops"
     command = [sys.executable, "-m", "pytest", "tests/ops/test_gpu.py", "-v", "-p", "no:cacheprovider"]
     if synchronous and importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
-    command += ["-k", "not compute_sanitizer"]  # which has steps of its own
+    command += ["-k", "not compute_sanitizer"]  # compute-sanitizer has steps of its own
     settings = {"GIBBS_REQUIRE_CUDA": "1", "GIBBS_CUDA_SYNCHRONOUS": str(int(synchronous))}
     run = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | settings,
@@ -760,7 +760,7 @@ def suite(which: str) -> None:
 
 
 def tally(lines: Iterable[str]) -> Counter[str]:
-    """Shows pytest's output, and says now and then how many tests passed or failed, and which ones failed."""
+    """Shows pytest's output, and reports now and then how many tests passed or failed, and which failed."""
     counts: Counter[str] = Counter()
     failed: list[str] = []
     for line in lines:
@@ -788,7 +788,7 @@ def run(name: str, emulate: bool) -> None:
     tools: dict[str, Callable[..., None]] = {"ceilings": ceilings, "ncu": ncu, "tests": suite}
     if kind in plain:
         return plain[kind](emulate)
-    if kind == "preset" and emulate:  # its command line, on the CPU
+    if kind == "preset" and emulate:  # the rehearsal runs the command line on the CPU
         small = ("--left", "10", "--right", "10", "--encoder", "20", "--decoder", "20", "--prior-chains", "20")
         return preset(2, "cpu", 200, *small, "--batch-size", "20")
     if not emulate and not torch.cuda.is_available():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making a ColoredGraph from an array of edges: checks, a colouring, lists of neighbours. The peer only colours it."""
+"""Builds a ColoredGraph from an array of edges: checks, colours, lists of neighbours. The peer only colours it."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def networkx_colors(num_nodes: int, edges: Tensor) -> dict[int, int]:
 
     G = networkx.empty_graph(num_nodes)
     G.add_edges_from(edges.tolist())
-    return networkx.greedy_color(G, "smallest_last")  # as few colours as ours
+    return networkx.greedy_color(G, "smallest_last")  # this strategy needs as few colours as ours
 
 
 def case(name: str, num_nodes: int, edges: Tensor) -> Case:

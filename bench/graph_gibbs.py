@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary sweeps on coloured graphs: spin glasses without fields, couplings J uniform in [-1, 1].
+"""Binary sweeps on coloured graphs: spin glasses without fields, with couplings J uniform in [-1, 1].
 
-Peers see the units sorted by colour, chains last: a colour is a contiguous [n, C] part of the state. Lists of
-neighbours are made beforehand (as is our graph), couplings are arranged in the call. dwave-samplers gets its model and
-starting states ready-made; its `sample` converts them, sweeps and builds a SampleSet (the sweeps are over 98% of it).
-It is imported where it is used: a machine with a GPU needs none of it.
+Peers see the units sorted by colour, with chains last, so that a colour is a contiguous [n, C] part of the state. Lists
+of neighbours are made beforehand, as our graph is; couplings are arranged in the call. dwave-samplers gets a finished
+model and starting states; its `sample` converts them, sweeps and builds a SampleSet (the sweeps take over 98% of the
+time). It is imported where it is used, because a machine with a GPU does not need it.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 class Lists:
-    """Units sorted by colour, and the neighbours of each. Rows are padded with unit 0 at the edge number num_edges."""
+    """Units sorted by colour, and the neighbours of each. Rows are padded with unit 0 and the edge number num_edges."""
 
     def __init__(self, graph: gx.ColoredGraph) -> None:
         device = torch.get_default_device()
@@ -49,13 +49,13 @@ class Lists:
         self.order, self.position = self.order.to(device), self.position.to(device)
 
     def weights(self, coupling: Tensor) -> Tensor:
-        """[N, k] of couplings [E], or [N, k, M] of couplings [E, M]."""
+        """Couplings [E] or [E, M] arranged by unit and neighbour, [N, k] or [N, k, M]."""
         padded = torch.cat([coupling, coupling.new_zeros(1, *coupling.shape[1:])])
         return padded.index_select(0, self.edges.flatten()).view(*self.edges.shape, *coupling.shape[1:])
 
 
-# Ways to beta * (bias + weight . state), [n, C]. Each is made once a call for each colour, from bias [n, 1 or C],
-# weights [n, k] or [n, k, C] and neighbours [n, k].
+# Functions that compute beta * (bias + weight . state), [n, C]. A call makes one for each colour, from bias
+# [n, 1 or C], weights [n, k] or [n, k, C] and neighbours [n, k].
 Field = Callable[[Tensor, float], Tensor]
 
 
@@ -86,7 +86,7 @@ def matrix(bias: Tensor, weight: Tensor, neighbors: Tensor, shape: torch.Size, *
     a = torch.zeros(len(bias), shape[0]).scatter_add_(1, neighbors, weight)
     if sparse:
         a = a.to_sparse_csr()
-    else:  # only the columns that this colour is coupled to: with two colours, half of them
+    else:  # the matrix has only the columns that this colour is coupled to: with two colours half of them
         used = a.any(0).nonzero()[:, 0]
         first, end = int(used[0]), int(used[-1]) + 1
         a = a[:, first:end].contiguous()
@@ -104,7 +104,7 @@ def torch_sweeps(
     field: Callable[..., Field],
     draw: Callable[[Tensor], object] = Tensor.uniform_,
 ) -> Tensor:
-    """state [N, C], bias [N, 1 or C] by colour; coupling [E], or [E, C] of one chain a model. Returns [N, C]."""
+    """State [N, C] and bias [N, 1 or C] are sorted by colour; coupling is [E], or [E, C] for one chain per model."""
     state, weight = state.clone(), lists.weights(coupling)
     steps = [
         (state[c], torch.empty_like(state[c]), field(bias[c], weight[c], lists.neighbors[c], state.shape))
@@ -119,13 +119,13 @@ def torch_sweeps(
 
 
 def update(state: Tensor, begin: int, end: int, bias: Tensor, weight: Tensor, neighbors: Tensor, beta: Tensor) -> None:
-    """Of the units begin .. end - 1, for torch.compile: weight [n, k, 1 or C]."""
+    """Updates the units begin .. end - 1, for torch.compile; weight is [n, k, 1 or C]."""
     field = bias + (state[neighbors] * weight).sum(1)
     state[begin:end] = torch.rand_like(field) < torch.sigmoid(beta * field)
 
 
 def compiled_gibbs(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Tensor) -> Tensor:
-    """As torch_gibbs, with what torch.compile makes of the update of a colour."""
+    """Does the same as torch_gibbs, with the update of a colour compiled by torch.compile."""
     state, weight = state.clone(), lists.weights(coupling)
     weight = weight if weight.dim() == 3 else weight[:, :, None]
     bias = bias.expand_as(state)
@@ -136,23 +136,23 @@ def compiled_gibbs(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, 
 
 
 def torch_gibbs(lists: Lists, *args: Any) -> Tensor:
-    """[C, N] in the order of the nodes."""
+    """Returns torch_sweeps' result as [C, N], in the order of the nodes."""
     return torch_sweeps(lists, *args)[lists.position].T
 
 
 def numpy_uniform(rng: np.random.Generator) -> Callable[[Tensor], object]:
-    """Two thirds of the time of Tensor.uniform_."""
+    """Draws with NumPy, in two thirds of the time of Tensor.uniform_."""
     return lambda u: rng.random(dtype=np.float32, out=u.numpy())
 
 
 def numpy_gibbs(
     lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Sequence[float], rng: np.random.Generator
 ) -> Array:
-    """As torch_gibbs."""
+    """Does the same as torch_gibbs, with NumPy."""
     states, biases, weight = state.numpy().copy(), bias.numpy(), lists.weights(coupling).numpy()
     if weight.ndim == 2:
         weight = weight[:, :, None]
-    # Columns, contiguous
+    # Columns become contiguous.
     indices = lists.neighbors.T.contiguous().numpy()
     weights = np.ascontiguousarray(weight.swapaxes(0, 1))
     scratch = [tuple(np.empty_like(states[c]) for _ in range(2)) for c in lists.colors]
@@ -172,7 +172,7 @@ def numpy_gibbs(
 
 
 def dwave_gibbs(bqm: Any, states: Any, betas: Sequence[float]) -> Array:
-    """Metropolis's rule, the default; with Gibbs's it is as fast."""
+    """Samples with Metropolis updates, the default; Gibbs updates are as fast."""
     from dwave.samplers import SimulatedAnnealingSampler
 
     sampleset = SimulatedAnnealingSampler().sample(
@@ -182,7 +182,7 @@ def dwave_gibbs(bqm: Any, states: Any, betas: Sequence[float]) -> Array:
 
 
 def ising_energy(graph: gx.ColoredGraph, J: Tensor, bits: Tensor | Array) -> Tensor:
-    """[C] of bits, or of values between, [C, N]; J [E] or [C, E]."""
+    """Energies [C] of bits, or of values between 0 and 1, [C, N], for J [E] or [C, E]."""
     spins = 2 * torch.as_tensor(bits).float() - 1
     return (spins[:, graph.edges[:, 0]] * spins[:, graph.edges[:, 1]] * J).sum(1)
 
@@ -196,7 +196,7 @@ def case(
     rivals: dict[str, float] | None = None,
     models: bool = False,
 ) -> Case:
-    """`chains` chains, of one model or each of its own; a sweep at each of betas."""
+    """A case of `chains` chains of one model, or of one model each if `models`, with a sweep at each of `betas`."""
     torch.manual_seed(1)
     lists = Lists(graph)
     bits = torch.randint(2, (chains, graph.num_nodes), dtype=torch.uint8)
@@ -246,7 +246,7 @@ def case(
 
 
 def threads_case(name: str, graph: gx.ColoredGraph, chains: int, beta: float, num_sweeps: int) -> Case:
-    """gibbs_ext on two threads, the peer being itself on one."""
+    """A case of gibbs_ext on two threads, whose peer is gibbs_ext on one."""
     one = case(name, graph, chains, [beta] * num_sweeps)
     run = one.contenders[OURS]
 

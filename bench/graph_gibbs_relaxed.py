@@ -17,7 +17,7 @@ from .bipartite_gibbs_relaxed import SHARPNESS, relax
 from .graph_gibbs import Lists, ising_energy, numpy_uniform, torch_sweeps
 from .harness import OURS, Case, on_gpu
 
-# weight . state, [n, C], of weights [n, k] or [n, k, C], neighbours [n, k] and a state [n', C]
+# Returns weight . state, [n, C], for weights [n, k] or [n, k, C], neighbours [n, k] and a state [n', C].
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -44,12 +44,12 @@ def torch_relaxed(
     sweep_field: Callable[..., graph_gibbs.Field],
     draw: Callable[[Tensor], object],
 ) -> tuple[Tensor, Tensor]:
-    """As graph_gibbs.torch_sweeps, on a graph of two colours, followed by one relaxed sweep: relaxed, mean [N, C]."""
+    """Sweeps as graph_gibbs.torch_sweeps on a graph of two colours, then relaxes: returns relaxed and mean, [N, C]."""
     first, second = lists.colors
     with torch.no_grad():
         y = torch_sweeps(lists, state, bias, coupling, [1.0] * num_sweeps, sweep_field, draw)[second]
     weight = lists.weights(coupling)
-    neighbors = (lists.neighbors[first] - second.start).clamp(min=0)  # padding, too
+    neighbors = (lists.neighbors[first] - second.start).clamp(min=0)  # padding becomes negative
     first_mean = torch.sigmoid(bias[first] + field(weight[first], neighbors, y))
     x = relax(first_mean)
     second_mean = torch.sigmoid(bias[second] + field(weight[second], lists.neighbors[second], x))
@@ -57,7 +57,7 @@ def torch_relaxed(
 
 
 def case(chains: int, num_sweeps: int, models: bool) -> Case:
-    """`chains` chains, of one model or each of its own."""
+    """A case of `chains` chains of one model, or of one model each if `models`."""
     torch.manual_seed(1)
     graph = gx.ChimeraGraph(8)
     lists = Lists(graph)
@@ -88,7 +88,7 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
 
     def statistics(returned: list[Tensor]) -> list[Tensor]:
         relaxed, mean, *gradients = returned
-        # a gradient of shared parameters has no sample but its elements
+        # A gradient of shared parameters has no samples; its elements stand for them.
         return [ising_energy(graph, J, relaxed), ising_energy(graph, J, mean)] + [
             g.abs().mean(-1) if models else g.abs().flatten() for g in gradients
         ]

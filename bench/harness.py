@@ -26,20 +26,20 @@ HISTORY = ROOT / "bench" / "history"
 TABLES = ROOT / "bench" / "README.md"
 SPEED = "python -m bench --readme"  # the command that writes the tables there, and marks them
 OURS = "gibbs_ext"
-WITHOUT_SAMPLING = "without sampling"  # no peer: what is left of a call when samplers cost nothing
+WITHOUT_SAMPLING = "without sampling"  # not a peer: the rest of a call, with samplers that do nothing
 
 
 @dataclass
 class Case:
-    """One task. Each contender is called without arguments, does all of it and leaves its inputs as they were."""
+    """One task. Each contender is called without arguments, does the whole task and leaves its inputs unchanged."""
 
     name: str
     contenders: dict[str, Callable[[], object]]  # OURS and its peers
-    updates: int | None = None  # variable updates a call; None where a call counts as a whole
-    wanted: float | None = None  # how many times faster than the best peer
-    rivals: dict[str, float] = field(default_factory=dict)  # peers with a row, and a wanted ratio, of their own
-    is_capturable: bool = True  # can be a CUDA graph
-    # Samples [n] of some quantities, from what a contender returned; their means must agree with those of OURS
+    updates: int | None = None  # updates of units per call; None if the time of a call is shown instead of a rate
+    wanted: float | None = None  # the ratio to the best peer that is the goal
+    rivals: dict[str, float] = field(default_factory=dict)  # peers that have a row and a goal of their own
+    is_capturable: bool = True  # whether a CUDA graph can hold the call
+    # Samples [n] of some quantities, made from a contender's result; their means must agree with those of OURS.
     statistics: Callable[[Any], Sequence[Tensor]] | None = None
 
 
@@ -49,7 +49,7 @@ def on_gpu() -> bool:
 
 
 def timed(call: Callable[[], object]) -> tuple[float, object]:
-    """Seconds, and what was returned; of a GPU until it is there."""
+    """The seconds of a call and its result. On a GPU the time ends when the result is there."""
     if on_gpu():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -60,10 +60,10 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
 
 
 def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
-    """Replays a call. The next replay overwrites its results; PyTorch's random numbers are new ones each time."""
+    """Captures a call; the result replays it. Each replay overwrites the results and draws new random numbers."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles, and allocates what is kept from call to call
+    with torch.cuda.stream(side):  # the first calls compile, and allocate memory that is kept from call to call
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
@@ -86,7 +86,7 @@ def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def as_cuda_graphs(case: Case) -> Case:
-    """The same with every contender as a CUDA graph: what remains when launching costs nothing."""
+    """The case with every contender as a CUDA graph, which leaves out most of the cost of launches."""
     graphs = {}
     for name, call in case.contenders.items():
         try:
@@ -104,11 +104,11 @@ def with_cuda_graphs(cases: Iterator[Case]) -> Iterator[Case]:
         if on_gpu() and case.is_capturable:
             yield as_cuda_graphs(case)
         if on_gpu():
-            torch._dynamo.reset()  # torch.compile gives up a function of which it has made many versions
+            torch._dynamo.reset()  # torch.compile gives up functions that it has compiled many times
 
 
 def check_agreement(case: Case, returned: dict[str, object]) -> None:
-    """That peers do the same work. 1% is left to other kinds of sweeps, which anneal otherwise."""
+    """Raises RuntimeError if a peer does other work than OURS. Other kinds of sweeps may differ by 1%."""
     if not case.statistics:
         return
     samples = {name: [x.detach().double() for x in case.statistics(value)] for name, value in returned.items()}
@@ -121,9 +121,9 @@ def check_agreement(case: Case, returned: dict[str, object]) -> None:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of 5 rounds or more. A round calls each contender once: a slow spell of the machine meets all of them.
+    """Medians of 5 rounds or more. A round calls each contender once, so that all of them meet a machine's slow spell.
 
-    But a peer that takes twice `seconds`, or half a second and thrice the fastest peer's time, is called only once.
+    A peer is called only once if it takes twice `seconds`, or half a second and thrice the time of the fastest peer.
     """
     returned: dict[str, object] = {}
     times: dict[str, list[float]] = {}
@@ -185,7 +185,7 @@ def history_file() -> Path:
 
 
 def store(results: dict[str, list[dict[str, Any]]]) -> Path:
-    """Replaces these modules in this device's file; git keeps the older ones."""
+    """Replaces the figures of these benchmarks in the file of this device; git keeps the older ones."""
     path = history_file()
     kept = json.loads(path.read_text()) if path.exists() else {}
     about = metadata()

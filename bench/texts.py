@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROOF = "proof.json"  # in a GPU's folder of bench/history: what `make gpu-proof` found
+PROOF = "proof.json"  # the results of `make gpu-proof`, in a GPU's folder of bench/history
 
 
 def file_name(device: str) -> str:
@@ -41,5 +41,6 @@ def parts(path: Path, command: str) -> tuple[str, str, str]:
 
 
 def write_part(path: Path, command: str, text: str) -> None:
+    """Replaces the text between the markers of `command`."""
     before, _, after = parts(path, command)
     write(path, f"{before}<!-- begin: {command} -->\n{text}\n<!-- end -->{after}")

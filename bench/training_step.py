@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of `make train`: what part of it is sampling, with gibbs_ext and with plain PyTorch in its place.
+"""A step of `make train`, with gibbs_ext, with plain PyTorch in its place, and without sampling.
 
-`python -m bench.training_step` counts what a step of the paper's preset asks of a GPU, on tensors without values.
+`python -m bench.training_step` counts the launches, bytes and products of a step of the paper's presets on a GPU, by
+running it on tensors without values.
 """
 
 import math
@@ -26,7 +27,7 @@ SHAPE = (28, 28)
 
 
 def as_models(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """gibbs_ext's [..., n] as the peers' [M, C, n]: many chains of one model, or one chain of each model."""
+    """Turns gibbs_ext's [..., n] into the peers' [M, C, n]: many chains of one model, or one chain of each model."""
     if weight.dim() == 2:
         biases = (b.expand(*left.shape[:-1], -1).flatten(0, -2)[None] for b in (left_bias, right_bias))
         return left.flatten(0, -2)[None], *biases, weight[None]
@@ -54,7 +55,7 @@ def no_gibbs(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor
 def no_relaxed(
     left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, num_relaxed: int, **_: Any
 ) -> Any:
-    # Depends on each parameter, so that the encoder's backward pass is whole.
+    # The results depend on each parameter, so that the encoder's backward pass is complete.
     mean = torch.sigmoid(left_bias + weight.sum(-1)).expand(left.shape)
     return mean, torch.sigmoid(right_bias).expand(*left.shape[:-1], -1), mean, left
 
@@ -91,11 +92,11 @@ def cases() -> Iterator[Case]:
 
 
 def count(preset: str) -> tuple[int, int, int]:
-    """Launches, bytes of operands and FLOP of matrix products (but the samplers' own) of a step.
+    """Launches, bytes of operands and FLOP of matrix products of a step, without the inside of the samplers.
 
-    Each operator of PyTorch or of ours is taken for one launch, on tensors without values.
+    Each operator of PyTorch or of gibbs_ext counts as one launch.
     """
-    from .cuda_report import Operators  # which finds the tests' modules
+    from .cuda_report import Operators  # its import makes the tests' modules importable
 
     import deviceless  # isort: skip
 

@@ -2,9 +2,9 @@
 """A spin glass on a Chimera graph whose ground state is known, annealed ever more slowly.
 
 The instance is a sum of frustrated loops (Hen, Job, Albash, Ronnow, Troyer, Lidar, Phys. Rev. A 92, 042325, 2015): each
-is a closed walk on the graph whose couplings agree with one planted state, all but one. No state can satisfy a whole
-such loop, and the planted one violates a single coupling of each, so it is a ground state of every loop and of their
-sum: its energy is the sum over the loops of ``-(length - 2)``.
+is a closed walk on the graph, and all of its couplings but one agree with one planted state. No state can satisfy all
+couplings of a loop, and the planted state violates only one in each, so it is a ground state of every loop and of their
+sum. Its energy is the sum over the loops of ``-(length - 2)``.
 
     python python/examples/spin_glass.py --size 8 --folder runs/spin_glass
 
@@ -28,11 +28,11 @@ import gibbs_ext as gx
 from gibbs_ext.interop.dimod import BlockGibbsSampler
 from gibbs_ext.pictures import draw_chimera
 
-SHORTEST_LOOP = 6  # shorter ones, inside a cell, are too easy
+SHORTEST_LOOP = 6  # shorter loops, which lie inside a cell, are too easy
 
 
 def random_loop(neighbors: list[list[int]], random: np.random.Generator) -> list[int]:
-    """Nodes of a simple loop: a random walk that never turns straight back, from its first return on."""
+    """Nodes of a simple loop, which a random walk closes at its first return; the walk never turns straight back."""
     walk = [int(random.integers(len(neighbors)))]
     position = {walk[0]: 0}
     while True:
@@ -47,7 +47,7 @@ def random_loop(neighbors: list[list[int]], random: np.random.Generator) -> list
 def planted_spin_glass(
     graph: gx.ChimeraGraph, num_loops: int, random: np.random.Generator
 ) -> tuple[dimod.BinaryQuadraticModel, NDArray[np.int8], int]:
-    """A model of spins on the graph's units, its planted state [N] of -1 and 1, and that state's energy."""
+    """A model of spins on the graph's nodes, its planted state [N] of -1 and 1, and the energy of that state."""
     neighbors: list[list[int]] = [[] for _ in range(graph.num_nodes)]
     for u, v in graph.edges.tolist():
         neighbors[u].append(v)
@@ -72,9 +72,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8, help="rows and columns of cells (default: %(default)s)")
     parser.add_argument("--loops", type=float, default=0.25, help="loops per unit (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=1000, help="chains (default: %(default)s)")
-    parser.add_argument("--sweeps", type=int, default=10_000, help="of the slowest annealing (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/spin_glass"), help="default: %(default)s")
+    parser.add_argument(
+        "--sweeps", type=int, default=10_000, help="sweeps of the slowest annealing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the model and of all chains (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/spin_glass"), help="where the pictures go (default: %(default)s)"
+    )
     args = parser.parse_args()
     for option, minimum in (("size", 1), ("reads", 1), ("sweeps", 10)):
         if getattr(args, option) < minimum:
@@ -97,7 +103,7 @@ def main() -> None:
     best = None
     for num_sweeps in lengths:
         start = time.perf_counter()
-        # Gibbs sweeps at beta = 3 hardly change anything any more: the couplings are integers.
+        # The couplings are integers, so Gibbs sweeps beyond beta = 3 would hardly change a spin.
         sampleset = BlockGibbsSampler().sample(
             bqm, num_reads=args.reads, num_sweeps=num_sweeps, beta_range=(0.1, 3.0), seed=args.seed
         )
@@ -115,7 +121,7 @@ def main() -> None:
 
     draw_annealing(args.folder / "annealing.png", lengths, energies, ground, graph)
     spins = torch.tensor([best.sample[unit] for unit in range(graph.num_nodes)])
-    # Our sign: a coupling above 0 is one between units that would rather be equal.
+    # In gibbs_ext a positive coupling favours equal units, in dimod a negative one does.
     coupling = torch.tensor([-4 * bqm.adj[u].get(v, 0.0) for u, v in graph.edges.tolist()])
     title = f"energy {best.energy:.0f} (planted ground state {ground})"
     draw_chimera(graph, spins > 0, args.folder / "state.png", coupling=coupling, frustration=True, title=title)

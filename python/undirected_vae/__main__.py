@@ -39,11 +39,11 @@ def parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="continue the run in this folder; flags (a larger --steps, say) change its settings",
+        help="continue the run in this folder; flags (for example a larger --steps) change its settings",
     )
     train.add_argument("--preset", choices=PRESETS, help="settings to start from (default: default)")
     train.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings from a .toml or .yaml file; flags come after it"
+        "--config", type=Path, metavar="FILE", help="settings from a .toml or .yaml file, which flags override"
     )
     train.add_argument(
         "--evaluate", action=argparse.BooleanOptionalAction, default=True, help="evaluate and sample at the end"
@@ -53,47 +53,47 @@ def parser() -> argparse.ArgumentParser:
         "--capture",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on a GPU, capture the training step in a CUDA graph (several processes never do)",
+        help="on a GPU, capture the training step in a CUDA graph (not with several processes)",
     )
     train.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="on the CPU, try torch.compile and keep it if steps are faster: they then differ in rounding",
+        help="on the CPU, try torch.compile and keep it if steps are faster, which changes their rounding",
     )
     add_flags(train)
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="test log-likelihood: importance-weighted bound, log Z by AIS",
-        description="The result is saved with the run, never in place of one of more images of the same checkpoint.",
+        help="estimate the test log-likelihood: importance-weighted bound, log Z by AIS",
+        description="The result is saved with the run; an evaluation of more images of the same checkpoint is kept.",
     )
     evaluate.add_argument("path", type=Path, metavar="RUN")
     evaluate.add_argument(
         "--against",
         type=Path,
         metavar="RUN",
-        help="also print the paired difference to this run on the same images; an evaluation that it has stays",
+        help="also print the paired difference to this run on the same images; its saved evaluation is not replaced",
     )
     evaluate.add_argument("--split", choices=SPLITS, default="test")
     add_device(evaluate)
     add_flags(evaluate, EVALUATION)
 
-    sample = commands.add_parser("sample", help="samples.png, reconstructions.png and curves.png")
+    sample = commands.add_parser("sample", help="draw samples.png, reconstructions.png and curves.png")
     sample.add_argument("path", type=Path, metavar="RUN")
     sample.add_argument("--count", type=int, default=100, help="images to generate (default: 100)")
     sample.add_argument("--seed", type=int, default=0)
     add_device(sample)
 
     info = commands.add_parser(
-        "info", help="a run's settings, size and results; without a run, the build and the presets"
+        "info", help="print a run's settings, size and results; without a run, the build and the presets"
     )
     info.add_argument("path", type=Path, metavar="RUN", nargs="?")
     return top
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    # Not a setting: a run made on one device goes on on another.
+    # The device is no setting: a run that was made on one device can continue on another.
     command.add_argument(
         "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:i (default: auto)"
     )
@@ -136,12 +136,12 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
     )
     if compile_model and (device.type == "cuda" or gx.distributed.world_size() > 1):
         raise ConfigError("compile: expected a run on the CPU in one process (on a GPU the step is captured)")
-    # Of several processes, the first owns the folder and speaks.
+    # If there are several processes, the first one writes to the folder and prints.
     is_first = gx.distributed.rank() == 0
     if resume:
         before = Run.open(resume).config
         run = Run(resume, resolve(preset, file, arguments, base=before))
-        # Its persistent chains belong to the images.
+        # The persistent chains of the run belong to its images.
         _require_same_images(before, run.config, "a run cannot be resumed on other images")
         data = run.load_data()
         _require_work(run.config, data, finish)
@@ -172,7 +172,7 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
 
 
 def _require_work(config: Config, data: Dataset, evaluates: bool) -> None:
-    """Enough images for a batch, and enough of everything for each process: before a folder is made."""
+    """Raises ConfigError, before a folder is made, if images or chains do not suffice for a batch and all processes."""
     if len(data.train) < config.batch_size:
         raise ConfigError(
             f"batch_size: expected at most the {len(data.train)} training images, got {config.batch_size}"

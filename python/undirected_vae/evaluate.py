@@ -27,29 +27,29 @@ SETTINGS = (*EVALUATION, "data_seed", "seed")
 
 @torch.no_grad()
 def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> dict[str, Any]:
-    """Returns the estimates, their settings and each image's log-likelihood.
+    """Returns the estimates, their settings and the log-likelihood of each image.
 
-    Processes share the work; each gets the result of all, which does not depend on their number.
+    Processes share the work; each returns the whole result, which does not depend on their number.
 
-    `nll` is -log of the mean over samples of p(x, z) / q(z) with AIS's own weights for q: whatever the annealing, its
-    mean over repetitions is an upper bound of the true one. `nll_plain` takes AIS's samples as exact ones of q and
-    log Z_phi(x) as a number, as Vahdat et al. do; the two agree when the annealing is long enough. Both share
+    `nll` is -log of the mean over samples of p(x, z) / q(z), with the weights of AIS for q. Its mean over repetitions
+    is an upper bound of the true value for any annealing. `nll_plain` takes the samples of AIS as exact samples of
+    q and its log Z_phi(x) as exact, as Vahdat et al. do. The two agree if the annealing is long enough. Both share
     log Z_theta, whose AIS estimate is low by about half its squared error.
     """
     began = time.perf_counter()
     require_shares(config, "prior_ais_chains")
     model.eval()
-    # One seed for each piece of work, whichever process does it.
+    # Each piece of work has a seed of its own, which does not depend on the process that does it.
     seed = config.seed << 32
     log_partition, error = model.prior_log_partition(
         config.prior_ais_chains, config.prior_betas, seed, gx.distributed.annealed_importance_sampling
     )
     images = data.binary(split, config.test_images, config.data_seed)
-    # Chunks that keep the decoder's activations at some 50 MB.
+    # Chunks of this size keep the decoder's activations at some 50 MB.
     size = max(1, 16_000_000 // (config.samples * images.shape[1]))
     chunks = images.split(size)
     mine = gx.distributed.share(len(chunks))
-    # Of each chunk, three estimates for each image; the last chunk may be smaller.
+    # Each chunk has three estimates for each image; the last chunk may be smaller.
     estimates = torch.full((mine.stop - mine.start, 3, size), math.nan, dtype=torch.float64, device=model.device)
     progress = tqdm(
         range(mine.start, mine.stop), desc="evaluate", unit=" chunks", leave=False, disable=gx.distributed.rank() > 0
@@ -85,7 +85,7 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
 
 
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The paired difference of two evaluations on the same images: nll of the first minus nll of the second."""
+    """The paired difference of two evaluations on the same images: nll of `result` minus nll of `other`."""
     if result["fingerprint"] != other["fingerprint"]:
         raise RunError(
             "the two runs were not evaluated on the same images (data, data_seed and the number of images must agree)"
@@ -108,11 +108,18 @@ def evaluate_run(
     replace: bool = True,
     device: torch.device | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run with its own settings and saves the result, but never in place of one of more images.
+    """Evaluates a run with its own settings and saves the result, but never in place of an evaluation of more images.
 
     Args:
-        device: where to do it, if no model is given.
-        replace: whether the result may take the place of an earlier one at all.
+        run: The run to evaluate.
+        data: Images of the run.
+        model: The trained model; loaded from the run by default.
+        split: Split of the images, one of SPLITS.
+        replace: Whether the result may replace an earlier evaluation of the same checkpoint.
+        device: Device of a model that is loaded; the CPU by default.
+
+    Returns:
+        The result of :func:`evaluate`, with the step of the checkpoint.
     """
     state = run.load_checkpoint()
     result = {"step": state["step"]} | evaluate(
@@ -130,20 +137,20 @@ def evaluate_run(
 
 
 def read(run: Run, split: str = "test") -> dict[str, Any] | None:
-    """The run's evaluation, if it has one, at whatever step."""
+    """The run's evaluation of any step, or None."""
     path = _path(run, split)
     if not path.exists():
         return None
     with blaming(path, DAMAGED):
         result: dict[str, Any] = json.loads(path.read_text())
-        # It is sound if all that is done with it can be.
+        # A damaged file makes one of these fail, so the callers need no checks of their own.
         summary(result)
         compare(result, result)
     return result
 
 
 def saved(run: Run, split: str, step: int) -> dict[str, Any] | None:
-    """The run's evaluation at this step, if it has a sound one."""
+    """The run's evaluation of this step, or None if there is none or it is damaged."""
     with suppress(RunError):
         result = read(run, split)
         if result and result.get("step") == step:
@@ -152,7 +159,7 @@ def saved(run: Run, split: str, step: int) -> dict[str, Any] | None:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Those that an evaluation depends on."""
+    """The settings that an evaluation depends on."""
     return {name: getattr(config, name) for name in SETTINGS}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def hidden_layers(in_features: int, widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """Linear, batch normalisation, tanh for each width."""
+    """A linear layer, batch normalisation and tanh for each width."""
     layers: list[nn.Module] = []
     for width in widths:
         # The paper's moving averages have momentum 0.99, which is 0.01 in PyTorch's convention.
@@ -22,7 +22,7 @@ def hidden_layers(in_features: int, widths: Sequence[int], dropout: float = 0.0)
 
 
 class Encoder(nn.Module):
-    """Binary images [B, pixels] -> features [B, widths[-1]], for a posterior's head."""
+    """Maps binary images [B, pixels] to features [B, widths[-1]], from which a posterior is made."""
 
     mean: Tensor
 
@@ -37,13 +37,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent bits (or their relaxation) [..., n] -> logits of the pixels [..., pixels]."""
+    """Maps latent bits (or their relaxation) [..., n] to logits of the pixels [..., pixels]."""
 
     def __init__(self, num_latents: int, mean: Tensor, widths: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = hidden_layers(num_latents, widths, dropout)
         self.output = nn.Linear(widths[-1] if widths else num_latents, mean.shape[0])
-        # An untrained decoder says the data's mean. The clamp keeps pixels that are always 0 finite.
+        # An untrained decoder predicts the mean of the data. The clamp keeps logits finite where a pixel is always 0.
         with torch.no_grad():
             self.output.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 

@@ -20,7 +20,7 @@ from .runs import atomic_write
 
 
 def tile(images: Tensor, shape: tuple[int, int], columns: int) -> np.ndarray[Any, Any]:
-    """Images [N, height * width] in [0, 1] -> one array [H, W], row by row, with a line between them."""
+    """Puts images [N, height * width] in [0, 1] into one array [H, W], row by row, with a gray line between them."""
     height, width = shape[0] + 1, shape[1] + 1
     rows = math.ceil(len(images) / columns)
     canvas = np.full((rows * height + 1, columns * width + 1), 0.5, dtype=np.float32)
@@ -31,7 +31,7 @@ def tile(images: Tensor, shape: tuple[int, int], columns: int) -> np.ndarray[Any
 
 
 def grid(path: Path, images: Tensor, shape: tuple[int, int], columns: int = 10, zoom: int = 3) -> Path:
-    """A grid of images."""
+    """Writes a grid of images."""
     canvas = tile(images, shape, columns).repeat(zoom, 0).repeat(zoom, 1)
     buffer = io.BytesIO()
     imsave(buffer, canvas, cmap="gray", vmin=0, vmax=1, format="png")
@@ -40,7 +40,7 @@ def grid(path: Path, images: Tensor, shape: tuple[int, int], columns: int = 10, 
 
 
 def pairs(path: Path, originals: Tensor, reconstructions: Tensor, shape: tuple[int, int], columns: int = 10) -> Path:
-    """Rows of originals, each over the row of their reconstructions."""
+    """Writes rows of originals, each above the row of their reconstructions."""
     blocks = []
     for start in range(0, len(originals), columns):
         for images in (originals, reconstructions):
@@ -50,7 +50,7 @@ def pairs(path: Path, originals: Tensor, reconstructions: Tensor, shape: tuple[i
 
 
 def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
-    """The ELBO of training and validation images over the steps."""
+    """Writes a plot of the ELBO of training and validation images over the steps."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     elbos = [line[name] for line in metrics for name in ("elbo", "validation_elbo") if name in line]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a program runs: its device, and the processes that torchrun has started to share its work."""
+"""The device on which a program runs, and the processes that torchrun has started to share its work."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from .config import Config, ConfigError
 
 
 def find_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:i` as a device that is there.
+    """Returns the device that `auto`, `cpu`, `cuda` or `cuda:i` names, after trying it.
 
-    `auto` is a GPU if there is one and gibbs_ext has kernels for it. Of several processes on a machine each takes a GPU
-    of its own, unless one is named.
+    `auto` is a GPU if there is one and gibbs_ext has kernels for it, else the CPU. Each process on a machine takes
+    a GPU of its own if the name has no number.
+
+    Raises:
+        ConfigError: The name is none of these, or the device cannot be used.
     """
     kernels, is_any = gx.build_info()["cuda"], name == "auto"
     if is_any:
@@ -55,7 +58,7 @@ def find_device(name: str) -> torch.device:
 
 
 def _try_kernels(device: torch.device) -> None:
-    """A GPU may be too old for them, or they may have been compiled for others."""
+    """Runs an op, which fails if the kernels were not compiled for this GPU."""
     unit = torch.zeros(1, device=device)
     gx.bipartite_gibbs(unit, unit, unit, torch.zeros(1, 1, device=device), 1, seed=0)
     gx.synchronize(device)
@@ -63,7 +66,7 @@ def _try_kernels(device: torch.device) -> None:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun has started, if it has: gx.distributed then shares work among them."""
+    """Joins the processes that torchrun has started, if any, so that gx.distributed shares work among them."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -73,14 +76,14 @@ def processes(device: torch.device) -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
-        # One that leaves while another still speaks to it makes that one fail.
+        # A process that leaves while another still sends to it makes the other fail.
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def agreed(value: Any) -> Any:
-    """What the first process says: a collective call."""
+    """Returns the value of the first process in all processes. A collective call."""
     if gx.distributed.world_size() == 1:
         return value
     values = [value]
@@ -89,7 +92,7 @@ def agreed(value: Any) -> Any:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it is true in any process: a collective call, that waits for the device."""
+    """Whether the flag is set in any process. A collective call, which waits for the device."""
     if gx.distributed.world_size() == 1:
         return flag
     flags = torch.full((), int(flag), device=device)
@@ -98,7 +101,7 @@ def any_of(flag: bool, device: torch.device) -> bool:
 
 
 def require_shares(config: Config, *names: str) -> None:
-    """That there is something for each process to do."""
+    """Raises ConfigError if one of the named settings is smaller than the number of processes."""
     size = gx.distributed.world_size()
     for name in names:
         if getattr(config, name) < size:
@@ -106,7 +109,7 @@ def require_shares(config: Config, *names: str) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, of the values and, backwards, of the gradients."""
+    """Sums values over all processes, and their gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
 
 
 def share_batch_norms(model: nn.Module) -> None:
-    """Its batch normalisations see the batch of all processes, as one process would. Mutates the model."""
+    """Makes the model's batch normalisations see the whole batch of all processes. Mutates the model."""
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = SharedBatchNorm1d

@@ -32,7 +32,7 @@ class RunError(RuntimeError):
 
 @contextmanager
 def blaming(path: Path, problem: str, errors: type[Exception] = Exception) -> Iterator[None]:
-    """Whatever fails inside, as a damaged file makes it, becomes one RunError."""
+    """Turns each exception inside into a RunError that names `path` and `problem`."""
     try:
         yield
     except RunError:
@@ -42,7 +42,7 @@ def blaming(path: Path, problem: str, errors: type[Exception] = Exception) -> It
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Writes beside `path`, then renames: a reader sees the old file or the new one, also after a crash."""
+    """Writes the file whole or not at all: a reader sees the old file or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -66,7 +66,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Makes the folder if need be and keeps other processes from training in it, until this one leaves or dies."""
+        """Makes the folder if it is missing, and keeps other processes from training there while this one does."""
         path = self.path / "train.lock"
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Run:
             yield
 
     def create(self) -> None:
-        """Saves the settings in a folder without a run."""
+        """Saves the settings in the folder, which must not hold a run."""
         if self.checkpoint_path.exists():
             raise RunError(
                 f"{self.path}: already holds a run; continue it with `train --resume {self.path}`,"
@@ -95,7 +95,7 @@ class Run:
         return cls(path, resolve(file=path / "config.yaml"))
 
     def save_config(self) -> None:
-        """Also clears away what writers that were killed have left."""
+        """Saves the settings, and removes temporary files that killed processes have left."""
         import yaml
 
         for leftover in self.path.glob(f".*{TEMPORARY}"):
@@ -142,16 +142,16 @@ class Run:
         return load(self.config.data, self.config.data_seed)
 
     def load_model(self, data: Dataset, state: dict[str, Any] | None = None) -> VAE:
-        """The trained model, in eval mode; where a moving average of the parameters was kept, that one."""
+        """The trained model in eval mode, with the moving average of the parameters if there is one."""
         state = state or self.load_checkpoint()
         model = VAE(self.config, data.mean(), len(data.train))
         with self.fitting():
-            # An average holds no chains.
+            # The chains come from the model, because an average holds none.
             model.load_state_dict(state["model"] | (state["average"] or {}))
         return model.eval()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The metrics' lines. A last line cut short by a crash is left out."""
+        """The lines of the metrics. A last line that a crash has cut short is left out."""
         if not self.metrics_path.exists():
             return []
         with blaming(self.metrics_path, DAMAGED):
@@ -171,7 +171,7 @@ class Run:
 
 
 def new_folder(base: Path) -> Path:
-    """Makes `base`, or `base`-2, `base`-3, ... where that is taken. Two processes never get the same."""
+    """Makes the folder `base`, or `base`-2, `base`-3, ... if it exists. Two processes never get the same folder."""
     with blaming(base, "the run folder cannot be written", OSError):
         base.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):

@@ -18,7 +18,7 @@ from .vae import VAE
 
 @torch.no_grad()
 def generate(model: VAE, count: int, seed: int, num_betas: int = 2000) -> Tensor:
-    """Mean images [count, pixels] of the prior's latents, annealed from independent bits (it mixes slowly)."""
+    """Mean images [count, pixels] of samples of the prior, which are annealed because its chains mix slowly."""
     prior = model.prior.distribution()
     latents = gx.annealed_importance_sampling(prior, count, num_betas, seed=seed).samples
     return torch.sigmoid(model.decoder(latents)).cpu()
@@ -26,7 +26,7 @@ def generate(model: VAE, count: int, seed: int, num_betas: int = 2000) -> Tensor
 
 @torch.no_grad()
 def reconstruct(model: VAE, images: Tensor, seed: int) -> Tensor:
-    """Mean images of one posterior sample each, [B, pixels]."""
+    """Mean images [B, pixels] of one posterior sample for each image."""
     proposal = model.propose(images.to(model.device), 1, 200, seed)
     return torch.sigmoid(model.decoder(proposal.z[0])).cpu()
 
@@ -41,7 +41,7 @@ def sample_run(
 ) -> list[Path]:
     """Writes samples.png, reconstructions.png and curves.png into the run's folder.
 
-    `device`: where to sample, if no model is given.
+    `device` is that of a model that is loaded from the run; the CPU by default.
     """
     model = model or run.load_model(data).to(device or "cpu")
     model.eval()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop.
 
-A step depends on nothing but the checkpoint's state and the step's number, so that resuming continues bit for bit.
+A step depends only on the checkpoint's state and the step's number, so that a resumed run gives the same bits.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from .processes import any_of, share_batch_norms
 from .runs import Run, RunError
 from .vae import VAE, Terms
 
-WARM_UP = 3  # steps before one is captured: they compile, allocate and load what a captured one finds there
-AGREE = 10  # steps on a GPU between two looks at whether to stop
+WARM_UP = 3  # number of steps before the capture: they allocate, compile and load, which a captured step may not
+AGREE = 10  # number of steps on a GPU after which processes agree on whether to stop
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the step was finished and a checkpoint saved."""
+    """Ctrl-C came; the step was finished and a checkpoint saved."""
 
 
 class Trainer:
-    """A training run's state on its device, and its step.
+    """The state of a training run on its device, and its step.
 
-    A step is made of tensors on the device alone, and never waits for it: what the host decides comes from a
-    :class:`Feed`. So on a GPU it can be captured in a CUDA graph, and is, after a warm-up.
+    A step uses only tensors on the device and never waits for it: numbers that the host decides come from a
+    :class:`Feed`. A GPU can therefore capture the step in a CUDA graph, and does so after a warm-up.
 
-    The processes of gx.distributed share a step: each takes a part of the batch and of the prior's chains, whose random
-    numbers are those of their places in the whole. Every process keeps all of the model and of the data points' chains,
-    and the prior's chains are brought together for a checkpoint.
+    The processes of gx.distributed share a step: each takes a part of the batch and of the prior's chains, and draws
+    the random numbers that belong to these places in the whole. Every process keeps the whole model and the chains
+    of all data points; the prior's chains are gathered for a checkpoint.
 
     Args:
-        config: the settings.
-        data: the images.
-        device: where to train.
-        capture: on a GPU, whether to capture the step; several processes never do.
+        config: Settings of the run.
+        data: Images of the run.
+        device: Device to train on.
+        capture: Whether to capture the step on a GPU; several processes never do.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Trainer:
         capture: bool = True,
     ) -> None:
         self.config, self.device = config, device
-        self.step = 0  # how many are done
+        self.step = 0  # number of steps that are done
         torch.manual_seed(config.seed)
-        with torch.device("cpu"):  # whence it starts alike on every device
+        with torch.device("cpu"):  # so that it starts from the same parameters on every device
             self.model = VAE(config, data.mean(), len(data.train)).to(device)
             self.average = VAE(config, data.mean(), len(data.train)).to(device) if config.average else None
         if self.average:
@@ -90,7 +90,7 @@ class Trainer:
         self.train_images = data.train.to(device)
         self.binarise = Binariser(self.train_images.shape[1], device)
         self.feed = Feed(config, len(data.train), device)
-        self.images: Tensor  # binary, of the last step: this process's
+        self.images: Tensor  # this process's binary images of the last step
         self.terms: Terms
 
         self.batch = gx.distributed.share(config.batch_size)
@@ -102,21 +102,21 @@ class Trainer:
             device_ids = [device] if device.type == "cuda" else None
             self._forward = nn.parallel.DistributedDataParallel(self.model, device_ids=device_ids)
         self._captures = capture and device.type == "cuda" and not self._is_shared
-        # Everything on one stream, of its own where there is capture: a graph cannot be captured on the default one.
+        # A graph cannot be captured on the default stream, so all steps use a stream of their own if they are captured.
         self._stream = torch.cuda.Stream(device) if self._captures else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up = WARM_UP
 
     def advance(self, num_steps: int) -> None:
-        """Makes so many further steps, without waiting for them."""
+        """Makes `num_steps` further steps, without waiting for the device."""
         self.model.train()
         stream = self._stream
         if stream:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream) if stream else nullcontext():
             for _ in range(num_steps):
-                if self.config.dropout:  # all else has seeds of its own
-                    # Other masks in each process.
+                if self.config.dropout:  # all other random numbers have seeds of their own
+                    # The masks differ from process to process.
                     seed = step_seed(self.config.seed, self.step) + 0x85EBCA6B * gx.distributed.rank()
                     torch.manual_seed(seed % 2**32)
                 self.feed.prepare()
@@ -158,7 +158,7 @@ class Trainer:
             part=self.prior_part,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        # DistributedDataParallel takes the mean over processes of gradients whose sum is wanted.
+        # DistributedDataParallel takes the mean of gradients over processes, but their sum is needed.
         (gx.distributed.world_size() * terms.loss).backward()
         self.optimizer.step()
         self.terms = Terms(*(value.detach() for value in terms))
@@ -169,14 +169,14 @@ class Trainer:
 
     @torch.no_grad()
     def _share_chains(self, index: Tensor) -> None:
-        """Any process may meet any data point next."""
+        """Gathers the chains of this batch in all processes, because any process may need any data point next."""
         chains = getattr(self.model.posterior, "chains", None)
         if chains is not None:
             mine = chains.bits.index_select(0, index[self.batch])
             chains.bits.index_copy_(0, index, gx.distributed.gather(mine, self.config.batch_size))
 
     def try_compile(self) -> None:
-        """Makes some steps as they are and with torch.compile, in turn; goes back, and goes on with the faster."""
+        """Times steps with and without torch.compile, restores the state and keeps the faster way."""
         before = copy.deepcopy(self.state_dict())
         ways: list[Any] = [self.model, torch.compile(self.model, dynamic=False)]
         times: list[list[float]] = [[], []]
@@ -187,7 +187,7 @@ class Trainer:
                     began = time.perf_counter()
                     self.advance(1)
                     seconds.append(time.perf_counter() - began)
-        except Exception as error:  # the compilers' own are of many classes
+        except Exception as error:  # compilers raise errors of many classes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             tqdm.write(f"torch.compile cannot be used: {reason}", file=sys.stderr)
             self._forward = self.model
@@ -201,9 +201,9 @@ class Trainer:
         self.load_state_dict(before)
 
     def finish(self) -> None:
-        """Waits for the steps made. Raises ValueError if they have left numbers that are not finite."""
+        """Waits for the steps. Raises ValueError if the loss or a parameter is not finite."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what is wrong with the machine is raised as it is
+            torch.cuda.synchronize(self.device)  # raises faults of the machine as they are
             try:
                 gx.synchronize(self.device)
             except RuntimeError as error:
@@ -215,15 +215,15 @@ class Trainer:
 
     @property
     def evaluated(self) -> VAE:
-        """The model to evaluate: of the averaged parameters, where an average is kept."""
+        """The model to evaluate, which has the averaged parameters if an average is kept."""
         return self.average or self.model
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run continues from, on any device and in any number of processes. A collective call.
+        """The state from which a run continues, on any device and in any number of processes. A collective call.
 
-        Its tensors are on the CPU; those of a run there are the run's own, and change with the next step.
+        Its tensors are on the CPU. If the run is on the CPU too, they are the run's own and change with the next step.
         """
         bits = self.model.prior.chains.bits
         bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
@@ -240,20 +240,20 @@ class Trainer:
         return on_cpu
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Nothing of it is kept."""
+        """Continues from a state, whose tensors are copied."""
         # A captured step holds the optimizer's old tensors.
         self._graph, self._warm_up = None, WARM_UP
         self.model.load_state_dict(state["model"])
         if self.average:
             # A run that kept no average starts one here.
             self.average.load_state_dict(state["model"] | (state["average"] or {}))
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # which would keep the state's own tensors
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # load_state_dict would keep the tensors
         self._apply_settings()
         self.step = state["step"]
         self.feed.seek(self.step)
 
     def _apply_settings(self) -> None:
-        """Those of this run and device, whatever a checkpoint says; and the learning rate as a tensor on the device."""
+        """Gives the optimizer this run's settings instead of the checkpoint's, and the learning rate as a tensor."""
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings, lr=self.rate)
 
@@ -267,9 +267,13 @@ def train(
     capture: bool = True,
     compile_model: bool = False,
 ) -> VAE:
-    """Trains until the run's last step; returns the model to evaluate. Ctrl-C: a checkpoint, then Interrupted.
+    """Trains until the run's last step, and returns the model to evaluate.
 
-    Processes share the work; the first of them alone writes.
+    Processes share the work, and only the first one writes files.
+
+    Raises:
+        Interrupted: Ctrl-C came; a checkpoint was saved first.
+        RunError: The training diverged, or the run's folder cannot be used.
     """
     config = run.config
     first = gx.distributed.rank() == 0
@@ -290,8 +294,8 @@ def train(
     if first and resume:
         run.save_config()
         run.write_metrics([line for line in run.read_metrics() if line["step"] <= start])
-    # The first checkpoint tells of an unwritable folder or a full disk before training starts. Adam's moments come to
-    # it later, and the old checkpoint stays while a new one is written.
+    # The first checkpoint shows before training starts whether the folder can be written. Later ones are larger by
+    # Adam's moments, and the old one stays while a new one is written.
     written = save()
     if first:
         moments = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters())
@@ -311,7 +315,7 @@ def train(
         began = time.perf_counter()
         stop = False
         while trainer.step < config.steps and not stop:
-            # One step at a time where they are slow, so that Ctrl-C is heeded at once.
+            # On the CPU, where steps are slow, each is made alone, so that Ctrl-C is obeyed at once.
             done = _next_pause(config, trainer.step, AGREE if device.type == "cuda" else 1)
             with _divergence(trainer.step):
                 trainer.advance(done - trainer.step)
@@ -329,21 +333,21 @@ def train(
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     trainer.finish()
                     save()
-    if stop:  # because of another process
+    if stop:  # another process was interrupted
         raise Interrupted
     return trainer.evaluated.eval()
 
 
 def _next_pause(config: Config, step: int, most: int) -> int:
-    """How many steps are done when there is something else to do, at the latest after ``most`` more."""
+    """The number of steps after which metrics or a checkpoint are due, but at most ``most`` after ``step``."""
     regular = [(step // every + 1) * every for every in (config.log_every, config.checkpoint_every)]
     return 1 if step == 0 else min(step + most, config.steps, *regular)
 
 
 def _line(trainer: Trainer, validation: Tensor) -> dict[str, float]:
-    """The metrics of the last step; of this process's part of the batch."""
+    """The metrics of the last step, for this process's part of the batch."""
     config, done = trainer.config, trainer.step
-    # Far from the seeds that an evaluation makes of the run's.
+    # These seeds are far from those that an evaluation makes of the run's seed.
     seed = (config.seed << 32) + (1 << 31) + 4 * done
     line = {
         "step": done,
@@ -357,11 +361,11 @@ def _line(trainer: Trainer, validation: Tensor) -> dict[str, float]:
 
 
 def _elbo(model: VAE, images: Tensor, name: str, partition_name: str, seed: int) -> dict[str, float]:
-    """The ELBO of binary samples, by short AIS: log Z of the prior and of the posterior come out a little low."""
+    """The ELBO of binary samples, by short AIS, whose estimates of both log Z are a little low."""
     was_training = model.training
     model.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", gx.EffectiveSampleSizeWarning)  # of so few chains no other is to be expected
+        warnings.simplefilter("ignore", gx.EffectiveSampleSizeWarning)  # 64 chains always have few
         log_partition, _ = model.prior_log_partition(64, 1000, seed)
         values = model.elbo(images, log_partition, num_samples=8, seed=seed + 1)
     model.train(was_training)
@@ -369,7 +373,7 @@ def _elbo(model: VAE, images: Tensor, name: str, partition_name: str, seed: int)
 
 
 def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
-    """L2 on weight matrices and couplings, none on biases and normalisation."""
+    """Groups with an L2 penalty on weight matrices and couplings, and without one on biases and normalisation."""
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -380,7 +384,7 @@ def _parameter_groups(model: VAE, weight_decay: float) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
-    """average += weight (model - average) for the parameters; buffers, which are averages already, are copied."""
+    """Adds weight (model - average) to the parameters; copies the buffers, which are averages already."""
     parameters: list[Tensor] = list(average.parameters())
     new: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(parameters, new, [weight] * len(new))
@@ -389,7 +393,7 @@ def _move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
 
 @contextmanager
 def _metrics(run: Run, start: int) -> Iterator[Any]:
-    """A function that appends a line to metrics.jsonl and to TensorBoard's events."""
+    """Yields a function that appends a line to metrics.jsonl and to TensorBoard's events."""
     from torch.utils.tensorboard import SummaryWriter
 
     with (
@@ -410,7 +414,7 @@ def _metrics(run: Run, start: int) -> Iterator[Any]:
 
 @contextmanager
 def _divergence(step: int) -> Iterator[None]:
-    """The samplers refuse parameters that are not finite."""
+    """Turns the samplers' error about parameters that are not finite into a RunError."""
     try:
         yield
     except ValueError as error:
@@ -419,15 +423,15 @@ def _divergence(step: int) -> Iterator[None]:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Any]:
-    """Ctrl-C (or SIGTERM) is asked for between steps, so that no step is left half done; a second one stops at once.
+    """Yields a function that tells whether Ctrl-C (or SIGTERM) came, so that no step is left half done.
 
-    Raises Interrupted at the end, also when that was the last step.
+    A second Ctrl-C stops at once. Raises Interrupted at the end, also if the last step was done.
     """
     received = False
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        # torchrun passes a signal on that the terminal may have sent already.
+        # torchrun passes on a signal that the terminal may have sent to this process already.
         if received and gx.distributed.world_size() == 1:
             raise KeyboardInterrupt
         received = True

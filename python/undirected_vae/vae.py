@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VAE: encoder, posterior (undirected or factorial), Boltzmann prior, decoder; its objective and its proposals.
 
-Posterior and prior are bipartite or on a Chimera graph, each by itself. The latent bits are one vector z [N]: left,
-then right; or the Chimera's units.
+Posterior and prior are each bipartite or on a Chimera graph. The latent bits are one vector z [N]: the left, then the
+right units; or the units of the Chimera graph.
 
 The method is that of Vahdat et al. 2020, "Undirected Graphical Models as Approximate Posteriors" (arXiv 1901.03440).
 """
@@ -24,27 +24,26 @@ from .networks import Decoder, Encoder
 
 
 class Terms(NamedTuple):
-    """What one training step computes."""
+    """Results of one training step."""
 
-    loss: (
-        Tensor  # [] its gradient is that of -(log p(x|z) - kl_weight * KL); the value lacks the log partition functions
-    )
+    # Its gradient is that of -(log p(x|z) - kl_weight * KL); its value lacks the log partition functions.
+    loss: Tensor  # []
     reconstruction: Tensor  # [B] log p(x | zeta)
     divergence: Tensor  # [B] E_q[log q - log p] + log Z_phi - log Z_theta (directed: log Z_phi = 0)
 
 
 class Proposal(NamedTuple):
-    """Binary samples that stand for q(z | x), with what the importance-weighted bound needs."""
+    """Binary samples of q(z | x), with the weights that the importance-weighted bound needs."""
 
     z: Tensor  # [K, B, N]
-    log_weight: Tensor  # [K, B] mean over k of exp(log_weight) * f(z) is an unbiased estimate of sum_z f(z)
-    log_q: Tensor  # [K, B] log q(z | x); undirected: with AIS's estimate of log Z_phi(x)
+    log_weight: Tensor  # [K, B]; the mean over k of exp(log_weight) * f(z) is an unbiased estimate of sum_z f(z)
+    log_q: Tensor  # [K, B] log q(z | x); of an undirected posterior with the AIS estimate of log Z_phi(x)
 
 
 def chimera(config: Config) -> gx.ColoredGraph:
-    """The Chimera graph; beside a bipartite machine with its units numbered anew, colour 1 first, as left.
+    """The Chimera graph. If the other machine is bipartite, units of colour 1 come first, in place of its left units.
 
-    Then left is what a sweep updates last, and has no couplings inside, in both.
+    In both machines the first half then has no couplings inside, and a sweep updates it last.
     """
     graph = gx.ChimeraGraph(config.chimera_rows, config.chimera_cols, config.chimera_shore)
     if not config.has_bipartite:
@@ -101,15 +100,18 @@ class VAE(nn.Module):
         batch_size: int | None = None,
         part: slice | None = None,
     ) -> Terms:
-        """One step's objective on binary images [B, pixels] with the numbers `index` [B] in the training set.
+        """The objective of one training step.
 
         Args:
-            kl_weight: of the KL term.
-            seeds: int64 [2], of the posterior's and the prior's sampler; drawn from the default generator if None.
-            first: the place of these images in a batch of `batch_size` that several processes share. Their losses add
-                up to that of the batch.
-            batch_size: of all of them together; B if None.
-            part: of the prior's chains, this process's; all if None.
+            images: [B, pixels] binary images.
+            index: [B] int64 numbers of the images in the training set.
+            kl_weight: Weight of the KL term.
+            seeds: [2] int64, seeds of the posterior's and of the prior's sampler; drawn from the default generator if
+                None.
+            first: Place of these images in a batch that several processes share. Their losses add up to that of the
+                batch.
+            batch_size: Size of that batch; B if None.
+            part: This process's part of the prior's chains; all chains if None.
         """
         posterior_seed, prior_seed = (None, None) if seeds is None else seeds.unbind()
         features = self.encoder(images)
@@ -130,7 +132,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def propose(self, images: Tensor, num_samples: int, num_betas: int, seed: int | None = None) -> Proposal:
-        """Binary samples of the posterior: exact ones of a factorial posterior, AIS's of an undirected one."""
+        """Binary samples of the posterior: exact samples if it is factorial, samples of AIS if it is undirected."""
         features = self.encoder(images)
         if isinstance(self.posterior, FactorialPosterior):
             logits = self.posterior.logits(features)
@@ -138,11 +140,11 @@ class VAE(nn.Module):
             log_q = log_bernoulli(logits, z)
             return Proposal(z, -log_q, log_q)
         model = self.posterior.distribution(features)
-        # From the factorial model of the same fields, those of the spins as which the encoder's outputs are read.
+        # AIS starts from the factorial model with the fields of the spins that the encoder's outputs stand for.
         result = gx.annealed_importance_sampling(model, num_samples, num_betas, seed=seed)
         z = result.samples
         energy, log_partition = model.energy(z), result.log_partition.to(z)
-        # Each sample's own weight, scaled so that their mean is Z_phi.
+        # The weights are scaled so that their mean is Z_phi.
         log_weight = torch.log_softmax(result.log_weights, 0).to(z) + math.log(num_samples) + log_partition
         return Proposal(z, log_weight + energy, -energy - log_partition)
 
@@ -151,7 +153,7 @@ class VAE(nn.Module):
     ) -> tuple[float, float]:
         """log Z_theta by AIS and its standard error.
 
-        `anneal`: gx.distributed.annealed_importance_sampling, if all processes are to share the work.
+        `anneal` is gx.distributed.annealed_importance_sampling if all processes are to share the work.
         """
         result = anneal(self.prior.distribution(), num_chains, num_betas, seed=seed)
         return float(result.log_partition), float(result.standard_error)
@@ -172,6 +174,6 @@ class VAE(nn.Module):
 
 
 def log_bernoulli(logits: Tensor, bits: Tensor) -> Tensor:
-    """log p(bits) of independent Bernoulli bits: logits [..., n], bits broadcast to them -> [...]."""
-    # bit * logit - softplus(logit), which unlike binary_cross_entropy_with_logits broadcasts.
+    """log p(bits) [...] of independent Bernoulli bits, for logits [..., n] and bits that broadcast to them."""
+    # Unlike binary_cross_entropy_with_logits this broadcasts.
     return (logits * bits - F.softplus(logits)).sum(-1)

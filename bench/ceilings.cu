@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a GPU can do at most: kernels that do one thing only. A program of its own, which bench/gpu_steps.py compiles and runs.
-// Writes a line of JSON for each ceiling; ends with 1 and CUDA's message where something fails.
+// Measures the limits of a GPU with kernels that do one thing only. bench/gpu_steps.py compiles and runs this program.
+// It writes a line of JSON for each limit. If something fails it ends with exit status 1 and CUDA's message.
 #include <cooperative_groups.h>
 #include <mma.h>
 
@@ -25,7 +25,7 @@ void say(const char* name, double value) {
   std::fflush(stdout);
 }
 
-// Seconds, the median of 30.
+// Median seconds of 30 calls.
 template <class Call>
 double seconds(const Call& call) {
   cudaEvent_t begin, end;
@@ -60,7 +60,7 @@ __global__ void copy_kernel(const uint4* from, uint4* to, int64_t count) {
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count; i += gridDim.x * int64_t(blockDim.x)) to[i] = from[i];
 }
 
-// Every CTA reads all of a few megabytes, a power of two, past L1, several times.
+// Every CTA reads the same few megabytes (a power of two) several times, past L1.
 __global__ void l2_kernel(const uint4* from, uint32_t* out, int count, int passes) {
   uint32_t sum = 0;
   for (int pass = 0; pass < passes; ++pass)
@@ -68,12 +68,12 @@ __global__ void l2_kernel(const uint4* from, uint32_t* out, int count, int passe
       const uint4 value = __ldcg(from + ((i + blockIdx.x * 4096) & (count - 1)));
       sum += value.x ^ value.y ^ value.z ^ value.w;
     }
-  if (sum == 1) *out = sum;  // never: but the compiler does not know
+  if (sum == 1) *out = sum;  // this never happens, but the compiler does not know
 }
 
-// A wavefront of 32 words a warp and step, free of conflicts.
+// Each step of a warp is a wavefront of 32 words without bank conflicts.
 __global__ void shared_kernel(uint32_t* out, int steps) {
-  constexpr int kReads = 16;  // at offsets known beforehand, as address arithmetic would bind
+  constexpr int kReads = 16;  // their offsets are constants, because address arithmetic would take longer than the reads
   __shared__ uint32_t words[kReads * kThreads];
   for (int i = threadIdx.x; i < kReads * kThreads; i += kThreads) words[i] = 0;
   __syncthreads();
@@ -101,7 +101,7 @@ __global__ void tensor_kernel(int* out, int steps) {
   if (total == 1) *out = total;
 }
 
-// Clocks from a load to its value: each load is of the place of the next.
+// Clocks from a load to its value. Each load gives the address of the next.
 template <bool kShared>
 __global__ void latency_kernel(const uint32_t* memory, uint32_t* out, int64_t* clocks, int count, int steps) {
   __shared__ uint32_t words[4096];
@@ -149,7 +149,7 @@ double clocks_of(const int64_t* clocks, int steps) {
   return double(value) / steps;
 }
 
-// Microseconds of one of many empty kernels: by themselves, and as nodes of a graph.
+// Microseconds of one of many empty kernels, launched one by one and as nodes of a graph.
 void measure_launches() {
   constexpr int kLaunches = 1000;
   cudaStream_t stream;
@@ -201,7 +201,7 @@ int main() {
   const double tensor = seconds([&] { tensor_kernel<<<2 * num_sms, kThreads>>>(sums, kProducts); });
   say("tensor_u8_multiply_adds_per_second", 2.0 * num_sms * (kThreads / 32) * kProducts * 8 * 16 * 16 * 16 / tensor);
 
-  // A ring: far enough apart for lines of their own.
+  // The addresses form a ring, so far apart that each has a cache line of its own.
   constexpr int kRing = 4096, kStride = 65, kLoads = 1 << 12;
   std::vector<uint32_t> ring(kRing);
   for (int i = 0; i < kRing; ++i) ring[i] = (i + kStride) % kRing;

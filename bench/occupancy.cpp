@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For bench/cuda_report.py: how many CTAs a multiprocessor of a known device runs at a time, by NVIDIA's own rules (cuda_occupancy.h).
-// Reads lines "device|registers a thread|threads|bytes of shared memory"; writes a line each: "CTAs, multiprocessors, most threads of one".
+// Tells bench/cuda_report.py how many CTAs a multiprocessor of a known device runs at a time, by NVIDIA's rules (cuda_occupancy.h).
+// Reads lines "device|registers per thread|threads|bytes of shared memory". For each it writes a line with the number of CTAs, of
+// multiprocessors, and of threads that a multiprocessor holds at most.
 #include <cuda_occupancy.h>
 
 #include <cstdio>

@@ -33,7 +33,7 @@ gpu:
 	done; exit $$failed  # 5: ARGS chose none of these
 	$(BIN)/python -m bench --device cuda
 
-# All that only a GPU can tell, in ten minutes: with PYTHON as it is, without .venv, pip or a network. See README.
+# All that only a GPU can tell, in ten minutes: with PYTHON as it is, without .venv, pip or a network. See csrc/cuda/README.md.
 BUDGET ?= 560
 gpu-proof:
 ifneq ($(and $(OUT),$(REPLAY)),)

@@ -16,6 +16,21 @@ from .harness import OURS, Case, on_gpu
 Array = np.ndarray
 
 
+def draws(models: int, chains: int, n1: int, n2: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random states [M, C, n1], biases [M, 1, n] ~ N(0, 1) and weights [M, n1, n2] ~ N(0, 2 / (n1 + n2))."""
+    torch.manual_seed(1)
+    left = torch.randint(2, (models, chains, n1)).float()
+    weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
+    return left, torch.randn(models, 1, n1), torch.randn(models, 1, n2), weight
+
+
+def one_model_or_many(left: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """The arguments of gibbs_ext's functions: [C, n] for one model, or [M, n] for models of one chain each."""
+    if len(left) == 1:
+        return left[0], *(p[0].squeeze(0) if p.shape[1] == 1 else p[0] for p in parameters)
+    return left.squeeze(1), *(p.squeeze(1) for p in parameters)
+
+
 def torch_sweeps(
     left: Tensor,
     left_bias: Tensor,
@@ -89,15 +104,9 @@ def numpy_sweeps(
 
 
 def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float | None = None) -> Case:
-    """A case of `models` models with `chains` chains each, couplings N(0, 1/n) and biases N(0, 1)."""
-    torch.manual_seed(1)
-    left = torch.randint(2, (models, chains, n1)).float()
-    left_bias, right_bias = torch.randn(models, 1, n1), torch.randn(models, 1, n2)
-    weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
-    peer = left, left_bias, right_bias, weight, num_sweeps
-    # gibbs_ext broadcasts, so it takes [M, n] for one chain per model or [C, n] for one model.
-    left_, *biases = (t.flatten(0, 1) for t in peer[:3])
-    ours = left_, *biases, weight if models > 1 else weight[0]
+    """A case of `models` models with `chains` chains each."""
+    arguments = draws(models, chains, n1, n2)
+    peer, ours = (*arguments, num_sweeps), one_model_or_many(*arguments)
     what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
     contenders: dict[str, Callable[[], object]] = {
         OURS: lambda: gx.bipartite_gibbs(*ours, num_sweeps, seed=1),
@@ -107,7 +116,7 @@ def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: fl
     if on_gpu():
         contenders["torch.compile"] = lambda: compiled_sweeps(*peer)
     else:
-        arrays = *(t.numpy() for t in peer[:4]), num_sweeps, np.random.default_rng(1)
+        arrays = *(t.numpy() for t in arguments), num_sweeps, np.random.default_rng(1)
         contenders["NumPy"] = lambda: numpy_sweeps(*arrays)
     return Case(
         f"{what}, {n1}+{n2}, {num_sweeps} sweeps",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
-from .bipartite_gibbs import bernoulli, compiled, compiled_sweeps, rand, torch_sweeps
+from .bipartite_gibbs import bernoulli, compiled, compiled_sweeps, draws, rand, torch_sweeps
 from .harness import OURS, Case, on_gpu
 
 SHARPNESS = 4.0
@@ -54,9 +54,7 @@ def compiled_relaxed(left: Tensor, *parameters: Tensor, num_sweeps: int) -> tupl
 
 
 def case(models: int, n: int, num_sweeps: int, wanted: float | None = None) -> Case:
-    torch.manual_seed(1)
-    left = torch.randint(2, (models, 1, n)).float()
-    parameters = [torch.randn(models, 1, n), torch.randn(models, 1, n), torch.randn(models, n, n) / n**0.5]
+    left, *parameters = draws(models, 1, n, n)
     grads = [torch.randn(models, 1, n) for _ in range(3)]
     peer = [p.requires_grad_() for p in parameters]
     ours = [p.detach().squeeze(1).requires_grad_() for p in parameters]

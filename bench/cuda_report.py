@@ -37,6 +37,7 @@ import gibbs_ext as gx
 from gibbs_ext import ops
 
 from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
+from .bipartite_gibbs import draws, one_model_or_many
 from .texts import duration, markdown, write, write_part
 
 sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
@@ -103,21 +104,6 @@ class Problem:
     ways: tuple[str, ...] = ("rand", "bernoulli", COMPILE)
     num_relaxed: int = 0
     runs: tuple[int, int] = (2, 4)  # numbers of sweeps that are run; large enough for the plan of many sweeps
-
-
-def draws(models: int, chains: int, n1: int, n2: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random states [M, C, n1], biases [M, 1, n] and weights [M, n1, n2], as in bench/bipartite_gibbs.py."""
-    torch.manual_seed(1)
-    left = torch.randint(2, (models, chains, n1)).float()
-    weight = torch.randn(models, n1, n2) / ((n1 + n2) / 2) ** 0.5
-    return left, torch.randn(models, 1, n1), torch.randn(models, 1, n2), weight
-
-
-def one_model_or_many(left: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    """The arguments of gibbs_ext's functions: [C, n] for one model, or [M, n] for models of one chain each."""
-    if len(left) == 1:
-        return left[0], *(p[0].squeeze(0) if p.shape[1] == 1 else p[0] for p in parameters)
-    return left.squeeze(1), *(p.squeeze(1) for p in parameters)
 
 
 def bipartite(models: int, chains: int, n1: int, n2: int, sweeps: int, **more: Any) -> Problem:

@@ -19,9 +19,9 @@ BOUNDS = {"A100": "A100", "H100": "H100", "H200": "H100", "B200": "B200"}
 KEPT = ("status", "seconds", "date", "error", "figures")  # keys of a line that the history keeps
 
 UNPROVEN = """\
-**No GPU has run these kernels yet.** Their own text runs, thread by thread, on a host emulator
-(`tests/cuda/emulator.h`), where it passes the tests of the CPU's ops to the bit; that file and `csrc/cuda/README.md`
-list what only a GPU can prove. Take the kernels as unproven until this paragraph is gone."""
+**No GPU has run these kernels yet.** Their source runs, thread by thread, on an emulator on the CPU
+(`tests/cuda/emulator.h`), and passes the tests of the CPU's ops there, to the bit. `csrc/cuda/README.md` lists what
+only a GPU can prove. Take the kernels as unproven until this paragraph is gone."""
 
 
 class ReplayError(RuntimeError):

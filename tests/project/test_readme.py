@@ -88,12 +88,6 @@ def test_the_chart_is_that_of_the_history() -> None:
     assert chart.description(chart.rows()).encode() in chart.CHART.read_bytes()
 
 
-def test_contributing_has_a_line_for_each_make_target() -> None:
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    rows = re.findall(r"^\| (`make .*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    assert set(phony.split()) <= {target for row in rows for target in re.findall(r"`make ([\w-]+)`", row)}
-
-
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = (ROOT / "pyproject.toml").read_text()

@@ -334,9 +334,8 @@ class Operators(TorchDispatchMode):
         name = func._schema.name
         if not func.is_view and re.match(r"(aten|gibbs_ext)::(?!_?empty|new_empty|detach|_unsafe_view|lift)", name):
             self.launches += 1
-            read = {
-                name: value for name, value in (kwargs or {}).items() if name != "out"
-            }  # which is among the results
+            # `out` is among the results.
+            read = {name: value for name, value in (kwargs or {}).items() if name != "out"}
             self.operands.update(
                 t.numel() * t.element_size() for t in tree_leaves((args, read, results)) if isinstance(t, Tensor)
             )

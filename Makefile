@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
+.PHONY: train test emulated build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -19,6 +19,10 @@ train: build
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)
+
+# All tests of the ops on the emulated CUDA kernels. make test runs an eighth of them, which depends on the commit.
+emulated: build
+	GIBBS_TEST_EMULATED=all $(BIN)/python -m pytest tests/ops/test_cuda_emulated.py $(ARGS)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import zlib
 from collections.abc import Iterator
 
+import eighths
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,25 +17,36 @@ settings.register_profile(
 settings.load_profile("gibbs_ext")
 
 
+def pytest_configure() -> None:
+    try:
+        eighths.chosen()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header() -> str:
+    return f"emulated tests: eighth {eighths.chosen()} of 0 to 7 (GIBBS_TEST_EMULATED names another, or all)"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The emulator takes minutes for what the CPU does in seconds: of the CPU's tests one in eight; on demand all."""
-    if os.environ.get("GIBBS_TEST_EMULATED") == "all":
+    """Leaves the other eighths of the emulated tests out."""
+    chosen = eighths.chosen()
+    if chosen == "all":
         return
-    emulated = [item for item in items if item.path.name == "test_cuda_emulated.py" and "__" in item.name]
-    left_out = {item.nodeid for item in emulated if zlib.crc32(item.nodeid.encode()) % 8}
+    left_out = {item.nodeid for item in items if eighths.eighth_of(item.nodeid) not in (None, chosen)}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Set GIBBS_TEST_SEED to try other draws (nightly); a statistical test fails for one seed in a million."""
+    """GIBBS_TEST_SEED tries other draws, say every night; a statistical test fails for one seed in a million."""
     torch.manual_seed(int(os.environ.get("GIBBS_TEST_SEED", "0")))
 
 
 @pytest.fixture(params=supported_instruction_sets())
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once with each instruction set that this machine has."""
+    """Runs the test once with each instruction set of this machine."""
     ops.set_instruction_set(request.param)
     yield request.param
     ops.set_instruction_set("auto")

@@ -73,13 +73,6 @@ def test_launches_of_a_training_step_are_those_counted() -> None:
     assert abs(int(written) - training_step.count("paper-mnist-200")[0]) < 10
 
 
-def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"make ([\w-]+)", TEXT.replace("`make` sets", ""))) - {"TORCH_INDEX"}
-    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"train", "test"} <= targets
-    assert targets <= rules
-
-
 def test_the_table_of_speed_is_that_of_the_history() -> None:
     assert texts.parts(harness.TABLES, harness.SPEED)[1].strip() == harness.readme_table().strip()
 

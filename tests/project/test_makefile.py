@@ -35,25 +35,19 @@ def test_every_make_target_exists_and_is_listed() -> None:
     assert faults(read()) == []
 
 
-@pytest.mark.parametrize(
-    "target", ["train", "test", "cuda", "cuda-import", "cuda-report", "emulated", "torch-versions"]
-)
+@pytest.mark.parametrize("target", ["train", "test", "cuda", "cuda-import", "cuda-report", "emulated"])
 def test_a_planted_fault_in_a_target_is_found(target: str) -> None:
     texts = read()
-    one_rule_less, one_rule_more = (
-        re.sub(rf"^{target}:", "other:", texts["Makefile"], flags=re.MULTILINE),
-        "\nnew:\n\ttrue\n",
-    )
-    assert faults(texts | {"Makefile": one_rule_less})[:2] == [".PHONY lacks other", "CONTRIBUTING.md lacks other"]
-    assert f"rules lacks {target}" in faults(texts | {"Makefile": one_rule_less})
-    assert faults(texts | {"Makefile": texts["Makefile"] + one_rule_more}) == [
-        ".PHONY lacks new",
-        "CONTRIBUTING.md lacks new",
-    ]
-    less_phony = re.sub(rf"^(\.PHONY:.*) {target}\b(?!-)", r"\1", texts["Makefile"], flags=re.MULTILINE)
-    assert faults(texts | {"Makefile": less_phony}) == [f".PHONY lacks {target}"]
-    unlisted = texts["CONTRIBUTING.md"].replace(f"`make {target}`", "`make it`")
-    assert f"CONTRIBUTING.md lacks {target}" in faults(texts | {"CONTRIBUTING.md": unlisted})
+
+    def after(pattern: str, by: str, name: str = "Makefile") -> set[str]:
+        changed = re.sub(pattern, by, texts[name], flags=re.MULTILINE)
+        assert changed != texts[name]
+        return set(faults(texts | {name: changed}))
+
+    assert after(r"\Z", "\nnew:\n\ttrue\n") == {".PHONY lacks new", "CONTRIBUTING.md lacks new"}
+    expected = {f"rules lacks {target}", ".PHONY lacks other", "CONTRIBUTING.md lacks other"}
+    assert after(rf"^{target}:", "other:") >= expected
+    assert after(rf"^(\.PHONY:.*) {target}(?= |$)", r"\1") == {f".PHONY lacks {target}"}
+    assert f"CONTRIBUTING.md lacks {target}" in after(f"`make {target}`", "`make lint`", "CONTRIBUTING.md")
     for line in (f"`make {target}s`", f"make {target}s ARGS=1", f"`make ARGS=1 {target}s`"):
-        found = faults(texts | {"README.md": f"{texts['README.md']}\n{line}\n"})
-        assert found == [f"README.md speaks of make {target}s"]
+        assert after(r"\Z", f"\n{line}\n", "README.md") == {f"README.md speaks of make {target}s"}

@@ -18,10 +18,10 @@ from torch import Tensor
 from gibbs_ext import _C, ops
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda"))
-import build
+from compare import BIPARTITE_ROUTES as BIPARTITE_ROUTES
+from compare import GRAPH_ROUTES as GRAPH_ROUTES
 
-BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming")
-GRAPH_ROUTES = ("tables", "sums", "units")
+import build
 
 call_on_cpu = ops._call
 

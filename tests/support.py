@@ -3,6 +3,7 @@
 
 import contextlib
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,42 @@ from torch import Tensor
 
 from gibbs_ext import ops
 
-FALSE_ALARM = 1e-6  # of each statistical test, were it run with a fresh seed
+FALSE_ALARM = 1e-6  # the probability that a statistical test fails by chance, if it is run with a fresh seed
+
+# All ops of torch.ops.gibbs_ext, on every backend.
+OPS = (
+    "bipartite_ais",
+    "bipartite_gibbs",
+    "bipartite_gibbs_relaxed",
+    "bipartite_gibbs_relaxed_backward",
+    "coupling_resolution",
+    "graph_ais",
+    "graph_coupling_resolution",
+    "graph_edge_sums",
+    "graph_fields",
+    "graph_gibbs",
+    "graph_gibbs_relaxed",
+    "graph_gibbs_relaxed_backward",
+    "graph_metropolis",
+)
+
+
+def registered_ops() -> list[str]:
+    """Names of the ops that PyTorch's dispatcher knows."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix("gibbs_ext::") for name in names if name.startswith("gibbs_ext::"))
+
+
+def ops_without_cuda() -> list[str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in OPS if not has(f"gibbs_ext::{name}", "CUDA")]
+
+
+def names_listed(error: Exception) -> list[str]:
+    """The choices that an error names: "... must be a, b or c, got d"."""
+    found = re.search(r" must be ([\w, ]+?), (?:got|and) ", str(error))
+    assert found, error
+    return re.split(r", | or ", found[1])
 
 
 # Comparisons: each rejects NaN, wrong shapes, wrong dtypes and empty tensors that should not be -------------------

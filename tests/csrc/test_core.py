@@ -2,11 +2,14 @@
 """Philox, random words, fixed point and threshold: compiled, in Python, and what is published or true."""
 
 import math
+import platform
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from graph_support import ROUTES
+from support import names_listed
 
 from gibbs_ext import _C, coupling_resolution, ops, reference
 
@@ -177,11 +180,19 @@ def test_uniform_is_inside_the_unit_interval():
 
 def test_build_info_says_what_was_built():
     info = ops.build_info()
-    assert "baseline" in info["cpu_instruction_sets"]
+    has_simd = platform.machine() in ("x86_64", "AMD64")
+    assert info["cpu_instruction_sets"] == (("baseline", "avx2", "avx512") if has_simd else ("baseline",))
     assert ops.instruction_set() == info["instruction_set"]
     assert ops.instruction_set() in info["cpu_instruction_sets"]
-    with pytest.raises(ValueError, match="set_instruction_set: name must be"):
+    with pytest.raises(ValueError, match=r"^set_instruction_set: name must be ") as caught:
         ops.set_instruction_set("mmx")
+    assert names_listed(caught.value) == ["auto", "baseline", "avx2", "avx512"]
+
+
+def test_the_routes_of_a_graph_are_these():
+    with pytest.raises(ValueError, match=r"^set_graph_route: name must be ") as caught:
+        ops.set_graph_route("fast")
+    assert names_listed(caught.value) == ["auto", *ROUTES]
 
 
 @pytest.mark.parametrize("name", COUPLINGS)

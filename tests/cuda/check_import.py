@@ -17,17 +17,17 @@ import gibbs_ext as gx
 
 sys.path.append(str(Path(__file__).parents[1]))
 import deviceless
+from support import OPS, ops_without_cuda, registered_ops
 
 info = gx.build_info()
 if info["cuda"] != "loaded":
     sys.exit(f"PyTorch {torch.__version__}: {info['cuda']}")
-ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gibbs_ext::")]
-missing = [name for name in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")]
-if missing or not ops:
-    sys.exit(f"no CUDA kernel for {missing or 'any op'}")
+assert registered_ops() == list(OPS), registered_ops()
+if missing := ops_without_cuda():
+    sys.exit(f"no CUDA kernel for {missing}")
 left, right = gx.bipartite_gibbs(torch.zeros(4), torch.zeros(4), torch.zeros(3), torch.zeros(4, 3), 2, seed=1)
 assert (left.shape, right.shape) == ((4,), (3,))
-print(f"PyTorch {torch.__version__}: {len(ops)} ops have CUDA kernels, for {', '.join(info['cuda_architectures'])}")
+print(f"PyTorch {torch.__version__}: {len(OPS)} ops have CUDA kernels, for {', '.join(info['cuda_architectures'])}")
 
 # Fake CUDA tensors. Autograd's engine asks the driver which devices are in use; where there is no GPU, something must
 # answer. FakeTensorMode puts a device guard that does nothing in the place of CUDA's only while there are 0 devices,

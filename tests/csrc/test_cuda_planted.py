@@ -20,10 +20,15 @@ class Fault(NamedTuple):
     new: str
 
 
-BARRIER = "__syncthreads();  // "
-WHOLE = "the colour is whole; nobody reads its words"
+def missing(what: str, kernel: str, barrier: str, *, after: str) -> Fault:
+    """A barrier is left out, which the code before it tells from others."""
+    return Fault(what, kernel, f"{after} {barrier}", after)
+
+
 FAULTS = [
-    Fault("no barrier after a half sweep", "bipartite", f"{BARRIER}left's bits are drawn", "//"),
+    missing(
+        "no barrier after a half sweep", "bipartite", "__syncthreads();", after="column, sweep, ahead, beta, scale);"
+    ),
     Fault("rows that overlap", "bipartite", "return n | 1;", "return n - 1;"),
     Fault("the next CTA's chains begin too early", "bipartite", "first = at * chains_per_cta;", "first = at;"),
     Fault(
@@ -33,22 +38,50 @@ FAULTS = [
         "uint64_t(p_.sweep.sweep_offset)",
     ),
     Fault("a column too far", "bipartite", "unit < to.n ? unit : to.n - 1", "unit"),
-    Fault("no barrier between drawing and multiplying", "bipartite_tensor", "sync();  // right's bits are drawn", "//"),
-    Fault("bytes read before they are drawn", "bipartite_tensor", f"{BARRIER}random bytes are there", "//"),
+    missing(
+        "no barrier between drawing and multiplying",
+        "bipartite_tensor",
+        "sync();",
+        after="half_sweep<true>(left_, right_, sweep, last_beta, beta, scale);",
+    ),
+    missing(
+        "bytes read before they are drawn",
+        "bipartite_tensor",
+        "__syncthreads();",
+        after="draw_bytes(first_unit, units_end, sweep);",
+    ),
     Fault("a digit that is not signed", "bipartite_tensor", "uint32_t(int32_t(digit))", "uint32_t(uint8_t(digit))"),
     Fault("a CTA that keeps its bits to itself", "bipartite_tensor", "rank < size_; ++rank", "rank < 1; ++rank"),
-    Fault(
+    missing(
         "fields read before the warp has stored them",
         "bipartite_tensor",
-        "__syncwarp();  // the fields are there",
-        "//",
+        "__syncwarp();",
+        after="kStageStride, wmma::mem_row_major); }",
     ),
     Fault("a slice in the wrong place", "bipartite_tensor", "<< 16", "<< 15"),
-    Fault("no cluster barrier after right", "bipartite_cluster", "cluster_.sync();  // (B)", "//"),
-    Fault("a CTA leaves before others have read", "bipartite_cluster", "cluster_.sync();  // nobody reads", "//"),
-    Fault("no barrier between values and products", "bipartite_relaxed", f"{BARRIER}right's values are there", "//"),
-    Fault(
-        "no barrier in the backward pass", "bipartite_relaxed", f"{BARRIER}gradients of left's fields are there", "//"
+    missing(
+        "no cluster barrier after right",
+        "bipartite_cluster",
+        "cluster_.sync();",
+        after="draw_side(right_, p_.right_bias, sweep, beta);",
+    ),
+    missing(
+        "a CTA leaves before others have read",
+        "bipartite_cluster",
+        "cluster_.sync();",
+        after="store_side(right_, p_.right_out);",
+    ),
+    missing(
+        "no barrier between values and products",
+        "bipartite_relaxed",
+        "__syncthreads();",
+        after="Outcome::kNonFiniteRightBias) + sum).value; });",
+    ),
+    missing(
+        "no barrier in the backward pass",
+        "bipartite_relaxed",
+        "__syncthreads();",
+        after="out(p.grad_left_bias, c, n1)[i] += grad; });",
     ),
     Fault(
         "words of a binary sweep again",
@@ -56,7 +89,7 @@ FAULTS = [
         "s.sweep_offset + s.num_sweeps + relaxed_sweep",
         "s.sweep_offset + relaxed_sweep",
     ),
-    Fault("no barrier between colours", "graph", f"{BARRIER}the colour is whole", "//"),
+    missing("no barrier between colours", "graph", "__syncthreads();", after="update(begin, end, stream, beta);"),
     Fault("ties are not broken", "graph", "if (byte == high) open |= 1u << u;", ""),
     Fault("a flip of the wrong sign", "graph", "logit_of_unit, bit(node))", "logit_of_unit, false)"),
     Fault("every lane the first chain", "graph", "chain_ = is_active_ ? mine : own_.begin;", "chain_ = own_.begin;"),
@@ -66,13 +99,18 @@ FAULTS = [
         "low_words = plan.tile * round_up(call.num_nodes, 32)",
         "low_words = plan.tile * call.num_nodes",
     ),
-    Fault("no barrier between colours of relaxed sweeps", "graph_relaxed", f"{BARRIER}{WHOLE}", "//"),
+    missing(
+        "no barrier between colours of relaxed sweeps",
+        "graph_relaxed",
+        "__syncthreads();",
+        after="mean[row + node] = unit.mean; } }",
+    ),
     Fault("the gradient stops a sweep early", "graph_relaxed", "sweep >= -1; --sweep", "sweep >= 0; --sweep"),
     Fault("a coupling of the wrong sign", "graph_fields", "field += coupling", "field -= coupling"),
 ]
 
 
-# How the names of the ops, and of their routes, begin that a kernel serves.
+# Prefixes of the names of the ops that a kernel serves, and of their routes.
 SERVES = {
     "bipartite": ("bipartite_",),
     "bipartite_tensor": ("bipartite_", "tensor"),
@@ -91,7 +129,7 @@ def compare(library: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    build.emulated_ops()  # what all of them share
+    build.emulated_ops()  # the objects that all of them share
 
     def outcome(fault: Fault) -> subprocess.CompletedProcess[str]:
         folder = tmp_path_factory.mktemp("fault")
@@ -105,6 +143,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
 def test_without_a_fault_they_agree() -> None:
     done = compare(build.emulated_ops())
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", ["partial sums", "y();", "x();"])
+def test_a_fault_hooks_on_code_that_occurs_once(words: str) -> None:
+    text = {"a.cuh": "x();\nx();  // partial sums\n/* y(); */"}
+    with pytest.raises(ValueError, match=r"^a\.cuh: expected once, found [02] times"):
+        build.with_fault(text, words, "")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)

@@ -95,18 +95,33 @@ def emulated_ops() -> Path:
     return link(emulated_objects(), torch_flags()[1], FOLDER / "gibbs_ext_emulated.so")
 
 
+def without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def with_fault(texts: dict[str, str], old: str, new: str) -> dict[str, str]:
+    """C++ sources in which ``new`` stands for ``old``, which must occur once in all of them.
+
+    Comments are removed first, so that no fault can depend on their words, and any white space separates words.
+    """
+    codes = {name: without_comments(text) for name, text in texts.items()}
+    pattern = r"\s+".join(map(re.escape, old.split()))
+    count = sum(len(re.findall(pattern, code)) for code in codes.values())
+    if count != 1:
+        raise ValueError(f"{', '.join(texts)}: expected once, found {count} times: {old}")
+    return {name: re.sub(pattern, lambda _: new, code) for name, code in codes.items()}
+
+
 def emulated_ops_with_fault(kernel: str, old: str, new: str, folder: Path) -> Path:
     """As :func:`emulated_ops`, with one replacement made in csrc/cuda/``kernel``.
 
-    What does not include it is not compiled again.
+    Only sources that include this kernel are compiled again.
     """
     objects = emulated_objects()
-    text = (ROOT / "csrc" / "cuda" / kernel).read_text()
-    if text.count(old) != 1:
-        raise ValueError(f"{kernel} holds {text.count(old)} times, not once: {old}")
+    faulty = with_fault({kernel: (ROOT / "csrc" / "cuda" / kernel).read_text()}, old, new)
     for part in ("core", "cuda"):
         shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part)
-    (folder / "csrc" / "cuda" / kernel).write_text(text.replace(old, new))
+    (folder / "csrc" / "cuda" / kernel).write_text(faulty[kernel])
     affected = [path for path in kernel_sources() if kernel in (FOLDER / "plain" / f"{path.stem}.cu.d").read_text()]
     others = [path for path in objects if path.name not in {f"{source.name}.o" for source in affected}]
     changed = [folder / "csrc" / "cuda" / source.name for source in affected]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import graph_support
 import pytest
 import torch
 from torch import Tensor
@@ -55,16 +56,13 @@ def call_on_gpu(op: Any, *args: Any) -> Any:
     return results.cpu() if isinstance(results, Tensor) else tuple(result.cpu() for result in results)
 
 
-def send_ops(
-    call: Callable[..., Any], set_route: Callable[[str], None], modules: Sequence[ModuleType], patch: pytest.MonkeyPatch
-) -> None:
+def send_ops(call: Callable[..., Any], set_route: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
     """To another backend, for the length of a test. What names a route of the CPU names one of its kernels then."""
     patch.setattr(ops, "_call", call)
     patch.setattr(ops, "set_instruction_set", lambda name: None)
     patch.setattr(ops, "set_graph_route", set_route)
-    for module in modules:
-        if hasattr(module, "WAYS"):
-            patch.setattr(module, "WAYS", [("auto", route) for route in GRAPH_ROUTES])
+    ways = [("auto", route) for route in GRAPH_ROUTES]
+    patch.setattr(graph_support, "WAYS_OF", dict.fromkeys(graph_support.WAYS_OF, ways))
 
 
 def tests_of(modules: Sequence[ModuleType], unfit: Callable[[str, str], bool]) -> dict[str, Any]:

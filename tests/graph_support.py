@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import pytest
 import torch
-from support import supported_instruction_sets
+from support import assert_same_bits, supported_instruction_sets, untouched
 from torch import Tensor
 
-from gibbs_ext import ChimeraGraph, ColoredGraph, ops
+from gibbs_ext import ChimeraGraph, ColoredGraph, graph_gibbs, graph_metropolis, ops
+from gibbs_ext.reference import graph_gibbs_reference, graph_metropolis_reference
 
 
 class GraphParameters(NamedTuple):
@@ -50,6 +52,45 @@ def taking(instruction_set: str = "auto", route: str = "auto") -> Iterator[None]
     finally:
         ops.set_instruction_set("auto")
         ops.set_graph_route("auto")
+
+
+# The ways of each op that makes binary sweeps; Metropolis sweeps have one route on the CPU. Other backends replace these.
+WAYS_OF = {graph_gibbs: WAYS, graph_metropolis: [(name, "auto") for name in supported_instruction_sets()]}
+REFERENCES = {graph_gibbs: graph_gibbs_reference, graph_metropolis: graph_metropolis_reference}
+
+
+def both(op, state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGraph, *args, **kwargs) -> Tensor:
+    """Runs the reference, and the op in every way; checks that all agree and no input changes; returns the bits."""
+    tensors = {
+        str(i): x for i, x in enumerate((state, bias, coupling, *kwargs.values())) if isinstance(x, torch.Tensor)
+    }
+    expected = REFERENCES[op](state, bias, coupling, graph, *args, **kwargs)
+    with untouched(**tensors, edges=graph.edges, colors=graph.colors, layout=graph.layout):
+        for way in WAYS_OF[op]:
+            with taking(*way):
+                actual = op(state, bias, coupling, graph, *args, **kwargs)
+                assert_same_bits(actual, expected)
+                assert actual.is_contiguous()
+    return expected
+
+
+# Batch shapes of bias and coupling for a state [C, N]. Routes depend on them.
+SHARED, PER_CHAIN_BIAS, PER_CHAIN = ("", ""), ("C", ""), ("", "C")
+KINDS = pytest.mark.parametrize("kind", [SHARED, PER_CHAIN_BIAS, PER_CHAIN], ids=["shared", "bias", "coupling"])
+
+
+def parameters_of(kind: tuple[str, str], graph: ColoredGraph, chains: int, **options) -> GraphParameters:
+    return random_graph_parameters(graph, [(chains,) if batch else () for batch in kind], **options)
+
+
+def gauged(graph: ColoredGraph, parameters: GraphParameters, flipped: Tensor) -> tuple[GraphParameters, Tensor]:
+    """Parameters of the model in which the units ``flipped`` are turned, and the biases that lack their couplings."""
+    u, v = graph.edges.unbind(-1)
+    sign = torch.where(flipped, -1.0, 1.0)
+    onto = torch.zeros(*parameters.coupling.shape[:-1], graph.num_nodes)  # sums of the couplings to flipped neighbours
+    onto.index_add_(-1, u, parameters.coupling * flipped[v]).index_add_(-1, v, parameters.coupling * flipped[u])
+    coupling = sign[u] * sign[v] * parameters.coupling
+    return GraphParameters(sign * (parameters.bias + onto), coupling), sign * parameters.bias
 
 
 # Graphs -----------------------------------------------------------------------------------------------------------

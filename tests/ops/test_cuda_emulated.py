@@ -18,6 +18,7 @@ import test_graph_fields
 import test_graph_gibbs
 import test_graph_gibbs_relaxed
 import test_graph_metropolis
+import test_graph_sweeps
 import test_rounding_warning
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
@@ -32,6 +33,7 @@ MODULES = (
     test_graph_gibbs,
     test_graph_gibbs_relaxed,
     test_graph_metropolis,
+    test_graph_sweeps,
     test_graph_ais,
     test_graph_fields,
     test_rounding_warning,
@@ -55,7 +57,7 @@ globals().update(backends.tests_of(MODULES, unfit))
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library = emulated_library()
-    backends.send_ops(call_emulated, library.set_route, MODULES, monkeypatch)
+    backends.send_ops(call_emulated, library.set_route, monkeypatch)
     yield
     library.set_route("auto")
 

@@ -95,7 +95,7 @@ def _backend(_has_gpu: None, request: pytest.FixtureRequest, monkeypatch: pytest
         yield
         gx.synchronize()  # a fault that the test did not ask for is its own, not the next one's
         return
-    backends.send_ops(call_on_gpu, ops.set_cuda_route, MODULES, monkeypatch)
+    backends.send_ops(call_on_gpu, ops.set_cuda_route, monkeypatch)
     yield
     ops.set_cuda_route("auto")
 

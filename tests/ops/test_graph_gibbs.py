@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binary sweeps of coloured graphs: the reference's bits by every route, and everything they must not depend on."""
 
+import functools
 import time
 import warnings
 
+import graph_support
 import pytest
 import torch
 from graph_support import (
-    GRAPH_BROADCASTS,
-    GRAPHS,
+    KINDS,
+    PER_CHAIN,
     ROUTES,
-    WAYS,
+    SHARED,
+    GraphParameters,
     as_edges,
     chimera_cell,
     complete_graph,
+    gauged,
     graph_named,
-    random_graph,
+    parameters_of,
     random_graph_parameters,
     star_graph,
     taking,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from support import (
-    assert_bits,
     assert_same_bits,
-    awkward,
     longest_standstill,
     random_bits,
     supported_instruction_sets,
-    untouched,
 )
 
 from gibbs_ext import (
@@ -43,75 +42,10 @@ from gibbs_ext import (
 )
 from gibbs_ext.reference import graph_gibbs_reference
 
-DTYPES = [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Batch shapes of bias and coupling for a state [C, N]: what decides the route.
-SHARED, PER_CHAIN_BIAS, PER_CHAIN = ("", ""), ("C", ""), ("", "C")
-KINDS = pytest.mark.parametrize("kind", [SHARED, PER_CHAIN_BIAS, PER_CHAIN], ids=["shared", "bias", "coupling"])
-
-
-def parameters_of(kind, graph, chains, **options):
-    return random_graph_parameters(graph, [(chains,) if batch else () for batch in kind], **options)
-
-
-def both(state, bias, coupling, graph, *args, **kwargs):
-    """Runs the reference, and the op in every way; checks that all agree and no input changes; returns the bits."""
-    tensors = {
-        str(i): x for i, x in enumerate((state, bias, coupling, *kwargs.values())) if isinstance(x, torch.Tensor)
-    }
-    expected = graph_gibbs_reference(state, bias, coupling, graph, *args, **kwargs)
-    with untouched(**tensors, edges=graph.edges, colors=graph.colors, layout=graph.layout):
-        for way in WAYS:
-            with taking(*way):
-                actual = graph_gibbs(state, bias, coupling, graph, *args, **kwargs)
-                assert_same_bits(actual, expected)
-                assert actual.is_contiguous()
-    return expected
+both = functools.partial(graph_support.both, graph_gibbs)
 
 
 # Agreement with the reference -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("broadcast", GRAPH_BROADCASTS)
-def test_agrees_with_reference(name, broadcast):
-    (state, *batches), shape = GRAPH_BROADCASTS[broadcast]
-    graph = graph_named(name)
-    n = graph.num_nodes
-    z = both(random_bits(*state, n), *random_graph_parameters(graph, batches), graph, 4, seed=n)
-    assert z.shape == (*shape, n)
-    assert_bits(z)
-
-
-@given(
-    n=st.integers(1, 150),
-    density=st.sampled_from([0.0, 0.02, 0.1, 1.0]),
-    one_colour_each=st.booleans(),
-    chains=st.integers(1, 40),
-    models=st.sampled_from([None, 1, 3]),
-    per_chain=st.booleans(),
-    scale=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
-    num_sweeps=st.integers(0, 4),
-    clamp=st.booleans(),
-)
-def test_agrees_with_reference_on_any_problem(
-    n, density, one_colour_each, chains, models, per_chain, scale, num_sweeps, clamp
-):
-    n = min(n, 40) if density == 1 else n
-    graph = random_graph(n, round(density * n * (n - 1) / 2), seed=n)
-    if one_colour_each:
-        graph = ColoredGraph(n, graph.edges, torch.randperm(n))
-    batch = () if models is None else (models,)
-    p = random_graph_parameters(graph, ((chains, *batch) if per_chain else (), batch), scale=scale)
-    options = {"clamp": torch.rand(n) < 0.3} if clamp else {}
-    both(random_bits(chains, *batch, n), *p, graph, num_sweeps, seed=n, chain_offset=n, **options)
-
-
-@KINDS
-@pytest.mark.parametrize("chains", [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130, 257])
-@pytest.mark.parametrize("name", ["chimera", "star of 9"])
-def test_agrees_with_reference_for_any_number_of_chains(name, chains, kind):
-    graph = graph_named(name)
-    both(random_bits(chains, graph.num_nodes), *parameters_of(kind, graph, chains), graph, 4, seed=3)
 
 
 @pytest.mark.parametrize("chains", [1, 3, 9, 20, 33])
@@ -133,17 +67,6 @@ def test_every_degree(rays, kind):
     both(random_bits(35, rays + 1), *parameters_of(kind, graph, 35), graph, 3, seed=rays)
 
 
-@KINDS
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-3, 0.1, 3.0, 30.0, 3e4, 1e30])
-@pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
-def test_agrees_with_reference_at_any_scale(scale, kind):
-    """From couplings that no unit feels to a frozen model, whose probabilities are 0 and 1."""
-    for name in ("chimera", "K20"):
-        graph = graph_named(name)
-        p = parameters_of(kind, graph, 40, scale=scale)
-        both(random_bits(40, graph.num_nodes), *p, graph, 5, seed=5)
-
-
 @pytest.mark.parametrize("name", ["chimera", "K3"])
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_couplings_of_very_different_size(name):
@@ -154,65 +77,6 @@ def test_couplings_of_very_different_size(name):
     both(random_bits(6, graph.num_nodes), *p, graph, 5, seed=5)
     for coupling in p.coupling:
         both(random_bits(6, graph.num_nodes), p.bias, coupling, graph, 5, seed=5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("parameter_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes(dtype, parameter_dtype):
-    graph = graph_named("chimera with holes")
-    n = graph.num_nodes
-    for kind in (SHARED, PER_CHAIN):
-        p = parameters_of(kind, graph, 5, dtype=parameter_dtype)
-        z = both(random_bits(5, n, dtype=dtype), *p, graph, 3, seed=1)
-        assert z.dtype == dtype
-        as_float = graph_gibbs(torch.zeros(5, n), *p, graph, 3, seed=1)
-        assert_same_bits(graph_gibbs(torch.zeros(5, n, dtype=dtype), *p, graph, 3, seed=1).float(), as_float)
-
-
-@KINDS
-@pytest.mark.parametrize("mask", ["unit", "chain", "one per chain", "one", "all", "none"])
-def test_clamps(kind, mask):
-    chains = 37
-    for name in ("chimera with holes", "K20", "no edges"):
-        graph = graph_named(name)
-        n = graph.num_nodes
-        clamp = {
-            "unit": torch.rand(n) < 0.5,
-            "chain": torch.rand(chains, n) < 0.5,
-            "one per chain": torch.rand(chains, 1) < 0.5,
-            "one": torch.tensor(True),
-            "all": torch.ones(n, dtype=torch.bool),
-            "none": torch.zeros(n, dtype=torch.bool),
-        }[mask]
-        before = random_bits(chains, n)
-        after = both(before, *parameters_of(kind, graph, chains), graph, 5, clamp=clamp, seed=2)
-        kept = clamp.expand(before.shape)
-        assert after[kept].equal(before[kept])
-        assert mask in ("all", "one") or not after[~kept].equal(before[~kept])
-
-
-SCHEDULES = [
-    0.0,
-    0.37,
-    2.5,
-    -1.0,
-    torch.tensor(0.5),
-    [0.0, 0.5, 0.5, 0.5, 1.0, 2.0],
-    [1.0, 1.0, 0.3, 0.3, 1.0, 1.0],
-    torch.linspace(0, 3, 6),
-]
-
-
-@KINDS
-@pytest.mark.parametrize("name", ["chimera", "star of 20"])
-def test_schedule_of_beta(name, kind):
-    """Constant stretches and changes: tables made for one beta must not serve another."""
-    graph = graph_named(name)
-    p, state = parameters_of(kind, graph, 50), random_bits(50, graph.num_nodes)
-    for beta in SCHEDULES:
-        both(state, *p, graph, 6, beta=beta, seed=4)
-    expected = graph_gibbs(state, *p, graph, 3, beta=0.7, seed=4)
-    assert_same_bits(graph_gibbs(state, *p, graph, 3, beta=[0.7] * 3, seed=4), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -364,21 +228,17 @@ def test_colours_are_visited_in_their_order(kind):
 @KINDS
 @pytest.mark.parametrize("name", ["chimera with holes", "K20", "pegasus-like"])
 def test_gauge_transformation(name, kind, instruction_set, monkeypatch):
-    """Turning z_i into 1 - z_i for some units turns the model into another one with the same law.
+    """The model in which some units z_i are turned into 1 - z_i has the same law.
 
-    To the bit even, when these units' words are turned too: parameters are multiples of 2^-4, so that fields are
-    exact, and threshold(-x) + threshold(x) = 2^32. So op on the model = reference on its transform, turned back.
+    It has the same bits if the words of these units are turned as well, because threshold(-x) + threshold(x) = 2^32 and
+    parameters are multiples of 2^-4, which makes fields exact: the op on the model is the reference on the other one.
     """
     graph = graph_named(name)
     n, chains = graph.num_nodes, 60
-    bias, coupling = (torch.round(16 * x) / 16 for x in parameters_of(kind, graph, chains))
+    p = GraphParameters(*(torch.round(16 * x) / 16 for x in parameters_of(kind, graph, chains)))
     state, flipped = random_bits(chains, n), torch.rand(n) < 0.5
-    u, v = graph.edges.unbind(-1)
-    sign = torch.where(flipped, -1.0, 1.0)
-    onto = torch.zeros(*coupling.shape[:-1], n)  # sums of the couplings to flipped neighbours
-    onto.index_add_(-1, u, coupling * flipped[v]).index_add_(-1, v, coupling * flipped[u])
-    gauged_bias, gauged_coupling = sign * (bias + onto), sign[u] * sign[v] * coupling
-    actual = graph_gibbs(state, bias, coupling, graph, 6, beta=0.7, seed=9)
+    transformed, wrong_bias = gauged(graph, p, flipped)
+    actual = graph_gibbs(state, *p, graph, 6, beta=0.7, seed=9)
 
     random_words = reference.random_words
 
@@ -393,25 +253,16 @@ def test_gauge_transformation(name, kind, instruction_set, monkeypatch):
         monkeypatch.setattr(reference, "random_words", random_words)
         return (z - flipped.float()).abs()
 
-    assert_same_bits(by_gauge(gauged_bias, gauged_coupling), actual)
+    assert_same_bits(by_gauge(*transformed), actual)
     # Planted faults: a bias not transformed, a coupling whose sign was forgotten.
-    assert not by_gauge(sign * bias, gauged_coupling).equal(actual)
-    forgotten = gauged_coupling.clone()
-    mixed = (sign[u] * sign[v] < 0).nonzero().squeeze(-1)
-    forgotten[..., mixed[coupling.reshape(-1, len(u))[0, mixed].abs().argmax()]] *= -1
-    assert not by_gauge(gauged_bias, forgotten).equal(actual)
+    assert not by_gauge(wrong_bias, transformed.coupling).equal(actual)
+    forgotten = transformed.coupling.clone()
+    mixed = (flipped[graph.edges].sum(-1) == 1).nonzero().squeeze(-1)
+    forgotten[..., mixed[p.coupling.reshape(-1, graph.num_edges)[0, mixed].abs().argmax()]] *= -1
+    assert not by_gauge(transformed.bias, forgotten).equal(actual)
 
 
 # What the bits do not depend on -----------------------------------------------------------------------------------
-
-
-@KINDS
-def test_a_chain_alone_is_the_chain_among_others(kind):
-    graph = graph_named("chimera with holes")
-    p, state = parameters_of(kind, graph, 64), random_bits(64, graph.num_nodes)
-    together = graph_gibbs(state, *p, graph, 12, seed=8)
-    own = [x[7] if batch else x for x, batch in zip(p, kind, strict=True)]
-    assert_same_bits(graph_gibbs(state[7], *own, graph, 12, seed=8, chain_offset=7), together[7])
 
 
 @KINDS
@@ -426,47 +277,6 @@ def test_any_split_of_the_batch(kind, split):
         parts.append(graph_gibbs(state[rows], *own, graph, 9, seed=1, chain_offset=first))
         first += size
     assert_same_bits(torch.cat(parts), graph_gibbs(state, *p, graph, 9, seed=1))
-
-
-@KINDS
-@pytest.mark.parametrize("beta", [torch.linspace(0.1, 2, 10), torch.tensor([0.5] * 4 + [1.0] * 6)])
-def test_any_split_of_the_sweeps(kind, beta, graph_route):
-    graph = graph_named("chimera")
-    p, state = parameters_of(kind, graph, 70), random_bits(70, graph.num_nodes)
-    expected = graph_gibbs(state, *p, graph, 10, beta=beta, seed=6)
-    for cut in (0, 1, 3, 9, 10):
-        first = graph_gibbs(state, *p, graph, cut, beta=beta[:cut] if cut else 1.0, seed=6)
-        rest = graph_gibbs(first, *p, graph, 10 - cut, beta=beta[cut:] if cut < 10 else 1.0, sweep_offset=cut, seed=6)
-        assert_same_bits(rest, expected)
-
-
-@pytest.mark.parametrize(
-    "broadcast", ["shared", "per_model", "bias_per_chain", "chains_of_models", "models_of_chains", "single"]
-)
-@pytest.mark.parametrize("name", ["chimera", "K20"])
-def test_any_number_of_threads(name, broadcast, threads):
-    graph = graph_named(name)
-    (state, *batches), _ = GRAPH_BROADCASTS[broadcast]
-    grow = [(*(40 * s if s > 1 else s for s in batch),) for batch in (state, *batches)]
-    p = random_graph_parameters(graph, grow[1:])
-    z = random_bits(*grow[0], graph.num_nodes, dtype=torch.bool)
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(graph_gibbs(z, *p, graph, 8, seed=2))
-    assert_same_bits(results[1], results[0])
-    assert_same_bits(results[2], results[0])
-
-
-@KINDS
-@pytest.mark.parametrize("how", ["transposed", "strided", "offset"])
-def test_memory_layout_does_not_matter(how, kind):
-    graph = graph_named("chimera with holes")
-    n = graph.num_nodes
-    p, state, clamp = parameters_of(kind, graph, 6), random_bits(6, n), torch.rand(6, n) < 0.3
-    expected = graph_gibbs(state, *p, graph, 4, clamp=clamp, seed=1)
-    state, bias, coupling, clamp = (awkward(x, how) for x in (state, *p, clamp))
-    assert_same_bits(both(state, bias, coupling, graph, 4, clamp=clamp, seed=1), expected)
 
 
 def test_expanded_equals_materialised():
@@ -505,18 +315,6 @@ def test_chain_numbers_given_one_by_one(bias_batch, coupling_batch):
     assert not z[0].equal(z[1])
 
 
-@pytest.mark.parametrize("chain_offset", [0, 2**32 - 2, 2**48 - 5])
-@pytest.mark.parametrize("sweep_offset", [0, 2**32 - 2, 2**44 - 4])
-@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63 - 1, 2**64 - 1])
-def test_numbers_at_their_limits(chain_offset, sweep_offset, seed):
-    graph = graph_named("chimera with holes")
-    for kind in (SHARED, PER_CHAIN):
-        both(
-            random_bits(5, graph.num_nodes), *parameters_of(kind, graph, 5), graph, 4,
-            seed=seed, chain_offset=chain_offset, sweep_offset=sweep_offset,
-        )  # fmt: skip
-
-
 def test_chain_numbers_that_cross_32_bits():
     graph = graph_named("chimera")
     for kind in (SHARED, PER_CHAIN):
@@ -524,41 +322,7 @@ def test_chain_numbers_that_cross_32_bits():
         both(random_bits(100, 32), *p, graph, 4, seed=1, chain_offset=2**32 - 50, sweep_offset=2**32 - 2)
 
 
-def test_seeds():
-    graph = graph_named("chimera")
-    args = random_bits(10, 32), *random_graph_parameters(graph), graph, 3
-    assert_same_bits(graph_gibbs(*args, seed=-1), graph_gibbs(*args, seed=2**64 - 1))
-    assert_same_bits(graph_gibbs(*args, seed=7), graph_gibbs(*args, seed=torch.tensor(7)))
-    assert not graph_gibbs(*args, seed=7).equal(graph_gibbs(*args, seed=8))
-    torch.manual_seed(3)
-    first, second = graph_gibbs(*args), graph_gibbs(*args)
-    assert not first.equal(second)
-    torch.manual_seed(3)
-    assert_same_bits(graph_gibbs(*args), first)
-    assert_same_bits(graph_gibbs(*args, generator=torch.Generator().manual_seed(3)), first)
-    assert_same_bits(graph_gibbs(*args), second)  # a generator of its own leaves the default one alone
-
-
 # Edges ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("empty", [(0,), (3, 0), (0, 4)])
-@pytest.mark.parametrize("shared", [True, False])
-def test_empty_batches(empty, shared):
-    for name in ("chimera", "K3", "no edges"):
-        graph = graph_named(name)
-        p = random_graph_parameters(graph, ((), () if shared else empty))
-        z = both(torch.zeros(*empty, graph.num_nodes), *p, graph, 3, seed=0)
-        assert z.shape == (*empty, graph.num_nodes)
-
-
-def test_no_sweeps():
-    graph = graph_named("chimera")
-    p, state = random_graph_parameters(graph), random_bits(3, 32)
-    same = graph_gibbs(state, *p, graph, 0, seed=0)
-    assert_same_bits(same, state)
-    assert same.data_ptr() != state.data_ptr()
-    assert_same_bits(graph_gibbs(state[0], *p, graph, 0, seed=0, chain_offset=torch.arange(4)), state[0].repeat(4, 1))
 
 
 @pytest.mark.parametrize("kind", [SHARED, PER_CHAIN])
@@ -584,18 +348,6 @@ def test_beta_zero_is_fair_whatever_the_couplings(beta, kind):
     assert_same_bits(drawn, none)
     assert 0.45 < drawn.mean() < 0.55
     both(state, *p, graph, 4, beta=[1.0, beta, 0.5, beta], seed=4)
-
-
-@pytest.mark.parametrize("sign", [torch.ones_like, torch.randn_like], ids=["one sign", "both signs"])
-@KINDS
-@pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
-def test_couplings_whose_sum_overflows_float32(sign, kind):
-    for name in ("chimera", "one edge", "star of 9", "K20"):
-        graph = graph_named(name)
-        p = parameters_of(kind, graph, 40)
-        p = p._replace(coupling=torch.sign(sign(p.coupling)) * 1.6e38)
-        for beta in (1.0, 1e-38, 0.0, -1.0):
-            both(random_bits(40, graph.num_nodes), *p, graph, 3, beta=beta, seed=9)
 
 
 def test_sums_that_fill_31_bits():
@@ -625,12 +377,6 @@ def test_resolution_warning():
 def test_resolution_warning_as_an_error():
     with pytest.raises(CouplingResolutionWarning, match=r"^graph_gibbs: coupling"):
         graph_gibbs(torch.zeros(2), torch.zeros(2), torch.tensor([1e7]), graph_named("one edge"), 1, seed=0)
-
-
-def test_no_gradient():
-    graph = graph_named("chimera")
-    p = [x.requires_grad_() for x in random_graph_parameters(graph)]
-    assert not graph_gibbs(torch.zeros(32), *p, graph, 2, seed=0).requires_grad
 
 
 def test_many_nodes():

@@ -54,7 +54,7 @@ def taking(instruction_set: str = "auto", route: str = "auto") -> Iterator[None]
         ops.set_graph_route("auto")
 
 
-# The ways of each op that makes binary sweeps; Metropolis sweeps have one route on the CPU. Other backends replace these.
+# Ways of each op that makes binary sweeps; Metropolis sweeps have one route on the CPU. Other backends replace these.
 WAYS_OF = {graph_gibbs: WAYS, graph_metropolis: [(name, "auto") for name in supported_instruction_sets()]}
 REFERENCES = {graph_gibbs: graph_gibbs_reference, graph_metropolis: graph_metropolis_reference}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gibbs and Metropolis sweeps of coloured graphs: the bits of the reference, whatever the route, batch, threads or memory.
+"""Gibbs and Metropolis sweeps of graphs: the bits of the reference, whatever the route, batch, threads or memory.
 
 test_graph_gibbs.py and test_graph_metropolis.py hold the tests that only one of the two has.
 """

@@ -7,9 +7,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gibbs_ext import ops
@@ -129,6 +131,43 @@ def supported_instruction_sets() -> list[str]:
     return names
 
 
+# Relaxed sweeps ---------------------------------------------------------------------------------------------------
+
+# Names of relaxations, and whether their slope has a gradient. The gradient is the derivative of the value for the smooth
+# ones; for straight_through and a stopped slope it is not, by design.
+SMOOTH = [("pwl", True), ("concrete", True), ("mean_field", True)]
+RELAXATIONS = [*SMOOTH, ("pwl", False), ("straight_through", True)]
+
+
+def gradients(
+    function: Callable[..., Sequence[Tensor]], state: Tensor, parameters: Sequence[Tensor], *args: Any, **kwargs: Any
+) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
+    """Values, and gradients of a fixed random linear function of them in every input that is floating."""
+    inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in (state, *parameters)]
+    outputs = function(*inputs, *args, **kwargs)
+    generator = torch.Generator().manual_seed(7)
+    loss = torch.zeros((), dtype=torch.float64)
+    for out in outputs:
+        loss = loss + (out.double() * torch.randn(out.shape, dtype=torch.float64, generator=generator)).sum()
+    return outputs, torch.autograd.grad(loss, [x for x in inputs if x.requires_grad], allow_unused=True)
+
+
+def assert_gradients_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Results of :func:`gradients`: the same are missing, and the others are close."""
+    for a, e in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        assert (a is None) == (e is None)
+        if e is not None:
+            assert_close(a, e, tolerance)
+
+
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """L2 error of all gradients together, relative to their L2 norm."""
+    pairs = list(zip(actual, expected, strict=True))
+    assert all(torch.isfinite(a).all() for a, _ in pairs)
+    difference = sum(float((a.double() - e).pow(2).sum()) for a, e in pairs)
+    return float((difference / sum(float(e.pow(2).sum()) for _, e in pairs)) ** 0.5)
+
+
 # Models -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +275,26 @@ def z_threshold(num_comparisons: int = 1) -> float:
     from scipy import stats
 
     return float(stats.norm.isf(FALSE_ALARM / 2 / num_comparisons))
+
+
+def word_faults(random_words: Callable[..., NDArray[np.uint32]]) -> list[Callable[..., NDArray[np.uint32]]]:
+    """Faults to plant in place of the reference's random words. A model's second side, or colour, begins at unit 4."""
+
+    def one_word_for_all_units(seed: int, chain: Any, sweep: int, num_units: int) -> NDArray[np.uint32]:
+        return random_words(seed, chain, sweep, num_units)[:, :1].repeat(num_units, axis=1)
+
+    def same_words_every_sweep(seed: int, chain: Any, sweep: int, num_units: int) -> NDArray[np.uint32]:
+        return random_words(seed, chain, 0, num_units)
+
+    def sides_share_words(seed: int, chain: Any, sweep: int, num_units: int) -> NDArray[np.uint32]:
+        words = random_words(seed, chain, sweep, num_units)
+        words[:, 4:] = words[:, : num_units - 4]
+        return words
+
+    def four_bits(seed: int, chain: Any, sweep: int, num_units: int) -> NDArray[np.uint32]:
+        return random_words(seed, chain, sweep, num_units) & 0xF0000000
+
+    return [one_word_for_all_units, same_words_every_sweep, sides_share_words, four_bits]
 
 
 def product(**axes: Sequence[object]) -> list[dict[str, object]]:

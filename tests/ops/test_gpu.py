@@ -26,7 +26,16 @@ import pytest
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_on_cpu, call_on_gpu, to_device
 from graph_support import GRAPH_BROADCASTS, graph_named, random_graph_parameters
-from support import BROADCASTS, assert_bits, assert_close, assert_same_bits, awkward, random_bits, random_parameters
+from support import (
+    BROADCASTS,
+    RELAXATIONS,
+    assert_bits,
+    assert_close,
+    assert_same_bits,
+    awkward,
+    random_bits,
+    random_parameters,
+)
 from test_cuda_emulated import MODULES, unfit
 from torch import Tensor
 from torch.utils._triton import has_triton
@@ -47,7 +56,6 @@ ROOT = Path(__file__).parents[2]
 DEVICE = "cuda"
 ERRORS = (TypeError, ValueError, RuntimeError)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-RELAXATIONS = (("pwl", True), ("pwl", False), ("concrete", True), ("straight_through", True), ("mean_field", True))
 # About a second: so long the GPU is busy while a test looks whether a call waits for it.
 SLEEP = 2_000_000_000
 

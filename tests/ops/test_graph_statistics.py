@@ -24,7 +24,7 @@ from graph_support import (
     taking,
     where,
 )
-from support import all_states, chi_square_excess, state_numbers, supported_instruction_sets, z_threshold
+from support import all_states, chi_square_excess, state_numbers, supported_instruction_sets, word_faults, z_threshold
 
 from gibbs_ext import ChimeraGraph, ColoredGraph, graph_gibbs, graph_gibbs_relaxed, reference
 
@@ -153,7 +153,6 @@ def test_planted_faults_trip_the_alarm(name):
 def test_reused_random_words_trip_the_alarm(monkeypatch):
     """Faults of the random words themselves, planted into the reference."""
     graph, p = model_named("chimera cell")
-    random_words = reference.random_words
 
     def alarm():
         z = reference.graph_gibbs_reference(torch.zeros(20_000, 8), *p, graph, 6, seed=1)
@@ -161,21 +160,7 @@ def test_reused_random_words_trip_the_alarm(monkeypatch):
 
     assert not alarm()
 
-    def one_word_for_all_units(seed, chain, sweep, num_units):
-        return random_words(seed, chain, sweep, num_units)[:, :1].repeat(num_units, axis=1)
-
-    def same_words_every_sweep(seed, chain, sweep, num_units):
-        return random_words(seed, chain, 0, num_units)
-
-    def colours_share_words(seed, chain, sweep, num_units):
-        words = random_words(seed, chain, sweep, num_units)
-        words[:, 4:] = words[:, :4]
-        return words
-
-    def four_bits(seed, chain, sweep, num_units):
-        return random_words(seed, chain, sweep, num_units) & 0xF0000000
-
-    for fault in (one_word_for_all_units, same_words_every_sweep, colours_share_words, four_bits):
+    for fault in word_faults(reference.random_words):
         monkeypatch.setattr(reference, "random_words", fault)
         assert alarm(), fault.__name__
 

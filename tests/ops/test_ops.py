@@ -259,55 +259,10 @@ def test_func_grad_on_a_graph():
 # Ctrl-C, and the module itself ------------------------------------------------------------------------------------
 
 INTERRUPTED = """
-    import sys, threading, time, os, signal, torch, gibbs_ext as gx
-    torch.set_num_threads({threads})
-    left, bias = torch.zeros({chains}, 100), torch.zeros(100, requires_grad=True)
-    weight = 0.1 * torch.randn({models}100, 100)
-    before = [x.clone() for x in (left, bias, weight)]
-    sent = []
-
-    def interrupt():
-        time.sleep(0.5)
-        sent.append(time.perf_counter())
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    try:
-        {call}
-    except KeyboardInterrupt:
-        print("late" if time.perf_counter() - sent[0] > 1 else "in time")
-        assert all(x.equal(y) for x, y in zip((left, bias, weight), before))
-        assert gx.bipartite_gibbs(left[:1], bias, bias, weight[:1] if weight.dim() == 3 else weight, 1)
-        try:
-            gx.bipartite_gibbs(left[:, :3], bias, bias, weight, 1)
-        except KeyboardInterrupt:
-            print("an old interruption came back")
-        except (RuntimeError, ValueError):
-            print("and works on")
-"""
-
-CALLS = {
-    "bipartite_gibbs": "gx.bipartite_gibbs(left, bias, bias, weight, 10**7)",
-    "bipartite_gibbs_relaxed": "gx.bipartite_gibbs_relaxed(left, bias, bias, weight, 10**7)",
-    "bipartite_ais": "gx.bipartite_ais(left, bias, bias, weight, bias, bias, torch.linspace(0, 1, 10**7))",
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(("chains", "models"), [(1, ""), (512, ""), (64, "64, ")])
-def test_ctrl_c_stops_within_a_second(call, chains, models):
-    assert_stops(INTERRUPTED.format(call=CALLS[call], chains=chains, models=models, threads=2))
-
-
-INTERRUPTED_ON_A_GRAPH = """
-    import threading, time, os, signal, torch, gibbs_ext as gx
+    import os, signal, threading, time, torch, gibbs_ext as gx
     torch.set_num_threads(2)
-    gx.ops.set_graph_route("{route}")
-    graph = {graph}
-    n = graph.num_nodes
-    state, bias = torch.zeros({chains}, n), torch.zeros(n, requires_grad=True)
-    coupling = 0.1 * torch.randn({models}graph.num_edges)
-    before = [x.clone() for x in (state, bias, coupling)]
+    {model}
+    before = [x.clone() for x in (state, *model)]
     {prepare}
     sent = []
 
@@ -321,21 +276,61 @@ INTERRUPTED_ON_A_GRAPH = """
         {call}
     except KeyboardInterrupt:
         print("late" if time.perf_counter() - sent[0] > 1 else "in time")
-        assert all(x.equal(y) for x, y in zip((state, bias, coupling), before))
-        gx.graph_gibbs(state[:1], bias, coupling, graph, 1)
+        assert all(x.equal(y) for x, y in zip((state, *model), before))
+        {again}
         try:
-            gx.graph_gibbs(state[:, :3], bias, coupling, graph, 1)
+            {refused}
         except KeyboardInterrupt:
             print("an old interruption came back")
         except (RuntimeError, ValueError):
             print("and works on")
 """
 
+
+def assert_stops(**parts):
+    script = textwrap.dedent(INTERRUPTED).format(**parts)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["in time", "and works on", ""]
+
+
+def assert_stops_on_a_graph(call, *, graph="gx.ChimeraGraph(4)", chains, models="", route="auto", prepare=""):
+    assert_stops(
+        model=f"gx.ops.set_graph_route('{route}'); graph = {graph}; n = graph.num_nodes; "
+        f"state, bias = torch.zeros({chains}, n), torch.zeros(n, requires_grad=True); "
+        f"coupling = 0.1 * torch.randn({models}graph.num_edges); model = bias, coupling",
+        prepare=prepare,
+        call=call,
+        again="gx.graph_gibbs(state[:1], bias, coupling, graph, 1)",
+        refused="gx.graph_gibbs(state[:, :3], bias, coupling, graph, 1)",
+    )
+
+
+CALLS = {
+    "bipartite_gibbs": "gx.bipartite_gibbs(state, *model, 10**7)",
+    "bipartite_gibbs_relaxed": "gx.bipartite_gibbs_relaxed(state, *model, 10**7)",
+    "bipartite_ais": "gx.bipartite_ais(state, *model, bias, bias, torch.linspace(0, 1, 10**7))",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("chains", "models"), [(1, ""), (512, ""), (64, "64, ")])
+def test_ctrl_c_stops_within_a_second(call, chains, models):
+    assert_stops(
+        model=f"state = torch.zeros({chains}, 100); bias = torch.zeros(100, requires_grad=True); "
+        f"model = bias, bias, 0.1 * torch.randn({models}100, 100)",
+        prepare="",
+        call=CALLS[call],
+        again="gx.bipartite_gibbs(state[:1], bias, bias, model[2].view(-1, 100, 100)[0], 1)",
+        refused="gx.bipartite_gibbs(state[:, :3], *model, 1)",
+    )
+
+
 GRAPH_CALLS = {
-    "graph_gibbs": "gx.graph_gibbs(state, bias, coupling, graph, 10**8)",
-    "graph_metropolis": "gx.graph_metropolis(state, bias, coupling, graph, 10**8)",
-    "graph_gibbs_relaxed": "gx.graph_gibbs_relaxed(state, bias, coupling, graph, 10**8)",
-    "graph_ais": "gx.graph_ais(state, bias, coupling, graph, bias, torch.linspace(0, 1, 10**7))",
+    "graph_gibbs": "gx.graph_gibbs(state, *model, graph, 10**8)",
+    "graph_metropolis": "gx.graph_metropolis(state, *model, graph, 10**8)",
+    "graph_gibbs_relaxed": "gx.graph_gibbs_relaxed(state, *model, graph, 10**8)",
+    "graph_ais": "gx.graph_ais(state, *model, graph, bias, torch.linspace(0, 1, 10**7))",
 }
 
 
@@ -352,26 +347,17 @@ GRAPH_CALLS = {
     ],
 )
 def test_ctrl_c_on_a_graph(call, chains, models, route):
-    options = {"graph": "gx.ChimeraGraph(4)", "chains": chains, "models": models, "route": route, "prepare": ""}
-    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=GRAPH_CALLS[call], **options))
+    assert_stops_on_a_graph(GRAPH_CALLS[call], chains=chains, models=models, route=route)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_ctrl_c_in_relaxed_sweeps(backward):
-    """Of a dense graph, which takes seconds though the fields that it keeps are few."""
+    """Relaxed sweeps of a dense graph take seconds although they keep few fields."""
     num_sweeps = 1000 if backward else 5000
-    forward = f"loss = gx.graph_gibbs_relaxed(state, bias, coupling, graph, 0, {num_sweeps})[0].sum()"
+    forward = f"loss = gx.graph_gibbs_relaxed(state, *model, graph, 0, {num_sweeps})[0].sum()"
     prepare, call = (forward, "loss.backward()") if backward else ("", forward)
     graph = "gx.ColoredGraph(800, torch.cartesian_prod(torch.arange(400), torch.arange(400, 800)))"
-    options = {"graph": graph, "chains": 1, "models": "", "route": "auto", "prepare": prepare}
-    assert_stops(INTERRUPTED_ON_A_GRAPH.format(call=call, **options))
-
-
-def assert_stops(script):
-    script = textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["in time", "and works on", ""]
+    assert_stops_on_a_graph(call, graph=graph, chains=1, prepare=prepare)
 
 
 IDLE_CALLER = """

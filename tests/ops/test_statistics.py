@@ -14,6 +14,7 @@ from support import (
     chi_square_excess,
     exact_probabilities,
     random_parameters,
+    word_faults,
     z_threshold,
 )
 
@@ -91,24 +92,10 @@ def sampled_by_reference(model, chains=40_000):
 
 def test_reused_random_words_trip_the_alarm(model, monkeypatch):
     """Faults of the random words themselves, planted into the reference."""
-    exact, random_words = exact_probabilities(model), reference.random_words
+    exact = exact_probabilities(model)
     assert chi_square_excess(sampled_by_reference(model), exact) < 1
 
-    def one_word_for_all_units(seed, chain, sweep, num_units):
-        return random_words(seed, chain, sweep, num_units)[:, :1].repeat(num_units, axis=1)
-
-    def same_words_every_sweep(seed, chain, sweep, num_units):
-        return random_words(seed, chain, 0, num_units)
-
-    def sides_share_words(seed, chain, sweep, num_units):
-        words = random_words(seed, chain, sweep, num_units)
-        words[:, 4:] = words[:, :3]
-        return words
-
-    def four_bits(seed, chain, sweep, num_units):
-        return random_words(seed, chain, sweep, num_units) & 0xF0000000
-
-    for fault in (one_word_for_all_units, same_words_every_sweep, sides_share_words, four_bits):
+    for fault in word_faults(reference.random_words):
         monkeypatch.setattr(reference, "random_words", fault)
         assert chi_square_excess(sampled_by_reference(model), exact) > 1, fault.__name__
 

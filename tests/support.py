@@ -133,8 +133,8 @@ def supported_instruction_sets() -> list[str]:
 
 # Relaxed sweeps ---------------------------------------------------------------------------------------------------
 
-# Names of relaxations, and whether their slope has a gradient. The gradient is the derivative of the value for the smooth
-# ones; for straight_through and a stopped slope it is not, by design.
+# Names of relaxations, and whether their slope has a gradient. Smooth ones are those whose gradient is the derivative of
+# their value, which it is not for straight_through and a stopped slope, by design.
 SMOOTH = [("pwl", True), ("concrete", True), ("mean_field", True)]
 RELAXATIONS = [*SMOOTH, ("pwl", False), ("straight_through", True)]
 

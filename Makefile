@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# make train, make test: all set-up, then the work. ARGS goes to the program: make train ARGS="--steps 20000".
+# make train and make test do all set-up, then the work. ARGS goes to the program: make train ARGS="--steps 20000".
+# CONTRIBUTING.md lists the targets.
 
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
-# An extra package index for pip to find PyTorch's CPU builds in.
+# An extra package index in which pip finds PyTorch's CPU builds.
 TORCH_INDEX ?=
 ARGS ?=
 
@@ -27,17 +28,17 @@ emulated: build
 bench: build
 	$(BIN)/python -m bench $(ARGS)
 
-# On a machine with a GPU: the tests of the ops, each call of which waits for its kernels; those of what only a GPU has; then timings.
+# Needs a GPU. Runs the tests of the ops, in which calls wait for their kernels, the other tests of a GPU, and the benchmarks.
 gpu:
 	@nvidia-smi -L 2> /dev/null | grep -q GPU || { echo 'make gpu: nvidia-smi -L finds no GPU' >&2; exit 1; }
 	$(MAKE) build
 	@failed=0; for synchronous in 1 0; do \
 	  GIBBS_REQUIRE_CUDA=1 GIBBS_CUDA_SYNCHRONOUS=$$synchronous $(BIN)/python -m pytest tests/ops/test_gpu.py $(ARGS) \
 	    || [ $$? = 5 ] || failed=1; \
-	done; exit $$failed  # 5: ARGS chose none of these
+	done; exit $$failed  # 5: ARGS chose none of these tests
 	$(BIN)/python -m bench --device cuda
 
-# All that only a GPU can tell, in ten minutes: with PYTHON as it is, without .venv, pip or a network. See csrc/cuda/README.md.
+# Needs a GPU. Checks and measures for ten minutes, with PYTHON as it is: without .venv, pip or a network. See csrc/cuda/README.md.
 BUDGET ?= 560
 gpu-proof:
 ifneq ($(and $(OUT),$(REPLAY)),)
@@ -50,8 +51,8 @@ else
 	@echo 'make gpu-proof: expected OUT=folder, to run, or REPLAY=folder, to write down what a run found; got neither' >&2; exit 1
 endif
 
-# Set-up. A stamp is written only after its step has succeeded, so an interrupted one is done again.
-# pip never builds in isolation here: that would download a second torch.
+# Set-up. A stamp is written only after its step has succeeded, so an interrupted step is done again.
+# pip never builds in isolation here, because that would download a second torch.
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Python 3.10 or newer is needed; name one with make PYTHON=...' >&2; exit 1; }
@@ -61,7 +62,7 @@ endif
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# On x86-64 Linux the build that indexes offer by default is CUDA's, several GB. Without a GPU the CPU build is tried first.
+# The default build for x86-64 Linux is CUDA's, which has several GB, so the CPU build is tried first if there is no GPU.
 .venv/torch.stamp: .venv/python.stamp
 	@if nvidia-smi -L 2> /dev/null | grep -q GPU; then \
 	  echo 'Installing PyTorch $(TORCH_VERSION) for CUDA'; \
@@ -93,16 +94,16 @@ build: .venv/build.stamp
 
 # Checks
 
-# The CUDA kernels for every architecture, with nvcc alone.
+# Compiles the CUDA kernels for every architecture, with nvcc alone.
 cuda:
 	$(PYTHON) csrc/cuda/nvcc.py
 
-# What the kernels will do on GPUs, counted by the tests' emulator. The disassembler is an extra: without it there is no instruction mix.
+# Counts in the tests' emulator what the kernels will do on GPUs. The disassembler is optional: it adds the instruction mix.
 cuda-report: build
 	-$(PIP) -qq nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(BIN)/python -m bench.cuda_report $(ARGS)
 
-# Into an environment with a CUDA build of PyTorch (a download of several GB): that the kernels load, and serve every op. Needs no GPU.
+# Checks that the kernels load into a CUDA build of PyTorch, a download of several GB, and serve every op. Needs no GPU.
 CUDA_TORCH_VERSION ?= 2.14.1
 cuda-import: .venv/python.stamp
 	$(PYTHON) -m venv build/cuda-import
@@ -110,8 +111,8 @@ cuda-import: .venv/python.stamp
 	GIBBS_CUDA=1 build/cuda-import/bin/python -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --force-reinstall .
 	cd build && cuda-import/bin/python ../tests/cuda/check_import.py
 
-# With other versions of PyTorch, each with the Python after its colon: that gibbs_ext builds, and passes some of its tests. ARGS names others.
-# An environment each in build/torch-versions: where there is no CPU build, downloads of several GB.
+# Checks that gibbs_ext builds with other versions of PyTorch, each with the Python after its colon, and passes some tests, or
+# those that ARGS names. Each version has an environment in build/torch-versions, of several GB if there is no CPU build.
 VERSIONS ?= 2.10.0:3.10 2.11.0:3.12 2.12.1:3.13 2.13.0 2.14.1
 torch-versions:
 	$(PYTHON) tests/torch_versions.py --index '$(TORCH_INDEX)' --tests '$(ARGS)' $(VERSIONS)
@@ -134,10 +135,10 @@ hooks: .venv/lint.stamp
 
 SANITIZE := -std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -Icsrc -Wall -Wextra -Werror -pthread \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
-# What needs no framework.
+# Sources that need no framework.
 SANITIZE_CODE := $(wildcard csrc/cpu/*.cpp csrc/cpu/kernels/*.cpp)
 SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
-# Once with the instruction sets of this processor, once with the code for any processor.
+# They are built once with the instruction sets of this processor, and once with the code for any processor.
 SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))
 
 sanitize: $(SANITIZE_PROGRAMS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the ops, once more on another backend: each op's CPU call is sent there, and its results come back.
+"""Runs the tests of the ops on another backend: each call of an op is sent there, and its results come back.
 
 A backend is a function (op, arguments) -> results that stands in for :func:`gibbs_ext.ops._call`.
 """
@@ -40,7 +40,7 @@ def call_emulated(op: Any, *args: Any) -> Any:
 
 
 def to_device(value: Any, device: str) -> Any:
-    """A tensor with the same strides, on the device; anything else as it is."""
+    """Moves a tensor to the device with the same strides; returns anything else as it is."""
     if not isinstance(value, Tensor):
         return value
     whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
@@ -57,7 +57,7 @@ def call_on_gpu(op: Any, *args: Any) -> Any:
 
 
 def send_ops(call: Callable[..., Any], set_route: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
-    """To another backend, for the length of a test. What names a route of the CPU names one of its kernels then."""
+    """Sends calls of ops to another backend during a test. Names of routes then mean the routes of that backend."""
     patch.setattr(ops, "_call", call)
     patch.setattr(ops, "set_instruction_set", lambda name: None)
     patch.setattr(ops, "set_graph_route", set_route)
@@ -66,7 +66,7 @@ def send_ops(call: Callable[..., Any], set_route: Callable[[str], None], patch: 
 
 
 def tests_of(modules: Sequence[ModuleType], unfit: Callable[[str, str], bool]) -> dict[str, Any]:
-    """Test functions and fixtures of other modules under names of their own, but those that ``unfit(module, name)``."""
+    """Test functions and fixtures of other modules, with the module in each name, without those that are ``unfit``."""
     found = {}
     for module in modules:
         for name, value in vars(module).items():

@@ -10,7 +10,7 @@ from support import supported_instruction_sets
 
 from gibbs_ext import ops
 
-# A timing-dependent deadline fails on a loaded machine; a derandomised run fails for a reason, not by chance.
+# A deadline would fail on a loaded machine, and random examples would fail by chance.
 settings.register_profile(
     "gibbs_ext", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -61,7 +61,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(params=["blocks", "tables", "chains"])
 def graph_route(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test with each route that binary sweeps of a graph may take."""
+    """Runs the test once with each route that binary sweeps of a graph may take."""
     ops.set_graph_route(request.param)
     yield request.param
     ops.set_graph_route("auto")

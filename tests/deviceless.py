@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps on tensors that have a device and no values: whoever reads one, or mixes devices, raises.
+"""Training steps on tensors that have a device and no values: code that reads one, or mixes devices, raises an error.
 
-Fake tensors (FakeTensorMode) say that a step never waits for its device, whatever that is; tensors of device "meta" say
-that it makes nothing elsewhere. tests/undirected_vae/test_step.py runs it on fake CPU tensors and on "meta";
-tests/cuda/check_import.py, where PyTorch has CUDA, on fake CUDA tensors, for which no GPU is needed.
+Fake tensors (FakeTensorMode) show that a step never waits for its device; tensors of device "meta" show that it makes
+no tensor on another device. tests/undirected_vae/test_step.py uses fake CPU tensors and "meta";
+tests/cuda/check_import.py uses fake CUDA tensors, which need a PyTorch with CUDA but no GPU.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "left": 16, "right": 16, "chimera_rows": 1, "chimera_cols": 4, "encoder": (10,), "decoder": (10,),
     "prior_chains": 20, "batch_size": 8,
 }  # fmt: skip
-# Every posterior, prior and coupling; and what else changes a step.
+# Every combination of posterior, prior and coupling, and other settings that change a step.
 CONFIGS = {
     f"{posterior}-{prior}-{coupling}": Config(posterior=posterior, prior=prior, coupling=coupling, **SIZES)
     for posterior, prior, coupling in itertools.product(
@@ -46,7 +46,7 @@ def images() -> Dataset:
 
 
 def _to(module: nn.Module, device: torch.device) -> nn.Module:
-    """module.to(device), which PyTorch refuses to do with fake tensors."""
+    """Does the work of module.to(device), which PyTorch refuses for fake tensors."""
 
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
@@ -64,7 +64,7 @@ def _to(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _fused_adam(*lists: Any, **options: Any) -> None:
-    """Changes tensors in place, of which nothing shows here but their devices. PyTorch has none for "meta"."""
+    """Adam's fused kernel on "meta", for which PyTorch has none. Only the devices of its tensors can be checked."""
     tensors = [x for value in (*lists, *options.values()) for x in (value if isinstance(value, list) else [value])]
     assert all(x.device.type == "meta" for x in tensors if isinstance(x, Tensor))
 
@@ -84,7 +84,7 @@ def optimizers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fake() -> Iterator[None]:
-    """Tensors made inside are fake. A graph's own, which are made once of real integers, are not; their copies are."""
+    """Makes tensors fake inside. A graph's own tensors stay real, because it reads them; their copies are fake."""
     make = gx.ColoredGraph.__init__
 
     def made(self: gx.ColoredGraph, *args: Any) -> None:
@@ -104,14 +104,14 @@ def fake() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ready(device: str) -> Iterator[None]:
-    """A Trainer made inside, and its steps, have tensors without values: of "meta", or fake ones of another device."""
+    """Gives a Trainer made inside, and its steps, tensors of "meta", or fake ones of another device."""
     with patch.object(VAE, "to", _to), optimizers(), contextlib.nullcontext() if device == "meta" else fake():
         yield
 
 
 def take_steps(config: Config, device: str, **faults: Any) -> Trainer:
-    """Two steps, of which the second finds the optimizer's moments. ``faults``: methods to put in place of VAE's."""
-    # Renumbering reads a graph's integers.
+    """Takes two steps; the second finds the optimizer's moments. ``faults`` replace methods of VAE."""
+    # The graph is made before, because renumbering reads its integers.
     graph = chimera(config)
     with (
         patch("undirected_vae.vae.chimera", lambda config: graph),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of graphs share: graphs of every kind, parameters of their batches, and answers by enumeration."""
+"""Helpers of the tests of graphs: graphs of every kind, parameters of their batches, and answers by enumeration."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ WAYS = list(itertools.product(supported_instruction_sets(), ROUTES))
 
 @contextlib.contextmanager
 def taking(instruction_set: str = "auto", route: str = "auto") -> Iterator[None]:
-    """A way of WAYS, or a part of one. What is asserted in the block names it."""
+    """Sets one of WAYS, or a part of it. Assertions that fail in the block name it."""
     ops.set_instruction_set(instruction_set)
     ops.set_graph_route(route)
     try:
@@ -101,7 +101,7 @@ def as_edges(pairs: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def complete_graph(n: int) -> ColoredGraph:
-    """n colours."""
+    """Each node has a colour of its own."""
     return ColoredGraph(n, as_edges([(i, j) for i in range(n) for j in range(i)]))
 
 
@@ -171,7 +171,7 @@ def random_graph_parameters(
     scale: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> GraphParameters:
-    """Bias and coupling of the given batch shapes; couplings such that fields are of order ``scale``."""
+    """Bias and coupling of the given batch shapes. The coupling is such that fields are of order ``scale``."""
     bias, coupling = (
         torch.randn(*batch, n, dtype=torch.float64, generator=generator)
         for batch, n in zip(batches, (graph.num_nodes, len(graph.edges)), strict=True)
@@ -195,7 +195,7 @@ def chimera_cell(shape: Sequence[int] = (), **options) -> tuple[GraphParameters,
 
 def where(of_states: Tensor, *ones: int) -> Tensor:
     """A view of the states in which these units are 1."""
-    for unit in sorted(ones, reverse=True):  # the dims of lower units are still to be split
+    for unit in sorted(ones, reverse=True):  # the dims of lower units are not yet split
         of_states = halves(of_states, unit)[1]
     return of_states
 
@@ -222,14 +222,14 @@ def exact_graph_probabilities(graph: ColoredGraph, parameters: GraphParameters, 
 
 
 def exact_sweeps(graph: ColoredGraph, parameters: GraphParameters, num_sweeps: int, beta: float = 1.0) -> Tensor:
-    """[2^N] float64: the distribution after so many sweeps from all zeros, unit by unit."""
+    """[2^N] float64: the distribution after ``num_sweeps`` Gibbs sweeps from all zeros, unit by unit."""
     return _swept(graph, parameters, num_sweeps, lambda logit: (torch.sigmoid(logit), torch.sigmoid(-logit)), beta)
 
 
 def exact_metropolis_sweeps(
     graph: ColoredGraph, parameters: GraphParameters, num_sweeps: int, beta: float = 1.0
 ) -> Tensor:
-    """Likewise, of Metropolis sweeps."""
+    """[2^N] float64: the distribution after ``num_sweeps`` Metropolis sweeps from all zeros."""
     return _swept(graph, parameters, num_sweeps, lambda x: (x.clamp(max=0).exp(), (-x).clamp(max=0).exp()), beta)
 
 
@@ -240,7 +240,7 @@ def _swept(
     flips: Callable[[Tensor], tuple[Tensor, Tensor]],
     beta: float,
 ) -> Tensor:
-    """``flips``: of a logit, how probably a unit that is 0 becomes 1, and one that is 1 becomes 0."""
+    """``flips`` takes logits and returns the probabilities that 0 becomes 1, and that 1 becomes 0."""
     energies = exact_energies(graph, parameters)
     p = torch.zeros_like(energies)
     p[0] = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share: comparisons that cannot pass by accident, models, and thresholds of statistical tests."""
+"""Helpers of all tests: comparisons that cannot pass by accident, models, and thresholds of statistical tests."""
 
 import contextlib
 import itertools
@@ -54,11 +54,11 @@ def names_listed(error: Exception) -> list[str]:
     return re.split(r", | or ", found[1])
 
 
-# Comparisons: each rejects NaN, wrong shapes, wrong dtypes and empty tensors that should not be -------------------
+# Comparisons: each rejects NaN, wrong shapes and wrong dtypes -----------------------------------------------------
 
 
 def assert_same_bits(actual: Sequence[Tensor] | Tensor, expected: Sequence[Tensor] | Tensor) -> None:
-    """Equal in shape, dtype and every value; NaN equals nothing."""
+    """Shapes, dtypes and all values are equal; NaN equals nothing."""
     if isinstance(actual, Tensor) and isinstance(expected, Tensor):
         actual, expected = [actual], [expected]
     assert len(actual) == len(expected)
@@ -70,7 +70,7 @@ def assert_same_bits(actual: Sequence[Tensor] | Tensor, expected: Sequence[Tenso
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Largest difference within ``tolerance`` of the largest magnitude expected (or of 1)."""
+    """The largest difference is within ``tolerance``, times the largest magnitude expected if that exceeds 1."""
     assert actual.shape == expected.shape, f"shape {list(actual.shape)}, expected {list(expected.shape)}"
     assert torch.isfinite(actual).all(), "not finite"
     assert torch.isfinite(expected).all(), "the expected value is not finite"
@@ -113,7 +113,7 @@ def longest_standstill(function: Callable[[], object]) -> float:
     thread.start()
     is_over = False
     while not is_over:
-        is_over = not thread.is_alive()  # also before this thread ran again: that is then a standstill, too
+        is_over = not thread.is_alive()  # a thread that ended before this one ran again is a standstill, too
         time.sleep(0.001)
         now = time.perf_counter()
         last, longest = now, max(longest, now - last)
@@ -121,7 +121,7 @@ def longest_standstill(function: Callable[[], object]) -> float:
 
 
 def supported_instruction_sets() -> list[str]:
-    """Those compiled that this CPU has."""
+    """Names of the compiled instruction sets that this CPU has."""
     names = []
     for name in ops.build_info()["cpu_instruction_sets"]:
         with contextlib.suppress(ValueError):
@@ -133,8 +133,8 @@ def supported_instruction_sets() -> list[str]:
 
 # Relaxed sweeps ---------------------------------------------------------------------------------------------------
 
-# Names of relaxations, and whether their slope has a gradient. Smooth ones are those whose gradient is the derivative of
-# their value, which it is not for straight_through and a stopped slope, by design.
+# Names of relaxations, and whether their slope has a gradient. The gradient of SMOOTH ones is the derivative of their
+# value; straight_through and a stopped slope have another gradient by design.
 SMOOTH = [("pwl", True), ("concrete", True), ("mean_field", True)]
 RELAXATIONS = [*SMOOTH, ("pwl", False), ("straight_through", True)]
 
@@ -199,7 +199,7 @@ def random_parameters(
     dtype: torch.dtype = torch.float32,
     scale: float = 1.0,
 ) -> Parameters:
-    """Biases and weight of the given batch shapes; couplings such that fields are of order ``scale``."""
+    """Biases and weight of the given batch shapes. The weight is such that fields are of order ``scale``."""
     left, right, weight = batches
     coupling_scale = 2 * scale / max(n1, n2) ** 0.5
     return Parameters(
@@ -253,7 +253,7 @@ def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
 
     States expected fewer than 10 times are pooled, so that the chi-square distribution holds in the tail.
     """
-    from scipy import stats  # here, as the tests of a GPU do without
+    from scipy import stats  # imported here, because tests of a GPU run without SciPy
 
     count = torch.bincount(state_numbers(z.reshape(-1, z.shape[-1])), minlength=len(probabilities)).double()
     expected = probabilities * count.sum()
@@ -261,7 +261,7 @@ def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
     if rare.any():
         count = torch.cat([count[~rare], count[rare].sum()[None]])
         expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-        if expected[-1] < 10:  # still too few: pool with the next smallest
+        if expected[-1] < 10:  # still too few: the next smallest joins the pool
             order = expected.argsort()
             count, expected = count[order], expected[order]
             count = torch.cat([count[:2].sum()[None], count[2:]])
@@ -271,7 +271,7 @@ def chi_square_excess(z: Tensor, probabilities: Tensor) -> float:
 
 
 def z_threshold(num_comparisons: int = 1) -> float:
-    """Two-sided normal threshold such that the largest of so many |z| exceeds it with probability FALSE_ALARM."""
+    """Threshold that the largest |z| of ``num_comparisons`` normal variables exceeds with probability FALSE_ALARM."""
     from scipy import stats
 
     return float(stats.norm.isf(FALSE_ALARM / 2 / num_comparisons))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make torch-versions``: builds gibbs_ext for other versions of PyTorch and Python, imports it, and runs tests there.
 
-Each pair has an environment of its own in build/torch-versions, and in it a copy of the sources, so that nothing
-compiled for one is used for another. An environment that is ready is used again.
+Each pair has an environment of its own in build/torch-versions, with a copy of the sources, so that nothing compiled
+for one pair is used for another. An environment that is ready is used again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "torch-versions"
-# What calls PyTorch most, in about two minutes. Without the tests of Ctrl-C, which fail where the machine is busy.
+# The tests that call PyTorch most take about two minutes. Tests of Ctrl-C are left out: they fail on a busy machine.
 TESTS = [
     *(f"tests/ops/test_{name}.py" for name in ("ops", "golden", "bad_inputs", "transforms")),
     *(f"tests/models/test_{name}.py" for name in ("distributions", "graph_boltzmann")),
@@ -37,7 +37,7 @@ sys.exit(0 if found == tuple(sys.argv[1:]) else f"found {found}")
 
 
 class Failure(Exception):
-    """Of one version: the others are still to be tried."""
+    """One version cannot be tested; the others are still tried."""
 
 
 def run(words: Sequence[object], log: Path, cwd: Path = ROOT) -> int:
@@ -79,7 +79,7 @@ def make_environment(folder: Path, python: str, version: str, index: str, log: P
 
 
 def copy_sources(target: Path) -> None:
-    """All that git does not ignore. What was compiled from an earlier copy is kept."""
+    """Copies all files that git does not ignore, and keeps what was compiled from an earlier copy."""
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
     for path in target.glob("*"):
         if path.is_dir() and path.name != "build":
@@ -88,7 +88,7 @@ def copy_sources(target: Path) -> None:
 
 
 def count_tests(report: Path) -> tuple[int, int, int]:
-    """How many passed, failed and were skipped, by pytest's report."""
+    """Numbers of tests that passed, failed and were skipped, from pytest's report."""
     suites = list(ET.parse(report).iter("testsuite")) if report.exists() else []
     total, failures, errors, skipped = (
         sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
@@ -97,7 +97,7 @@ def count_tests(report: Path) -> tuple[int, int, int]:
 
 
 def check(folder: Path, python: str, version: str, index: str, tests: Sequence[str], log: Path) -> tuple[int, int, int]:
-    """Builds, imports and tests; how many tests passed, failed and were skipped."""
+    """Builds, imports and tests. Returns the numbers of tests that passed, failed and were skipped."""
     make_environment(folder, python, version, index, log)
     copy_sources(folder / "source")
     own, source, report = folder / "bin" / "python", folder / "source", folder / "tests.xml"

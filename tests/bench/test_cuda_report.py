@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/cuda_report.py: what it counts, how it continues counts to more sweeps, the bounds that it makes of them."""
+"""bench/cuda_report.py: its counts, their continuation to more sweeps, and the bounds that follow from them."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def test_the_history_is_of_the_problems_and_kernels_that_there_are() -> None:
     assert all(kernel["spilled_bytes"] == 0 for kernel in history["kernels"])
 
 
-# Random numbers make flips, and with them wavefronts, differ from sweep to sweep.
+# Flips, and with them wavefronts, differ from sweep to sweep, because they are random.
 @pytest.mark.parametrize(
     ("problem", "tolerance"),
     [
@@ -73,7 +73,7 @@ LIMITS = cuda_report.Limits(1e9, 1e12, 1000, 1 << 20, 128 << 10, 1024, 30)
 
 
 def test_bounds_of_a_kernel() -> None:
-    # On 100 multiprocessors the busiest has three CTAs, two at a time.
+    # The busiest of 100 multiprocessors has three CTAs, two at a time.
     launch = LAUNCH | {"wavefronts": 900, "lines": 100, "barriers": 10, "products": 5, "sectors": 7}
     found = cuda_report.kernel_bounds(launch, LIMITS, 100)
     assert found["shared memory"] == pytest.approx(3 * 1000 / 1e9)
@@ -82,7 +82,7 @@ def test_bounds_of_a_kernel() -> None:
 
 
 def test_what_is_read_again_comes_from_the_nearest_cache() -> None:
-    # Four passes over 3000 sectors; two CTAs a multiprocessor.
+    # There are four passes over 3000 sectors, and two CTAs a multiprocessor.
     launch = LAUNCH | {"sectors": 12000, "different_sectors": 3000}
     for shared, from_l2 in ((100 << 10, 12000), (0, 3000 + 3 * (3000 - 2048)), (48 << 10, 3000 + 3 * (3000 - 512))):
         found = cuda_report.kernel_bounds(launch | {"shared_memory": shared}, LIMITS, 100)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""make gpu-proof without a GPU: steps that fail in every way, a rehearsal on the emulator, what becomes of lines."""
+"""make gpu-proof without a GPU: steps that fail in every way, a rehearsal on the emulator, replayed lines."""
 
 import io
 import json
@@ -240,7 +240,7 @@ def test_names_are_those_of_the_project() -> None:
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    # Not as a part of the make that runs the tests, if one does.
+    # This make is no part of the make that may run the tests.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "OUT", "REPLAY"))}
     command = ["make", "gpu-proof", f"PYTHON={sys.executable}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -278,7 +278,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """What a replay needs of this tree."""
+    """A copy of the files that a replay needs."""
     (tmp_path / "bench" / "history").mkdir(parents=True)
     shutil.copy(ROOT / "bench" / "history" / "cuda-bounds.json", tmp_path / "bench" / "history")
     texts.write(tmp_path / "README.md", f"before\n<!-- begin: {gpu_replay.COMMAND} -->\n<!-- end -->\nafter\n")
@@ -323,7 +323,7 @@ def test_a_rehearsal_is_written_down_in_a_copy_only(rehearsal: Path, copy: Path)
     assert (copy / "bench" / "history" / "emulated" / texts.PROOF).exists()
 
 
-# What is compared --------------------------------------------------------------------------------------------------
+# Comparisons -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def flip_one(bits: Tensor) -> None:
 
 
 def scale_one(values: Tensor) -> None:
-    """By enough to be seen in single precision."""
+    """Changes a result by enough to be seen in single precision."""
     values.view(-1)[values.abs().argmax()] *= 1.5
 
 
@@ -467,7 +467,7 @@ def test_a_time_is_the_median_of_events(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu_steps.time, "perf_counter", lambda: now / 1e3)
-    # 3 calls beforehand, the last of which takes 3 ms.
+    # There are 3 calls beforehand; the last one takes 3 ms.
     assert gpu_steps.timed(call, "cuda", most=0.0213) == {"us": 1000.0, "least_us": 1000.0, "rounds": 7}
     assert calls == 3 + 7
     assert gpu_steps.timed(call, "cuda", most=1e-9)["rounds"] == 5
@@ -662,7 +662,7 @@ PROBLEM = "128 models, 100+100, 100 sweeps"
 
 
 def write_lines(folder: Path, *changes: dict[str, Any], left_out: Sequence[str] = (), gpu: str = "NVIDIA H200") -> Path:
-    """A run in which all is well, on a GPU that nobody has seen; then the lines of a second one."""
+    """A good run on an unknown GPU; then the lines of a second GPU."""
     figures: dict[str, Any] = {
         "environment": {"gpu": gpu, "torch": "2.11.0", "cuda": "13.0"},
         "ours": {
@@ -719,7 +719,7 @@ def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     assert "15 passed, 1 failed" in text
     kept = json.loads((copy / "bench" / "history" / "nvidia-h200" / texts.PROOF).read_text())
     assert kept["steps"]["peers:captured"]["figures"][PROBLEM][2]["error"] == "planted"
-    # A second GPU has a part of its own; and so it is written from the history alone.
+    # A second GPU has a part of its own, which is the same if it is written from the history alone.
     other = replay(write_lines(tmp_path / "other", gpu="NVIDIA B200"), copy)
     assert "**NVIDIA B200**" in other
     assert "**NVIDIA H200**" in other
@@ -804,7 +804,7 @@ def test_the_table_of_speed_leaves_proofs_out(copy: Path, tmp_path: Path, monkey
     assert harness.readme_table() == ""
 
 
-# Benchmarks where dimod and dwave are not --------------------------------------------------------------------------
+# Benchmarks without dimod and dwave --------------------------------------------------------------------------------
 
 
 def test_benchmarks_and_the_tests_of_a_gpu_import_without_packages_that_only_some_use() -> None:
@@ -816,7 +816,7 @@ def test_benchmarks_and_the_tests_of_a_gpu_import_without_packages_that_only_som
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests"), str(ROOT / "tests" / "ops")])
     environment = os.environ | {"PYTHONPATH": paths}
     subprocess.run(python(program), cwd=ROOT, env=environment, check=True)
-    # The steps but those that train, and the tests but theirs, do without what only training needs.
+    # Only steps that train, and their tests, need the packages of training.
     program = (
         f"import sys; sys.modules |= dict.fromkeys({[*absent, 'tqdm', 'tensorboard', 'torch.utils.tensorboard']})\n"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/harness.py, with a clock of its own: how often contenders are called, and what is kept."""
+"""bench/harness.py, with a fake clock: how often it calls contenders, and which results it keeps."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_rounds_fill_the_time(clock: Clock) -> None:
     case = harness.Case("a", {harness.OURS: clock.takes(0.25), "slow": clock.takes(0.5), "fast": clock.takes(0.125)})
     found = harness.measure(case, 8.0)
-    # Once each, then rounds of 0.875 s until 8 s are over.
+    # Each contender is called once, then in rounds of 0.875 s until 8 s are over.
     assert found["rounds"] == 10
     assert clock.calls == [0.25, 0.5, 0.125] * 11
     assert found["seconds"] == {harness.OURS: 0.25, "slow": 0.5, "fast": 0.125}

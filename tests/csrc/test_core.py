@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Philox, random words, fixed point and threshold: compiled, in Python, and what is published or true."""
+"""Philox, random words, fixed point and threshold: compiled and Python versions against published or exact values."""
 
 import math
 import platform
@@ -43,7 +43,7 @@ def test_random_word_agrees_with_reference():
 
 
 def test_random_words_depend_on_every_number_and_never_repeat():
-    """Each counter field reaches the words: a dropped one would repeat words, of which 32 bits allow a few."""
+    """Each field of the counter changes the words. A dropped field would repeat them; chance repeats only a few."""
     base = {"seed": 5, "chain": 3, "sweep": 9}
     words = {tuple(base.values()): reference.random_words(5, np.array([3]), 9, 300)[0]}
     for name in base:
@@ -74,7 +74,7 @@ def test_acceptance_limits(function):
 
 
 def threshold_inputs() -> np.ndarray:
-    """A million float32 values: every exponent, dense where the sigmoid moves, and each side of every rounding of n."""
+    """A million float32 values: every exponent, many where the sigmoid changes, both sides of every rounding of n."""
     patterns = np.random.default_rng(1).integers(0, 2**32, 400_000, dtype=np.uint64).astype(np.uint32)
     any_float = patterns.view(np.float32)
     edges = (np.arange(-130, 131) + 0.5) * math.log(2)
@@ -89,7 +89,7 @@ def test_threshold_is_a_sigmoid():
     with np.errstate(over="ignore"):
         exact = np.where(wide > 0, 2**32 - 2**32 / (1 + np.exp(wide)), 2**32 / (1 + np.exp(-wide)))
     assert np.abs(t - exact).max() <= 200
-    # Tails keep relative precision until they are a few units.
+    # Tails keep their relative precision until they are a few units.
     small = (wide < -1) & (exact > 1e4)
     assert (np.abs(t - exact)[small] / exact[small]).max() < 1e-3
     mirrored = _C.threshold(-x).astype(np.int64)
@@ -137,7 +137,7 @@ def test_round_couplings(name, dtype):
     # No sum can leave 31 bits, and one more bit of k would break the contract's bound (or k is at its cap).
     magnitude = np.abs(rounded.astype(np.int64))
     assert max(magnitude.sum(0).max(), magnitude.sum(1).max()) <= 2**31 - 1
-    # Exactly the nearest multiple of 2^-k.
+    # Each is exactly the nearest multiple of 2^-k.
     for q, w in zip(rounded.flat, weight.flat, strict=True):
         scaled = Fraction(float(w)) * Fraction(2) ** k
         assert abs(q - scaled) <= Fraction(1, 2)
@@ -147,7 +147,7 @@ def test_round_couplings(name, dtype):
 
 
 def test_round_couplings_is_the_largest_safe_k():
-    """By the contract's own definition, in exact rationals."""
+    """k follows from the contract's definition, here in exact rationals."""
     rng = np.random.default_rng(5)
     for n1, n2 in [(1, 1), (1, 7), (5, 3), (16, 16), (17, 40)]:
         for scale in (1e-4, 0.3, 1.0, 77.0, 1e9):

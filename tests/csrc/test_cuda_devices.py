@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/cuda/devices.cpp, launch.cuh, and the kernels as nvcc compiles them, with a fake runtime in CUDA's place."""
+"""csrc/cuda/devices.cpp, launch.cuh, and the kernels as nvcc compiles them, with a fake runtime in place of CUDA's."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is n
 
 CUDA = build.ROOT / "csrc" / "cuda"
 CHECK = build.ROOT / "tests" / "cuda" / "check_devices.cpp"
-# What is wrong, the line of check_devices.cpp that must find it, and a replacement in one of these files.
+# The fault; the words of check_devices.cpp that must report it; and a replacement in one of these files that makes it.
 FILES = ("devices.cpp", "launch.cuh")
 FAULTS = {
     "kernels are loaded when they are launched": ("is not loaded", "load_kernels(limits);", ""),
@@ -84,13 +84,13 @@ def cuda() -> nvcc.Cuda:
 
 @pytest.fixture(scope="module")
 def kernels(cuda: nvcc.Cuda) -> list[str]:
-    return nvcc.compile_kernels(cuda)  # again only where something has changed since the build
+    return nvcc.compile_kernels(cuda)  # compiled again only if a source has changed since the build
 
 
 def run(
     cuda: nvcc.Cuda, kernels: list[str], devices: tuple[Path, Path], check: tuple[Path, Path], more: list[str]
 ) -> subprocess.CompletedProcess[str]:
-    """devices.cpp and the check, each of a tree and compiled into a folder; the kernels are those of the build."""
+    """Runs the check. devices.cpp and the check each come from a tree and are compiled into a folder."""
 
     def compiled(root: Path, folder: Path, source: Path) -> Path:
         flags = [*build.include_flags(root), f"-isystem{cuda.home / 'include'}", "-UGIBBS_EMULATE", *more]
@@ -119,7 +119,7 @@ def test_a_planted_fault_is_found(what: str, cuda: nvcc.Cuda, kernels: list[str]
     for name, text in faulty.items():
         (tmp_path / "csrc" / "cuda" / name).write_text(text)
     there, here = (tmp_path, tmp_path), (build.ROOT, build.FOLDER / "devices_plain")
-    # Whether the compiler is content with a fault does not matter.
+    # The compiler may warn about a fault.
     done = run(cuda, kernels, there, there if in_launch else here, ["-O0", "-Wno-error"])
     assert done.returncode != 0
     assert message in done.stderr, done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library of CUDA kernels: it is built with or without nvcc as asked, loads, serves every op, and says why not."""
+"""The library of CUDA kernels is built with or without nvcc as asked, loads and serves every op, or says why not."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc: no CUDA kernels were built")
 def test_every_op_has_a_cuda_kernel() -> None:
-    """In a process of its own, as the library stays loaded; where PyTorch has no CUDA nothing else loads it."""
+    """Runs in a process of its own, because the library stays loaded, and a PyTorch without CUDA does not load it."""
     program = f"""
 import sys
 sys.path[:0] = {[str(ROOT / "tests"), str(ROOT / "tests" / "cuda")]}
@@ -80,7 +80,7 @@ def test_build_info_says_whether_there_are_cuda_kernels() -> None:
         assert info["cuda"] == "loaded"
 
 
-def test_what_the_build_refuses() -> None:
+def test_the_build_refuses_bad_settings() -> None:
     for environment, message in [
         ({"GIBBS_CUDA": "yes"}, "GIBBS_CUDA must be auto, 0 or 1, got 'yes'"),
         (
@@ -96,7 +96,7 @@ def test_what_the_build_refuses() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("wrong", ["70", "999", "80;x"])
-def test_architectures_that_there_are_not(wrong: str) -> None:
+def test_unknown_architectures_are_refused(wrong: str) -> None:
     done = run(*NVCC, GIBBS_CUDA_ARCHITECTURES=wrong)
     assert done.returncode != 0
     assert done.stderr.startswith("GIBBS_CUDA_ARCHITECTURES: must be of ")
@@ -110,9 +110,9 @@ def test_architectures_that_there_are_not(wrong: str) -> None:
         (("75", "90", "100", "120"), ["compute_75,code=[sm_75]", "compute_90,code=[sm_90,sm_100,sm_120,compute_90]"]),
     ],
 )
-def test_ptx_is_made_once_for_those_that_the_kernels_do_not_tell_apart(
+def test_ptx_is_made_once_for_architectures_that_kernels_treat_alike(
     architectures: tuple[str, ...], codes: list[str]
 ) -> None:
-    cuda = nvcc.Cuda.__new__(nvcc.Cuda)  # without asking nvcc
+    cuda = nvcc.Cuda.__new__(nvcc.Cuda)  # does not ask nvcc
     cuda.architectures = list(architectures)
     assert [flag for flag in cuda.flags if "gencode" in flag] == [f"-gencode=arch={code}" for code in codes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults planted in the CUDA kernels, one at a time: comparing emulated ops with the CPU's must find each."""
+"""Faults are planted in the CUDA kernels, one at a time: a comparison of emulated ops with the CPU's finds each."""
 
 import subprocess
 import sys

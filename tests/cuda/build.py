@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the CUDA half of gibbs_ext as C++ for the host emulator: as a library of ops, or with a C++ test program.
 
-An object is compiled again when anything that it included has changed since (the compiler's own list, ``-MMD``).
+An object is compiled again if a file that it included has changed since; the compiler lists these files (``-MMD``).
 """
 
 import os
@@ -72,7 +72,7 @@ def include_flags(root: Path = ROOT) -> list[str]:
 
 
 def torch_flags() -> tuple[list[str], list[str]]:
-    """For compiling against libtorch's stable ABI, and for linking."""
+    """Flags for compiling against libtorch's stable ABI, and for linking."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
     includes = [f"-isystem{path}" for path in include_paths()]
@@ -125,13 +125,13 @@ def emulated_ops_with_fault(kernel: str, old: str, new: str, folder: Path) -> Pa
     affected = [path for path in kernel_sources() if kernel in (FOLDER / "plain" / f"{path.stem}.cu.d").read_text()]
     others = [path for path in objects if path.name not in {f"{source.name}.o" for source in affected}]
     changed = [folder / "csrc" / "cuda" / source.name for source in affected]
-    # Whether the compiler is content with a fault does not matter.
+    # The compiler may warn about a fault.
     flags = [*include_flags(folder), "-O0", "-Wno-error"]
     return link([*compile_all(changed, flags, folder), *others], torch_flags()[1], folder / "gibbs_ext_emulated.so")
 
 
 def program(source: Path, *, sanitize: bool = False) -> Path:
-    """A C++ test program with all the kernels; the CPU's, which have sanitized programs of their own, as they are."""
+    """A C++ test program with all the kernels. The CPU's have programs of their own, so they are not sanitized here."""
     plain, flags = include_flags(), SANITIZE if sanitize else []
     folder = FOLDER / ("sanitized" if sanitize else "plain")
     objects = compile_all([*kernel_sources(), source], [*plain, *flags], folder)
@@ -147,7 +147,7 @@ def cpu_sources() -> list[Path]:
 
 
 def main() -> None:
-    """Builds and runs every fuzz program under the sanitizers; their argument, if given, is how much to do."""
+    """Builds and runs every fuzz program under the sanitizers. Their argument, if given, is the amount of work."""
     for source in sorted((ROOT / "tests" / "cuda").glob("*.cpp")):
         if source.stem.startswith(("fuzz_", "test_")):
             path = program(source, sanitize=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where PyTorch has CUDA, GPU or not (``make cuda-import``): the kernels are loaded, every op has one, and a training
-step of every kind runs on fake CUDA tensors: it waits for no GPU, and mixes no CPU tensor with those of one.
+"""Checks a PyTorch with CUDA, with or without a GPU (``make cuda-import``): the kernels load, every op has one, and
+training steps of every kind run on fake CUDA tensors, so they do not wait for a GPU or mix its tensors with the CPU's.
 """
 
 import ctypes
@@ -29,9 +29,9 @@ left, right = gx.bipartite_gibbs(torch.zeros(4), torch.zeros(4), torch.zeros(3),
 assert (left.shape, right.shape) == ((4,), (3,))
 print(f"PyTorch {torch.__version__}: {len(OPS)} ops have CUDA kernels, for {', '.join(info['cuda_architectures'])}")
 
-# Fake CUDA tensors. Autograd's engine asks the driver which devices are in use; where there is no GPU, something must
-# answer. FakeTensorMode puts a device guard that does nothing in the place of CUDA's only while there are 0 devices,
-# and the engine then wants more than 0. So their number is set in between.
+# Without a GPU, a fake driver tells the engine of autograd which devices are in use. FakeTensorMode puts a
+# guard that does nothing in place of CUDA's only while there are 0 devices, but the engine needs more than 0. So the
+# number of devices is set in between.
 DRIVER = """
 namespace c10::cuda { signed char device_count() noexcept; }
 static signed char devices = 0;
@@ -42,7 +42,7 @@ extern "C" int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) { *
 
 
 def compile_driver(folder: str) -> str:
-    """A libcuda.so.1 that knows this one function; all others that PyTorch looks up fail, as without a driver."""
+    """Makes a libcuda.so.1 with this one function; all others that PyTorch looks up fail, as without a driver."""
     nvrtc = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
     wanted = subprocess.run(["nm", "-D", "--undefined-only", nvrtc], capture_output=True, text=True, check=True).stdout
     others = set(re.findall(r"\bcu[A-Z]\w*", wanted)) - {"cuDevicePrimaryCtxGetState"}
@@ -81,7 +81,7 @@ forward = deviceless.VAE.forward
 for fault in (with_constant, with_item):
     try:
         deviceless.take_steps(config, "cuda", forward=fault)
-    except Exception as error:  # FakeTensorMode's are of many classes
+    except Exception as error:  # errors of FakeTensorMode are of many classes
         print(f"a step {fault.__name__} is found: {type(error).__name__}: {str(error).splitlines()[0]}")
     else:
         sys.exit(f"a step {fault.__name__} is not found")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares emulated CUDA ops with the CPU's, on small problems that take every route: exits with 1 where they differ.
+"""Compares emulated CUDA ops with the CPU's, on small problems that take every route; exits with 1 if they differ.
 
-Arguments: the library; how the names of the ops, and of their routes, begin that are wanted (default: all).
+Arguments: the library; prefixes of the names of the ops, and of their routes, that are compared (default: all).
 The tests run it on libraries with a fault planted in a kernel; see tests/csrc/test_cuda_planted.py.
 """
 
@@ -28,7 +28,7 @@ def bits(*shape: int) -> Tensor:
 
 
 def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
-    """Names, arguments and routes of calls whose results are equal to the bit."""
+    """Names, arguments and routes of calls whose results must be equal to the bit."""
     schedule = torch.tensor([0.5, 1.0, 1.5, 0.7], dtype=torch.float64)
     seed = torch.tensor(7)
     for n1, n2 in sizes:
@@ -62,7 +62,7 @@ def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
 
 
 def relaxed_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
-    """Forward and backward, whose results agree within rounding."""
+    """Names and arguments of forward and backward calls, whose results must agree within rounding."""
     seed, beta = torch.tensor(7), torch.ones(1, dtype=torch.float64)
     for n1, n2 in sizes:
         for batch in ((37,), (3, 2), (2,)):
@@ -98,7 +98,7 @@ def relaxed_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
 def calls(
     is_wanted: Callable[[str], bool], sizes: Sequence[tuple[int, int]] = SIZES
 ) -> Iterator[tuple[str, Any, list[str], float]]:
-    """Names, arguments, routes and tolerances, of the routes that are wanted."""
+    """Names, arguments, wanted routes and tolerances of calls."""
     for name, arguments, routes in binary_calls(sizes):
         if found := list(filter(is_wanted, routes)):
             yield name, arguments, found, 0.0 if name.endswith(("gibbs", "metropolis")) else 1e-3
@@ -117,7 +117,7 @@ def differs(actual: Any, expected: Any, tolerance: float) -> bool:
 
 
 def main(library_path: str, wanted: str = "", wanted_route: str = "") -> str:
-    """What differs, or ""."""
+    """Says which results differ, or ""."""
     library = _C.load_cuda(library_path)
     torch.manual_seed(0)
     emulated = torch.ops.gibbs_ext_emulated

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is wrong with a call: one clear error that begins with the function's name, and untouched inputs."""
+"""Every bad call raises one clear error, which begins with the function's name, and leaves its inputs untouched."""
 
 import math
 import re
@@ -23,7 +23,7 @@ EDGES = [(i, (i + 1) % N) for i in range(N)] + [(0, 4)]
 
 
 def good(name):
-    """Keyword arguments of a call that works, every tensor of them given."""
+    """Keyword arguments of a call that works, including all optional tensors."""
     arguments = {"chain_offset": torch.arange(BATCH), "sweep_offset": 3, "seed": 1}
     on_graph = name.startswith("graph")
     if on_graph:
@@ -72,7 +72,7 @@ SIDES = (*PARAMETERS, *MASKS, "left", "right", "state")
 
 
 def faults(name):
-    """Everything that may be wrong: what to change in the good arguments, and a word that the message must hold."""
+    """All faults: a change to the good arguments, and a word that the message must hold."""
     arguments = good(name)
     present = [key for key in SIDES if key in arguments]
     parameters = [key for key in PARAMETERS if key in arguments]
@@ -118,7 +118,7 @@ def faults(name):
     for schedule in (torch.zeros(2, 2), torch.tensor([math.nan]), torch.tensor([math.inf] * 2), "hot", None, 10**400,
                      torch.zeros(0), torch.ones(1, requires_grad=True), [0.5, "x"], [1.0, 1e39]):  # fmt: skip
         yield {beta: schedule}, beta
-    if beta == "beta":  # that of AIS may have any length
+    if beta == "beta":  # the schedule of AIS may have any length
         yield {beta: torch.zeros(7)}, beta
 
     key = state_of(name)
@@ -147,7 +147,7 @@ def faults(name):
             yield {"relaxation": thing}, "relaxation"
 
 
-# Each one is certain to be tried.
+# Hypothesis tries each of them.
 FAULTS = {name: list(faults(name)) for name in CALLS}
 ALL = [pytest.param(name, *fault, id=f"{name}-{i}") for name in CALLS for i, fault in enumerate(FAULTS[name])]
 
@@ -177,7 +177,7 @@ def test_one_fault(name, change, word):
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_parameters_are_checked_even_if_nothing_is_to_do(name, parameter, number):
-    """No sweeps, or no chains."""
+    """Calls have no sweeps, or no chains."""
     arguments = good(name)
     if parameter not in arguments:
         return
@@ -206,7 +206,7 @@ def test_many_faults_give_one_error(name, data):
 @pytest.mark.parametrize("name", CALLS)
 @given(data=st.data())
 def test_any_shapes_either_work_or_say_why(name, data):
-    """Random small shapes for every tensor: the right shape comes back, or the one error."""
+    """Tensors have random small shapes: the call returns the right shape, or raises the one error."""
     arguments = good(name)
     del arguments["chain_offset"]
     sizes = st.lists(st.integers(0, 3), max_size=2)
@@ -269,7 +269,7 @@ def test_biases_must_be_finite_in_float32():
 @pytest.mark.parametrize("own", [(), ("bias",), ("coupling",), ("bias", "coupling")], ids="-".join)
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_checks_parameters(name, own, route):
-    """Shared by 100 chains, or one for each of them: any one bad number is found."""
+    """Any one bad number is found, whether 100 chains share a parameter or each has its own."""
     arguments = good(name) | {"state": torch.zeros(100, N), "chain_offset": 0}
     arguments = {key: value for key, value in arguments.items() if key != "clamp"}
     for key, size in (("bias", N), ("base_bias", N), ("coupling", E)):
@@ -288,13 +288,13 @@ def test_every_route_checks_parameters(name, own, route):
 
 
 def layouts():
-    """Layouts that are none, from what torch.ops lets anyone pass."""
+    """Tensors that are no layouts, which torch.ops lets anyone pass."""
     layout = gx.ColoredGraph(N, EDGES).layout
     yield from (layout[:-1], layout[:3], torch.cat((layout, layout)), layout.long(), layout.float(), layout[:, None])
     yield from (torch.zeros(0, dtype=torch.int32), torch.zeros_like(layout), layout.repeat_interleave(2)[::2])
     for place in range(len(layout)):
         for number in (-1, 10**6, 2**31 - 1, -(2**31)):
-            if place != 3 or number < 0:  # a max_degree may be larger than it need be
+            if place != 3 or number < 0:  # a max_degree may be larger than necessary
                 wrong = layout.clone()
                 wrong[place] = number
                 yield wrong
@@ -304,7 +304,7 @@ def layouts():
     "op", ["graph_gibbs", "graph_metropolis", "graph_gibbs_relaxed", "graph_ais", "graph_coupling_resolution"]
 )
 def test_layouts_that_are_none(op):
-    """No number in it may lead outside a tensor."""
+    """No number in a layout may lead outside a tensor."""
     state, bias, coupling, seed = torch.zeros(3, N), torch.zeros(N), torch.zeros(E), torch.tensor(1)
     one = torch.ones(2, dtype=torch.float64)
     rest = {
@@ -330,12 +330,12 @@ def test_a_coupling_too_large():
         gx.graph_gibbs(**good("graph_gibbs") | {"coupling": torch.full((E,), 1.7e38)})
 
 
-# Numbers of NumPy's -------------------------------------------------------------------------------------------------
+# Numbers from NumPy -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_numbers_are_numbers(name):
-    """Schedules that run backwards in memory, unsigned seeds, float32."""
+    """NumPy gives schedules with negative strides, unsigned seeds and float32 numbers."""
     beta = "betas" if name.endswith("ais") else "beta"
     schedule = np.linspace(0, 1, len(good(name)[beta]))[::-1]
     call, arguments = getattr(gx, name), good(name) | {"seed": 2**63 + 1}

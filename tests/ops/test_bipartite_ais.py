@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AIS op: the reference's states to the bit, its log-weights to float64 accuracy."""
+"""The AIS op has the reference's states to the bit, and its log-weights to float64 accuracy."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_schedules(betas, shared, instruction_set):
 
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_beta_zero_is_the_base_whatever_the_couplings(instruction_set):
-    """Fields that overflow float32: 0 times them is no NaN."""
+    """Fields overflow float32, and 0 times them must not be NaN."""
     p = random_parameters(30, 40)
     p = p._replace(weight=p.weight.sign() * 1e37)
     base, left = base_of(p), random_bits(200, 30)
@@ -72,7 +72,7 @@ def test_sweeps_at_beta_one_are_those_of_bipartite_gibbs():
 
 
 def test_one_step_is_importance_sampling():
-    """log f_1(left) - log f_0(left), written out."""
+    """log f_1(left) - log f_0(left), from its definition."""
     p = random_parameters(6, 7, dtype=torch.float64, scale=0.5)
     base_left, base_right = base_of(p)
     left = random_bits(20, 6, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_invariances(shared, threads):
     alone = bipartite_ais(left[7], *p[:2], weight, *base, betas, seed=8, chain_offset=7)
     assert_same_bits(alone[:2], [side[7] for side in together[:2]])
     assert_close(alone[2], together[2][7], 1e-12)
-    # 10 steps are 3 and then 7.
+    # 10 steps are the same as 3 and then 7.
     first = bipartite_ais(left, *p, *base, betas[:4], seed=8)
     rest = bipartite_ais(first[0], *p, *base, betas[3:], seed=8, sweep_offset=3)
     assert_same_bits(rest[:2], together[:2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary sweeps: the reference's bits, and everything those bits must not depend on."""
+"""Binary sweeps: the bits of the reference, whatever the batch, threads or memory."""
 
 import doctest
 import time
@@ -79,7 +79,7 @@ def test_agrees_with_reference_for_any_number_of_chains(chains, shared, instruct
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_agrees_with_reference_at_any_scale(scale, shared, instruction_set):
-    """From couplings that no unit feels, so that most units flip, to a frozen model, so that none does."""
+    """Couplings range from none, where most units flip, to those of a frozen model, where none does."""
     p = random_parameters(50, 70, ((), (), () if shared else (6,)), scale=scale)
     both(random_bits(6, 50), *p, 6, seed=5)
 
@@ -160,7 +160,7 @@ def test_expanded_equals_materialised():
 
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_swapping_the_sides_swaps_the_model():
-    """right given left is also left given right of the transposed model (with other random words: so freeze it)."""
+    """right given left is left given right of the transposed model; a frozen one, as random words are others."""
     p = random_parameters(300, 20, scale=1e3)
     left = random_bits(50, 300)
     _, right = bipartite_gibbs(left, *p, 1, seed=0)
@@ -172,7 +172,7 @@ def test_swapping_the_sides_swaps_the_model():
     assert 0.2 < right.mean() < 0.8
 
 
-# What the bits do not depend on -----------------------------------------------------------------------------------
+# The bits do not depend on the batch, the split, threads or memory ------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -243,7 +243,7 @@ def test_chain_numbers_given_one_by_one():
     assert_same_bits(
         bipartite_gibbs(left, *p, 6, seed=1, chain_offset=counted), bipartite_gibbs(left, *p, 6, seed=1, chain_offset=4)
     )
-    # A batch shape that only the numbers have; equal numbers give equal draws.
+    # Only the numbers have a batch shape here; equal numbers give equal draws.
     left, _ = both(left[0, 0], *p[:2], p.weight[0], 6, seed=1, chain_offset=torch.tensor([3, 4, 3], dtype=torch.int32))
     assert left[0].equal(left[2])
     assert not left[0].equal(left[1])
@@ -269,7 +269,7 @@ def test_seeds():
     assert_same_bits(bipartite_gibbs(left, *p, 3), first)
     by_generator = bipartite_gibbs(left, *p, 3, generator=torch.Generator().manual_seed(3))
     assert_same_bits(by_generator, first)
-    assert_same_bits(bipartite_gibbs(left, *p, 3), second)  # a generator of its own leaves the default one alone
+    assert_same_bits(bipartite_gibbs(left, *p, 3), second)  # a generator that is given leaves the default one alone
 
 
 # Edges ------------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_large_logits_decide():
 @pytest.mark.parametrize("beta", [0.0, 1e-50])  # 1e-50 is 0 in float32
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_beta_zero_is_fair_whatever_the_couplings(beta, instruction_set):
-    """Fields that overflow float32: 0 times them is no NaN."""
+    """Fields overflow float32, and 0 times them must not be NaN."""
     for models in ((), (200,)):
         p = random_parameters(60, 70, ((), (), models))
         p = p._replace(weight=p.weight.sign() * 1e37)
@@ -359,7 +359,7 @@ def test_docstring_example():
 def test_releases_the_gil():
     p, left = random_parameters(200, 200), random_bits(512, 200)
     num_sweeps, duration = 100, 0.0
-    while duration < 0.5:  # a call long enough to tell
+    while duration < 0.5:  # until a call is long enough to measure
         num_sweeps *= 2
         start = time.perf_counter()
         bipartite_gibbs(left, *p, num_sweeps, seed=0)

@@ -90,7 +90,7 @@ def test_memory_layout_does_not_matter(how):
     leaves = [x.clone().requires_grad_() for x in p]
     outputs = bipartite_gibbs_relaxed(awkward(left, how), *(awkward(x, how) for x in p), 2, seed=1)
     assert_same_bits(outputs, bipartite_gibbs_relaxed(left, *p, 2, seed=1))
-    # Gradients that are expanded (stride 0) or transposed, and one output that is not used.
+    # Gradients are expanded (stride 0) or transposed, or missing, if an output is not used.
     left_out, right_out, _ = bipartite_gibbs_relaxed(left, *leaves, 2, seed=1)
     weights = torch.randn(23, 6, dtype=torch.float64)
     (left_out.sum() + (right_out.mT * weights).sum()).backward()
@@ -102,7 +102,7 @@ def test_memory_layout_does_not_matter(how):
 
 
 def test_expanded_weight_gets_its_whole_gradient():
-    """autograd sums the gradient of an expanded weight; the op must fill every one of its entries."""
+    """autograd sums the gradient of an expanded weight, so the op must fill all of its entries."""
     weight = torch.randn(9, 8, dtype=torch.float64, requires_grad=True)
     left, biases = random_bits(5, 9, dtype=torch.float64), (torch.zeros(9).double(), torch.zeros(8).double())
     expected = torch.autograd.grad(bipartite_gibbs_relaxed(left, *biases, weight, 2, seed=1)[0].sum(), weight)[0]
@@ -157,7 +157,7 @@ def test_gradcheck(broadcast, relaxation, slope_gradient, relaxed):
 
 @pytest.mark.parametrize(("relaxation", "slope_gradient"), [("straight_through", True), ("pwl", False)])
 def test_gradcheck_can_fail(relaxation, slope_gradient):
-    """The planted fault: a derivative that is not the value's."""
+    """The planted fault is a derivative that is not that of the value."""
     p = [x.requires_grad_() for x in random_parameters(3, 2, ((8,), (), ()), dtype=torch.float64)]
 
     def sample(*p):
@@ -185,7 +185,7 @@ def test_float32_gradient_is_near_float64s(broadcast, relaxation, slope_gradient
         assert all(out.dtype == torch.float32 for out in actual[0])
         value = max(float((a.double() - e).detach().abs().max()) for a, e in zip(actual[0], expected[0], strict=True))
         errors.append((value, relative_error(actual[1][1:], [e.double() for e in expected[1][1:]])))
-    # The median of seeds: a unit at the very edge of a clip or a step may fall on the other side in float32.
+    # The median over seeds counts: a unit at the very edge of a clip or step may be on the other side in float32.
     values, gradient_errors = (sorted(column) for column in zip(*errors, strict=True))
     assert values[2] < 2e-4
     assert gradient_errors[2] < 2e-4
@@ -229,13 +229,13 @@ def test_state_is_what_binary_sweeps_give(dtype, shared, instruction_set):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_straight_through_is_a_binary_sweep(shared):
-    """In float64 its uniforms decide as the thresholds do, but for draws within a rounding of the probability."""
+    """Uniforms in float64 decide as thresholds do, except for draws within a rounding of the probability."""
     p = random_parameters(50, 40, ((), (), () if shared else (200,)), dtype=torch.float64)
     left = random_bits(200, 50, dtype=torch.float64)
     new_left, right, _ = bipartite_gibbs_relaxed(left, *p, 3, relaxation="straight_through", seed=4)
     binary_left, binary_right = bipartite_gibbs(left, *p, 3, seed=4)
     assert set(new_left.unique().tolist()) == {0.0, 1.0}
-    # [u > 1 - q] against [word < threshold]: the same law, mirrored draws.
+    # [u > 1 - q] and [word < threshold] have the same law; their draws are mirrored.
     assert abs(float(right.mean() - bipartite_gibbs(binary_left, *p, 1, sweep_offset=3, seed=4)[1].mean())) < 0.05
     assert not binary_right.equal(right)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the ops once more, with the CUDA kernels in the CPU's place, run by tests/cuda/emulator.h."""
+"""Runs the tests of the ops on the CUDA kernels, by means of tests/cuda/emulator.h."""
 
 import ctypes
 import json
@@ -39,8 +39,8 @@ MODULES = (
     test_rounding_warning,
     test_golden,
 )
-# Of the CPU alone: its threads, instruction sets and routes, Python's locks; or so many draws that the emulator would
-# take minutes. A wrong state is said to be a wrong bias: only the state tells a call how many nodes its graph has.
+# Tests of the CPU's threads, instruction sets and routes and of Python's locks, and tests whose many draws would take
+# minutes here. Errors may call a wrong state a wrong bias, because only the state tells a call the size of its graph.
 UNFIT = (
     *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
     *("many_nodes", "drift", "tables_agree", "ties_are", "refuses", "statistics"),
@@ -107,7 +107,7 @@ def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("asynchronous")
 def test_synchronize_raises_a_fault_once() -> None:
     gx.bipartite_gibbs(torch.full((3, 17), 2.0), torch.zeros(17), torch.zeros(33), torch.zeros(17, 33), 1)
-    gx.synchronize(1)  # which nobody has used
+    gx.synchronize(1)  # a device that nobody has used
     with pytest.raises(RuntimeError, match=r"^bipartite_gibbs: left must hold 0 and 1 only, got 2$"):
         gx.synchronize()
     gx.synchronize()
@@ -131,7 +131,7 @@ def test_a_coarse_resolution_is_said_once() -> None:
     with pytest.warns(gx.CouplingResolutionWarning, match=message):
         gx.synchronize()
     call()
-    # The results of that call are valid, though rounded.
+    # The results of that call are valid, although they are rounded.
     with pytest.warns(gx.CouplingResolutionWarning, match=r" neighbours \(found by an earlier call\)$"):
         gx.graph_gibbs(torch.zeros(3, 8), torch.zeros(8), torch.zeros(16), graph, 1)
 
@@ -161,7 +161,7 @@ def test_too_little_memory() -> None:
         gx.bipartite_gibbs(left, torch.zeros(3), torch.zeros(2), torch.zeros(3, 2), 1)
 
 
-# Where a model fits no shared memory, nor a CTA's part of it.
+# The model does not fit these devices' shared memory, and a CTA's part of it does not either.
 @pytest.mark.parametrize("device", ["T4", "A100", "RTX 5090"])
 def test_smaller_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIBBS_EMULATED_DEVICE", device)
@@ -175,7 +175,7 @@ def test_smaller_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def launches(call: Callable[[], object]) -> list[dict[str, Any]]:
-    """What a call launches, as tests/cuda/emulated_devices.cpp counts it."""
+    """The launches of a call, as tests/cuda/emulated_devices.cpp counts them."""
     counters = ctypes.CDLL(str(backends.build.emulated_ops()))
     counters.emulator_launches.restype = ctypes.c_char_p
     counters.emulator_count(ctypes.c_int64(-1))
@@ -187,7 +187,7 @@ def launches(call: Callable[[], object]) -> list[dict[str, Any]]:
     return found
 
 
-# A device grants clusters of eight, of two, or none although its compute capability has them.
+# A device may grant clusters of eight, of two, or none although its compute capability has them.
 @pytest.mark.parametrize(
     ("device", "route", "chains", "kernel", "cluster_size"),
     [

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing is made on PyTorch's default device but what a caller would make there (as with set_default_device("cuda")).
+"""PyTorch's default device, which set_default_device("cuda") changes, gets no tensors but those that a caller makes.
 
-Tensors on the CPU, and "meta" as the default: whoever meets one of its tensors fails.
+Tensors here are on the CPU and the default is "meta", so code that meets a tensor of the default device fails.
 """
 
 from collections.abc import Callable

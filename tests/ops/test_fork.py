@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are forked from one that has used threads."""
+"""Processes may be forked from one that has used threads."""
 
 import subprocess
 import sys

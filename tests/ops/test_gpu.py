@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a GPU (make gpu): the tests of the ops once more, and what only a GPU has: streams, graphs, late faults.
+"""Tests on a GPU (make gpu): the tests of the ops, and tests of streams, CUDA graphs and late faults.
 
-Where there is none they are skipped; with GIBBS_REQUIRE_CUDA=1 in the environment they fail instead. Whether calls
-wait for their kernels is decided once a process. The tests of the ops want it, to see the faults of each call: they run
-with GIBBS_CUDA_SYNCHRONOUS=1, all others without. As a program, this file runs small problems for compute-sanitizer:
-those of the route that its first argument names, of as many sizes as the second says.
+Without a GPU they are skipped, or fail if GIBBS_REQUIRE_CUDA=1. A process decides once whether calls wait for their
+kernels. The tests of the ops need that, to see the faults of each call: they run with GIBBS_CUDA_SYNCHRONOUS=1, and all
+others run without. As a program, this file runs small problems for compute-sanitizer; its arguments are the name of a
+route and the number of sizes.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ try:
     import deviceless
 
     TRAININGS = [*deviceless.CONFIGS]
-except ModuleNotFoundError:  # of what only training needs
+except ModuleNotFoundError:  # the packages of training are missing
     TRAININGS = []
 
 gx: Any = gibbs_ext  # mypy does not know how many arguments are unpacked from a list
@@ -56,7 +56,7 @@ ROOT = Path(__file__).parents[2]
 DEVICE = "cuda"
 ERRORS = (TypeError, ValueError, RuntimeError)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# About a second: so long the GPU is busy while a test looks whether a call waits for it.
+# The GPU is busy for about a second while a test checks that a call does not wait for it.
 SLEEP = 2_000_000_000
 
 
@@ -68,7 +68,7 @@ SYNCHRONOUS = is_set("GIBBS_CUDA_SYNCHRONOUS") or is_set("CUDA_LAUNCH_BLOCKING")
 
 
 def why_not() -> str:
-    """Why nothing can run here, or ""."""
+    """The reason why nothing can run here, or ""."""
     kernels = gx.build_info()["cuda"]
     if kernels != "loaded":
         return f"no CUDA kernels: {kernels}"
@@ -101,7 +101,7 @@ def _backend(_has_gpu: None, request: pytest.FixtureRequest, monkeypatch: pytest
         if SYNCHRONOUS:
             pytest.skip("runs without GIBBS_CUDA_SYNCHRONOUS")
         yield
-        gx.synchronize()  # a fault that the test did not ask for is its own, not the next one's
+        gx.synchronize()  # an unexpected fault fails this test, not the next one
         return
     backends.send_ops(call_on_gpu, ops.set_cuda_route, monkeypatch)
     yield
@@ -120,7 +120,7 @@ def graph_route(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# What the other tests share ---------------------------------------------------------------------------------------
+# Helpers of the other tests ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["auto", *BIPARTITE_ROUTES])
@@ -142,7 +142,7 @@ def moved(*values: Any) -> list[Any]:
 
 
 def on_gpu(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Tensor, ...]:
-    """A function's results on the GPU. Every tensor among its arguments goes there."""
+    """A function's results on the GPU. Every tensor among its arguments is moved there."""
     results = function(*moved(*args), **dict(zip(options, moved(*options.values()), strict=True)))
     results = (results,) if isinstance(results, Tensor) else tuple(results)
     assert all(result.device.type == DEVICE for result in results)
@@ -163,7 +163,7 @@ def assert_same_on_gpu(function: Callable[..., Any], *args: Any, **options: Any)
 
 
 def assert_works() -> None:
-    """The bits of the CPU, in both kinds of models."""
+    """The bits that the CPU draws, for both kinds of models."""
     graph = gx.ChimeraGraph(2, 3)
     assert_same_on_gpu(gx.bipartite_gibbs, random_bits(9, 33), *random_parameters(33, 40), 3, seed=1)
     assert_same_on_gpu(
@@ -353,7 +353,7 @@ def test_relaxed_in_single_precision(dtype: torch.dtype) -> None:
         actual = with_gradients(gx.bipartite_gibbs_relaxed, *moved(left), moved(*p), 3, 1, seed=seed)
         pairs = zip(actual, expected, strict=True)
         errors.append(max(float((a.cpu().double() - e.double()).norm() / e.double().norm()) for a, e in pairs))
-    # The median: a unit at the very edge of a clip may fall on the other side.
+    # The median counts: a unit at the very edge of a clip may fall on the other side.
     assert sorted(errors)[2] < (1e-3 if dtype == torch.float32 else 1e-2)
 
 
@@ -470,7 +470,7 @@ def test_replay_of_a_seed_that_is_a_number() -> None:
     first = replayed(recorded)
     assert_same_bits(first, call())
     assert_same_bits(replayed(recorded), first)
-    # It reads what its inputs hold at the time.
+    # A replay reads the current values of its inputs.
     left.copy_(1 - left)
     assert_same_bits(replayed(recorded), call())
 
@@ -571,8 +571,8 @@ def test_a_forked_process_gets_an_error() -> None:
 
 
 def busy() -> Any:
-    """Occupies the current stream for about a second. Returns an event that is over when it is."""
-    gc.collect()  # what is freed later might wait
+    """Occupies the current stream for about a second. Returns an event that is over at the same time."""
+    gc.collect()  # memory that is freed later might wait
     torch.cuda._sleep(SLEEP)
     event = torch.cuda.Event()
     event.record()
@@ -580,10 +580,10 @@ def busy() -> Any:
 
 
 def side_calls() -> tuple[dict[str, Callable[..., Any]], list[Tensor]]:
-    """Calls by name, of the bits that are to be on the GPU: left, then a graph's state."""
+    """Calls by name, as functions of the bits on the GPU: left, then a graph's state."""
     graph = gx.ChimeraGraph(4)
     p, q = random_parameters(60, 70), random_graph_parameters(graph)
-    # By device, so that all are there before a stream is looked at.
+    # Copies are kept by device, so that all exist before a stream is checked.
     on = {device: ([x.to(device) for x in p], [x.to(device) for x in q]) for device in ("cpu", DEVICE)}
     calls: dict[str, Callable[..., Any]] = {
         "bipartite": lambda left, state: gx.bipartite_gibbs(left, *on[left.device.type][0], 5, seed=3),
@@ -655,7 +655,7 @@ def test_calls_on_two_streams_at_once() -> None:
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """PyTorch's own waits raise an error; any other shows by what the GPU has done meanwhile."""
+    """Waits of PyTorch raise an error; other waits show because the GPU has finished meanwhile."""
     torch.cuda.synchronize()
     event = busy()
     torch.cuda.set_sync_debug_mode("error")
@@ -739,7 +739,7 @@ def spoilt(tensor: Tensor, value: float) -> Tensor:
 
 
 def faulty_calls() -> dict[str, tuple[Callable[[], Any], str]]:
-    """Calls, and what is to be said of them."""
+    """Calls, and their expected errors."""
     graph = gx.ChimeraGraph(2)
     nan = float("nan")
     p, q = moved(*random_parameters(40, 33)), moved(*random_graph_parameters(graph))
@@ -865,7 +865,7 @@ def test_a_tensor_of_a_graph_left_on_the_cpu(argument: str) -> None:
     clamp = torch.zeros(8, dtype=torch.bool)
     arguments: dict[str, Any] = {"state": torch.zeros(3, 8), **p, "clamp": clamp, "chain_offset": torch.arange(3)}
     arguments = {name: x if name == argument else x.to(DEVICE) for name, x in arguments.items()}
-    # The graph goes where the state is.
+    # The graph is copied to the device of the state.
     named = r"(\w+|the parameters)" if argument in ("state", "coupling") else argument
     with pytest.raises(ERRORS, match=f"^graph_gibbs: {named} must be on "):
         gx.graph_gibbs(**arguments, graph=graph, num_sweeps=2, seed=1)
@@ -924,7 +924,7 @@ def test_a_fault_belongs_to_its_device() -> None:
 
 
 def test_out_of_memory() -> None:
-    """4 TiB and more are asked for; the inputs are small."""
+    """Calls need 4 TiB and more, although the inputs are small."""
     graph = gx.ChimeraGraph(2)
     p, q = moved(*random_parameters(64, 33)), moved(*random_graph_parameters(graph))
     left, state = torch.zeros(64, device=DEVICE).expand(2**34, 64), torch.zeros(32, device=DEVICE).expand(2**35, 32)
@@ -999,7 +999,7 @@ def test_compiled_backward_pass(compiler: str) -> None:
 
 
 def models(dtype: torch.dtype = torch.float32) -> Iterator[tuple[Any, Any]]:
-    """Each model on the CPU, and on the GPU."""
+    """Each model on the CPU and on the GPU."""
     graph = gx.ChimeraGraph(2, 3)
     for own in ((), (3,)):
         p = random_parameters(12, 40, (own, own, own), dtype=dtype)
@@ -1136,7 +1136,7 @@ def test_training_steps_make_the_chains_of_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
-    """Over the end of a feed's table, and from a checkpoint."""
+    """Training goes on beyond the end of a feed's table, and from a checkpoint."""
     eager, captured = trainer_on(DEVICE, name), trainer_on(DEVICE, name, capture=True)
     for trainer in (eager, captured):
         trainer.advance(105)
@@ -1150,7 +1150,7 @@ def test_captured_training_steps_are_those_that_are_not(name: str) -> None:
     for other in (captured, again):
         assert other.step == eager.step
         assert_same_bits(other.images, eager.images)
-        # Sums of cuBLAS and of PyTorch may differ in rounding, and the chains then in a bit, after so many steps.
+        # Sums of cuBLAS and of PyTorch may be rounded differently, and after some steps chains then differ in a bit.
         for actual, expected in zip(other.model.parameters(), eager.model.parameters(), strict=True):
             assert_close(actual.cpu(), expected.cpu(), 0.2)
 
@@ -1160,11 +1160,11 @@ def test_a_training_step_does_not_wait() -> None:
         trainer = trainer_on(DEVICE, "undirected-chimera-per_sample", capture)
         trainer.advance(98)
         with no_waiting():
-            trainer.advance(4)  # over the end of the feed's table
+            trainer.advance(4)  # beyond the end of the feed's table
 
 
 def test_captured_steps_go_on_after_looks_and_a_checkpoint() -> None:
-    """As in training: metrics between steps, on the default stream; and a state that is loaded after a capture."""
+    """As in training, metrics are read between steps on the default stream, and a state is loaded after a capture."""
     from undirected_vae.train import _line
 
     name = "undirected-bipartite-per_sample"
@@ -1205,7 +1205,7 @@ def trained_state() -> Any:
 
 
 def test_two_processes_on_one_gpu_train_as_one() -> None:
-    """By gloo, which takes CUDA tensors too; NCCL wants a GPU for each process."""
+    """gloo joins the processes, because NCCL needs a GPU for each of them."""
     one = trained_state()
     for two in many.run(2, trained_state):
         for name, value in one.items():
@@ -1263,7 +1263,7 @@ def test_a_checkpoint_moves_between_devices() -> None:
 
 
 def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
-    """What differs from the CPU, or "". PyTorch's own kernels are hardly used."""
+    """Says which results differ from the CPU's, or "". PyTorch's own kernels are hardly used."""
     import compare  # of tests/cuda
 
     torch.manual_seed(0)
@@ -1287,7 +1287,7 @@ def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
 
 
 def run_python(*arguments: str, environment: dict[str, str], before: tuple[str, ...] = ()) -> str:
-    """Runs Python, under the command ``before``. Returns what it wrote; shows it where it fails."""
+    """Runs Python under the command ``before``. Returns its output, and shows it if the program fails."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
         [*before, sys.executable, *arguments],
@@ -1305,7 +1305,7 @@ def test_small_problems() -> None:
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer(tool: str) -> None:
-    # PyTorch tries out what a driver knows, so errors of API calls are no faults. Its cache of memory would hide
+    # PyTorch tries which functions a driver has, so errors of API calls are no faults. Its cache of memory would hide
     # accesses beyond the end of a tensor.
     command = ("compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9")
     output = run_python(__file__, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, before=command)

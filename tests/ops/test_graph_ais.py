@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AIS op of graphs: the reference's states to the bit, its log-weights to float64 accuracy, and the truth."""
+"""The AIS op of graphs has the reference's states to the bit, its log-weights to float64 accuracy, and exact means."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from gibbs_ext.reference import graph_ais_reference
 
 
 def both(*args, **kwargs):
-    """Runs the reference, and the op with every instruction set; checks that all agree; returns what the op does."""
+    """Runs the reference, and the op with every instruction set; checks that all agree; returns the op's results."""
     expected = graph_ais_reference(*args, **kwargs)
     for instruction_set in supported_instruction_sets():
         with taking(instruction_set):
@@ -82,7 +82,7 @@ def test_schedules(betas, shared):
 
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_beta_zero_is_the_base_whatever_the_couplings():
-    """Fields that overflow float32: 0 times them is no NaN."""
+    """Fields overflow float32, and 0 times them must not be NaN."""
     for name in ("chimera", "K20"):
         graph = graph_named(name)
         p = random_graph_parameters(graph)
@@ -114,7 +114,7 @@ def test_one_chimera_cell_is_a_bipartite_model(shape, instruction_set):
 
 
 def log_f(graph, p, base, b, rest):
-    """[C] log f_b(rest), colour 0 summed out by brute force."""
+    """[C] log f_b(rest); colour 0 is summed out by brute force."""
     summed_out = (graph.colors == 0).nonzero().squeeze(-1)
     u, v = graph.edges.unbind(-1)
     values = []
@@ -158,7 +158,7 @@ def test_invariances(shared, threads):
     alone = graph_ais(state[7], p.bias, coupling, graph, base, betas, seed=8, chain_offset=7)
     assert_same_bits(alone[0], together[0][7])
     assert_close(alone[1], together[1][7], 1e-12)
-    # 10 steps are 3 and then 7.
+    # 10 steps are the same as 3 and then 7.
     first = graph_ais(state, *p, graph, base, betas[:4], seed=8)
     rest = graph_ais(first[0], *p, graph, base, betas[3:], seed=8, sweep_offset=3)
     assert_same_bits(rest[0], together[0])
@@ -173,7 +173,7 @@ def test_empty_batches(empty):
     assert [x.shape for x in outputs] == [(*empty, 32), empty]
 
 
-# The truth --------------------------------------------------------------------------------------------------------
+# Exact ratios of partition functions ------------------------------------------------------------------------------
 
 
 UNBIASED = {
@@ -184,9 +184,9 @@ UNBIASED = {
 
 
 def excess(log_weights, log_ratio):
-    """How far the mean weight is from the ratio of partition functions, over its threshold at FALSE_ALARM.
+    """Distance of the mean weight from the ratio of partition functions, over its threshold at FALSE_ALARM.
 
-    The weights' spread is small (asserted), so that the mean of so many is normal far into its tails.
+    The weights' spread is small (asserted), so that their mean is normal far into its tails.
     """
     weights = (log_weights - log_ratio).exp()
     assert log_weights.std() < 0.5
@@ -197,7 +197,7 @@ def excess(log_weights, log_ratio):
 def test_weights_are_unbiased(name):
     """E[weight] = Z(1) / Z(0) forward, and its inverse backward from exact draws. Each alarms once in a million seeds.
 
-    Parameters do not depend on the seed, and positive ones make the mean energy large, so that 2% of it is seen.
+    Parameters do not depend on the seed; they are positive, which makes the mean energy so large that 2% of it is seen.
     """
     graph = UNBIASED[name]()
     n, chains = graph.num_nodes, 60_000

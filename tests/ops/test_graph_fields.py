@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of a coloured graph's units, which energies are made of: against dense matrices, to any derivative."""
+"""Fields of a coloured graph's units, from which energies follow, against dense matrices, with all derivatives."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def problem(graph, batches, dtype=torch.float64):
 
 
 def dense(state, bias, coupling, graph):
-    """In float64, with a whole matrix of couplings."""
+    """Fields in float64, with a dense matrix of couplings."""
     state, bias, coupling = state.double(), bias.double(), coupling.double()
     matrix = coupling.new_zeros(*coupling.shape[:-1], graph.num_nodes, graph.num_nodes)
     u, v = graph.edges.unbind(-1)

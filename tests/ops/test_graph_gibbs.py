@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary sweeps of coloured graphs: the reference's bits by every route, and everything they must not depend on."""
+"""Gibbs sweeps of coloured graphs: rounding, routes, identities and edges. test_graph_sweeps.py holds more tests."""
 
 import functools
 import time
@@ -99,9 +99,9 @@ def test_coupling_resolution(name, dtype, instruction_set):
 
 @pytest.mark.parametrize("rays", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20])
 def test_resolution_at_the_bounds_of_a_sum(rays, instruction_set):
-    """Sums of rounded-up couplings within units of where one more bit of k no longer fits: each unit must count.
+    """Sums of rounded-up couplings are within units of the bound where one more bit of k no longer fits.
 
-    A second star, of fewer rays, has the larger sum: the degree is that of the graph all the same.
+    A second star with fewer rays has the larger sum, but the degree that counts is still the graph's.
     """
     for other in (0, rays // 2, rays - 1):
         hubs = [(0, 2 + i) for i in range(rays)] + [(1, 2 + rays + i) for i in range(other)]
@@ -134,28 +134,28 @@ def test_one_cell_is_rounded_as_a_bipartite_model():
     "name", ["one node", "no edges", "chimera with holes", "chimera of shore 5", "grid", "star of 8"]
 )
 def test_tables_agree_with_reference(name):
-    """So many draws that hundreds of them tie in their high byte with the threshold, which one in 256 does."""
+    """One draw in 256 ties with the threshold in its high byte; these are enough draws for hundreds of ties."""
     graph = graph_named(name)
     chains = max(100, 8000 // graph.num_nodes)
     p = random_graph_parameters(graph)
     both(random_bits(chains, graph.num_nodes), *p, graph, 15, seed=6)
 
 
-def test_ties_are_what_that_test_has_many_of(monkeypatch):
-    """The planted fault: where the high byte ties, decide without the other 24 bits."""
+def test_ties_are_many_there(monkeypatch):
+    """The planted fault decides ties of the high byte without the other 24 bits."""
     graph = graph_named("grid")
     p, state = random_graph_parameters(graph), random_bits(228, 35)
     expected = graph_gibbs(state, *p, graph, 15, seed=6)
     random_words = reference.random_words
     monkeypatch.setattr(reference, "random_words", lambda *args: random_words(*args) & 0xFF000000)
-    # Of the last sweep's 7980 draws 31 tie, and half of these are decided otherwise.
+    # 31 of the last sweep's 7980 draws tie, and half of these are decided otherwise.
     assert (graph_gibbs_reference(state, *p, graph, 15, seed=6) != expected).sum() > 5
 
 
 @pytest.mark.parametrize("name", ["chimera of 200", "star of 8", "some isolated"])
 @pytest.mark.parametrize("instruction_set", supported_instruction_sets())
 def test_routes_agree_on_many_draws(name, instruction_set):
-    """Tables, sums for chains side by side or one by one, one coupling set per chain: millions of draws, one result."""
+    """Millions of draws are the same on every route, also where each chain has its own bias or coupling."""
     graph = graph_named(name)
     p, state = random_graph_parameters(graph), random_bits(2000, graph.num_nodes, dtype=torch.bool)
     beta = torch.linspace(0.2, 1.5, 5).repeat_interleave(4)
@@ -191,7 +191,7 @@ def test_one_chimera_cell_is_a_bipartite_model(shape, instruction_set, graph_rou
 
 @KINDS
 def test_a_complete_bipartite_graph_is_a_bipartite_model(kind, instruction_set):
-    """K(30, 50): more than tables take."""
+    """K(30, 50) has more neighbours than tables take."""
     n1, n2, chains = 30, 50, 20
     pairs = torch.cartesian_prod(torch.arange(n1), torch.arange(n1, n1 + n2))
     graph = ColoredGraph(n1 + n2, pairs, (torch.arange(n1 + n2) < n1).long())
@@ -209,7 +209,7 @@ def test_chimera_as_a_colored_graph(kind, instruction_set):
     p, state = parameters_of(kind, graph, 70), random_bits(70, graph.num_nodes)
     expected = graph_gibbs(state, *p, chimera, 6, seed=1)
     assert_same_bits(graph_gibbs(state, *p, graph, 6, seed=1), expected)
-    # Nor does it matter in which order and direction edges come.
+    # The order and direction of edges do not matter.
     order = torch.randperm(len(graph.edges))
     shuffled = ColoredGraph(graph.num_nodes, graph.edges[order].flip(-1), graph.colors)
     assert_same_bits(graph_gibbs(state, p.bias, p.coupling[..., order], shuffled, 6, seed=1), expected)
@@ -217,7 +217,7 @@ def test_chimera_as_a_colored_graph(kind, instruction_set):
 
 @KINDS
 def test_colours_are_visited_in_their_order(kind):
-    """Two colourings of one graph: each is what the reference makes of it, and they differ."""
+    """Two colourings of one graph each agree with the reference, and they differ."""
     edges = graph_named("grid").edges
     colors = graph_named("grid").colors
     one, two = ColoredGraph(35, edges, colors), ColoredGraph(35, edges, 1 - colors)
@@ -262,7 +262,7 @@ def test_gauge_transformation(name, kind, instruction_set, monkeypatch):
     assert not by_gauge(transformed.bias, forgotten).equal(actual)
 
 
-# What the bits do not depend on -----------------------------------------------------------------------------------
+# The bits do not depend on the batch or the numbering of chains ---------------------------------------------------
 
 
 @KINDS
@@ -308,7 +308,7 @@ def test_chain_numbers_given_one_by_one(bias_batch, coupling_batch):
     counted = torch.arange(15).reshape(5, 3) + 4
     expected = graph_gibbs(state, *p, graph, 6, seed=1, chain_offset=4)
     assert_same_bits(graph_gibbs(state, *p, graph, 6, seed=1, chain_offset=counted), expected)
-    # A batch shape that only the numbers have; equal numbers give equal draws.
+    # Only the numbers have a batch shape here; equal numbers give equal draws.
     numbers = torch.tensor([3, 4, 3], dtype=torch.int32)
     z = both(state[0, 0], bias[0], coupling[0], graph, 6, seed=1, chain_offset=numbers)
     assert z[0].equal(z[2])
@@ -338,7 +338,7 @@ def test_large_logits_decide(kind, graph_route):
 @KINDS
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_beta_zero_is_fair_whatever_the_couplings(beta, kind):
-    """Fields that overflow float32: 0 times them is no NaN."""
+    """Fields overflow float32, and 0 times them must not be NaN."""
     graph = graph_named("chimera with holes")
     p = parameters_of(kind, graph, 150)
     p = p._replace(coupling=p.coupling.sign() * 1e38)
@@ -363,7 +363,7 @@ def test_resolution_warning():
     graph = star_graph(3)
     with pytest.warns(CouplingResolutionWarning, match=r"^graph_gibbs: coupling"):
         graph_gibbs(torch.zeros(4), torch.zeros(4), torch.full((3,), 1e6), graph, 1, seed=0)
-    # what counts is the error of a logit
+    # the error of a logit counts
     with pytest.warns(CouplingResolutionWarning, match=r"neighbours at beta 1e\+07$"):
         graph_gibbs(torch.zeros(4), torch.zeros(4), torch.ones(3), graph, 2, beta=[0, -1e7], seed=0)
     with warnings.catch_warnings():
@@ -380,7 +380,7 @@ def test_resolution_warning_as_an_error():
 
 
 def test_many_nodes():
-    """More than a table or a stack buffer may expect, in few chains."""
+    """The nodes are more than a table or a stack buffer may expect, in few chains."""
     n = 5000
     graph = ColoredGraph(n, torch.stack((torch.arange(n), torch.arange(1, n + 1) % n), -1))
     for kind in (SHARED, PER_CHAIN):
@@ -391,7 +391,7 @@ def test_releases_the_gil():
     graph = ChimeraGraph(8)
     p, state = random_graph_parameters(graph), random_bits(512, graph.num_nodes)
     num_sweeps, duration = 100, 0.0
-    while duration < 0.5:  # a call long enough to tell
+    while duration < 0.5:  # until a call is long enough to measure
         num_sweeps *= 2
         start = time.perf_counter()
         graph_gibbs(state, *p, graph, num_sweeps, seed=0)

@@ -37,7 +37,7 @@ F64 = torch.float64
 
 
 def compare(state, parameters, *args, tolerance=1e-11, **kwargs):
-    """With every instruction set."""
+    """Compares the op with the reference, with every instruction set."""
     expected = gradients(graph_gibbs_relaxed_reference, state, parameters, *args, **kwargs)
     for instruction_set in supported_instruction_sets():
         with taking(instruction_set):
@@ -111,7 +111,7 @@ def test_states_of_bits(state_dtype):
 
 
 def test_mean_of_the_last_colour_is_conditional_on_the_rest():
-    """And of each unit it is the q of its last update, whatever was relaxed after it."""
+    """The mean of each unit is the q of its last update, whatever was relaxed after it."""
     for name in ("chimera with holes", "K20", "a colour each"):
         graph = graph_named(name)
         n = graph.num_nodes
@@ -166,7 +166,7 @@ def test_memory_layout_does_not_matter(how):
     state = random_bits(6, graph.num_nodes, dtype=F64)
     outputs = graph_gibbs_relaxed(awkward(state, how), *(awkward(x, how) for x in p), graph, 2, seed=1)
     assert_same_bits(outputs, graph_gibbs_relaxed(state, *p, graph, 2, seed=1))
-    # Gradients that are expanded (stride 0) or transposed, and one output that is not used.
+    # Gradients are expanded (stride 0) or transposed, or missing, if an output is not used.
     weights = torch.randn(graph.num_nodes, 6, dtype=F64)
     grads = []
     for function in (graph_gibbs_relaxed, graph_gibbs_relaxed_reference):
@@ -181,7 +181,7 @@ def test_memory_layout_does_not_matter(how):
 
 
 def test_expanded_parameters_get_their_whole_gradient():
-    """autograd sums the gradient of an expanded tensor; the op must fill every one of its entries."""
+    """autograd sums the gradient of an expanded tensor, so the op must fill all of its entries."""
     graph = graph_named("chimera")
     state = random_bits(5, 32, dtype=F64)
     p = [x.requires_grad_() for x in random_graph_parameters(graph, dtype=F64)]
@@ -237,7 +237,7 @@ def test_gradcheck(broadcast, relaxation, slope_gradient, relaxed):
 
 @pytest.mark.parametrize(("relaxation", "slope_gradient"), [("straight_through", True), ("pwl", False)])
 def test_gradcheck_can_fail(relaxation, slope_gradient):
-    """The planted fault: a derivative that is not the value's."""
+    """The planted fault is a derivative that is not that of the value."""
     graph = complete_graph(3)
     p = [x.requires_grad_() for x in random_graph_parameters(graph, ((8,), ()), dtype=F64)]
 
@@ -271,7 +271,7 @@ def test_float32_gradient_is_near_float64s(name, broadcast, relaxation, slope_gr
             value = max(float((a.double() - e).detach().abs().max()) for a, e in zip(actual[0], values, strict=True))
             pairs = [(a, e) for a, e in zip(actual[1], grads, strict=True) if e is not None]
             errors[instruction_set].append((value, relative_error(*zip(*pairs, strict=True))))
-    # The median of seeds: a unit at the very edge of a clip or a step may fall on the other side in float32.
+    # The median over seeds counts: a unit at the very edge of a clip or step may be on the other side in float32.
     for of_seeds in errors.values():
         values, grads = (sorted(column) for column in zip(*of_seeds, strict=True))
         assert values[2] < 2e-4
@@ -326,7 +326,7 @@ def test_chains_are_independent_of_the_batch(shared, dtype):
 @pytest.mark.parametrize("batches", [((200,), (), ()), ((200,), (200,), (200,)), ((70, 3), (3,), (3,))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_number_of_threads(batches, dtype, threads):
-    """The same bits, of gradients too."""
+    """Results and gradients have the same bits."""
     graph = graph_named("chimera with holes")
     state, *batches = batches
     p = random_graph_parameters(graph, batches, dtype=dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metropolis sweeps of coloured graphs: the reference's bits, the rule's exact law, and its edges."""
+"""Metropolis sweeps of coloured graphs: identities, edges and exact law. test_graph_sweeps.py holds more tests."""
 
 import functools
 import warnings
@@ -33,7 +33,7 @@ from gibbs_ext import ChimeraGraph, CouplingResolutionWarning, graph_gibbs, grap
 both = functools.partial(graph_support.both, graph_metropolis)
 
 
-# Identities, as test_graph_sweeps.py compares with the reference --------------------------------------------------
+# Identities -------------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -65,7 +65,7 @@ def test_gauge_transformation(name, kind):
 @KINDS
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 def test_at_beta_zero_every_unit_flips(beta, kind):
-    """Also where fields overflow float32."""
+    """Fields may even overflow float32."""
     graph = graph_named("chimera with holes")
     p, state = parameters_of(kind, graph, 150), random_bits(150, graph.num_nodes)
     for coupling in (p.coupling, p.coupling.sign() * 1e38):
@@ -80,7 +80,7 @@ def test_at_beta_zero_every_unit_flips(beta, kind):
 @pytest.mark.filterwarnings("ignore::gibbs_ext.CouplingResolutionWarning")
 @pytest.mark.parametrize("name", ["grid", "chimera", "K20", "odd ring"])
 def test_frozen_sweeps_never_raise_the_energy_and_flip_at_ties(name):
-    """At the largest beta that float32 holds. Integer parameters make many ties."""
+    """beta is the largest that float32 holds. Integer parameters make many ties."""
     graph = graph_named(name)
     n, beta = graph.num_nodes, torch.finfo(torch.float32).max
     bias, coupling = torch.randint(-2, 3, (n,)).float(), torch.randint(2, (graph.num_edges,)).float() * 2 - 1
@@ -92,7 +92,7 @@ def test_frozen_sweeps_never_raise_the_energy_and_flip_at_ties(name):
     state, ties = random_bits(100, n), 0
     for sweep in range(5):
         whole = graph_metropolis(state, bias, coupling, graph, 1, beta=beta, seed=3)
-        # Colour by colour, the others clamped: what each unit of the colour does is known from the state before.
+        # Colours are updated one by one, so the state before determines the update of each unit.
         for color in range(graph.num_colors):
             fields = bias.expand(100, n).clone()
             fields.index_add_(-1, u, state[:, v] * coupling).index_add_(-1, v, state[:, u] * coupling)
@@ -157,7 +157,7 @@ def test_statistics_of_few_sweeps(name, instruction_set):
 def test_statistics_of_many_sweeps(name, instruction_set):
     graph, p = model_named(name)
     exact = exact_graph_probabilities(graph, p)
-    # The law of so many sweeps, from the start that they have, is the model's as far as so many chains can tell.
+    # After 60 sweeps from this start, CHAINS draws cannot tell their law from the model's.
     assert CHAINS * ((exact_metropolis_sweeps(graph, p, 60) - exact) ** 2 / exact).sum() < 0.1
     assert chi_square_excess(draw(graph, p, 60), exact) < 1
     assert chi_square_excess(draw(graph, p, 60, beta=1.05), exact) > 1
@@ -174,9 +174,9 @@ def test_statistics_of_clamped_units():
 
 
 def test_enumeration_can_fail():
-    """The exact law leaves the model's alone, and another rule's does not."""
+    """The exact sweeps converge to the model's distribution, which is not flat."""
     graph, p = model_named("grid")
     exact = exact_graph_probabilities(graph, p)
     assert (exact_metropolis_sweeps(graph, p, 500) - exact).abs().max() < 1e-12
     energies = exact_energies(graph, p)
-    assert (energies - energies.mean()).abs().max() > 1  # not a flat model
+    assert (energies - energies.mean()).abs().max() > 1  # the model is not flat

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of graphs against enumeration. Each test alarms once in a million seeds (small models are put to two tests,
-which alarm once in half a million); its planted faults must trip it.
+"""Samples of graphs against enumeration. Each test alarms once in a million seeds (small models have two tests, which
+alarm once in half a million); its planted faults must trip it.
 
-One draw from each of many independent chains. SWEEPS leave no bias that this many draws could see (a test shows it).
+Each of many independent chains gives one draw. SWEEPS leave no bias that this many draws could see (a test shows it).
 Models come from a generator of their own, so that the power of the tests does not depend on the seed.
 """
 
@@ -46,13 +46,13 @@ MODELS = [*SMALL, *LARGE]
 
 @functools.cache
 def model_named(name):
-    """Its energy has a variance of at least 1.6, so that beta off by 2% moves its mean by 10 standard errors."""
+    """The energy has a variance of at least 1.6, so an error of 2% in beta moves its mean by 10 standard errors."""
     graph = {**SMALL, **LARGE}[name]()
     return graph, random_graph_parameters(graph, generator=torch.Generator().manual_seed(4))
 
 
 def moments(name, p):
-    """All means, the pair means of edges and the mean energy, of a distribution [2^N]."""
+    """Means of units, means of products over edges, and the mean energy of a distribution [2^N]."""
     graph, parameters = model_named(name)
     ones = [(i,) for i in range(graph.num_nodes)] + graph.edges.tolist()
     means = torch.stack([where(p, *units).sum() for units in ones])
@@ -88,10 +88,10 @@ def draw(graph, parameters, beta=1.0, num_sweeps=SWEEPS, **kwargs):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sweeps_are_enough(name):
-    """By the exact distribution after them, from the start that the tests use, at their largest beta."""
+    """The exact distribution after SWEEPS, from the start and at the largest beta of the tests, is the model's."""
     p = exact(name, 1.2)[0]
 
-    def noncentrality(num_sweeps):  # of chi-square
+    def noncentrality(num_sweeps):  # the noncentrality of chi-square
         return float(CHAINS * ((exact_sweeps(*model_named(name), num_sweeps, 1.2) - p) ** 2 / p).sum())
 
     assert noncentrality(SWEEPS) < 0.1
@@ -115,7 +115,7 @@ def test_another_beta(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_coupling_per_model_samples_the_model(name, instruction_set):
     graph, p = model_named(name)
-    for models in (5, CHAINS // 4):  # of many chains each, and of few
+    for models in (5, CHAINS // 4):  # each has many chains, or few
         state = torch.zeros(CHAINS // models, models, graph.num_nodes, dtype=torch.bool)
         with taking(instruction_set):
             z = graph_gibbs(state, p.bias, p.coupling.repeat(models, 1), graph, SWEEPS)
@@ -124,7 +124,7 @@ def test_coupling_per_model_samples_the_model(name, instruction_set):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_few_sweeps_have_their_exact_law(name):
-    """The distribution one and two sweeps after the start: nothing that mixing could hide."""
+    """The distribution one and two sweeps after the start is exact; mixing cannot hide a fault."""
     graph, p = model_named(name)
     for num_sweeps in (1, 2):
         assert chi_square_excess(draw(graph, p, num_sweeps=num_sweeps), exact_sweeps(graph, p, num_sweeps)) < 1
@@ -151,7 +151,7 @@ def test_planted_faults_trip_the_alarm(name):
 
 
 def test_reused_random_words_trip_the_alarm(monkeypatch):
-    """Faults of the random words themselves, planted into the reference."""
+    """Faults of the random words are planted into the reference."""
     graph, p = model_named("chimera cell")
 
     def alarm():
@@ -166,7 +166,7 @@ def test_reused_random_words_trip_the_alarm(monkeypatch):
 
 
 def test_clamped_units_condition_the_rest():
-    """p(free | clamped), some units of each colour clamped to 1."""
+    """Draws are those of p(free | clamped), with some units of each colour clamped to 1."""
     graph, p = model_named("triangles")
     start = torch.tensor([True, False, False, False, True, True, False, False])
     z = graph_gibbs(start.expand(CHAINS, 8), *p, graph, SWEEPS, clamp=start)
@@ -191,7 +191,7 @@ def test_straight_through_samples_the_model(name, dtype):
 
 @pytest.mark.parametrize("name", ["chimera cell", "triangles"])
 def test_mean_integrates_units_out(name):
-    """Its mean over chains is each unit's marginal, with less variance than the unit itself."""
+    """The mean over chains is each unit's marginal, with less variance than the unit itself."""
     graph, p = model_named(name)
     marginals = exact(name, 1.0)[1][:8]
 
@@ -206,7 +206,7 @@ def test_mean_integrates_units_out(name):
 
 
 def test_every_degree_is_sampled():
-    """The hub of a star among its rays: one unit of each degree that a route may treat on its own."""
+    """Hubs of stars are units of each degree that a route may treat differently."""
     for rays in range(1, 13):
         graph = star_graph(rays)
         p = random_graph_parameters(graph, generator=torch.Generator().manual_seed(rays))

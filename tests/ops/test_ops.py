@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops as PyTorch sees them: schemas, fake kernels, torch.compile, functorch, Ctrl-C."""
+"""The ops in PyTorch: schemas, fake kernels, torch.compile, functorch, Ctrl-C."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ SEED, ONE = torch.tensor(5), torch.ones(1, dtype=torch.float64)
 
 
 def samples(op):
-    """Arguments of an op, of several kinds; every registered op must have some."""
+    """Arguments of an op, of several kinds. Every op must have some."""
     for dtype, batches, state in [
         (torch.float32, ((), (), ()), (4,)),
         (torch.float64, ((3,), (), (3,)), (2, 3)),
@@ -394,8 +394,10 @@ IDLE_CALLER = """
 
 
 def test_ctrl_c_stops_threads_that_outlast_the_calling_one():
-    """Three models, two threads: the calling one takes the first; the other the second, whose bits never flip, so that
-    it is done earlier and goes on to the third, until 6 s. Ctrl-C comes at 4.8 s, while the calling one waits."""
+    """There are three models and two threads. The calling thread takes the first model. The other thread takes the
+    second, whose bits never flip, finishes early and goes on to the third, until 6 s. Ctrl-C comes at 4.8 s, while the
+    calling thread waits.
+    """
     script = textwrap.dedent(IDLE_CALLER)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -414,7 +416,7 @@ def test_one_stray_meta_tensor_is_an_error(stray):
 
 
 def test_import_error_says_what_to_do():
-    """The package without its compiled module: one clear message."""
+    """Without its compiled module the package raises one clear error."""
     script = "import sys; sys.modules['gibbs_ext._C'] = None; import gibbs_ext"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

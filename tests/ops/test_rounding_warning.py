@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When calls warn of rounding: wherever it shifts a probability by 1e-3, and not for ordinary models."""
+"""Calls warn of rounding wherever it shifts a probability by 1e-3, and never for ordinary models."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ from gibbs_ext import (
 )
 
 OF_FLOAT32 = r"(weight|coupling) and biases of about \S+ may nearly cancel, and float32 then shifts a field by about"
-# By the hub's neighbours: couplings to them, and the bias that nearly cancels them. Fixed point is fine enough here.
+# Couplings of a hub to its neighbours, and the bias that nearly cancels them. Fixed point is fine enough here.
 CANCELLING = {
     1: ([2057954.81], -2057954.69),
     2: ([520784.15, 506246.88], -1027030.97),
@@ -42,7 +42,7 @@ def float64(values) -> Tensor:
 
 
 def largest_shift(coupling, bias, beta, base=None) -> float:
-    """|P(hub = 1) as sampled - exact|, the largest over all states of its neighbours; base: of annealed sweeps."""
+    """Largest |P(hub = 1) as sampled - exact| over all states of its neighbours. ``base``: Bias of annealed sweeps."""
     f, graph = np.float32, star_graph(len(coupling))
     rounded, k = reference.round_graph_couplings(np.array(coupling), graph.edges.numpy(), graph.num_nodes)
     states = np.array(list(itertools.product((0, 1), repeat=len(coupling))))
@@ -71,7 +71,7 @@ def warns_at(coupling, bias, beta) -> bool:
     return bool(messages_of(lambda: graph_gibbs(torch.zeros(rays + 1), biases, float64(coupling), graph, 1, beta=beta)))
 
 
-# Where it matters -------------------------------------------------------------------------------------------------
+# Models that need the warning -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rays", "shift"), [(1, 0.025), (2, 0.0125), (3, 0.007), (6, 0.003)])
@@ -88,7 +88,7 @@ def test_a_shift_that_float32_makes_is_said(rays, shift):
     )
     assert figures, message
     assert [float(x) for x in figures.groups()] == pytest.approx([-bias, -bias * 2.0**-23], rel=0.01)
-    # What helps.
+    # Both remedies of the message help.
     assert not warns_at(coupling, bias, 0.003)
     assert not warns_at([x / 400 for x in coupling], bias / 400, 1.0)
 
@@ -102,12 +102,12 @@ OPS = {
     "graph_gibbs_relaxed": lambda state, b, w, graph, kw: graph_gibbs_relaxed(state, b, w, graph, 2, 1, **kw),
     "graph_ais": lambda state, b, w, graph, kw: graph_ais(state, b, w, graph, 0 * b, [0.0, 0.5, 1.0], **kw),
 }
-# Which of the parameters are each chain's own; only those of the last chain matter.
+# Parameters may be each chain's own; only those of the last chain matter then.
 KINDS = {"shared": (False, False), "biases": (True, False), "couplings": (False, True), "both": (True, True)}
 
 
 def cancelling_call(op, kind, chains, transposed=False):
-    """A call of ``chains`` chains, of which float32's rounding shifts all, or the last one, and nothing else does."""
+    """A call of ``chains`` chains, in which only the rounding of float32 shifts logits, of all chains or the last."""
     coupling, hub = (float64(x) for x in CANCELLING[3])
     own_biases, own_couplings = KINDS[kind]
     is_last = (torch.arange(chains) == chains - 1).double().unsqueeze(-1)
@@ -147,7 +147,7 @@ def test_threads_note_the_same(threads):
 
 
 def test_float32_parameters_are_no_different():
-    """Sums of float32 numbers are no float32 numbers; the same values draw the same bits in both dtypes."""
+    """Sums of float32 numbers need not be float32 numbers; the same values draw the same bits in both dtypes."""
     coupling, bias = torch.tensor([165114 + 1 / 64, 164000, 158564]), -487678.0
     assert largest_shift(coupling.tolist(), bias, 1.0) > 0.0035
     with pytest.warns(CouplingResolutionWarning, match=OF_FLOAT32):
@@ -155,7 +155,7 @@ def test_float32_parameters_are_no_different():
 
 
 def test_a_sum_of_two_small_errors_is_said():
-    """Neither exceeds 1e-3 alone."""
+    """Neither term exceeds 1e-3 alone."""
     coupling, bias = [1000.0] * 200, -150e3
     beta = 0.7e-3 / (200 * float(coupling_resolution(float64([coupling]))))
     assert beta * 2.0**-23 * -bias < 0.9e-3
@@ -186,7 +186,7 @@ def test_base_biases_take_part(family):
     assert not call(3.0, -2.0, torch.ones(3).double())
 
 
-# Where it is not --------------------------------------------------------------------------------------------------
+# Models that need no warning --------------------------------------------------------------------------------------
 
 
 def ordinary_graphs():
@@ -199,7 +199,7 @@ def ordinary_graphs():
     yield "clamps", (clamps, torch.randn(edges).double()), chimera, 1.0
     yield "clamps of a cold model", (clamps, signs), chimera, annealing
     yield "annealing", (torch.randn(n).sign().double(), signs), chimera, annealing
-    # spins of couplings +-1 as bits
+    # spins with couplings +-1, as bits
     bias = torch.zeros(n).double().index_add(0, chimera.edges.T.reshape(-1), -2 * torch.cat([signs, signs]))
     yield "annealing of spins", (bias, 4 * signs), chimera, annealing
     dense = complete_graph(60)
@@ -248,7 +248,7 @@ def test_ordinary_bipartite_models_are_left_alone(instruction_set):
     beta=st.floats(-3, 2),
 )
 def test_silence_means_that_no_probability_is_shifted(magnitude, ratios, signs, cancelled, rest, beta):
-    """The bias cancels some of the couplings, but for ``rest`` of a logit. By the bound, 1e-3 of a logit is 2.5e-4."""
+    """The bias cancels some of the couplings up to ``rest`` of a logit. By the bound, 1e-3 of a logit is 2.5e-4."""
     beta = 10**beta
     coupling = [10**magnitude / beta * x * (-1 if signs >> i & 1 else 1) for i, x in enumerate(ratios)]
     bias = rest / beta - sum(x for i, x in enumerate(coupling) if cancelled >> i & 1)

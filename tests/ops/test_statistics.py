@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples against enumeration. Each test alarms once in a million seeds, and its planted faults must trip it.
 
-One draw from each of many independent chains, so the chi-square test needs no autocorrelation time; SWEEPS leave no
+Each of many independent chains gives one draw, so the chi-square test needs no autocorrelation time. SWEEPS leave no
 bias that this many draws could see (a test shows it).
 """
 
@@ -25,12 +25,12 @@ CHAINS, SWEEPS = 150_000, 16
 
 @pytest.fixture
 def model() -> Parameters:
-    # The seed of conftest decides it; scale 0.8 keeps every state likely enough to count.
+    # conftest seeds the model; scale 0.8 keeps every state likely enough to count.
     return random_parameters(4, 3, scale=0.8)
 
 
 def test_sweeps_are_enough(model):
-    """By the exact transition matrix of left, from the start that the tests use, at their largest beta."""
+    """The exact transition matrix of left shows it, from the start and at the largest beta of the tests."""
     beta = 1.7
     left, right = all_states(4), all_states(3)
     left_bias, right_bias, weight = (x.double() for x in model)
@@ -42,7 +42,7 @@ def test_sweeps_are_enough(model):
     transition = conditional(right, left @ weight + right_bias) @ conditional(left, right @ weight.mT + left_bias)
     at_end = torch.linalg.matrix_power(transition, SWEEPS)[0]
     exact = exact_probabilities(model, beta).reshape(8, 16).sum(0)
-    # Chi-square's noncentrality: far below its standard deviation, about 16.
+    # The noncentrality of chi-square is far below its standard deviation, which is about 16.
     assert CHAINS * ((at_end - exact) ** 2 / exact).sum() < 0.1
 
 
@@ -91,7 +91,7 @@ def sampled_by_reference(model, chains=40_000):
 
 
 def test_reused_random_words_trip_the_alarm(model, monkeypatch):
-    """Faults of the random words themselves, planted into the reference."""
+    """Faults of the random words are planted into the reference."""
     exact = exact_probabilities(model)
     assert chi_square_excess(sampled_by_reference(model), exact) < 1
 
@@ -101,7 +101,7 @@ def test_reused_random_words_trip_the_alarm(model, monkeypatch):
 
 
 def test_clamped_units_condition_the_rest(model):
-    """p(free | clamped), with the first left and the last right unit clamped to 1."""
+    """Draws are those of p(free | clamped), with the first left and the last right unit clamped to 1."""
     left, right = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.0, 0, 1])
     clamps = {
         "right": right.expand(CHAINS, 3),
@@ -130,7 +130,7 @@ def test_straight_through_samples_the_model(model, dtype):
 
 
 def test_left_mean_integrates_left_out(model):
-    """Its mean over chains is the marginal of left, with less variance than left itself."""
+    """The mean over chains is the marginal of left, with less variance than left itself."""
     exact = (exact_probabilities(model).unsqueeze(-1) * all_states(7)).sum(0)[:4]
     left, _, left_mean = bipartite_gibbs_relaxed(torch.zeros(CHAINS, 4), *model, SWEEPS, relaxation="straight_through")
     z = (left_mean.double().mean(0) - exact) / (left_mean.double().std(0) / CHAINS**0.5)
@@ -142,7 +142,7 @@ def test_left_mean_integrates_left_out(model):
 
 @pytest.mark.parametrize("relaxation", ["pwl", "concrete"])
 def test_relaxed_units_follow_the_uniforms_law(relaxation):
-    """Without couplings zeta is a known increasing function of a uniform: Kolmogorov-Smirnov against its law."""
+    """Without couplings zeta is a known increasing function of a uniform; a Kolmogorov-Smirnov test checks its law."""
     from scipy import stats
 
     bias = torch.tensor([-2.0, 0.3, 1.1], dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms of torch.func: a row of torch.vmap is a call of its own, a derivative is right or refused by name."""
+"""Transforms of torch.func: a row of torch.vmap is a call of its own, and a derivative is right or refused by name."""
 
 import math
 
@@ -19,7 +19,7 @@ SIDES = {"left": 5, "right": 4, "left_bias": 5, "right_bias": 4, "clamp_left": 5
 
 
 def one(argument, chains, models):
-    """A row's argument."""
+    """An argument of one row."""
     if argument in ("left", "right"):
         return random_bits(*chains, SIDES[argument])
     if argument == "state":
@@ -52,7 +52,7 @@ DRAWN = [name for name in ARGUMENTS if "ais" not in name]
 
 
 def call(name, arguments, **options):
-    """The outputs of a function of a whole set of arguments, of which some may be missing."""
+    """Outputs of a function as a tuple. ``arguments`` may lack some of its tensors."""
     sweeps = {"relaxed": {"num_sweeps": 1, "num_relaxed_sweeps": 2}, "ais": {}}.get(
         name.split("_")[-1], {"num_sweeps": 3}
     )
@@ -62,7 +62,7 @@ def call(name, arguments, **options):
 
 
 def check_rows(name, models, mapped, dim, left_out=(), **options):
-    """Against a loop."""
+    """Compares torch.vmap with a loop."""
     names = [argument for argument in ARGUMENTS[name] if argument not in left_out]
     rows = [{argument: one(argument, *MODELS[models]) for argument in names} for _ in range(ROWS)]
     for argument in set(names) - set(mapped):
@@ -196,7 +196,7 @@ def test_compiled():
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_different_rows_are_independent(name):
-    """Fair and unfair coins: of each unit's bits the mean, and how often it is the same in two rows."""
+    """Units are fair and unfair coins, whose means, and how often two rows agree, are known."""
     rows, chains = 40, 50
     bias = torch.linspace(-2, 2, 7)
     if name.startswith("bipartite"):
@@ -229,7 +229,7 @@ def test_different_rows_are_independent(name):
 
 
 def test_different_rows_have_chains_of_one_seed(monkeypatch):
-    """Cheap: one call of the op, in which the chains of each row follow those of the row before."""
+    """The op is called once, and the chains of each row follow those of the row before."""
     calls = []
     right = ops._call
     monkeypatch.setattr(ops, "_call", lambda op, *args: calls.append(args) or right(op, *args))
@@ -283,7 +283,7 @@ def test_randomness_must_be_chosen_or_a_seed_given(name):
 
 
 def model_of(graph, coupling):
-    """Of couplings [4, 4] or [7] and biases that stay the same."""
+    """A model of couplings [4, 4] or [7] and biases that stay the same."""
     bias = torch.linspace(-1, 1, 7, dtype=coupling.dtype)
     if graph:
         return gx.GraphBoltzmann(GRAPH, bias, coupling)
@@ -540,7 +540,7 @@ SECOND_DERIVATIVES = {
 @pytest.mark.parametrize("way", SECOND_DERIVATIVES)
 @pytest.mark.parametrize(("name", "i"), [(name, i) for name, given in RELAXED.items() for i in range(len(given))])
 def test_second_derivatives_of_relaxed_sweeps_are_refused(name, i, way, is_linear):
-    """In each argument alone: also a gradient in a bias depends on it, though backward does not read it."""
+    """Each argument alone is refused, even a bias: gradients depend on it although backward does not read it."""
     tensors = relaxed_arguments(name)
     loss = relaxed_loss(name, is_linear=is_linear, num_sweeps=0)
     with pytest.raises(NotImplementedError, match=f"^{name}: second derivatives are not supported"):
@@ -570,7 +570,7 @@ def test_what_is_not_differentiable_has_no_tangent(name):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_annealed_importance_sampling_has_no_tangent(graph):
-    """None at all: that of the base's log Z alone would be wrong."""
+    """There is no gradient, because that of the base's log Z alone would be wrong."""
 
     def log_partition(coupling):
         return gx.annealed_importance_sampling(model_of(graph, coupling), 50, 10, seed=1).log_partition
@@ -717,7 +717,7 @@ def test_exact_samples_say_why_not(on_graph):
 
 
 def test_long_enumerations_in_func_grad(monkeypatch):
-    """They are made in chunks, which torch.func.grad cannot compute again in backward."""
+    """Sums are made in chunks, which torch.func.grad cannot compute again in backward."""
     monkeypatch.setattr(exact, "_CHUNK", 64)
     biases = torch.randn(2, 8, dtype=torch.float64).unbind()
     weight = torch.randn(8, 8, dtype=torch.float64)
@@ -737,7 +737,7 @@ def test_long_enumerations_in_func_grad(monkeypatch):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_derivatives_of_an_estimated_log_partition(graph):
-    """To any order those of the weighted samples: the second is a covariance."""
+    """Derivatives of any order are those of the weighted samples; the second is a covariance."""
     coupling = couplings_of(graph)[0]
     size = coupling.numel()
     direction = torch.randn_like(coupling)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where there is no GPU tests/ops/test_gpu.py skips; where one is required, it fails."""
+"""tests/ops/test_gpu.py is skipped if there is no GPU, and fails if one is required."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def pytest_without_gpu(test: str, **variables: str) -> "subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-# A test of its own, and one of the ops'.
+# The first test is of the file itself, the second one of the ops.
 @pytest.mark.parametrize(("test", "synchronous"), [("test_out_of_memory", "0"), ("test_golden__compiled", "1")])
 def test_gpu_tests_skip_or_fail(test: str, synchronous: str) -> None:
     skipped = pytest_without_gpu(test, GIBBS_CUDA_SYNCHRONOUS=synchronous)

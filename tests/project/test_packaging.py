@@ -78,7 +78,7 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need(tmp_path: Path) -> None
 
 
 def test_the_extension_serves_many_versions_of_torch() -> None:
-    """It needs no symbol of PyTorch but those of the stable ABI, which are C functions."""
+    """The extension needs only symbols of PyTorch's stable ABI, which are C functions."""
     (library,) = ROOT.glob("gibbs_ext/_C.*.so")
     symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", library)
     assert "aoti_torch" in symbols
@@ -101,7 +101,7 @@ print(*(given if sys.argv[2] == "setup.py's" else [*torchs, *given]), sep="\\n")
 
 @pytest.mark.parametrize(("order", "errors"), [("setup.py's", 0), ("torch's first", 3)])
 def test_an_older_pybind11_in_torchs_folders_does_no_harm(tmp_path: Path, order: str, errors: int) -> None:
-    """torch 2.11's stops with #error where the stable ABI alone is used. The other order is the planted fault."""
+    """The one in torch 2.11 stops with #error if only the stable ABI is used. The other order is the planted fault."""
     (tmp_path / "pybind11").mkdir()
     for name in ("numpy.h", "pybind11.h", "stl.h"):
         (tmp_path / "pybind11" / name).write_text("#error an older pybind11\n")
@@ -120,7 +120,7 @@ TEXTS += [path for folder in PACKAGES.values() for path in folder.rglob("*.py")]
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_text_promises_a_published_package(path: Path) -> None:
-    """What works from a checkout is said instead, until there is one."""
+    """Until there is a published package, texts show commands that work from a checkout."""
     assert PROMISE.search(path.read_text()) is None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tests/torch_versions.py (``make torch-versions``) without downloads: each command is only written down."""
+"""tests/torch_versions.py (``make torch-versions``) without downloads: commands are recorded and not run."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ class Commands(list[str]):
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """In a small source folder of its own, on a PATH where python3.98 is missing and python3.99 does not work."""
+    """Runs in a small source folder of its own, on a PATH without python3.98 and with a python3.99 that fails."""
     commands, sources = Commands(), tmp_path / "sources"
     for name in ("gibbs_ext/ops.py", "gibbs_ext/_C.so", "build/old", ".venv/bin/python"):
         (sources / name).parent.mkdir(parents=True, exist_ok=True)

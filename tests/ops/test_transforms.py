@@ -717,7 +717,7 @@ def test_exact_samples_say_why_not(on_graph):
 
 
 def test_long_enumerations_in_func_grad(monkeypatch):
-    """Sums are made in chunks, which torch.func.grad cannot compute again in backward."""
+    """They are made in chunks, which torch.func.grad cannot compute again in backward."""
     monkeypatch.setattr(exact, "_CHUNK", 64)
     biases = torch.randn(2, 8, dtype=torch.float64).unbind()
     weight = torch.randn(8, 8, dtype=torch.float64)

@@ -109,18 +109,18 @@ def test_includes_point_downwards() -> None:
 # The file, a line at its end, and one of the chains that this makes. All but a few start from the deepest files.
 PLANTED_INCLUDES = """
     core/macros.h       | #include "cuda/views.cuh"             | cpu/*.h -> core/*.h -> core/macros.h -> cuda/views.cuh
-    core/macros.h       | #include "cpu/driver.h"               | cuda/graph.cu -> * -> * -> * -> core/macros.h -> cpu/driver.h
+    core/macros.h       | #include "cpu/graph.h"                | cuda/graph.cu -> * -> * -> * -> core/macros.h -> cpu/graph.h
     core/macros.h       | #include <torch/csrc/stable/tensor.h> | cuda/graph.cu -> * -> * -> * -> core/macros.h -> torch/*
     core/macros.h       | #include <Python.h>                   | ops/cpu/graph.cpp -> * -> core/macros.h -> Python.h
     core/philox.h       | #include "ops/schemas.h"              | cpu/graph_layout.cpp -> core/philox.h -> ops/schemas.h
-    core/philox.h       | #include <cpu/driver.h>               | core/philox.h -> cpu/driver.h
+    core/philox.h       | #include <cpu/graph.h>                | core/philox.h -> cpu/graph.h
     cpu/kernels/types.h | #include <pybind11/pybind11.h>        | cpu/graph.cpp -> * -> * -> * -> pybind11/pybind11.h
-    cpu/kernels/types.h | #include "cpu/driver.h"               | cpu/kernels/table.h -> * -> cpu/kernels/types.h -> cpu/driver.h
+    cpu/kernels/types.h | #include "cpu/graph.h"                | cpu/kernels/table.h -> * -> cpu/kernels/types.h -> cpu/graph.h
     cpu/kernels/types.h | #include "cpu/kernels/simd.h"         | ops/cpu/graph.cpp -> * -> * -> * -> cpu/kernels/simd.h
     cpu/graph.h         | #include "cpu/../cuda/views.cuh"      | ops/cpu/graph.cpp -> cpu/graph.h -> cuda/views.cuh
     cuda/launch.cuh     | #include "cpu/kernels/table.h"        | ops/cuda/*.cpp -> * -> cuda/launch.cuh -> cpu/kernels/table.h
     cuda/launch.cuh     | #include "emulator.h"                 | cuda/graph.cu -> * -> cuda/launch.cuh -> emulator.h
-    ops/arguments.h     | #include "cpu/driver.h"               | ops/cuda/*.cpp -> * -> cpu/driver.h
+    ops/arguments.h     | #include "cpu/graph.h"                | ops/cuda/*.cpp -> * -> cpu/graph.h
     ops/arguments.h     | #include "cuda/devices.h"             | ops/cpu/graph.cpp -> * -> cuda/devices.h
     ops/arguments.h     | #include "ops/cuda/library.h"         | ops/cpu/graph.cpp -> * -> ops/cuda/library.h
     ops/arguments.h     | #include <pybind11/numpy.h>           | ops/cuda/*.cpp -> * -> pybind11/numpy.h

@@ -71,8 +71,8 @@ def step_with(
     def step() -> None:
         with ExitStack() as stack:
             if gibbs and relaxed:
-                stack.enter_context(patch("gibbs_ext.distributions.bipartite_gibbs", gibbs))
-                stack.enter_context(patch("gibbs_ext.nn.posterior.bipartite_gibbs_relaxed", relaxed))
+                stack.enter_context(patch("gibbs_ext.models.bipartite.bipartite_gibbs", gibbs))
+                stack.enter_context(patch("gibbs_ext.models.bipartite.bipartite_gibbs_relaxed", relaxed))
             trainer.advance(1)
 
     return step

@@ -6,15 +6,7 @@ import os
 import torch
 
 from gibbs_ext import distributed, interop, nn, pictures
-from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
-from gibbs_ext.estimators import (
-    AISResult,
-    EffectiveSampleSizeWarning,
-    annealed_importance_sampling,
-    negative_log_likelihood_surrogate,
-)
-from gibbs_ext.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
+from gibbs_ext.chains import PersistentChains, negative_log_likelihood_surrogate, pack_bits, unpack_bits
 from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
@@ -25,7 +17,18 @@ from gibbs_ext.functional import (
     graph_gibbs_relaxed,
     graph_metropolis,
 )
-from gibbs_ext.graphs import ChimeraGraph, ColoredGraph, boltzmann_to_ising, ising_to_boltzmann
+from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
+from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
+from gibbs_ext.log_partition import (
+    AISResult,
+    EffectiveSampleSizeWarning,
+    Marginals,
+    annealed_importance_sampling,
+    exact_log_partition,
+    exact_marginals,
+    exact_samples,
+)
+from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 
 __all__ = [
@@ -66,7 +69,7 @@ __all__ = [
 
 
 def _use_one_thread() -> None:
-    """A forked process hangs when it starts threads of GNU OpenMP, as PyTorch's are, if its parent has used some."""
+    """Keeps a forked process from hanging: it cannot start threads of GNU OpenMP if its parent has used some."""
     torch.set_num_threads(1)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markov chains that live from one training step to the next, stored as bits."""
+"""Markov chains that live from one training step to the next, stored as bits, and a loss estimated from them."""
 
 import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from gibbs_ext.checks import (
     check_bits,
     check_integers,
     check_tensors,
+    check_units,
     check_values,
     is_transformed,
     reported_as,
     shown,
 )
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
+from gibbs_ext.log_partition.machine import check_model
+from gibbs_ext.models import Boltzmann
 
 
 def pack_bits(bits: Tensor) -> Tensor:
@@ -56,42 +58,39 @@ def unpack_bits(packed: Tensor, num_bits: int) -> Tensor:
 class PersistentChains(nn.Module):
     """Persistent Gibbs chains of a model, a byte for eight units, in ``state_dict``.
 
-    Of a bipartite model they keep left only, from which right is redrawn; of a graph, all units. Below, n is n1 or N.
+    Chains of a bipartite model keep left only, because right is redrawn from it; chains on a graph keep all units.
+    Below, n is n1 or N. Each model has its own set of chains; or each data point has, and a training step uses the
+    chains of its batch. Chains start as uniform bits, drawn from torch's default generator.
 
     The chains belong to the process that made them: they move with the module and are in its ``state_dict``, but they
-    are none of its ``buffers()``, all of which ``DistributedDataParallel`` overwrites with those of rank 0.
-    (``torch.distributed.checkpoint`` must be given the module inside such a wrapper, not the wrapper: it renames only
-    what is a parameter or a buffer.)
+    are no ``buffers()``, because ``DistributedDataParallel`` overwrites all buffers with those of rank 0.
+    (``torch.distributed.checkpoint`` must be given the module inside such a wrapper, not the wrapper, because it
+    renames only parameters and buffers.)
 
     Inside a transform of torch.func, which allows no mutation, chains cannot be advanced (NotImplementedError).
 
-    On a GPU an ``index`` out of range and states that are no bits fail an assertion on the device, after which the
-    process cannot use it any more; on the CPU they are a ValueError.
-
-    One set of chains per model, or one per data point, of which a training step uses those of its batch. They start as
-    uniform bits, drawn from torch's default generator.
+    An ``index`` out of range and states other than 0 and 1 are a ValueError on the CPU. On a GPU they fail an assertion
+    on the device, after which the process cannot use the device any more.
 
     Args:
-        num_chains: C, chains per model or per data point.
+        num_chains: C, number of chains per model or per data point.
         model: Gives n, the device and (without ``dataset_size``) the batch shape. It is not kept.
-        dataset_size: For chains of so many data points. The model's batch shape is then of no account: ``index [B]``
-            picks the points to which a batch of B models belongs.
+        dataset_size: Number of data points. If given, each point keeps its own chains and ``index [B]`` selects those
+            of a batch; the model's batch shape is ignored.
 
     Attributes:
         num_units: Buffer [] int64, n.
         bits: uint8 [C, *batch_shape, ceil(n / 8)] or [dataset_size, C, ceil(n / 8)]; see :func:`pack_bits`.
     """
 
-    def __init__(
-        self, num_chains: int, model: BipartiteBoltzmann | GraphBoltzmann, dataset_size: int | None = None
-    ) -> None:
+    def __init__(self, num_chains: int, model: Boltzmann, dataset_size: int | None = None) -> None:
         super().__init__()
         check_integers("PersistentChains", 1, num_chains=num_chains)
         check_model("PersistentChains", model)
         if dataset_size is not None:
             check_integers("PersistentChains", 1, dataset_size=dataset_size)
         self.num_bits = model._num_state_units
-        # In the state, as it cannot be told from the bytes.
+        # It is in the state, because it cannot be told from the number of bytes.
         self.register_buffer("num_units", torch.tensor(self.num_bits, device=model.device))
         self.dataset_size = dataset_size
         shape = (num_chains, *model.batch_shape) if dataset_size is None else (dataset_size, num_chains)
@@ -110,7 +109,7 @@ class PersistentChains(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
     ) -> None:  # fmt: skip
-        """As if ``bits`` were a buffer."""
+        """Loads ``bits`` as if it were a buffer."""
         key = prefix + "num_units"
         if key in state_dict and (num_units := int(state_dict[key])) != self.num_bits:
             errors.append(f"{key}: the state is that of chains of {num_units} units, these have {self.num_bits}")
@@ -154,10 +153,10 @@ class PersistentChains(nn.Module):
 
         Args:
             index: [B] int64 data points, with ``dataset_size`` only.
-            part: Which of the C chains per model, without ``dataset_size`` only; all by default.
+            part: Selects some of the C chains per model, without ``dataset_size`` only; all by default.
 
         Returns:
-            uint8 [C, *batch_shape, n], or [C, B, n]; C being the length of ``part``, if that is given.
+            uint8 [C, *batch_shape, n], or [C, B, n] with ``index``, where C is the length of ``part`` if that is given.
         """
         self._check_index(index)
         part = self._check_part(part)
@@ -169,8 +168,8 @@ class PersistentChains(nn.Module):
 
         Args:
             state: Bits of any dtype, of the shape that :meth:`state` returns.
-            index: [B] int64 data points, with ``dataset_size`` only. Which of several
-                states a point named more than once gets is undefined.
+            index: [B] int64 data points, with ``dataset_size`` only. A point that is named more than once gets any one
+                of its states.
             part: As in :meth:`state`.
         """
         self._check_index(index)
@@ -180,7 +179,7 @@ class PersistentChains(nn.Module):
         self._store(state, index, part)
 
     def _store(self, state: Tensor, index: Tensor | None, part: slice = slice(None)) -> None:
-        """:meth:`store_` of bits and a part that are known to be sound."""
+        """:meth:`store_` without checks of values and of ``part``."""
         chains, *batch = self.bits[part].shape[:-1]
         if index is not None:
             chains, batch = self.bits.shape[1], [len(index)]
@@ -199,55 +198,32 @@ class PersistentChains(nn.Module):
         else:
             self.bits.index_copy_(0, index, packed.movedim(1, 0))
 
-    @overload
-    def advance_(
-        self,
-        model: BipartiteBoltzmann,
-        num_sweeps: int,
-        index: Tensor | None = ...,
-        generator: torch.Generator | None = ...,
-        *,
-        part: slice | None = ...,
-        seed: int | Tensor | None = ...,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def advance_(
-        self,
-        model: GraphBoltzmann,
-        num_sweeps: int,
-        index: Tensor | None = ...,
-        generator: torch.Generator | None = ...,
-        *,
-        part: slice | None = ...,
-        seed: int | Tensor | None = ...,
-    ) -> Tensor: ...
-
     @torch.no_grad()
     def advance_(
         self,
-        model: BipartiteBoltzmann | GraphBoltzmann,
+        model: Boltzmann,
         num_sweeps: int,
         index: Tensor | None = None,
         generator: torch.Generator | None = None,
         *,
         part: slice | None = None,
         seed: int | Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Tensor:
         """Sweeps the chains under ``model`` and keeps the result. Mutates ``bits``.
 
         Args:
-            model: As at construction; or of batch shape [B], with ``index``.
-            num_sweeps: Binary sweeps, at least 1.
+            model: The model as at construction; of batch shape [B] with ``index``.
+            num_sweeps: Number of binary sweeps, at least 1.
             index: [B] int64 data points, with ``dataset_size`` only.
             generator: Supplies the seed.
-            part: Which of the C chains per model, without ``dataset_size`` only; all by default. The others stay. With
-                one ``seed``, processes that advance a part each make the bits that one process makes of all.
+            part: Selects some of the C chains per model, without ``dataset_size`` only; all by default. The others
+                stay. Processes that each advance a part with the same ``seed`` make the bits that one process makes of
+                all chains.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
-            Bits of the parameters' dtype, without gradient: left [C, *batch_shape, n1] and right [C, *batch_shape, n2],
-            or z [C, *batch_shape, N] of a graph; C being the length of ``part``, if that is given.
+            z [C, *batch_shape, N], bits of the parameters' dtype, without gradient; of a bipartite model left before
+            right. C is the length of ``part`` if that is given.
         """
         check_model("PersistentChains", model)
         check_integers("PersistentChains", 1, num_sweeps=num_sweeps)
@@ -257,8 +233,44 @@ class PersistentChains(nn.Module):
         first = part.start * math.prod(self.bits.shape[1:-1])
         with reported_as("PersistentChains"):
             z = model._sweep(state, num_sweeps, chain_offset=first, generator=generator, seed=seed)
-        self._store(z[0], index, part)
-        return z if isinstance(model, BipartiteBoltzmann) else z[0]
+        self._store(model._state_of(z), index, part)
+        return z
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, bits={list(self.bits.shape)}, dataset_size={self.dataset_size}"
+
+
+def negative_log_likelihood_surrogate(
+    model: Boltzmann, data: Tensor, chains: PersistentChains | None, num_sweeps: int = 1
+) -> Tensor:
+    """A loss whose gradient estimates that of the mean negative log-likelihood: data moments minus model moments.
+
+    ``mean_data energy - mean_chains free_energy``, after the chains have been advanced (persistent contrastive
+    divergence). The value itself means nothing, because log Z is missing from it.
+
+    Args:
+        model: A model of batch shape [*batch_shape].
+        data: [B, *batch_shape, num_units] bits of all units, of the parameters' dtype; or, of a bipartite model,
+            [B, *batch_shape, n1] bits of left, right being hidden and summed out. With ``chains`` values in between are
+            accepted, too.
+        chains: Persistent chains; mutated. Or ``None`` for contrastive divergence (CD-k), whose chains start at the
+            data in every call.
+        num_sweeps: k, the number of sweeps before the model's moments are taken.
+
+    Returns:
+        [*batch_shape]. Differentiable in the parameters, the chains held fixed: second derivatives are those of this
+        function, not of the likelihood. The seed comes from torch's default generator.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit, or data lie outside of [0, 1]; the message begins with
+            ``negative_log_likelihood_surrogate:``.
+    """
+    name = "negative_log_likelihood_surrogate"
+    check_model(name, model)
+    check_units(name, "data", data, *dict.fromkeys((model._num_state_units, model.num_units)))
+    if chains is not None:  # without chains, the first sweep checks that data are bits
+        check_values(name, "data", "lie in [0, 1]", data, (data >= 0) & (data <= 1))
+    positive = model.energy(data) if data.shape[-1] == model.num_units else model.free_energy(data)
+    with reported_as(name, left="data", state="data"):
+        z = model._sweep(model._state_of(data), num_sweeps) if chains is None else chains.advance_(model, num_sweeps)
+    return positive.mean(0) - model.free_energy(model._state_of(z)).mean(0)

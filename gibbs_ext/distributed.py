@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many processes that do the work of one: each takes its share of the chains.
+"""Many processes do the work of one: each takes its share of the chains.
 
-A random word depends on the seed and on the number of its chain, not on where it is drawn. So processes that are given
-one seed, and number their chains by their place among all, draw the bits that one process would draw::
+A random word depends on the seed and on the number of its chain, not on where it is drawn. So processes that share a
+seed, and number their chains by their place among all chains, draw the bits that one process would draw::
 
     mine = gx.distributed.share(num_chains)
     z = model.sample((mine.stop - mine.start,), chain_offset=mine.start * model.batch_shape.numel(), seed=seed)
@@ -12,35 +12,33 @@ The processes are those of torch.distributed's default group, as ``torchrun`` st
 one process, whose share is everything.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gibbs_ext.checks import check_integers, check_tensors, expand_to, shown
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann, check_model
-from gibbs_ext.estimators import AISResult, ais_result, annealed_chains
+from gibbs_ext.log_partition.annealing import AISResult, Base, Betas, ais_result, annealed_chains
+from gibbs_ext.log_partition.machine import Machine, check_model
 
 
 def rank() -> int:
-    """The number of this process, 0 where there is one only."""
+    """Number of this process, 0 if there is only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def share(count: int, of: int | None = None) -> slice:
-    """Which of ``count`` chains (data points, images, ...) are this process's.
+    """The part of ``count`` chains (data points, images, ...) that belongs to a process.
 
     Shares are consecutive and in the order of the processes. Their sizes differ by one at most, and may be 0.
 
     Args:
-        count: At least 0.
-        of: The number of the process, this one by default.
+        count: Number of chains of all processes, at least 0.
+        of: Number of the process; this one by default.
 
     Returns:
         A slice with start and stop.
@@ -57,14 +55,15 @@ def share(count: int, of: int | None = None) -> slice:
 
 
 def gather(values: Tensor, count: int) -> Tensor:
-    """What all processes have, in their order. A collective call: all of them make it.
+    """The values of all processes, in the order of the processes. A collective call: every process makes it.
 
     Args:
-        values: [s, ...], s being the size of this process's ``share(count)``; of the same dtype and other dims in all.
-        count: As in :func:`share`.
+        values: [s, ...], where s is the size of this process's ``share(count)``. All processes have the same dtype and
+            the same other dims.
+        count: Number of chains of all processes.
 
     Returns:
-        [count, ...], the same on every process; where there is one process a view of ``values``. Carries no gradient.
+        [count, ...], the same on every process, without gradient; a view of ``values`` if there is only one process.
 
     Raises:
         TypeError, ValueError: The message begins with ``gather:``.
@@ -78,7 +77,7 @@ def gather(values: Tensor, count: int) -> Tensor:
     size = world_size()
     if size == 1:
         return values.detach()
-    # Shares of one size, the largest: not every backend gathers unequal ones.
+    # Shares are padded to the largest, because not every backend gathers unequal ones.
     largest = -(-count // size)
     padded = values.new_zeros(largest, *values.shape[1:])
     padded[: len(values)] = values.detach()
@@ -89,28 +88,30 @@ def gather(values: Tensor, count: int) -> Tensor:
 
 
 def annealed_importance_sampling(
-    model: BipartiteBoltzmann | GraphBoltzmann,
+    model: Machine,
     num_chains: int,
-    betas: int | Sequence[float] | Tensor,
+    betas: Betas,
     *,
     seed: int | Tensor,
-    base: str | tuple[Tensor, Tensor] | Tensor | None = "field",
+    base: Base = "field",
     reverse: bool = False,
     initial: Tensor | None = None,
 ) -> AISResult:
     """:func:`gibbs_ext.annealed_importance_sampling` with its chains shared out. A collective call.
 
+    All processes give the same arguments, which are as there, and get the same result.
+
     Args:
-        model: The same on every process.
-        num_chains: Of all processes together: at least one for each.
-        betas: As there.
-        seed: The same on every process.
-        base: As there.
-        reverse: As there.
-        initial: As there: of all chains, on every process.
+        model: A model of any batch shape.
+        num_chains: Number of chains of all processes together, at least one for each process.
+        betas: The number of steps, or the schedule.
+        seed: A 64-bit integer or a 0-dim int64 tensor.
+        base: The factorial start.
+        reverse: Run the path from the model to the base.
+        initial: Starting states of all chains.
 
     Returns:
-        The result that one process would get, to the bit for the samples: that of all chains, on every process.
+        The result of all chains, as one process would get it; the samples are the same to the bit.
 
     Raises:
         TypeError, ValueError: The message begins with the function's name.

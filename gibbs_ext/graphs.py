@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs with colours: what couples to what, and in which order a sweep goes. And their parameters as an Ising model's.
+"""Graphs with colours: which units are coupled, and in which order a sweep updates them.
 
 A colour is a block of block Gibbs sampling: nodes of one colour are never coupled, so that a sweep updates all of
 them at once, colour 0 first.
@@ -15,22 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, check_tensors, check_units, is_fake, reported_as, shown
+from gibbs_ext.checks import check_integers, is_fake, reported_as, shown
 
 if TYPE_CHECKING:
     import networkx
 
 Integers = Tensor | NDArray[np.integer[Any]] | Iterable[Any]
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LIMIT = 2**30  # of nodes, and of edges
 
-# Which sign h and J have in an Ising energy.
-CONVENTIONS = {"dimod": 1, "physics": -1}
 
-
-def _as_integers(name: str, argument: str, values: Integers, pairs: bool = False) -> Tensor:
+def as_integers(name: str, argument: str, values: Integers, pairs: bool = False) -> Tensor:
     """A new int64 tensor [n], or [E, 2]."""
     wanted = f"{name}: {argument} must be integers of shape {'[E, 2]' if pairs else '[n]'}, got "
     # Their items would be taken for what they are not: keys, or in an order that means nothing. networkx's views, which
@@ -104,8 +100,8 @@ class ColoredGraph:
     def __init__(self, num_nodes: int, edges: Integers, colors: Integers | None = None) -> None:
         name = "ColoredGraph"
         check_integers(name, num_nodes=num_nodes)
-        self.edges = _as_integers(name, "edges", edges, pairs=True)
-        given = None if colors is None else _as_integers(name, "colors", colors)
+        self.edges = as_integers(name, "edges", edges, pairs=True)
+        given = None if colors is None else as_integers(name, "colors", colors)
         self.layout = ops.graph_layout(int(num_nodes), self.edges, given)
         self.num_nodes, self.num_edges, self.num_colors, self.max_degree = self.layout[:4].tolist()
         sizes = [4, self.num_colors + 1, self.num_nodes, self.num_nodes + 1]
@@ -172,7 +168,7 @@ class ColoredGraph:
                     raise ValueError(f"{name}: colors must have every node of G, got none for {shown(label)}")
             colors = [colors[label] for label in labels]
         if colors is not None:
-            given = _as_integers(name, "colors", colors)
+            given = as_integers(name, "colors", colors)
         # Found here, because the message is to name nodes by their labels. The length is checked below.
         if given is not None and len(given) == len(labels):
             for u, v in edges[(given[edges[:, 0]] == given[edges[:, 1]]).numpy()][:1]:
@@ -298,7 +294,7 @@ class ChimeraGraph(ColoredGraph):
         keys, by_key = (edges[:, 0] * total + edges[:, 1]).sort()
         edges = edges[by_key]
 
-        vacant = _as_integers(name, "missing_nodes", missing_nodes)
+        vacant = as_integers(name, "missing_nodes", missing_nodes)
         for index in vacant[(vacant < 0) | (vacant >= total)].tolist()[:1]:
             raise ValueError(f"{name}: missing_nodes must lie in 0 .. {total - 1}, got {index}")
         present = torch.ones(total, dtype=torch.bool, device="cpu")
@@ -306,7 +302,7 @@ class ChimeraGraph(ColoredGraph):
         if not present.any():
             raise ValueError(f"{name}: missing_nodes must leave a node, got all {total}")
 
-        cut = _as_integers(name, "missing_edges", missing_edges, pairs=True)
+        cut = as_integers(name, "missing_edges", missing_edges, pairs=True)
         cut_keys = cut.amin(1) * total + cut.amax(1)
         for u, v in cut[((cut < 0) | (cut >= total)).any(1) | ~torch.isin(cut_keys, keys)].tolist()[:1]:
             raise ValueError(f"{name}: missing_edges must be edges of the lattice, got ({u}, {v})")
@@ -321,118 +317,3 @@ class ChimeraGraph(ColoredGraph):
 
     def __repr__(self) -> str:
         return f"ChimeraGraph({self.rows}, {self.cols}, {self.shore}, {self._sizes()})"
-
-
-# Ising --------------------------------------------------------------------------------------------------------------
-
-
-def _sign(name: str, convention: str) -> int:
-    if not isinstance(convention, str) or convention not in CONVENTIONS:
-        raise ValueError(f"{name}: convention must be one of {', '.join(CONVENTIONS)}, got {shown(convention)}")
-    return CONVENTIONS[convention]
-
-
-def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: Tensor) -> Tensor:
-    """That one parameter fits the nodes, the other the edges. Returns the edges [E, 2], on the parameters' device."""
-    (on_nodes, on_edges), (nodes, couplings) = parameters, parameters.values()
-    check_tensors(name, **parameters)
-    for argument, tensor in parameters.items():
-        if tensor.dtype not in _FLOATS or tensor.dtype != nodes.dtype:
-            wanted = f"{on_nodes} and {on_edges} must be of one dtype, float16, bfloat16, float32 or float64"
-            raise TypeError(f"{name}: {wanted}, got {argument} {tensor.dtype}")
-    if isinstance(edges, ColoredGraph):
-        check_units(name, on_nodes, nodes, edges.num_nodes)
-        pairs = edges.edges_on(nodes.device)
-    else:
-        if not nodes.dim():
-            raise ValueError(f"{name}: {on_nodes} must have shape [..., N], got []")
-        n, pairs = nodes.shape[-1], _as_integers(name, "edges", edges, pairs=True)
-        for u, v in pairs[((pairs < 0) | (pairs >= n)).any(1) | (pairs[:, 0] == pairs[:, 1])].tolist()[:1]:
-            raise ValueError(f"{name}: edges must join two of the nodes 0 .. {n - 1} of {on_nodes}, got ({u}, {v})")
-    check_units(name, on_edges, couplings, len(pairs))
-    try:
-        torch.broadcast_shapes(nodes.shape[:-1], couplings.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: {on_edges} must broadcast with {on_nodes} {list(nodes.shape)}, got {list(couplings.shape)}"
-        ) from None
-    return pairs.to(nodes.device)
-
-
-def _at_nodes(values: Tensor, edges: Tensor, num_nodes: int) -> Tensor:
-    """The sum [..., N] of the values [..., E] of each node's edges."""
-    # Edge by edge: the rounding does not depend on which way round they are.
-    zeros = values.new_zeros(*values.shape[:-1], num_nodes)
-    return zeros.index_add(-1, edges.reshape(-1), values.repeat_interleave(2, -1))
-
-
-def ising_to_boltzmann(
-    h: Tensor, J: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The Boltzmann machine over bits z that an Ising model over spins s = 2 z - 1 is::
-
-        ising_energy(s) = energy(z) + offset,        energy(z) = - bias . z - sum_e coupling_e z_u z_v
-
-    with (u, v) = ``edges[e]``, where the energy of the Ising model is, by convention,
-
-    - ``dimod``: ``ising_energy(s) = + h . s + sum_e J_e s_u s_v``; aligned spins are favoured by negative J;
-    - ``physics``: ``ising_energy(s) = - h . s - sum_e J_e s_u s_v``; they are favoured by positive J.
-
-    Both models give a state the probability ``exp(-beta * energy) / Z``, hence the same one.
-
-    Args:
-        h: [..., N] float16, bfloat16, float32 or float64.
-        J: [..., E], of h's dtype. Batch dims broadcast.
-        edges: The graph, or [E, 2] integers.
-        convention: The sign of h and J.
-
-    Returns:
-        bias [*S, N]; coupling [..., E] with the batch dims of J; offset [*S], to be added to the energy of the model
-        returned to give that of the model it came from. S is the broadcast of the batch shapes.
-
-    Raises:
-        TypeError, ValueError: An argument does not fit; the message begins with ``ising_to_boltzmann:``.
-
-    Differentiable. Nothing is mutated.
-
-    Example:
-        >>> ising_to_boltzmann(torch.tensor([0.5, 0.0]), torch.tensor([-1.0]), [(0, 1)])
-        (tensor([-3., -2.]), tensor([4.]), tensor(-1.5000))
-    """
-    name = "ising_to_boltzmann"
-    sign = _sign(name, convention)
-    pairs = _check_parameters(name, edges, h=h, J=J)
-    bias = 2 * sign * (_at_nodes(J, pairs, h.shape[-1]) - h)
-    return bias, -4 * sign * J, sign * (J.sum(-1) - h.sum(-1))
-
-
-def boltzmann_to_ising(
-    bias: Tensor, coupling: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of :func:`ising_to_boltzmann`, whose formulas and conventions are meant::
-
-        energy(z) = ising_energy(s) + offset
-
-    So with ``dimod``, h, J and offset are those of the BinaryQuadraticModel whose energies are ``energy``. The offset
-    is minus that of the way back.
-
-    Args:
-        bias: [..., N] float16, bfloat16, float32 or float64.
-        coupling: [..., E], of bias's dtype. Batch dims broadcast.
-        edges: The graph, or [E, 2] integers.
-        convention: The sign of h and J.
-
-    Returns:
-        h [*S, N]; J [..., E] with the batch dims of coupling; offset [*S], to be added to the energy of the model
-        returned to give that of the model it came from. S is the broadcast of the batch shapes.
-
-    Raises:
-        TypeError, ValueError: An argument does not fit; the message begins with ``boltzmann_to_ising:``.
-
-    Differentiable. Nothing is mutated.
-    """
-    name = "boltzmann_to_ising"
-    sign = _sign(name, convention)
-    pairs = _check_parameters(name, edges, bias=bias, coupling=coupling)
-    h = -sign * (bias / 2 + _at_nodes(coupling, pairs, bias.shape[-1]) / 4)
-    return h, -sign * coupling / 4, -(bias.sum(-1) / 2 + coupling.sum(-1) / 4)

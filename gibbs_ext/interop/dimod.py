@@ -27,7 +27,7 @@ from gibbs_ext import (
     ising_to_boltzmann,
 )
 from gibbs_ext.checks import check_integers, reported_as, shown
-from gibbs_ext.distributions import check_model
+from gibbs_ext.log_partition.machine import check_model
 
 try:
     import dimod

@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gibbs_ext.checks import reported_as
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.nn.posterior import BoltzmannSample, GraphSample
+from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.nn.posterior import BoltzmannSample
 from gibbs_ext.nn.prior import BoltzmannPrior
 
 
 def kl_divergence(
-    sample: BoltzmannSample | GraphSample,
+    sample: BoltzmannSample,
     prior: BoltzmannPrior | BipartiteBoltzmann | GraphBoltzmann,
     *,
     log_partition_gradient: bool = True,
@@ -57,7 +57,7 @@ def kl_divergence(
             ``kl_divergence:``.
     """
     name = "kl_divergence"
-    if not isinstance(sample, (BoltzmannSample, GraphSample)):
+    if not isinstance(sample, BoltzmannSample):
         raise TypeError(f"{name}: sample must be a BoltzmannSample or a GraphSample, got {type(sample).__name__}")
     if not isinstance(prior, (BoltzmannPrior, BipartiteBoltzmann, GraphBoltzmann)):
         wanted = "prior must be a BoltzmannPrior, a BipartiteBoltzmann or a GraphBoltzmann"
@@ -65,7 +65,7 @@ def kl_divergence(
     model = prior.distribution() if isinstance(prior, BoltzmannPrior) else prior
     if model.num_units != sample.model.num_units:
         raise ValueError(f"{name}: prior must have {sample.model.num_units} units, as sample, got {model.num_units}")
-    parameters = [getattr(model, argument) for argument in model._dims]
+    parameters = model._parameters
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
     learns |= any(forward_ad.unpack_dual(parameter).tangent is not None for parameter in parameters)
     if log_partition_gradient and learns and not isinstance(prior, BoltzmannPrior):

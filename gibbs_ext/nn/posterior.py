@@ -2,7 +2,7 @@
 """A Boltzmann machine whose parameters a network computes: one model per data point."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,37 +10,40 @@ from torch import Tensor, nn
 from gibbs_ext.arguments import as_relaxation
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, check_tensors, reported_as, shown
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
-from gibbs_ext.functional import bipartite_gibbs_relaxed, graph_fields, graph_gibbs_relaxed
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.nn.structure import MachineModule, boltzmann, coupling_shape
+from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.nn.structure import MachineModule, structure_of
 
 
 class BoltzmannSample(NamedTuple):
-    """A relaxed sample of B bipartite posteriors; with chains_per_point > 1 the tensors have that dim in front."""
+    """A relaxed sample of B posteriors; with chains_per_point > 1 the tensors have that dim in front."""
 
-    left: Tensor  # [B, n1] in [0, 1]
-    right: Tensor  # [B, n2] in [0, 1]
-    left_mean: Tensor  # [B, n1]: the conditional mean of left given right, for what is linear in left
-    model: BipartiteBoltzmann  # batch shape [B]
-
-    @property
-    def z(self) -> Tensor:
-        """Both sides, [B, n1 + n2]."""
-        return torch.cat((self.left, self.right), -1)
+    z: Tensor  # [B, N] in [0, 1]; of a bipartite posterior left before right
+    z_mean: Tensor  # [B, N]: z, the units updated last replaced by their conditional mean, for what is linear in them
+    model: BipartiteBoltzmann | GraphBoltzmann  # batch shape [B]
 
     @property
-    def z_mean(self) -> Tensor:
-        """:attr:`z` with left replaced by its conditional mean."""
-        return torch.cat((self.left_mean, self.right), -1)
+    def left(self) -> Tensor:
+        """[B, n1], a view of ``z``; as ``right`` and ``left_mean``, of a bipartite posterior only."""
+        return self._sides(self.z)[0]
+
+    @property
+    def right(self) -> Tensor:
+        """[B, n2], a view of ``z``."""
+        return self._sides(self.z)[1]
+
+    @property
+    def left_mean(self) -> Tensor:
+        """[B, n1], a view of ``z_mean``: the conditional mean of left given right."""
+        return self._sides(self.z_mean)[0]
+
+    def _sides(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.model, BipartiteBoltzmann):
+            raise AttributeError("BoltzmannSample: a sample on a graph has no sides")
+        return self.model.split(z)
 
 
-class GraphSample(NamedTuple):
-    """A relaxed sample of B posteriors on a graph; with chains_per_point > 1 the tensors have that dim in front."""
-
-    z: Tensor  # [B, N] in [0, 1]
-    z_mean: Tensor  # [B, N]: z, units of the last colour replaced by their conditional mean, for what is linear in them
-    model: GraphBoltzmann  # batch shape [B]
+GraphSample = BoltzmannSample
 
 
 class BoltzmannPosterior(MachineModule):
@@ -48,35 +51,35 @@ class BoltzmannPosterior(MachineModule):
 
     It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
 
-    A linear layer maps features of x to raw biases b and raw couplings. The latter are batch-normalised, scaled by
-    ``1.5 / sqrt(d)`` and read as spin couplings J at inverse temperature ``t = spin_beta``; in bits that is
+    A linear layer maps features of x to raw biases b and raw couplings. The raw couplings are batch-normalised, scaled
+    by ``1.5 / sqrt(d)`` and read as spin couplings J at inverse temperature ``t = spin_beta``. For bits this means
     ``coupling = 2 t J`` and ``bias_i = t (b_i - sum of J over unit i's couplings)``, so that b = 0 gives fair bits.
-    d = n1, or the graph's largest degree: of how many couplings a unit's field is the sum. So its size does not depend
-    on the model's, and both are the same on a complete bipartite graph with n1 >= n2.
+    d is n1 or the graph's largest degree, the number of couplings of which a unit's field is the sum: so the size of
+    fields does not depend on the size of the model. On a complete bipartite graph with n1 >= n2 both are the same.
 
     Args:
-        in_features: F.
-        num_left: n1.
-        num_right: n2.
+        in_features: F, number of features.
+        num_left: n1, number of left units.
+        num_right: n2, number of right units.
         graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
-        coupling: ``"per_sample"``, every coupling from the features (the paper's; n1 * n2 or E outputs); ``"shared"``,
-            couplings learnt for all data points together; ``"low_rank"``, ``J ~ U diag(s(x)) V^T`` with s from the
-            features (on a graph U = V, [N, rank], of which the entries at the edges count).
+        coupling: ``"per_sample"`` computes every coupling from the features, as the paper does (n1 * n2 or E outputs);
+            ``"shared"`` learns couplings for all data points together; ``"low_rank"`` has ``J ~ U diag(s(x)) V^T`` with
+            s from the features (on a graph U = V, [N, rank], and only the entries at the edges count).
         rank: Length of s, for ``"low_rank"``.
-        spin_beta: t.
-        num_sweeps: Binary sweeps a sample makes from where its chain stands, without gradient.
-        num_relaxed_sweeps: Relaxed sweeps that follow, with gradient.
-        relaxation: See :func:`gibbs_ext.bipartite_gibbs_relaxed`, :func:`gibbs_ext.graph_gibbs_relaxed`.
-        sharpness: Of the relaxation.
-        slope_gradient: Of the relaxation.
-        dataset_size: Keep persistent chains for that many data points.
-        chains_per_point: Samples per data point.
+        spin_beta: t, the inverse temperature of the spin couplings.
+        num_sweeps: Number of binary sweeps from the chain's state, without gradient.
+        num_relaxed_sweeps: Number of relaxed sweeps that follow, with gradient.
+        relaxation: Name of the relaxation; see :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+        sharpness: Sharpness of the relaxation, positive and finite.
+        slope_gradient: Whether the relaxation ``"pwl"`` lets gradient through its slope.
+        dataset_size: Number of data points for which persistent chains are kept; None for none.
+        chains_per_point: Number of samples per data point.
 
     Attributes:
         chains: :class:`gibbs_ext.PersistentChains` of the data points, or None without ``dataset_size``.
 
-    ``state_dict`` also holds the edges of a graph: a state of the same ones in another order loads, that of other edges
-    is an error.
+    ``state_dict`` also holds the edges of a graph: a state of the same edges in another order loads, a state of other
+    edges is an error.
     """
 
     def __init__(
@@ -99,8 +102,9 @@ class BoltzmannPosterior(MachineModule):
     ) -> None:
         name = "BoltzmannPosterior"
         check_integers(name, 1, in_features=in_features, rank=rank)
-        shape = coupling_shape(name, num_left, num_right, graph)
-        super().__init__(graph)
+        structure = structure_of(name, num_left, num_right, graph)
+        shape = structure.coupling_shape
+        super().__init__(structure, graph)
         check_integers(name, 0, num_sweeps=num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
         if dataset_size is not None:
@@ -111,20 +115,17 @@ class BoltzmannPosterior(MachineModule):
         outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank}
         if coupling not in outputs:
             raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
-        self.coupling_shape = shape
         self.num_left, self.num_right = num_left, num_right
         self.coupling = coupling
         self.spin_beta = spin_beta
         self.num_sweeps, self.num_relaxed_sweeps = num_sweeps, num_relaxed_sweeps
         self.relaxation, self.sharpness, self.slope_gradient = relaxation, sharpness, slope_gradient
         self.chains_per_point = chains_per_point
-        # Low rank: the head has no output for each edge.
+        # With low rank the head has no output for each edge.
         if coupling != "low_rank":
             of_norm = (f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
             self._along_edges = ("raw_coupling", "head.weight", *of_norm)
-        # Of the units: those of each side, or all.
-        sizes = shape if graph is None else (graph.num_nodes,)
-        self.bias = nn.Linear(in_features, sum(sizes))
+        self.bias = nn.Linear(in_features, sum(structure.sizes))
         self.raw_coupling: nn.Parameter | None = None
         if outputs[coupling]:
             # Batch normalisation subtracts the mean, and with it any bias.
@@ -132,17 +133,16 @@ class BoltzmannPosterior(MachineModule):
             self.norm = nn.BatchNorm1d(outputs[coupling], eps=1e-2, momentum=0.01)
         else:  # also per_sample on a graph without edges
             self.raw_coupling = nn.Parameter(0.01 * torch.randn(shape))
+        self._factors: tuple[str, ...] = ()
         if coupling == "low_rank":
-            # Unit variance of U diag(s) V^T for s of unit variance, as per_sample has it.
-            if graph is None:
-                self.left_factor = nn.Parameter(torch.randn(shape[0], rank) / math.sqrt(rank))
-                self.right_factor = nn.Parameter(torch.randn(shape[1], rank))
-            else:
-                self.factor = nn.Parameter(torch.randn(graph.num_nodes, rank) / rank**0.25)
+            factors = structure.new_factors(rank)
+            for factor, value in factors.items():
+                self.register_parameter(factor, nn.Parameter(value))
+            self._factors = tuple(factors)
         self.chains: PersistentChains | None = None
         if dataset_size is not None:
-            shape_only = [*(torch.zeros(size) for size in sizes), torch.zeros(()).expand(shape)]
-            self.chains = PersistentChains(chains_per_point, boltzmann(graph, shape_only), dataset_size)
+            shape_only = [*(torch.zeros(size) for size in structure.sizes), torch.zeros(()).expand(shape)]
+            self.chains = PersistentChains(chains_per_point, structure.model(shape_only), dataset_size)
 
     def parameters_of(self, features: Tensor) -> tuple[Tensor, ...]:
         """The posterior's parameters.
@@ -152,38 +152,26 @@ class BoltzmannPosterior(MachineModule):
 
         Returns:
             left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared coupling); or, on a
-            graph, bias [B, N] and coupling [B, E] ([E]). All with gradient. In training mode, updates the moving
-            averages of the batch normalisation.
+            graph, bias [B, N] and coupling [B, E] ([E]). All carry gradient. In training mode, the moving averages of
+            the batch normalisation are updated.
         """
-        t, graph = self.spin_beta, self.graph
+        t, structure = self.spin_beta, self.structure
         bias = t * self.bias(features)
-        scale = 2 * t * 1.5 / math.sqrt(self.coupling_shape[0] if graph is None else max(1, graph.max_degree))
+        scale = 2 * t * 1.5 / math.sqrt(structure.num_summed)
         if self.raw_coupling is not None:
             coupling = scale * self.raw_coupling
         else:
             strength = scale * self.norm(self.head(features))
             if self.coupling == "per_sample":
-                coupling = strength.unflatten(-1, self.coupling_shape)
-            elif graph is None:
-                coupling = (self.left_factor * strength.unsqueeze(-2)) @ self.right_factor.mT
+                coupling = strength.unflatten(-1, structure.coupling_shape)
             else:
-                u, v = graph.edges_on(strength.device).unbind(-1)
-                coupling = strength @ (self.factor[u] * self.factor[v]).mT
+                coupling = structure.low_rank({name: getattr(self, name) for name in self._factors}, strength)
         # t sum_j J_ij is half of the sum of a unit's couplings.
-        if graph is not None:
-            # Under autocast their dtypes may differ.
-            dtype = torch.promote_types(bias.dtype, coupling.dtype)
-            coupling = coupling.to(dtype)
-            # Fields of units that are all 1: sums whose order is fixed on a GPU, too.
-            ones, zeros = (coupling.new_full((), value).expand(graph.num_nodes) for value in (1, 0))
-            sums = graph_fields(ones, zeros, coupling, graph).to(dtype)
-            return bias.to(dtype) - sums / 2, coupling
-        left, right = bias.split(self.coupling_shape, dim=-1)
-        return left - coupling.sum(-1) / 2, right - coupling.sum(-2) / 2, coupling
+        return structure.centered(bias, coupling)
 
     def distribution(self, features: Tensor) -> BipartiteBoltzmann | GraphBoltzmann:
         """The posteriors of features [B, F] as a distribution of batch shape [B]."""
-        return boltzmann(self.graph, self.parameters_of(features))
+        return self.structure.model(self.parameters_of(features))
 
     def forward(
         self,
@@ -193,24 +181,24 @@ class BoltzmannPosterior(MachineModule):
         chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
-    ) -> BoltzmannSample | GraphSample:
+    ) -> BoltzmannSample:
         """A relaxed sample of each posterior, differentiable in the features and in this module's parameters.
 
         Args:
             features: [B, F].
-            index: [B] int64, which data points these are: their persistent chains start the sweeps and, in training
-                mode, are replaced by the binary state before the relaxed sweeps (mutates ``chains``). Without index
-                the chains start from uniform bits.
+            index: [B] int64 numbers of these data points. Sweeps start from their persistent chains, which in training
+                mode are replaced by the binary state before the relaxed sweeps (mutates ``chains``). If None, sweeps
+                start from uniform bits.
             chain_offset: Number of the first chain, or numbers [chains_per_point, B], as in
-                :func:`gibbs_ext.bipartite_gibbs`. Processes that each have a part of a batch and one ``seed`` draw what
-                one process draws for the whole batch if these are the chains' places in it: chain c of its point b
-                has the number ``c * batch_size + b``. (With one chain per point that is the number of the first point.)
+                :func:`gibbs_ext.bipartite_gibbs`. Processes that share a ``seed`` and each have a part of a batch draw
+                the samples that one process draws for the whole batch if the numbers are the chains' places in it:
+                chain c of the batch's point b has the number ``c * batch_size + b``. (With one chain per point the
+                offset is the place of the first point.)
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
-            :class:`BoltzmannSample`, or :class:`GraphSample` on a graph. Both have ``z``, ``z_mean`` and ``model``, so
-            that ``model.energy(z_mean)`` is the energy with the units updated last integrated out.
+            :class:`BoltzmannSample`; ``model.energy(z_mean)`` is the energy with the units updated last integrated out.
         """
         model = self.distribution(features)
         num_sweeps, num_relaxed_sweeps = self.num_sweeps, self.num_relaxed_sweeps
@@ -228,25 +216,13 @@ class BoltzmannPosterior(MachineModule):
                 wanted = f"index must have shape {list(features.shape[:1])}, one for each row of features"
                 raise ValueError(f"BoltzmannPosterior: {wanted}, got {list(index.shape)}")
             start = self.chains.state(index)
-        options: dict[str, Any] = {
-            "relaxation": self.relaxation, "sharpness": self.sharpness, "slope_gradient": self.slope_gradient,
-            "beta": beta, "chain_offset": chain_offset, "generator": generator, "seed": seed, "return_state": True,
-        }  # fmt: skip
-        if isinstance(model, BipartiteBoltzmann):
-            with reported_as("BoltzmannPosterior", left="index"):
-                left, right, left_mean, state = bipartite_gibbs_relaxed(
-                    start, model.left_bias, model.right_bias, model.weight, num_sweeps, num_relaxed_sweeps, **options
-                )
-        else:
-            with reported_as("BoltzmannPosterior", state="index"):
-                z, mean, state = graph_gibbs_relaxed(
-                    start, model.bias, model.coupling, model.graph, num_sweeps, num_relaxed_sweeps, **options
-                )
-            last = model.graph.units_of_color(-1, z.device)
-            z_mean = z.index_copy(-1, last, mean.index_select(-1, last))
+        with reported_as("BoltzmannPosterior", left="index", state="index"):
+            z, mean, state = model._sweep_relaxed(
+                start, num_sweeps, num_relaxed_sweeps, relaxation=self.relaxation, sharpness=self.sharpness,
+                slope_gradient=self.slope_gradient, beta=beta, chain_offset=chain_offset, generator=generator,
+                seed=seed,
+            )  # fmt: skip
         if self.chains is not None and index is not None and self.training:
             self.chains._store(state, index)
         chains = 0 if self.chains_per_point == 1 else slice(None)
-        if isinstance(model, BipartiteBoltzmann):
-            return BoltzmannSample(left[chains], right[chains], left_mean[chains], model)
-        return GraphSample(z[chains], z_mean[chains], model)
+        return BoltzmannSample(z[chains], model._with_mean(z, mean)[chains], model)

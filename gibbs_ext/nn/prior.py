@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers
-from gibbs_ext.distributions import BipartiteBoltzmann, GraphBoltzmann
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.nn.structure import MachineModule, boltzmann, coupling_shape
+from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.nn.structure import MachineModule, structure_of
 
 
 class BoltzmannPrior(MachineModule):
@@ -17,22 +17,22 @@ class BoltzmannPrior(MachineModule):
     It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
 
     Args:
-        num_left: n1.
-        num_right: n2.
+        num_left: n1, number of left units.
+        num_right: n2, number of right units.
         graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
-        num_chains: Persistent chains that supply the gradient of log Z.
-        num_sweeps: Sweeps they make per :meth:`log_partition_surrogate`.
+        num_chains: Number of persistent chains, which supply the gradient of log Z.
+        num_sweeps: Number of sweeps that they make in each :meth:`log_partition_surrogate`.
 
     Attributes:
         left_bias: Parameter [n1], initially 0.
         right_bias: Parameter [n2], initially 0.
         weight: Parameter [n1, n2], initially N(0, 0.01^2), which breaks the symmetry between units.
-        bias: Parameter [N], initially 0: on a graph, in place of the above.
-        coupling: Parameter [E], initially N(0, 0.01^2): on a graph.
+        bias: Parameter [N], initially 0; on a graph, in place of the above.
+        coupling: Parameter [E], initially N(0, 0.01^2); on a graph.
         chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``.
 
-    ``state_dict`` also holds the edges of a graph: a state of the same ones in another order loads, that of other edges
-    is an error.
+    ``state_dict`` also holds the edges of a graph: a state of the same edges in another order loads, a state of other
+    edges is an error.
     """
 
     def __init__(
@@ -44,32 +44,27 @@ class BoltzmannPrior(MachineModule):
         num_chains: int = 1000,
         num_sweeps: int = 20,
     ) -> None:
-        shape = coupling_shape("BoltzmannPrior", num_left, num_right, graph)
-        super().__init__(graph)
+        structure = structure_of("BoltzmannPrior", num_left, num_right, graph)
+        super().__init__(structure, graph)
         check_integers("BoltzmannPrior", 1, num_chains=num_chains, num_sweeps=num_sweeps)
         self.num_sweeps = num_sweeps
         self._along_edges = ("coupling",)
-        coupling = nn.Parameter(0.01 * torch.randn(shape))
-        if graph is None:
-            self.left_bias, self.right_bias = (nn.Parameter(torch.zeros(n)) for n in shape)
-            self.weight = coupling
-        else:
-            self.bias = nn.Parameter(torch.zeros(graph.num_nodes))
-            self.coupling = coupling
+        couplings = 0.01 * torch.randn(structure.coupling_shape)
+        values = [*(torch.zeros(n) for n in structure.sizes), couplings]
+        for name, value in zip(structure.parameter_names, values, strict=True):
+            self.register_parameter(name, nn.Parameter(value))
         self.chains = PersistentChains(num_chains, self.distribution())
 
     def distribution(self) -> BipartiteBoltzmann | GraphBoltzmann:
         """The model of the current parameters; gradient flows into them."""
-        if self.graph is None:
-            return boltzmann(None, (self.left_bias, self.right_bias, self.weight))
-        return boltzmann(self.graph, (self.bias, self.coupling))
+        return self.structure.model(getattr(self, name) for name in self.structure.parameter_names)
 
     def energy(self, z: Tensor, right: Tensor | None = None) -> Tensor:
         """Energies [...] of bits or relaxed values. Differentiable in them and in the parameters.
 
         Args:
-            z: [..., N]; of a bipartite prior left and right in one, [..., n1 + n2].
-            right: [..., n2], bipartite only: z is then left alone, [..., n1].
+            z: [..., N]; of a bipartite prior left and right joined, [..., n1 + n2].
+            right: [..., n2], of a bipartite prior only: z is then left alone, [..., n1].
         """
         model = self.distribution()
         if right is None:
@@ -87,14 +82,17 @@ class BoltzmannPrior(MachineModule):
     ) -> Tensor:
         """A scalar whose gradient estimates that of log Z; its value means nothing.
 
-        ``mean_chains(-free_energy)``: minus the mean of d energy, right (on a graph, colour 0) integrated out. Mutates
-        ``chains``, which make ``num_sweeps`` sweeps first.
+        It is ``mean_chains(-free_energy)``, where right (on a graph, colour 0) is integrated out. Mutates ``chains``,
+        which make ``num_sweeps`` sweeps first.
 
         Args:
-            part: Which chains to advance and to take the mean of; all by default.
+            part: Selects the chains to advance and to average over; all by default.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
+
+        Returns:
+            [], differentiable in this module's parameters, the chains held fixed.
         """
         model = self.distribution()
-        state = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
-        return -model.free_energy(state if isinstance(state, Tensor) else state[0]).mean()
+        z = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
+        return -model.free_energy(model._state_of(z)).mean()

@@ -41,11 +41,11 @@ from gibbs_ext import (
     ColoredGraph,
     GraphBoltzmann,
     Marginals,
-    exact,
     exact_log_partition,
     exact_marginals,
     exact_samples,
 )
+from gibbs_ext.log_partition import elimination, machine
 
 # Bipartite: enumeration -------------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def make_bipartite(n1, n2, batches=((), (), ())):
 @pytest.mark.parametrize("chunk", [None, 16])
 def test_bipartite_log_partition(batches, n1, n2, chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     model = make_bipartite(n1, n2, batches)
     states = all_states(n1 + n2).reshape(-1, *(1,) * len(model.batch_shape), n1 + n2)
     expected = (-model.energy(states)).logsumexp(0)
@@ -70,7 +70,7 @@ def test_bipartite_log_partition(batches, n1, n2, chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [2**22, 64])
 def test_bipartite_gradcheck(chunk, monkeypatch):
-    monkeypatch.setattr(exact, "_CHUNK", chunk)
+    monkeypatch.setattr(machine, "CHUNK", chunk)
     p = [x.requires_grad_() for x in random_parameters(5, 4, ((2,), (), (2,)), dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *p: exact_log_partition(BipartiteBoltzmann(*p)), p)
 
@@ -101,7 +101,7 @@ def bipartite_by_brute_force(model):
 @pytest.mark.parametrize("chunk", [None, 1, 16, 64])
 def test_bipartite_marginals(batches, n1, n2, chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     model = make_bipartite(n1, n2, batches)
     marginals = exact_marginals(model)
     for actual, expected in zip(marginals, bipartite_by_brute_force(model), strict=True):
@@ -134,7 +134,7 @@ def test_bipartite_marginals_of_large_parameters():
 @pytest.mark.parametrize(("n1", "n2"), SIDES)
 def test_bipartite_samples_follow_the_model(n1, n2, chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     p = [x + 0.5 for x in random_parameters(n1, n2, scale=0.6)]
     z = exact_samples(BipartiteBoltzmann(*p), 50_000)
     assert_bits(z)
@@ -147,7 +147,7 @@ def test_bipartite_samples_follow_the_model(n1, n2, chunk, monkeypatch):
 def test_bipartite_samples_are_independent(chunk, monkeypatch):
     """Pairs of consecutive draws: six bits whose probabilities are products."""
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     p = random_parameters(2, 1)
     z = exact_samples(BipartiteBoltzmann(*p), 100_000)
     probabilities = exact_probabilities(p)
@@ -160,7 +160,7 @@ def test_bipartite_samples_are_independent(chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [None, 8, 100])
 def test_bipartite_samples_of_batches(chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     count, model = 20_000, make_bipartite(3, 4, ((2, 1), (3,), (2, 3)))
     z = exact_samples(model, count)
     assert z.shape == (count, 2, 3, 7)
@@ -284,7 +284,7 @@ def test_small_graphs(name, dtype):
 @pytest.mark.parametrize("chunk", [None, 1, 64])
 def test_batches(batches, chunk, monkeypatch):
     if chunk:
-        monkeypatch.setattr(exact, "_CHUNK", chunk)
+        monkeypatch.setattr(machine, "CHUNK", chunk)
     check_against_brute_force(make(random_graph(9, 15), batches))
 
 
@@ -377,7 +377,7 @@ def test_large_parameters():
 def width_of(graph, monkeypatch):
     """As the error names it."""
     with monkeypatch.context() as patch:
-        patch.setattr(exact, "_MAX_WIDTH", -1)
+        patch.setattr(elimination, "MAX_WIDTH", -1)
         with pytest.raises(ValueError, match="the least width found is") as error:
             exact_log_partition(make(graph))
     return str(error.value).split("the least width found is ")[1].split(")")[0]
@@ -598,14 +598,14 @@ def test_says_when_too_wide(call, instead, request, monkeypatch):
     )
     with pytest.raises(ValueError, match=rf"^{name}: the graph needs {message}"):
         call(make(ChimeraGraph(17)))
-    monkeypatch.setattr(exact, "_MAX_TABLES", 6)
+    monkeypatch.setattr(machine, "MAX_TABLES", 6)
     with pytest.raises(ValueError, match=rf"^{name}: the graph's tables hold \d+ numbers at a time .*; use {instead}$"):
         call(make(ChimeraGraph(2)))
 
 
 def test_gradients_count_all_tables(monkeypatch):
     """log Z alone keeps few tables, its gradient all of them."""
-    monkeypatch.setattr(exact, "_MAX_TABLES", 10)
+    monkeypatch.setattr(machine, "MAX_TABLES", 10)
     graph = grid_graph(50, 4)
     model = make(graph)
     exact_log_partition(model)

@@ -10,7 +10,8 @@ from support import assert_close, assert_same_bits, random_bits, random_paramete
 from torch import func
 
 import gibbs_ext as gx
-from gibbs_ext import exact, ops
+from gibbs_ext import ops
+from gibbs_ext.log_partition import machine
 
 ROWS = 3
 GRAPH = gx.ColoredGraph(7, [(i, (i + 1) % 7) for i in range(7)])
@@ -718,7 +719,7 @@ def test_exact_samples_say_why_not(on_graph):
 
 def test_long_enumerations_in_func_grad(monkeypatch):
     """They are made in chunks, which torch.func.grad cannot compute again in backward."""
-    monkeypatch.setattr(exact, "_CHUNK", 64)
+    monkeypatch.setattr(machine, "CHUNK", 64)
     biases = torch.randn(2, 8, dtype=torch.float64).unbind()
     weight = torch.randn(8, 8, dtype=torch.float64)
 
@@ -729,7 +730,7 @@ def test_long_enumerations_in_func_grad(monkeypatch):
     (expected,) = torch.autograd.grad(log_partition(leaf), leaf)
     assert_close(func.grad(log_partition)(weight), expected, 1e-12)
     assert_close(torch.vmap(func.grad(log_partition))(weight[None])[0], expected, 1e-12)
-    monkeypatch.setattr(exact, "_MAX_TABLES", 10)
+    monkeypatch.setattr(machine, "MAX_TABLES", 10)
     assert_close(torch.autograd.grad(log_partition(leaf), leaf)[0], expected, 1e-12)
     with pytest.raises(NotImplementedError, match=r"^exact_log_partition: torch.func.grad would keep 2048 numbers"):
         func.grad(log_partition)(weight)

@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the models have in common: validation, samples, probabilities and exact answers."""
+
+import contextlib
+import copy
+import functools
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeVar, overload
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from gibbs_ext import ops
+from gibbs_ext.checks import check_integers, expand_to, is_mapped, reported_as, shown
+from gibbs_ext.log_partition.annealing import Base, Betas, annealed_importance_sampling
+from gibbs_ext.log_partition.exact import exact_log_partition, log_partition_and_marginals, without_derivative
+from gibbs_ext.log_partition.machine import Solver, broadcast_batch, check_model
+
+_Model = TypeVar("_Model", bound="Boltzmann")
+
+
+def coupling_resolution(model: "Boltzmann | Tensor") -> Tensor:
+    """The step 2^-k to which the couplings of each model are rounded in binary sweeps.
+
+    Args:
+        model: A model, or the weight [..., n1, n2] of a bipartite one.
+
+    Returns:
+        [...] float64. The field of a unit, before beta, is off by at most half of this per neighbour that is 1.
+    """
+    if isinstance(model, Tensor):
+        return ops.coupling_resolution(model.detach())
+    check_model("coupling_resolution", model)
+    return model._coupling_resolution()
+
+
+# This is asked beforehand, because torch.compile cannot trace the question in PyTorch 2.10.
+_HAVE_AUTOCAST = [kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind)]
+
+
+def outside_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which results keep the dtypes of their operands, whatever autocast says."""
+    kind = device.type
+    if kind not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def with_all_digits(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The method outside autocast: half types are too coarse for energies, large numbers whose differences count."""
+
+    @functools.wraps(method)
+    def outside(self: "Boltzmann", *args: Tensor) -> Tensor:
+        with outside_autocast(self.device):
+            return method(self, *args)
+
+    return outside
+
+
+class Boltzmann(Distribution):
+    """A model over bits z [..., N] with ``p(z) = exp(-energy(z)) / Z``.
+
+    Each model answers in z: the parts of a bipartite one are joined, left before right. A subclass has the parameters,
+    energies and sweeps of its kind; what depends on nothing else is here.
+    """
+
+    # The parameters, each with the number of its own dims: the biases of the parts of z, then the couplings, whose
+    # dtype all parameters share.
+    _dims: ClassVar[dict[str, int]]
+    support = constraints.independent(constraints.boolean, 1)
+    has_rsample = True
+
+    def __init__(self, num_units: int, validate_args: bool | None) -> None:
+        """Called when the parameters are set, and known to fit but for dtypes and batch dims."""
+        name = type(self).__name__
+        parameters = dict(zip(self._dims, self._parameters, strict=True))
+        *_, last = parameters
+        for argument, tensor in parameters.items():
+            if tensor.dtype != self.dtype:
+                wanted = f"{argument} must have the dtype of {last}, {self.dtype}"
+                raise ValueError(f"{name}: {wanted}, got {tensor.dtype}")
+        try:
+            batch_shape = broadcast_batch(self._parameters, self._dims.values())
+        except RuntimeError as error:
+            shapes = ", ".join(f"{argument} {list(tensor.shape)}" for argument, tensor in parameters.items())
+            raise ValueError(f"{name}: batch dims do not broadcast: {shapes}") from error
+        # PyTorch's own checks trip over no values, and inside torch.vmap there are none to read.
+        if not batch_shape.numel() or any(is_mapped(tensor) for tensor in parameters.values()):
+            validate_args = False
+        super().__init__(batch_shape, torch.Size([num_units]), validate_args=validate_args)
+
+    def _check_floating(self, **parameters: object) -> None:
+        name = type(self).__name__
+        for argument, tensor in parameters.items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"{name}: {argument} must be a floating-point tensor, got {got}")
+            dim = self._dims[argument]
+            if tensor.dim() < dim:
+                raise ValueError(f"{name}: {argument} needs {dim} or more dims, got shape {list(tensor.shape)}")
+
+    def _check_units(self, argument: str, num_units: int, fits: str) -> None:
+        """Refuses a parameter whose last dim is not ``num_units``, the number that ``fits`` something else."""
+        shape = getattr(self, argument).shape
+        if shape[-1] != num_units:
+            wanted = f"{argument} must have shape [..., {num_units}] to fit {fits}"
+            raise ValueError(f"{type(self).__name__}: {wanted}, got {list(shape)}")
+
+    def _mapped(self: _Model, function: Callable[[Tensor, int], Tensor]) -> _Model:
+        """The model of ``function(parameter, number of its own dims)``, whose values are not validated again."""
+        new = copy.copy(self)
+        for argument, dim in self._dims.items():
+            setattr(new, argument, function(getattr(self, argument), dim))
+        new._batch_shape = broadcast_batch(new._parameters, new._dims.values())
+        return new
+
+    def expand(self: _Model, batch_shape: Sequence[int], _instance: Any = None) -> _Model:
+        """The same models under the larger ``batch_shape``; the parameters are views."""
+        return self._mapped(lambda tensor, dim: tensor.expand(*batch_shape, *(-1,) * dim))
+
+    def detach(self: _Model) -> _Model:
+        """The same model, whose parameters carry no gradient."""
+        return self._mapped(lambda tensor, _: tensor.detach())
+
+    @property
+    def num_units(self) -> int:
+        return self.event_shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._couplings.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._couplings.device
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [getattr(self, argument) for argument in self._dims]
+
+    @property
+    def _biases(self) -> list[Tensor]:
+        return self._parameters[:-1]
+
+    @property
+    def _couplings(self) -> Tensor:
+        return self._parameters[-1]
+
+    def _computed(self, tensor: Tensor) -> Tensor:
+        """In the dtype that energies are computed in: the parameters', float32 for half types."""
+        return tensor.to(ops.computed_dtype(self._couplings))
+
+    # What a subclass defines ----------------------------------------------------------------------------------
+
+    @property
+    def _solver(self) -> Solver:
+        """The algorithm that gives exact answers."""
+        raise NotImplementedError
+
+    @property
+    def _num_state_units(self) -> int:
+        """Number of units, the first ones of z, on which the next sweep depends: a chain's state."""
+        raise NotImplementedError
+
+    def _coupling_resolution(self) -> Tensor:
+        raise NotImplementedError
+
+    def _fields_at_half(self) -> list[Tensor]:
+        """The fields of units whose neighbours all have the value 1/2: of the model over spins, the fields alone."""
+        raise NotImplementedError
+
+    def energy(self, z: Tensor) -> Tensor:
+        """The energy, whose formula the class states.
+
+        Args:
+            z: [..., N] bits or relaxed values of any dtype; batch dims broadcast against the model's.
+
+        Returns:
+            [...] energies, computed in the parameters' dtype, half types in float32, whatever autocast says.
+            Differentiable in z and the parameters.
+        """
+        raise NotImplementedError
+
+    def free_energy(self, state: Tensor, /) -> Tensor:
+        """``- log sum exp(-energy)`` over the units that a sweep updates first, given the others.
+
+        Args:
+            state: A chain's state [..., n], the first units of z, of any dtype.
+
+        Returns:
+            [...], of the dtype of :meth:`energy`. Differentiable in the state and the parameters.
+        """
+        raise NotImplementedError
+
+    def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> Tensor:
+        """z [..., N] after binary sweeps from a chain's state."""
+        raise NotImplementedError
+
+    def _sweep_relaxed(
+        self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z after relaxed sweeps, the conditional mean of (at least) the units updated last, and the binary state."""
+        raise NotImplementedError
+
+    def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
+        """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
+        raise NotImplementedError
+
+    def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """z at the end of an AIS path from the model of biases ``bases``, and the log-weights."""
+        raise NotImplementedError
+
+    def _state_of(self, z: Tensor) -> Tensor:
+        """The chain's state in z: a view."""
+        return z[..., : self._num_state_units]
+
+    def _draw_independent(self, biases: Sequence[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
+        """States of independent units of these biases: one sweep without couplings."""
+        uncoupled = self._mapped(lambda tensor, dim: tensor.new_zeros(()).expand(tensor.shape[-dim:]))
+        for argument, bias in zip(self._dims, biases, strict=False):
+            setattr(uncoupled, argument, bias)
+        return self._state_of(uncoupled._sweep(self._couplings.new_zeros(()).expand(shape), 1, **options))
+
+    # Samples --------------------------------------------------------------------------------------------------
+
+    def _start(
+        self, name: str, sample_shape: Sequence[int], initial: Tensor | None, num_sweeps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Starting states and the schedule of beta.
+
+        A first sweep at beta = 0 makes uniform bits if ``initial`` is None: so they too depend on seed and chain alone.
+        """
+        check_integers(name, 0, num_sweeps=num_sweeps)
+        wanted = f"sample_shape must be a sequence of non-negative integers, got {shown(sample_shape)}"
+        sizes: Any = sample_shape if isinstance(sample_shape, Sequence) else [None]
+        if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt, numbers.Integral)) for n in sizes):
+            raise TypeError(f"{name}: {wanted}")
+        if any(n < 0 for n in sizes):
+            raise ValueError(f"{name}: {wanted}")
+        shape = (*sample_shape, *self.batch_shape, self._num_state_units)
+        if initial is not None:
+            initial = expand_to(name, "initial", initial, shape)
+            return initial.to(self.dtype), torch.ones(num_sweeps, dtype=torch.float64, device=self.device)
+        beta = (torch.arange(1 + num_sweeps, device=self.device) > 0).double()
+        return self._couplings.new_zeros(()).expand(shape), beta
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        num_sweeps: int = 100,
+        *,
+        initial: Tensor | None = None,
+        chain_offset: int | Tensor = 0,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Independent chains of ``num_sweeps`` binary Gibbs sweeps.
+
+        Args:
+            sample_shape: Shape of the chains of each model.
+            num_sweeps: Number of sweeps, at least 0. The number needed depends on the model; compare two lengths.
+            initial: States to start from: left [..., n1] of a bipartite model, z [..., N] of a graph. Uniform bits when
+                not given.
+            chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
+            generator: Supplies the seed.
+            seed: A 64-bit integer, instead of a generator.
+
+        Returns:
+            [*sample_shape, *batch_shape, num_units] bits of the parameters' dtype, without gradient. Seed and
+            randomness as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
+        """
+        name = f"{type(self).__name__}.sample"
+        state, beta = self._start(name, sample_shape, initial, num_sweeps)
+        with reported_as(name, left="initial", state="initial"):
+            return self._sweep(
+                state, len(beta), beta=beta if len(beta) else 1.0, chain_offset=chain_offset,
+                generator=generator, seed=seed,
+            )  # fmt: skip
+
+    def rsample(
+        self,
+        sample_shape: Sequence[int] = (),
+        num_sweeps: int = 100,
+        num_relaxed_sweeps: int = 1,
+        *,
+        relaxation: str = "pwl",
+        sharpness: float = 4.0,
+        slope_gradient: bool = True,
+        initial: Tensor | None = None,
+        chain_offset: int | Tensor = 0,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Binary sweeps, then relaxed ones through which gradient flows.
+
+        The values lie in [0, 1] and follow the law of the relaxation, not the model's: the gradient of E[f] that they
+        give is biased by the difference. Arguments are as in :meth:`sample` and
+        :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+
+        Returns:
+            [*sample_shape, *batch_shape, num_units], differentiable in the parameters.
+        """
+        name = f"{type(self).__name__}.rsample"
+        state, beta = self._start(name, sample_shape, initial, num_sweeps)
+        check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
+        with reported_as(name, left="initial", state="initial"):
+            z, _, _ = self._sweep_relaxed(
+                state, len(beta), num_relaxed_sweeps, relaxation=relaxation, sharpness=sharpness,
+                slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
+                chain_offset=chain_offset, generator=generator, seed=seed,
+            )  # fmt: skip
+        return z
+
+    # Probabilities --------------------------------------------------------------------------------------------
+
+    @overload
+    def log_partition(
+        self, method: str = ..., *, num_chains: int = ..., betas: Betas = ..., base: Base = ...,
+        generator: torch.Generator | None = ..., seed: int | Tensor | None = ..., return_error: Literal[False] = ...,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def log_partition(
+        self, method: str = ..., *, num_chains: int = ..., betas: Betas = ..., base: Base = ...,
+        generator: torch.Generator | None = ..., seed: int | Tensor | None = ..., return_error: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    def log_partition(
+        self,
+        method: str = "ais",
+        *,
+        num_chains: int = 1000,
+        betas: Betas = 1000,
+        base: Base = "field",
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+        return_error: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``log Z``.
+
+        Args:
+            method: ``"exact"`` is :func:`gibbs_ext.exact_log_partition`, for a bipartite model with a side of up to 25
+                units or a graph of small width; ``"ais"`` estimates by :func:`gibbs_ext.annealed_importance_sampling`,
+                whose result also holds the effective sample size.
+            num_chains: Number of AIS chains per model.
+            betas: Number of AIS steps, or their schedule, as in :func:`gibbs_ext.annealed_importance_sampling`.
+            base: Factorial model where AIS starts, as there.
+            generator: Supplies the seed of AIS.
+            seed: A 64-bit integer, instead of a generator.
+            return_error: Whether to return the standard error, too.
+
+        Returns:
+            [*batch_shape] float64. Differentiable in the parameters: exactly (of a graph once), or through the weighted
+            samples of AIS any number of times (``d log Z = - E_p[d energy]``).
+
+            With ``return_error`` a pair: log Z, and its standard error [*batch_shape] float64, without gradient. The
+            error is 0 where log Z is exact. The error of AIS is as in :class:`gibbs_ext.AISResult`, nan with one chain,
+            and too small where the chains miss a part of the states.
+        """
+        name = f"{type(self).__name__}.log_partition"
+        if method == "exact":
+            with reported_as(name):
+                log_partition = exact_log_partition(self)
+            return (log_partition, torch.zeros_like(log_partition)) if return_error else log_partition
+        if method != "ais":
+            raise ValueError(f"{name}: method must be 'exact' or 'ais', got {shown(method)}")
+        with reported_as(name):
+            result = annealed_importance_sampling(self, num_chains, betas, base=base, generator=generator, seed=seed)
+        negative_energy = -self.energy(result.samples).double()
+        # Its value is 0, its derivatives those of the logarithm of the weighted mean of exp(-energy).
+        change = (result.log_weights + negative_energy - negative_energy.detach()).logsumexp(0)
+        log_partition = result.log_partition + (change - change.detach())
+        return (log_partition, result.standard_error) if return_error else log_partition
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
+        """``-energy(z) - log Z``.
+
+        Args:
+            z: [..., num_units] bits, of any dtype: converted to the parameters'.
+            log_partition: log Z [*batch_shape]. Computed as by :func:`gibbs_ext.exact_log_partition` if None, for up to
+                25 units on a bipartite model's smaller side or a Chimera graph of up to 6 cells across (5 x 11 cells if
+                its gradient is needed).
+
+        Returns:
+            [...] float64. Differentiable in the parameters.
+
+        Raises:
+            ValueError: z has other values than 0 and 1 (when validating), or log Z is not given and the model is too
+                large to compute it.
+        """
+        if self._validate_args and not is_mapped(z):
+            self._validate_sample(z)
+        if log_partition is None:
+            with reported_as(f"{type(self).__name__}.log_prob"):
+                log_partition = self.log_partition("exact")
+        return -self.energy(z).double() - log_partition
+
+    # Exact answers --------------------------------------------------------------------------------------------
+
+    @property
+    def mean(self) -> Tensor:
+        """``P(z_i = 1)``, exact, as in :func:`gibbs_ext.exact_marginals`; computed anew at each access.
+
+        The work is proportional to 2^n for each model of the batch, where n is the number of units of the smaller side
+        or the width of the graph: n = 20 takes about a second a model.
+
+        Returns:
+            [*batch_shape, num_units] float64. Not differentiable: its backward pass is an error.
+
+        Raises:
+            ValueError: The model is too large (take the mean of samples), or a parameter is not finite.
+        """
+        return self._exact("mean", lambda _, single, pair: single)
+
+    @property
+    def variance(self) -> Tensor:
+        """``mean (1 - mean)`` of each unit [*batch_shape, num_units]; otherwise as :attr:`mean`."""
+        return self._exact("variance", lambda _, single, pair: single * (1 - single))
+
+    def entropy(self) -> Tensor:
+        """``- sum_z p(z) log p(z) = log Z + E[energy]`` in nats, exact, at the cost of :attr:`mean`.
+
+        Returns:
+            [*batch_shape] float64. Not differentiable: its backward pass is an error.
+
+        Raises:
+            ValueError: The model is too large (``log_partition("ais")`` plus the mean energy of samples is an
+                estimate), or a parameter is not finite.
+        """
+        own = tuple(range(-self._dims[[*self._dims][-1]], 0))
+
+        def of(log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
+            bias = torch.cat([bias.double().expand(*self.batch_shape, -1) for bias in self._biases], -1)
+            energy = -(bias * single).sum(-1) - (self._couplings.double() * pair).sum(own)
+            return (log_partition + energy).clamp(min=0)  # rounding may have made it negative
+
+        return self._exact("entropy", of)
+
+    def _exact(self, method: str, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """``function`` of log Z and the two marginals, for the method of that name."""
+        name = f"{type(self).__name__}.{method}"
+        with torch.no_grad():
+            log_partition, marginals = log_partition_and_marginals(name, self)
+            value = function(log_partition, *marginals)
+        return without_derivative(name, value, self)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bipartite Boltzmann machines: restricted Boltzmann machines, one or a batch of them."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import softplus
+
+from gibbs_ext import ops
+from gibbs_ext.checks import check_units
+from gibbs_ext.functional import bipartite_ais, bipartite_gibbs, bipartite_gibbs_relaxed
+from gibbs_ext.log_partition.enumeration import ENUMERABLE_UNITS, Enumeration
+from gibbs_ext.log_partition.machine import Solver
+from gibbs_ext.models.base import Boltzmann, outside_autocast, with_all_digits
+
+
+class BipartiteBoltzmann(Boltzmann):
+    """Bits z = (left, right) with couplings between the two sides only: a restricted Boltzmann machine.
+
+    ``energy(z) = - left_bias . left - right_bias . right - left^T weight right`` and ``p(z) = exp(-energy(z)) / Z``.
+
+    Sampling is block Gibbs: exact only in the limit of many sweeps, and slow to mix where p has well-separated modes
+    (large couplings of one sign).
+
+    Args:
+        left_bias: [..., n1], floating.
+        right_bias: [..., n2].
+        weight: [..., n1, n2]. Batch dims of the three broadcast to ``batch_shape``; nothing is materialised.
+        validate_args: Whether to check values here and in :meth:`log_prob`, as for every distribution. Nothing is
+            checked inside torch.vmap, where values cannot be read.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit together, or (when validating) a value is not finite.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "left_bias": constraints.real_vector,
+        "right_bias": constraints.real_vector,
+        "weight": constraints.independent(constraints.real, 2),
+    }
+    _dims: ClassVar[dict[str, int]] = {"left_bias": 1, "right_bias": 1, "weight": 2}
+
+    def __init__(
+        self, left_bias: Tensor, right_bias: Tensor, weight: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self._check_floating(left_bias=left_bias, right_bias=right_bias, weight=weight)
+        self.left_bias, self.right_bias, self.weight = left_bias, right_bias, weight
+        n1, n2 = weight.shape[-2:]
+        for argument, n in (("left_bias", n1), ("right_bias", n2)):
+            self._check_units(argument, n, f"weight {list(weight.shape)}")
+        super().__init__(n1 + n2, validate_args)
+
+    @property
+    def num_left(self) -> int:
+        return self.weight.shape[-2]
+
+    @property
+    def num_right(self) -> int:
+        return self.weight.shape[-1]
+
+    @property
+    def _solver(self) -> Solver:
+        return Enumeration()
+
+    @property
+    def _num_state_units(self) -> int:
+        return self.num_left
+
+    def _coupling_resolution(self) -> Tensor:
+        return ops.coupling_resolution(self.weight.detach())
+
+    def _fields_at_half(self) -> list[Tensor]:
+        with outside_autocast(self.device):
+            sums = (self._computed(self.weight).sum(dim) for dim in (-1, -2))
+            return [(bias + s / 2).to(self.dtype) for bias, s in zip(self._biases, sums, strict=True)]
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z [..., n1 + n2] as views left [..., n1] and right [..., n2]."""
+        check_units("BipartiteBoltzmann", "z", z, self.num_left + self.num_right)
+        left, right = z.split((self.num_left, self.num_right), dim=-1)
+        return left, right
+
+    @with_all_digits
+    def fields_of_right(self, left: Tensor) -> Tensor:
+        """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable.
+
+        Computed and returned in the parameters' dtype, half types in float32, whatever autocast says.
+        """
+        check_units("BipartiteBoltzmann", "left", left, self.num_left)
+        # einsum, unlike matmul, never materialises a weight that broadcasts over the state's dims.
+        products = torch.einsum("...i,...ij->...j", self._computed(left), self._computed(self.weight))
+        return products + self.right_bias
+
+    @with_all_digits
+    def energy_of(self, left: Tensor, right: Tensor) -> Tensor:
+        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not)."""
+        fields = self.fields_of_right(left)
+        check_units("BipartiteBoltzmann", "right", right, self.num_right)
+        on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))
+        return -on_left - torch.einsum("...j,...j->...", fields, self._computed(right))
+
+    def energy(self, z: Tensor) -> Tensor:
+        return self.energy_of(*self.split(z))
+
+    @with_all_digits
+    def free_energy(self, left: Tensor) -> Tensor:
+        """``- log sum_right exp(-energy(left, right))``: right summed out exactly.
+
+        Args:
+            left: [..., n1], of any dtype.
+
+        Returns:
+            [...], of the dtype of :meth:`energy`. Differentiable in left and the parameters.
+        """
+        fields = self.fields_of_right(left)
+        on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))
+        return -on_left - softplus(fields).sum(-1)
+
+    def log_prob(self, z: Tensor, log_partition: Tensor | None = None) -> Tensor:
+        if log_partition is None and min(self.num_left, self.num_right) > ENUMERABLE_UNITS:
+            raise ValueError(
+                f"BipartiteBoltzmann.log_prob: a model of {self.num_left} + {self.num_right} units is too large to "
+                "enumerate; give log_partition, for instance log_partition=model.log_partition('ais'), an estimate"
+            )
+        return super().log_prob(z, log_partition)
+
+    def _joined(self, left: Tensor, right: Tensor) -> Tensor:
+        with outside_autocast(self.device):  # autocast refuses some dtypes of states
+            return torch.cat((left, right), -1)
+
+    def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> Tensor:
+        sides = bipartite_gibbs(state, self.left_bias, self.right_bias, self.weight, num_sweeps, **options)
+        return self._joined(*sides)
+
+    def _sweep_relaxed(
+        self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        left, right, left_mean, start = bipartite_gibbs_relaxed(
+            state, self.left_bias, self.right_bias, self.weight, num_sweeps, num_relaxed_sweeps,
+            return_state=True, **options,
+        )  # fmt: skip
+        return self._joined(left, right), left_mean, start
+
+    def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
+        return self._joined(mean, self.split(z)[1])
+
+    def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        left_base, right_base = bases
+        left, right, log_weights = bipartite_ais(
+            state, self.left_bias, self.right_bias, self.weight, left_base, right_base, betas, **options
+        )
+        return self._joined(left, right), log_weights

@@ -29,15 +29,15 @@ _LIMIT = 2**30  # of nodes, and of edges
 def as_integers(name: str, argument: str, values: Integers, pairs: bool = False) -> Tensor:
     """A new int64 tensor [n], or [E, 2]."""
     wanted = f"{name}: {argument} must be integers of shape {'[E, 2]' if pairs else '[n]'}, got "
-    # Their items would be taken for what they are not: keys, or in an order that means nothing. networkx's views, which
-    # are mappings too, iterate as sets do, in order; what is missing has none.
+    # Mappings iterate over keys and sets in no order, so both are refused. networkx's views are mappings and sets that
+    # iterate in order. The order of missing nodes and edges does not matter.
     keyed = isinstance(values, Mapping) and not isinstance(values, Set)
     if keyed or (argument in ("edges", "colors") and isinstance(values, (set, frozenset))):
         raise TypeError(wanted + shown(values))
     if not isinstance(values, (Tensor, np.ndarray)):
         try:
             items = list(values)
-            # Without items NumPy would know neither shape nor dtype.
+            # NumPy cannot tell the shape and dtype of no items.
             values = np.array(items) if items else np.empty((0, 2) if pairs else 0, np.int64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(wanted + shown(values)) from error
@@ -57,27 +57,27 @@ class ColoredGraph:
     A sweep updates the nodes of colour 0, then those of colour 1, and so on.
 
     Args:
-        num_nodes: At least 1, less than 2^30. A node may have no edge.
-        edges: [E, 2] integers in 0 .. num_nodes - 1, as a tensor, an array or pairs. Each edge once, either way round,
-            and none from a node to itself. Their order is kept. Less than 2^30.
+        num_nodes: Number of nodes, at least 1 and less than 2^30. A node may have no edge.
+        edges: [E, 2] integers in 0 .. num_nodes - 1, as a tensor, an array or pairs, with E less than 2^30. Each edge
+            appears once, either way round, and joins two different nodes. Their order is kept.
         colors: [num_nodes] integers in 0 .. num_nodes, different at the two ends of every edge. Only their order
-            counts: they are numbered anew from 0 without gaps. None: two colours if the graph is bipartite, the lowest
-            node of each of its components having colour 0; else few, found greedily in linear time (4 on Pegasus, 5 on
-            Zephyr).
+            counts: they are numbered anew from 0 without gaps. If None, a bipartite graph gets two colours, and the
+            lowest node of each of its components has colour 0; any other graph gets few colours, found greedily in
+            linear time (4 on Pegasus, 5 on Zephyr).
 
     Attributes:
         num_nodes: N.
         num_edges: E.
-        num_colors: At least 1; every colour has a node.
-        max_degree: Of the node of most edges; 0 if there is none.
+        num_colors: Number of colours, at least 1; every colour has a node.
+        max_degree: Largest number of edges of a node.
         edges: [E, 2] int64, as given.
         colors: [N] int64 in 0 .. num_colors - 1.
         degrees: [N] int64, number of edges of each node.
-        labels: What each node is called where the graph comes from: here 0 .. N - 1.
-        layout: int32, what the graph ops read; its format is that of csrc/core/graph_view.h.
+        labels: Names of the nodes at the source of the graph; here 0 .. N - 1.
+        layout: int32, the graph in the format of csrc/core/graph_view.h, which the graph ops read.
 
-    Tensors are on the CPU. A graph does not change once made: copies share it, and it can be a key. Graphs are equal if
-    they have the same nodes, edges (in order, whichever way round) and colours; labels do not count.
+    Tensors are on the CPU. A graph is immutable: copies share it, and it can be a key. Graphs are equal if they have
+    the same nodes, edges (in order, each either way round) and colours; labels do not count.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message begins with ``ColoredGraph:``.
@@ -115,7 +115,7 @@ class ColoredGraph:
         self._copies: dict[tuple[str, torch.device], Tensor] = {}
 
     def layout_on(self, device: torch.device) -> Tensor:
-        """:attr:`layout` where ops on tensors of ``device`` want it."""
+        """:attr:`layout` on ``device``."""
         return self._copy("layout", self.layout, device)
 
     def edges_on(self, device: torch.device) -> Tensor:
@@ -123,11 +123,11 @@ class ColoredGraph:
         return self._copy("edges", self.edges, device)
 
     def units_of_color(self, color: int, device: torch.device) -> Tensor:
-        """The units of a colour (negative: from the last one), [n] int64 on ``device``, in their order."""
+        """The units of a colour, in ascending order, [n] int64 on ``device``. Colour -1 is the last one."""
         return self._copy(f"color {color}", self._units_of_colors[color], device)
 
     def _copy(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        """On a GPU a copy, made once and kept as long as the graph: copying waits for the device."""
+        """The tensor on ``device``. A copy on a GPU is kept as long as the graph, because copying synchronises."""
         if device.type != "cuda":
             return tensor.to(device)
         if (name, device) in self._copies:
@@ -142,11 +142,11 @@ class ColoredGraph:
 
     @staticmethod
     def from_networkx(G: "networkx.Graph[Any]", colors: Mapping[Any, int] | Integers | None = None) -> "ColoredGraph":
-        """The graph of a networkx graph, whose nodes, in its own order, are units 0 .. N - 1 and become ``labels``.
+        """The graph of a networkx graph. Its nodes, in its own order, are units 0 .. N - 1 and become ``labels``.
 
         Args:
-            G: An undirected graph without parallel edges. Attributes are not looked at.
-            colors: A colour per node of G, as :class:`ColoredGraph` wants them: by node or in the order of G's nodes.
+            G: An undirected graph without parallel edges. Attributes are ignored.
+            colors: Colours as in :class:`ColoredGraph`: a mapping from G's nodes, or a sequence in their order.
 
         Raises:
             TypeError, ValueError: An argument does not fit; the message begins with ``ColoredGraph.from_networkx:``.
@@ -169,7 +169,7 @@ class ColoredGraph:
             colors = [colors[label] for label in labels]
         if colors is not None:
             given = as_integers(name, "colors", colors)
-        # Found here, because the message is to name nodes by their labels. The length is checked below.
+        # This is checked here, because the message names nodes by their labels. ColoredGraph checks the length.
         if given is not None and len(given) == len(labels):
             for u, v in edges[(given[edges[:, 0]] == given[edges[:, 1]]).numpy()][:1]:
                 ends = f"{shown(labels[u])} and {shown(labels[v])}"
@@ -180,10 +180,10 @@ class ColoredGraph:
         return graph
 
     def to_networkx(self) -> "networkx.Graph[Any]":
-        """A networkx.Graph of the labels, each node with its ``color``. It may list the edges in another order.
+        """A networkx.Graph whose nodes are the labels, with attribute ``color``. Its edges may have another order.
 
         Raises:
-            ImportError: There is no networkx.
+            ImportError: networkx is missing.
         """
         try:
             import networkx
@@ -202,10 +202,10 @@ class ColoredGraph:
         return {label: unit for unit, label in enumerate(self.labels)}
 
     def index(self, label: Hashable) -> int:
-        """The unit that bears a label.
+        """The unit with this label.
 
         Raises:
-            ValueError: None does.
+            ValueError: No unit has it.
         """
         try:
             return self._units[label]
@@ -234,25 +234,26 @@ class ChimeraGraph(ColoredGraph):
     """A Chimera lattice: rows x cols unit cells, each a complete bipartite graph of 2 x shore nodes.
 
     Node (row, col, u, k) has the linear index ``((row * cols + col) * 2 + u) * shore + k``, as in D-Wave's
-    ``chimera_graph``. In its cell it is coupled to all nodes of the other side u. Nodes of side 0 are coupled to their
-    likes one row up and down, those of side 1 to their likes in the neighbouring columns. Its colour is
-    ``(row + col + u + 1) % 2``: a single cell is swept as a bipartite model whose left side is side 0.
+    ``chimera_graph``. In its cell it is coupled to all nodes of the other side. Nodes of side u = 0 are also coupled to
+    the nodes with the same col, u and k one row up and down; nodes of side u = 1 are coupled to the nodes with the same
+    row, u and k in the neighbouring columns. A node's colour is ``(row + col + u + 1) % 2``: so a single cell is swept
+    as a bipartite model whose left side is side 0. (Colour 1 becomes colour 0 if no node of colour 0 is present.)
 
     The units are the nodes present, in the order of their linear indices, which are their ``labels``. Edges are sorted,
     the lower node first.
 
     Args:
-        rows: At least 1.
-        cols: At least 1; ``rows`` if None.
-        shore: Nodes of each side of a cell, at least 1.
-        missing_nodes: Linear indices of nodes left out, as real chips have them.
-        missing_edges: Pairs of linear indices, either way round: edges of the full lattice left out.
+        rows: Number of rows of cells, at least 1.
+        cols: Number of columns of cells, at least 1; ``rows`` if None.
+        shore: Number of nodes on each side of a cell, at least 1.
+        missing_nodes: Linear indices of nodes that are left out, as on real chips.
+        missing_edges: Pairs of linear indices, either way round, of edges of the full lattice that are left out.
 
     Attributes:
-        rows, cols, shore: As given.
+        rows, cols, shore: The arguments.
         coordinates: [N, 4] int64: row, col, u and k of each unit.
 
-    And those of :class:`ColoredGraph`. (Should holes leave no node of colour 0, colour 1 becomes colour 0.)
+    The attributes of :class:`ColoredGraph` come on top.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message begins with ``ChimeraGraph:``.

@@ -20,7 +20,7 @@ def _sign(name: str, convention: str) -> int:
 
 
 def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: Tensor) -> Tensor:
-    """That one parameter fits the nodes, the other the edges. Returns the edges [E, 2], on the parameters' device."""
+    """Checks that one parameter fits the nodes, the other the edges. Returns the edges [E, 2] on their device."""
     (on_nodes, on_edges), (nodes, couplings) = parameters, parameters.values()
     check_tensors(name, **parameters)
     for argument, tensor in parameters.items():
@@ -48,7 +48,7 @@ def _check_parameters(name: str, edges: ColoredGraph | Integers, **parameters: T
 
 def _at_nodes(values: Tensor, edges: Tensor, num_nodes: int) -> Tensor:
     """The sum [..., N] of the values [..., E] of each node's edges."""
-    # Edge by edge: the rounding does not depend on which way round they are.
+    # Values are added edge by edge, so that the rounding does not depend on the direction of an edge.
     zeros = values.new_zeros(*values.shape[:-1], num_nodes)
     return zeros.index_add(-1, edges.reshape(-1), values.repeat_interleave(2, -1))
 
@@ -56,7 +56,7 @@ def _at_nodes(values: Tensor, edges: Tensor, num_nodes: int) -> Tensor:
 def ising_to_boltzmann(
     h: Tensor, J: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Boltzmann machine over bits z that an Ising model over spins s = 2 z - 1 is::
+    """The Boltzmann machine over bits z that is equivalent to an Ising model over spins s = 2 z - 1::
 
         ising_energy(s) = energy(z) + offset,        energy(z) = - bias . z - sum_e coupling_e z_u z_v
 
@@ -65,17 +65,17 @@ def ising_to_boltzmann(
     - ``dimod``: ``ising_energy(s) = + h . s + sum_e J_e s_u s_v``; aligned spins are favoured by negative J;
     - ``physics``: ``ising_energy(s) = - h . s - sum_e J_e s_u s_v``; they are favoured by positive J.
 
-    Both models give a state the probability ``exp(-beta * energy) / Z``, hence the same one.
+    Both models have the probabilities ``exp(-beta * energy) / Z``, which are therefore equal.
 
     Args:
         h: [..., N] float16, bfloat16, float32 or float64.
-        J: [..., E], of h's dtype. Batch dims broadcast.
+        J: [..., E] of h's dtype. Batch dims broadcast.
         edges: The graph, or [E, 2] integers.
         convention: The sign of h and J.
 
     Returns:
-        bias [*S, N]; coupling [..., E] with the batch dims of J; offset [*S], to be added to the energy of the model
-        returned to give that of the model it came from. S is the broadcast of the batch shapes.
+        bias [*S, N]; coupling [..., E] with the batch dims of J; offset [*S] as in the formula. S is the broadcast of
+        the batch shapes.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message begins with ``ising_to_boltzmann:``.
@@ -96,22 +96,22 @@ def ising_to_boltzmann(
 def boltzmann_to_ising(
     bias: Tensor, coupling: Tensor, edges: ColoredGraph | Integers, *, convention: str = "dimod"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of :func:`ising_to_boltzmann`, whose formulas and conventions are meant::
+    """The inverse of :func:`ising_to_boltzmann`, with the same formulas and conventions, but for the offset::
 
         energy(z) = ising_energy(s) + offset
 
-    So with ``dimod``, h, J and offset are those of the BinaryQuadraticModel whose energies are ``energy``. The offset
-    is minus that of the way back.
+    So with ``dimod``, h, J and offset make a BinaryQuadraticModel whose energies are ``energy``. The offset is minus
+    that of :func:`ising_to_boltzmann`.
 
     Args:
         bias: [..., N] float16, bfloat16, float32 or float64.
-        coupling: [..., E], of bias's dtype. Batch dims broadcast.
+        coupling: [..., E] of bias's dtype. Batch dims broadcast.
         edges: The graph, or [E, 2] integers.
         convention: The sign of h and J.
 
     Returns:
-        h [*S, N]; J [..., E] with the batch dims of coupling; offset [*S], to be added to the energy of the model
-        returned to give that of the model it came from. S is the broadcast of the batch shapes.
+        h [*S, N]; J [..., E] with the batch dims of coupling; offset [*S] as in the formula. S is the broadcast of the
+        batch shapes.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message begins with ``boltzmann_to_ising:``.

@@ -21,7 +21,7 @@ _NAME = "draw_chimera"
 
 
 def chimera_positions(graph: ChimeraGraph) -> NDArray[np.float64]:
-    """Where each unit is drawn, [N, 2]: cells as crosses, rows downwards, neighbours on an arm 1 apart.
+    """The position of each unit, [N, 2]: cells are crosses, rows downwards, neighbours on an arm 1 apart.
 
     Units of side 0, which are coupled to the cells above and below, lie on the horizontal bar of their cell's cross,
     units of side 1 on the vertical one, and none in its middle (the layout of ``dwave_networkx.chimera_layout``).
@@ -52,17 +52,17 @@ def draw_chimera(
 
     Args:
         graph: Vacant units leave gaps.
-        values: [N] in [0, 1]: bits, or probabilities of being 1; each unit's colour.
-        path: A file to write, named .png, whole or not at all, in a folder that exists.
+        values: [N] in [0, 1], bits or probabilities of being 1, which the units' colours show.
+        path: A .png file to write, in an existing folder. It is written whole or not at all.
         ax: Axes to draw on; by default those of a new figure of a fitting size.
-        coupling: [E] colours the edges: blue where both units would rather be equal (above 0), red where they would
-            rather differ, fainter the weaker. In the convention of this package, ``energy = - sum coupling z z``.
-        frustration: Instead, edges whose units do what ``coupling`` is against are red, the wider the stronger; the
-            satisfied ones are grey. A unit counts as 1 above 1/2, and at 1/2 its edges are neither.
+        coupling: [E] strengths of the edges, in this package's convention ``energy = - sum coupling z z``. An edge is
+            blue if its coupling is above 0 and favours equal units, red if it is below 0, and fainter if it is weaker.
+        frustration: Whether edges are instead red if their units are not as ``coupling`` favours, wider if they are
+            stronger, and grey if they are satisfied. A unit counts as 1 above 1/2; at 1/2 its edges are neither.
         cmap: Name of matplotlib's colormap for values.
-        title: Above the picture.
-        legend: Whether to say what the colours mean.
-        dpi: Of the file.
+        title: Title above the picture.
+        legend: Whether a legend explains the colours.
+        dpi: Dots per inch of the file.
 
     Returns:
         The axes; ``.figure`` is the figure.
@@ -103,7 +103,7 @@ def draw_chimera(
     width, height = graph.cols * pitch - 2, graph.rows * pitch - 2
     binary = bool(((bits == 0) | (bits == 1)).all())
     if ax is None:
-        inch = min(0.16, 14 / max(width, height))  # of a unit of length
+        inch = min(0.16, 14 / max(width, height))  # per unit of length
         room = (0.0 if binary or not legend else 0.9, (0.3 if title else 0.0) + (0.4 if legend else 0.0))
         figsize = (max(4.0, inch * (width + 1)) + room[0], max(2.0, inch * (height + 1)) + room[1])
         ax = Figure(figsize=figsize, layout="constrained").subplots()
@@ -111,7 +111,7 @@ def draw_chimera(
     assert figure is not None
 
     colors, widths, marks = _edge_style(graph, bits, coupling, frustration)
-    order = np.argsort(widths, kind="stable")  # the telling edges above the others
+    order = np.argsort(widths, kind="stable")  # wide edges above the others
     ends = positions[graph.edges.numpy()]
     ax.add_collection(LineCollection(list(ends[order]), colors=colors[order], linewidths=widths[order], zorder=1))
     size = np.full(len(bits), 0.8)
@@ -145,7 +145,7 @@ def draw_chimera(
 def _edge_style(
     graph: ChimeraGraph, bits: Tensor, coupling: Tensor | None, frustration: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Any]]:
-    """Colours [E, 4] and line widths [E] of the edges, and what a legend shows of them."""
+    """Colours [E, 4] and line widths [E] of the edges, and the handles of their legend."""
     from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
 
@@ -179,7 +179,7 @@ def _save(figure: Any, path: Path, dpi: int) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        # The temporary file means nothing to the caller. OSError makes itself the subclass that fits the number.
+        # The message names the caller's file, not the temporary one. OSError chooses the subclass that fits the number.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):

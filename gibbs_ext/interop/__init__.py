@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gibbs_ext under other libraries' interfaces: one module each, which needs the package of the same name.
+"""gibbs_ext under other libraries' interfaces: each module needs the package of the same name.
 
-They are imported when first used: ``gibbs_ext.interop.dimod.BlockGibbsSampler``.
+Modules are imported when they are first used, as by ``gibbs_ext.interop.dimod.BlockGibbsSampler``.
 """
 
 import importlib

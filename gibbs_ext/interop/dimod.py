@@ -110,29 +110,30 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
         """Samples of a binary quadratic model, one per read.
 
         Args:
-            bqm: Any: SPIN or BINARY, with finite biases. Interactions of 0 are left out.
-            beta_range: First and last beta of a "linear" or "geometric" schedule. By default from the biases, as
-                ``SimulatedAnnealingSampler`` does: from where each spin flips easily to where hardly any does.
-            num_reads: Independent chains; by default as many as ``initial_states``, or 1.
-            num_sweeps: 1000 by default, or what ``beta_schedule`` says. A multiple of ``num_sweeps_per_beta``. With one
-                beta only, it is the last of ``beta_range``.
-            num_sweeps_per_beta: Sweeps at each beta.
-            beta_schedule_type: How betas are spaced; "custom" takes ``beta_schedule``.
-            beta_schedule: The betas, 0 or more each, of the type "custom" alone. inf is zero temperature: energy never
-                rises. Where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips. (Terms of equal
+            bqm: A SPIN or BINARY model with finite biases. Interactions of 0 are left out.
+            beta_range: First and last beta of a "linear" or "geometric" schedule. The default is computed from the
+                biases, as by ``SimulatedAnnealingSampler``: each spin flips easily at the first beta, and hardly any
+                spin flips at the last one.
+            num_reads: Number of independent chains; by default that of ``initial_states``, or 1.
+            num_sweeps: Number of sweeps, a multiple of ``num_sweeps_per_beta``; by default that of ``beta_schedule``,
+                or 1000. If there is one beta only, it is the last of ``beta_range``.
+            num_sweeps_per_beta: Number of sweeps at each beta.
+            beta_schedule_type: Spacing of the betas; "custom" takes ``beta_schedule``.
+            beta_schedule: The betas of the type "custom", each 0 or more. inf is zero temperature: the energy never
+                rises; where a flip changes nothing, "Gibbs" tosses a fair coin and "Metropolis" flips. (Terms of equal
                 size cancel, and so do interactions that are multiples of one number. Other sums that should cancel do
-                so to within about 2^-28 of the largest sum at one variable, and what is left decides.)
-            seed: In 0 .. 2^32 - 1; by default drawn from PyTorch's default generator. With equal arguments it gives
-                equal samples, and the reads are the first ones of any larger number of reads.
-            interrupt_function: Called after the first read and after each further batch, of up to 256 reads. Once it
-                returns True, the reads done so far are returned; likewise, with a RuntimeWarning, if it raises an
-                ``Exception``.
+                so to within about 2^-28 of the largest sum at one variable, and the rest decides.)
+            seed: An integer in 0 .. 2^32 - 1; by default drawn from PyTorch's default generator. Equal arguments give
+                equal samples, and the reads are the first reads of any larger ``num_reads``.
+            interrupt_function: Function that is called after the first read and after each further batch of up to 256
+                reads. The reads done so far are returned once it returns True, and, with a RuntimeWarning, if it raises
+                an ``Exception``.
             initial_states: Samples to start from, one per read, in the sense of ``dimod.as_samples``.
-            initial_states_generator: What to do if they are fewer than ``num_reads``: "none" is an error, "tile"
+            initial_states_generator: Treatment of fewer initial states than ``num_reads``: "none" is an error, "tile"
                 repeats them, "random" adds random ones.
-            randomize_order: Whether a sweep updates as many variables as there are, drawn at random one after the
-                other, instead of each once. All reads share the order. Much slower: a sweep takes a call for each layer
-                of variables that do not touch.
+            randomize_order: Whether a sweep updates N variables drawn at random one after the other, N being the number
+                of variables, instead of each variable once. All reads share the order. It is much slower, because a
+                sweep takes a call for each layer of variables that are not neighbours.
             proposal_acceptance_criteria: "Gibbs" draws a variable from its conditional distribution, "Metropolis" flips
                 it with probability ``min(1, exp(-beta * change of energy))``. In equal time "Metropolis" reached lower
                 energies with some 10 to 200 reads, "Gibbs" with fewer or more (bench/NOTES.md).
@@ -252,10 +253,10 @@ class _Problem(NamedTuple):
         return sums  # bincount of nothing is of integers
 
     def smallest_terms(self) -> Floats:
-        """[N]: of each variable the smallest of |h| and |J|, or inf."""
+        """The smallest of |h| and |J| at each variable, but 0, [N]; inf if there is none."""
         negligible: Floats | float = 0.0
         if not self.is_spin:
-            # A tiny h may be what the conversion from bits rounded away: its reciprocal would be no beta.
+            # A tiny h may be a rounding error of the conversion from bits, whose reciprocal makes no sense as a beta.
             negligible = 1e-14 * (np.abs(self.h) + self.sums_at_variables(np.abs(self.J)))
         smallest = np.where(np.abs(self.h) > negligible, np.abs(self.h), np.inf)
         np.minimum.at(smallest, self.edges.reshape(-1), np.abs(self.J).repeat(2))
@@ -281,7 +282,7 @@ def _vectors(name: str, bqm: dimod.BinaryQuadraticModel) -> tuple[Floats, Intege
 def _over_bits(
     bqm: dimod.BinaryQuadraticModel, linear: torch.Tensor, quadratic: torch.Tensor, edges: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """bias, coupling, and what to add to their energy."""
+    """bias, coupling, and the offset that gives bqm's energies."""
     if bqm.vartype is not dimod.SPIN:
         return -linear, -quadratic, float(bqm.offset)
     bias, coupling, offset = ising_to_boltzmann(linear, quadratic, edges)
@@ -289,7 +290,7 @@ def _over_bits(
 
 
 def _problem(bqm: dimod.BinaryQuadraticModel) -> _Problem:
-    """Without interactions of 0."""
+    """The problem of a model, without interactions of 0."""
     linear, edges, quadratic = _vectors(_NAME, bqm)
     kept = quadratic != 0
     edges, is_spin = edges[kept], bqm.vartype is dimod.SPIN
@@ -300,10 +301,10 @@ def _problem(bqm: dimod.BinaryQuadraticModel) -> _Problem:
 
 
 def _with_exact_interactions(problem: _Problem) -> tuple[_Problem, float]:
-    """The problem divided by a number in [1, 2), such that few bits hold the interactions; and that number.
+    """The problem divided by a number in [1, 2), so that few bits hold the interactions; and that number.
 
-    So 0.1, 0.2 and 0.3, which float64 itself rounds, are 1, 2 and 3 times a power of 2, and cancel as they should. The
-    problem itself, and 1, where the interactions are not so simple.
+    So 0.1, 0.2 and 0.3, which float64 itself rounds, become 1, 2 and 3 times a power of 2, and cancel as they should.
+    The problem itself, and 1, are returned if the interactions are not multiples of one number.
     """
     sizes = np.unique(np.abs(problem.J))
     if not 0 < len(sizes) <= _FEW_SIZES or not np.isfinite(sizes).all():
@@ -328,7 +329,7 @@ def _with_exact_interactions(problem: _Problem) -> tuple[_Problem, float]:
 
 
 class _Machine(NamedTuple):
-    """What the sweeps run on: N variables, then G ghosts, each a spin fixed at 1 and coupled to one variable."""
+    """The model that is swept: N variables, then G ghosts, each a spin fixed at 1 and coupled to one variable."""
 
     graph: ColoredGraph
     bias: torch.Tensor  # [N + G]
@@ -345,14 +346,14 @@ class _Machine(NamedTuple):
         chain_offset: int,
         seed: int,
     ) -> torch.Tensor:
-        """What sweeps, one for each of ``beta``, make of reads [R, N]."""
+        """Reads [R, N] after sweeps, one for each of ``beta``."""
         num_variables = reads.shape[1]
         state = torch.nn.functional.pad(reads, (0, self.num_ghosts), value=1)
         is_ghost = torch.arange(self.graph.num_nodes) >= num_variables
         model = self.bias, self.coupling, self.graph
         options: dict[str, Any] = {"chain_offset": chain_offset, "seed": seed}
         with warnings.catch_warnings():
-            # At the end of an annealing, beta is so large that it says nothing of the interactions.
+            # The sweep's own warning has no meaning here: beta is very large at the end of an annealing.
             warnings.simplefilter("ignore", CouplingResolutionWarning)
             if not randomize_order:
                 clamp = is_ghost if self.num_ghosts else None
@@ -369,10 +370,10 @@ class _Machine(NamedTuple):
 
 
 def _random_layers(random: np.random.Generator, num_variables: int, edges: Integers) -> Iterator[Integers]:
-    """As many variables as there are, drawn one after the other, with repetition; those of a layer do not touch.
+    """N variables drawn one after the other, with repetition, in layers that hold no neighbours and nothing twice.
 
-    To update one layer after the other, each at once, is to update the variables in the order in which they were drawn:
-    a variable waits for those drawn before it that are itself or a neighbour.
+    An update of layer after layer, each at once, equals an update of the variables in the order in which they were
+    drawn: a variable waits until itself and its neighbours have been updated, if they were drawn before it.
     """
     drawn = random.integers(num_variables, size=num_variables)
     place = np.arange(num_variables)
@@ -397,12 +398,12 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
     from the rounded interactions, so that interactions of the same size still cancel.
 
     Args:
-        problem: Of N variables.
-        exponent: So that the largest sum of couplings is about 1.
-        beta: The schedule, of the scaled problem.
+        problem: The problem, of N variables.
+        exponent: Exponent with which the largest sum of couplings is about 1.
+        beta: Schedule of the scaled problem.
 
     Warns:
-        CouplingResolutionWarning: Some field is off nevertheless.
+        CouplingResolutionWarning: Rounding may still shift some field too far.
     """
     num_variables = len(problem.bias)
     if not (np.isfinite(problem.bias).all() and np.isfinite(problem.coupling).all()):
@@ -456,7 +457,7 @@ def _machine(problem: _Problem, exponent: int, beta: torch.Tensor) -> _Machine:
 
 
 def _warn_of_rounding(error: Floats, smallest: Floats, beta: torch.Tensor) -> None:
-    """Warns where fields may be off by ``error`` [N], beside the ``smallest`` term of each variable [N]."""
+    """Warns if errors of the fields [N] matter beside the ``smallest`` term of each variable [N]."""
     is_finite = beta < _LARGEST_BETA
     largest = float(beta[is_finite].max()) if is_finite.any() else 0.0
     is_off = largest * error > _LOGIT_TOLERANCE
@@ -476,8 +477,8 @@ def _warn_of_rounding(error: Floats, smallest: Floats, beta: torch.Tensor) -> No
 def _default_beta_range(problem: _Problem) -> list[float]:
     """The range that ``SimulatedAnnealingSampler`` takes by default, by the Metropolis rule's chance to flip a spin.
 
-    Hot: the spin hardest to flip does with probability 1/2, were all its terms satisfied. Cold: of the spins whose
-    smallest term is the smallest of all, one flips against that term with probability 1/100.
+    At the first beta, the spin that is hardest to flip flips with probability 1/2 if all its terms are satisfied. At
+    the last beta, one of the spins whose smallest term is the smallest of all flips against it with probability 1/100.
     """
     smallest = problem.smallest_terms()
     gap = smallest.min(initial=np.inf)
@@ -544,7 +545,7 @@ def _schedule(
 
 
 class BQMBoltzmann(NamedTuple):
-    """What :func:`bqm_to_boltzmann` returns."""
+    """The result of :func:`bqm_to_boltzmann`."""
 
     model: GraphBoltzmann  # one node per variable, one edge per interaction
     variables: list[Any]  # the label of each node
@@ -555,8 +556,8 @@ def bqm_to_boltzmann(bqm: dimod.BinaryQuadraticModel, dtype: torch.dtype = torch
     """A binary quadratic model as a Boltzmann machine over bits, whose probabilities are ``exp(-bqm.energy) / Z``.
 
     Args:
-        bqm: With one variable or more, SPIN or BINARY, with finite biases. Interactions of 0 are edges, too.
-        dtype: Floating, of the model's parameters.
+        bqm: A SPIN or BINARY model of one variable or more, with finite biases. Interactions of 0 are edges, too.
+        dtype: Floating-point dtype of the parameters.
 
     Returns:
         :class:`BQMBoltzmann`. Bit i of a state z is 1 where variable ``variables[i]`` is 1, and 0 where it is 0 or -1.
@@ -597,13 +598,13 @@ def boltzmann_to_bqm(
     """A Boltzmann machine as a binary quadratic model of the same energies: ``bqm.energy = model.energy + offset``.
 
     Args:
-        model: One of batch shape []. Its parameters' gradients are not followed.
+        model: A model of batch shape []. The result carries no gradient.
         variables: A label for each unit, in the order of z (left, then right); 0, 1, ... by default.
         offset: Added to all energies.
         vartype: "BINARY", whose values are the bits, or "SPIN", whose values are ``2 z - 1``.
 
     Returns:
-        A model with an interaction for each edge, or pair of a left and a right unit.
+        A model with an interaction for each edge, or for each pair of a left and a right unit.
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message begins with ``boltzmann_to_bqm:``.
@@ -626,12 +627,9 @@ def boltzmann_to_bqm(
         kind = dimod.as_vartype(vartype)
     except TypeError as error:
         raise TypeError(f"{name}: vartype must be 'BINARY' or 'SPIN', got {shown(vartype)}") from error
-    if isinstance(model, GraphBoltzmann):
-        bias, coupling, (u, v) = model.bias, model.coupling, model.graph.edges.T
-    else:
-        bias, coupling = torch.cat((model.left_bias, model.right_bias)), model.weight.flatten()
-        u, v = torch.cartesian_prod(*torch.arange(model.num_units).split((model.num_left, model.num_right))).T
-    linear, quadratic = (-x.detach().cpu().double().numpy() for x in (bias, coupling))
+    parameters = torch.cat(model._biases), model._couplings.flatten()
+    linear, quadratic = (-x.detach().cpu().double().numpy() for x in parameters)
+    u, v = model._edges().T
     bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(
         linear, (u.numpy(), v.numpy(), quadratic), offset, dimod.BINARY, variable_order=labels
     )

@@ -61,9 +61,9 @@ class _Step(NamedTuple):
     """The elimination of one node."""
 
     node: int
-    scope: list[int]  # the neighbours it has by then, in the order in which they will go
-    couplings: list[tuple[int, int]]  # to them: number of the edge, place in scope
-    children: list["_Step"]  # whose tables are over this node, then some of the scope: their scope begins with it
+    scope: list[int]  # the neighbours that it then has, in the order of their elimination
+    couplings: list[tuple[int, int]]  # the couplings to them: number of the edge, place in scope
+    children: list["_Step"]  # earlier steps whose scope begins with this node: their tables are over it and our scope
 
 
 def _fewest_neighbors_first(neighbors: list[set[int]]) -> Iterator[int]:
@@ -82,8 +82,8 @@ def _fewest_neighbors_first(neighbors: list[set[int]]) -> Iterator[int]:
 def _line_by_line(graph: ChimeraGraph) -> tuple[list[int], list[int]]:
     """Two orders of width shore * cols and shore * rows: by rows and by columns of cells.
 
-    Of a row of cells first the units coupled along it go, one line of them after the other: each line's table is over
-    the row's other units, and these stand between one row and the next.
+    By rows, the units of a row of cells that are coupled along the row go first, one line after the other: the table of
+    each line is over the row's other units, which separate one row from the next.
     """
     places = graph.coordinates.tolist()
 
@@ -100,7 +100,7 @@ def _line_by_line(graph: ChimeraGraph) -> tuple[list[int], list[int]]:
 
 
 def _scopes(neighbors: list[set[int]], order: _Order) -> dict[int, set[int]] | None:
-    """The scope of each node, in the order; None as soon as one has more than _HOPELESS nodes."""
+    """The scope of each node, in the order; None if a scope has more than _HOPELESS nodes."""
     neighbors = [set(others) for others in neighbors]
     scopes = {}
     for node in order(neighbors):
@@ -114,14 +114,20 @@ def _scopes(neighbors: list[set[int]], order: _Order) -> dict[int, set[int]] | N
 
 
 def _plan(name: str, graph: ColoredGraph, keep: bool) -> list[_Step]:
-    """The best order of a few, as steps; refuses what would take too much memory. ``keep``: all tables are kept."""
+    """The steps of the best of a few orders. Refuses a graph that would take too much memory.
+
+    Args:
+        name: Function that errors speak of.
+        graph: The graph.
+        keep: Whether all tables are kept.
+    """
     instead = alternative(name, "graph_gibbs")
     edges = graph.edges.tolist()
     neighbors: list[set[int]] = [set() for _ in range(graph.num_nodes)]
     for u, v in edges:
         neighbors[u].add(v)
         neighbors[v].add(u)
-    # The order of the numbers suits lattices, where the fewest neighbours are a poor guide.
+    # The order of the nodes' numbers suits lattices, where the number of neighbours is a poor guide.
     orders: list[_Order] = [_fewest_neighbors_first, lambda _: range(graph.num_nodes)]
     if isinstance(graph, ChimeraGraph):
         by_rows, by_columns = _line_by_line(graph)
@@ -170,14 +176,14 @@ def _solve(
     coupling: Tensor,
     read: Callable[[list[_Step], list[Tensor]], list[Tensor]] | None,
 ) -> list[Tensor]:
-    """log Z [*S], and what ``read`` makes of the tables of a few models at a time, [*S, ...].
+    """log Z [*S], and the results of ``read`` [*S, ...].
 
     Args:
-        name: Of the function that errors speak of.
-        graph: Of N nodes and E edges.
+        name: Function that errors speak of.
+        graph: Graph of N nodes and E edges.
         bias: [..., N] float64.
         coupling: [..., E] float64. S is the broadcast of both batch shapes.
-        read: Is given the steps and their tables.
+        read: Function of the steps and the tables that :func:`_forward` kept, for a few models at a time.
     """
     steps = _plan(name, graph, keep=read is not None)
     batch = torch.broadcast_shapes(bias.shape[:-1], coupling.shape[:-1])
@@ -194,13 +200,13 @@ def _solve(
 
 
 def _forward(steps: list[_Step], bias: Tensor, coupling: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """Eliminates.
+    """Eliminates the nodes.
 
     Args:
-        steps: Of the graph.
+        steps: Steps of the graph.
         bias: [B, N].
         coupling: [B, E].
-        keep: Whether the tables are wanted.
+        keep: Whether the tables are kept.
 
     Returns:
         log Z [B] and, if kept, for each step the log-odds of its node given its scope: [B, 2, ..., 2].
@@ -214,7 +220,7 @@ def _forward(steps: list[_Step], bias: Tensor, coupling: Tensor, keep: bool) -> 
         odds = bias[:, step.node].reshape(-1, *ones)
         for edge, place in step.couplings:
             odds = odds + coupling[:, edge].reshape(-1, *ones) * bit.reshape(2, *ones[place + 1 :])
-        off, change = zero, zero  # what the children say of the node being 0, and of its being 1 instead
+        off, change = zero, zero  # the children's terms if the node is 0, and what is added if it is 1
         for child in sorted(step.children, key=lambda child: len(child.scope)):
             table = tables.pop(child.node).reshape(-1, 2, *(2 if node in child.scope else 1 for node in step.scope))
             off = off + table[:, 0]
@@ -232,7 +238,7 @@ def _forward(steps: list[_Step], bias: Tensor, coupling: Tensor, keep: bool) -> 
 
 
 def _marginals(steps: list[_Step], odds: list[Tensor]) -> list[Tensor]:
-    """single [B, N] and pair [B, E] from what :func:`_forward` kept, which is used up."""
+    """single [B, N] and pair [B, E] from the tables that :func:`_forward` kept, which are consumed."""
     num_models = len(odds[0])
     single = odds[0].new_empty(num_models, len(steps))
     pair = odds[0].new_empty(num_models, sum(len(step.couplings) for step in steps))
@@ -251,7 +257,7 @@ def _marginals(steps: list[_Step], odds: list[Tensor]) -> list[Tensor]:
 
 
 def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: torch.Generator) -> Tensor:
-    """[B, C, N] bits from what :func:`_forward` kept."""
+    """[B, C, N] bits from the tables that :func:`_forward` kept."""
     num_models = len(odds[0])
     z = torch.zeros(num_models, num_samples, len(steps), dtype=torch.uint8, device=odds[0].device)
     for step, table in zip(reversed(steps), reversed(odds), strict=True):
@@ -264,9 +270,9 @@ def _draw(steps: list[_Step], odds: list[Tensor], num_samples: int, generator: t
 
 
 class _Elimination(torch.autograd.Function):
-    """log Z [*S] and, if ``with_marginals``, the marginals. Derivatives need these, and compute them if need be.
+    """log Z [*S] and, if ``with_marginals``, the marginals, which derivatives need and otherwise compute.
 
-    bias [..., N] and coupling [..., E] are those of :func:`_solve`.
+    bias [..., N] and coupling [..., E] are as in :func:`_solve`.
     """
 
     @staticmethod

@@ -164,6 +164,10 @@ class Boltzmann(Distribution):
         """Number of units, the first ones of z, on which the next sweep depends: a chain's state."""
         raise NotImplementedError
 
+    def _edges(self) -> Tensor:
+        """The pairs of units [E, 2] that the couplings, in their order, couple."""
+        raise NotImplementedError
+
     def _coupling_resolution(self) -> Tensor:
         raise NotImplementedError
 

@@ -69,6 +69,9 @@ class BipartiteBoltzmann(Boltzmann):
     def _num_state_units(self) -> int:
         return self.num_left
 
+    def _edges(self) -> Tensor:
+        return torch.cartesian_prod(*torch.arange(self.num_units).split((self.num_left, self.num_right)))
+
     def _coupling_resolution(self) -> Tensor:
         return ops.coupling_resolution(self.weight.detach())
 

@@ -62,6 +62,9 @@ class GraphBoltzmann(Boltzmann):
     def _num_state_units(self) -> int:
         return self.num_units
 
+    def _edges(self) -> Tensor:
+        return self.graph.edges
+
     def _coupling_resolution(self) -> Tensor:
         return ops.graph_coupling_resolution(self.coupling.detach(), self.graph.layout_on(self.device))
 

@@ -104,7 +104,7 @@ class BoltzmannPosterior(MachineModule):
         check_integers(name, 1, in_features=in_features, rank=rank)
         structure = structure_of(name, num_left, num_right, graph)
         shape = structure.coupling_shape
-        super().__init__(structure, graph)
+        super().__init__(structure)
         check_integers(name, 0, num_sweeps=num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
         if dataset_size is not None:

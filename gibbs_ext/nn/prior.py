@@ -45,7 +45,7 @@ class BoltzmannPrior(MachineModule):
         num_sweeps: int = 20,
     ) -> None:
         structure = structure_of("BoltzmannPrior", num_left, num_right, graph)
-        super().__init__(structure, graph)
+        super().__init__(structure)
         check_integers("BoltzmannPrior", 1, num_chains=num_chains, num_sweeps=num_sweeps)
         self.num_sweeps = num_sweeps
         self._along_edges = ("coupling",)

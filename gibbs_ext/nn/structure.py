@@ -35,8 +35,11 @@ class Structure(Protocol):
         """The number of couplings of which a unit's field is the sum."""
 
     @property
+    def graph(self) -> ColoredGraph | None: ...
+
+    @property
     def edges(self) -> Tensor | None:
-        """[E, 2] int64, in whose order the couplings are; None if their order is fixed by their shape."""
+        """[E, 2] int64, in whose order the couplings are; None if their shape says it."""
 
     def model(self, parameters: Iterable[Tensor]) -> BipartiteBoltzmann | GraphBoltzmann: ...
 
@@ -62,6 +65,7 @@ class Sides:
     num_left: int
     num_right: int
     parameter_names: ClassVar = ("left_bias", "right_bias", "weight")
+    graph: ClassVar = None
     edges: ClassVar = None
 
     @property
@@ -176,9 +180,9 @@ class MachineModule(nn.Module):
 
     edges: Tensor | None
 
-    def __init__(self, structure: Structure, graph: ColoredGraph | None) -> None:
+    def __init__(self, structure: Structure) -> None:
         super().__init__()
-        self.structure, self.graph = structure, graph
+        self.structure, self.graph = structure, structure.graph
         edges = structure.edges
         self.register_buffer("edges", None if edges is None else edges.clone())
         self._along_edges: tuple[str, ...] = ()  # names in the state of what has a number, or a row, for each edge

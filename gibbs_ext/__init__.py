@@ -19,15 +19,8 @@ from gibbs_ext.functional import (
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
-from gibbs_ext.log_partition import (
-    AISResult,
-    EffectiveSampleSizeWarning,
-    Marginals,
-    annealed_importance_sampling,
-    exact_log_partition,
-    exact_marginals,
-    exact_samples,
-)
+from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
+from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 

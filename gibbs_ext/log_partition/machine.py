@@ -36,7 +36,7 @@ class Solver(Protocol):
 
 
 class Machine(Protocol):
-    """A Boltzmann machine: the models of :mod:`gibbs_ext.models` are such."""
+    """A Boltzmann machine. :class:`gibbs_ext.models.Boltzmann` implements most of this."""
 
     @property
     def batch_shape(self) -> torch.Size: ...
@@ -60,10 +60,13 @@ class Machine(Protocol):
 
     @property
     def _num_state_units(self) -> int:
-        """Number of units, the first ones of z, on which the next sweep depends."""
+        """Number of units, the first ones of z, on which the next sweep depends: a chain's state."""
 
     def _fields_at_half(self) -> list[Tensor]:
-        """The fields of units whose neighbours all have the value 1/2, in the form of ``_biases``."""
+        """The fields, in the form of ``_biases``, of units whose neighbours all have the value 1/2.
+
+        They are the fields of the model over spins.
+        """
 
     def _draw_independent(self, biases: Sequence[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
         """Chain states of the given shape, whose units are independent and have these biases as logits."""

@@ -16,7 +16,7 @@ from gibbs_ext import ops
 from gibbs_ext.checks import check_integers, expand_to, is_mapped, reported_as, shown
 from gibbs_ext.log_partition.annealing import Base, Betas, annealed_importance_sampling
 from gibbs_ext.log_partition.exact import exact_log_partition, log_partition_and_marginals, without_derivative
-from gibbs_ext.log_partition.machine import Solver, broadcast_batch, check_model
+from gibbs_ext.log_partition.machine import Machine, broadcast_batch, check_model
 
 _Model = TypeVar("_Model", bound="Boltzmann")
 
@@ -59,7 +59,7 @@ def with_all_digits(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return outside
 
 
-class Boltzmann(Distribution):
+class Boltzmann(Distribution, Machine):
     """A model over bits z [..., N] with ``p(z) = exp(-energy(z)) / Z``.
 
     Each model answers in z: the parts of a bipartite one are joined, left before right. A subclass has the parameters,
@@ -152,27 +152,13 @@ class Boltzmann(Distribution):
         """In the dtype that energies are computed in: the parameters', float32 for half types."""
         return tensor.to(ops.computed_dtype(self._couplings))
 
-    # What a subclass defines ----------------------------------------------------------------------------------
-
-    @property
-    def _solver(self) -> Solver:
-        """The algorithm that gives exact answers."""
-        raise NotImplementedError
-
-    @property
-    def _num_state_units(self) -> int:
-        """Number of units, the first ones of z, on which the next sweep depends: a chain's state."""
-        raise NotImplementedError
+    # What a subclass defines, beside the members of Machine that are missing here -----------------------------
 
     def _edges(self) -> Tensor:
         """The pairs of units [E, 2] that the couplings, in their order, couple."""
         raise NotImplementedError
 
     def _coupling_resolution(self) -> Tensor:
-        raise NotImplementedError
-
-    def _fields_at_half(self) -> list[Tensor]:
-        """The fields of units whose neighbours all have the value 1/2: of the model over spins, the fields alone."""
         raise NotImplementedError
 
     def energy(self, z: Tensor) -> Tensor:
@@ -210,10 +196,6 @@ class Boltzmann(Distribution):
 
     def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
-        raise NotImplementedError
-
-    def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """z at the end of an AIS path from the model of biases ``bases``, and the log-weights."""
         raise NotImplementedError
 
     def _state_of(self, z: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,60 +16,19 @@ from gibbs_ext.graphs import ColoredGraph
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
 
 
-class Structure(Protocol):
-    """The units of a machine and the pairs of units that are coupled."""
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """The parameters of a model: the biases, then the couplings."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The number of units of each bias parameter."""
-
-    @property
-    def coupling_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def num_summed(self) -> int:
-        """The number of couplings of which a unit's field is the sum."""
-
-    @property
-    def graph(self) -> ColoredGraph | None: ...
-
-    @property
-    def edges(self) -> Tensor | None:
-        """[E, 2] int64, in whose order the couplings are; None if their shape says it."""
-
-    def model(self, parameters: Iterable[Tensor]) -> BipartiteBoltzmann | GraphBoltzmann: ...
-
-    def new_factors(self, rank: int) -> dict[str, Tensor]:
-        """Random factors of a low-rank coupling, by name: of unit variance if strength has that."""
-
-    def low_rank(self, factors: Mapping[str, Tensor], strength: Tensor) -> Tensor:
-        """The couplings ``U diag(strength) V^T`` for strength [B, rank]."""
-
-    def centered(self, bias: Tensor, coupling: Tensor) -> tuple[Tensor, ...]:
-        """The parameters with half of the sum of each unit's couplings subtracted from its bias.
-
-        Args:
-            bias: [B, sum of ``sizes``].
-            coupling: [B, *coupling_shape], or [*coupling_shape].
-        """
-
-
 @dataclass(frozen=True)
 class Sides:
     """Two sides of which every pair is coupled."""
 
     num_left: int
     num_right: int
-    parameter_names: ClassVar = ("left_bias", "right_bias", "weight")
+    parameter_names: ClassVar = ("left_bias", "right_bias", "weight")  # the biases, then the couplings
     graph: ClassVar = None
-    edges: ClassVar = None
+    edges: ClassVar = None  # [E, 2], in whose order the couplings are, if their shape does not say it
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The number of units of each bias parameter."""
         return self.num_left, self.num_right
 
     @property
@@ -78,6 +37,7 @@ class Sides:
 
     @property
     def num_summed(self) -> int:
+        """The number of couplings of which a unit's field is the sum."""
         return self.num_left
 
     def model(self, parameters: Iterable[Tensor]) -> BipartiteBoltzmann:
@@ -85,20 +45,28 @@ class Sides:
         return BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False)
 
     def new_factors(self, rank: int) -> dict[str, Tensor]:
+        """Random factors of a low-rank coupling, by name; it has the variance of the strengths."""
         left = torch.randn(self.num_left, rank) / math.sqrt(rank)
         return {"left_factor": left, "right_factor": torch.randn(self.num_right, rank)}
 
     def low_rank(self, factors: Mapping[str, Tensor], strength: Tensor) -> Tensor:
+        """The couplings ``U diag(strength) V^T`` for strength [B, rank]."""
         return (factors["left_factor"] * strength.unsqueeze(-2)) @ factors["right_factor"].mT
 
     def centered(self, bias: Tensor, coupling: Tensor) -> tuple[Tensor, ...]:
+        """The parameters, with half of the sum of each unit's couplings subtracted from its bias.
+
+        Args:
+            bias: [B, sum of ``sizes``].
+            coupling: [B, *coupling_shape], or [*coupling_shape].
+        """
         left, right = bias.split(self.sizes, dim=-1)
         return left - coupling.sum(-1) / 2, right - coupling.sum(-2) / 2, coupling
 
 
 @dataclass(frozen=True)
 class OnGraph:
-    """The nodes of a graph, coupled along its edges."""
+    """The nodes of a graph, coupled along its edges. Attributes and methods mean the same as for :class:`Sides`."""
 
     graph: ColoredGraph
     parameter_names: ClassVar = ("bias", "coupling")
@@ -138,6 +106,9 @@ class OnGraph:
         ones, zeros = (coupling.new_full((), value).expand(self.graph.num_nodes) for value in (1, 0))
         sums = graph_fields(ones, zeros, coupling, self.graph).to(dtype)
         return bias.to(dtype) - sums / 2, coupling
+
+
+Structure = Sides | OnGraph
 
 
 def structure_of(name: str, num_left: int | None, num_right: int | None, graph: ColoredGraph | None) -> Structure:

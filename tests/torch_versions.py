@@ -22,7 +22,7 @@ FOLDER = ROOT / "build" / "torch-versions"
 # The tests that call PyTorch most take about two minutes. Tests of Ctrl-C are left out: they fail on a busy machine.
 TESTS = [
     *(f"tests/ops/test_{name}.py" for name in ("ops", "golden", "bad_inputs", "transforms")),
-    *(f"tests/models/test_{name}.py" for name in ("distributions", "graph_boltzmann")),
+    *(f"tests/models/test_{name}.py" for name in ("base", "bipartite", "graph")),
     *("tests/nn/test_nn.py", "tests/test_distributed.py", "tests/project/test_packaging.py"),
     *(f"tests/undirected_vae/test_{name}.py" for name in ("model", "data", "step")),
     "tests/undirected_vae/test_train.py::test_200_steps_improve_the_elbo",

@@ -22,8 +22,7 @@ class Enumeration:
     """The :class:`gibbs_ext.log_partition.machine.Solver` of left_bias [..., n1], right_bias [..., n2] and weight."""
 
     def log_partition(self, name: str, parameters: Sequence[Tensor]) -> Tensor:
-        log_partition = _States(*_smaller_side_first(name, parameters)).log_sums().logsumexp(0)
-        return log_partition.expand(broadcast_batch(parameters, _DIMS.values()))
+        return _States(*_smaller_side_first(name, parameters)).log_sums().logsumexp(0)
 
     def marginals(self, name: str, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         parameters = expanded(parameters, [*_DIMS.values()])

@@ -76,7 +76,7 @@ class Machine(Protocol):
 
 
 def check_model(name: str, model: object) -> None:
-    if not hasattr(model, "_solver"):
+    if not hasattr(type(model), "_solver"):
         raise TypeError(f"{name}: model must be a BipartiteBoltzmann or a GraphBoltzmann, got {type(model).__name__}")
 
 

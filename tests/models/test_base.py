@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BipartiteBoltzmann: identities against brute force over all states."""
+"""What both kinds of models have in common: identities against sums over all states, samples, copies, exact answers."""
 
 import pytest
 import torch
-from graph_support import as_edges, random_graph, random_graph_parameters
-from support import BROADCASTS, all_states, assert_bits, assert_close, assert_same_bits, random_parameters
+from graph_support import GRAPH_BROADCASTS, as_edges, random_graph, random_graph_parameters
+from support import (
+    BROADCASTS,
+    all_states,
+    assert_bits,
+    assert_close,
+    assert_same_bits,
+    random_bits,
+    random_parameters,
+)
 
 from gibbs_ext import (
     BipartiteBoltzmann,
@@ -12,138 +20,131 @@ from gibbs_ext import (
     ColoredGraph,
     GraphBoltzmann,
     annealed_importance_sampling,
-    bipartite_gibbs,
+)
+
+# 9 nodes, 4 colours, of which the middle ones hold two nodes each.
+GRAPH = random_graph(9, 20, seed=4)
+
+
+def bipartite(batches=((), (), ()), **options):
+    """Of 4 + 3 units."""
+    parameters = random_parameters(4, 3, batches, dtype=torch.float64, **options)
+    return BipartiteBoltzmann(*parameters, validate_args=True)
+
+
+def on_graph(batches=((), ()), **options):
+    """Of 9 units."""
+    parameters = random_graph_parameters(GRAPH, batches, dtype=torch.float64, **options)
+    return GraphBoltzmann(GRAPH, *parameters, validate_args=True)
+
+
+MAKERS = pytest.mark.parametrize("make", [bipartite, on_graph])
+MAKERS_AND_BATCHES = pytest.mark.parametrize(
+    ("make", "batches"),
+    [
+        (make, tuple(batches))
+        for make, broadcasts in ((bipartite, BROADCASTS), (on_graph, GRAPH_BROADCASTS))
+        for (_, *batches), _ in broadcasts.values()
+    ],
+)
+# A batch of the first and the last parameter.
+SOME_BATCHES = pytest.mark.parametrize(
+    ("make", "batches", "coupling"), [(bipartite, ((3,), (), ()), "weight"), (on_graph, ((3,), ()), "coupling")]
 )
 
 
-def make(batches=((), (), ()), n1=4, n2=3, dtype=torch.float64):
-    return BipartiteBoltzmann(*random_parameters(n1, n2, batches, dtype=dtype), validate_args=True)
-
-
 def all_of(model):
-    """[2^n, *ones, n1 + n2]: every state, to broadcast against the model's batch."""
-    n = model.num_left + model.num_right
+    """[2^N, *ones, N]: every state, to broadcast against the model's batch."""
+    n = model.num_units
     return all_states(n).reshape(-1, *(1,) * len(model.batch_shape), n)
 
 
-BATCHES = [tuple(batches) for (_, *batches), _ in BROADCASTS.values()]
+def leaves(model):
+    return [getattr(model, argument).requires_grad_() for argument in model._dims]
 
 
-@pytest.mark.parametrize("batches", BATCHES)
-def test_energy_is_the_contracts_sum(batches):
-    model = make(batches)
-    z = (torch.rand(5, *model.batch_shape, 7) < 0.5).double()
-    left, right = model.split(z)
-    expected = torch.zeros(5, *model.batch_shape, dtype=torch.float64)
-    for i in range(4):
-        expected -= model.left_bias[..., i] * left[..., i]
-        for j in range(3):
-            expected -= model.weight[..., i, j] * left[..., i] * right[..., j]
-    for j in range(3):
-        expected -= model.right_bias[..., j] * right[..., j]
-    assert_close(model.energy(z), expected, 1e-12)
-    assert_close(model.energy_of(left, right), expected, 1e-12)
-    transposed = BipartiteBoltzmann(model.right_bias, model.left_bias, model.weight.mT)
-    assert_close(transposed.energy_of(right, left), expected, 1e-12)
-
-
-@pytest.mark.parametrize("batches", BATCHES)
-def test_free_energy_sums_right_out(batches):
-    model = make(batches)
-    left = (torch.rand(5, *model.batch_shape, 4) < 0.5).double()
-    rights = all_states(3).reshape(8, *(1,) * (left.dim() - 1), 3)
-    expected = -torch.logsumexp(-model.energy_of(left, rights), 0)
-    assert_close(model.free_energy(left), expected, 1e-12)
-
-
-@pytest.mark.parametrize("batches", BATCHES)
-def test_log_prob_is_normalised(batches):
+@MAKERS_AND_BATCHES
+def test_log_prob_is_normalised(make, batches):
     model = make(batches)
     log_prob = model.log_prob(all_of(model))
-    assert log_prob.shape == (128, *model.batch_shape)
+    assert log_prob.shape == (2**model.num_units, *model.batch_shape)
     assert_close(log_prob.exp().sum(0), torch.ones(model.batch_shape, dtype=torch.float64), 1e-12)
     known = model.log_prob(all_of(model), log_partition=model.log_partition("exact"))
     assert_close(known, log_prob, 1e-12)
 
 
-def test_zero_couplings_are_independent_bits():
-    bias = torch.randn(4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    model = BipartiteBoltzmann(*bias, torch.zeros(4, 3, dtype=torch.float64))
-    independent = torch.distributions.Independent(torch.distributions.Bernoulli(logits=torch.cat(bias)), 1)
-    states = all_states(7)
-    assert_close(model.log_prob(states), independent.log_prob(states), 1e-12)
-
-
-@pytest.mark.parametrize("batches", BATCHES)
-def test_shapes(batches):
+@MAKERS_AND_BATCHES
+def test_shapes(make, batches):
     model = make(batches)
+    n = model.num_units
+    assert n == (7 if make is bipartite else 9)
     for sample_shape in ((), (2,), (2, 3)):
         z = model.sample(sample_shape, 3)
-        assert z.shape == (*sample_shape, *model.batch_shape, 7)
+        assert z.shape == (*sample_shape, *model.batch_shape, n)
         assert z.dtype == torch.float64
         assert_bits(z)
         assert model.rsample(sample_shape, 3).shape == z.shape
         assert model.energy(z).shape == model.log_prob(z).shape == z.shape[:-1]
-    assert model.event_shape == (7,)
+        if make is on_graph:
+            assert model.free_energy(z).shape == z.shape[:-1]
+            assert model.fields(z).shape == z.shape
+    assert model.event_shape == (n,)
 
 
-def test_sample_start_and_seed():
-    model = make()
-    left = (torch.rand(6, 4) < 0.5).double()
-    expected = bipartite_gibbs(left, model.left_bias, model.right_bias, model.weight, 5, seed=3)
-    assert_same_bits(model.sample((6,), 5, initial=left, seed=3), torch.cat(expected, -1))
-    assert_same_bits(model.sample((6,), 5, seed=3)[:2], model.sample((2,), 5, seed=3))
-    assert_same_bits(model.sample((6,), 0, initial=left)[:, :4], left)
-    for dtype in (torch.bool, torch.uint8, torch.float32):  # the result is of the parameters' dtype all the same
-        assert_same_bits(model.sample((6,), 5, initial=left.to(dtype), seed=3), torch.cat(expected, -1))
-        assert model.rsample((6,), 5, initial=left.to(dtype), seed=3).dtype == torch.float64
-    torch.manual_seed(1)
-    first = model.sample((6,), 5)
-    assert_same_bits(model.sample((6,), 5, generator=torch.Generator().manual_seed(1)), first)
-
-
-def test_rsample_is_differentiable():
-    model = make(((2,), (), (2,)))
-    for parameter in (model.left_bias, model.right_bias, model.weight):
-        parameter.requires_grad_()
+@pytest.mark.parametrize(("make", "batches"), [(bipartite, ((2,), (), (2,))), (on_graph, ((2,), ()))])
+def test_rsample_is_differentiable(make, batches):
+    model = make(batches)
+    parameters = leaves(model)
     z = model.rsample((50,), 5, 2, sharpness=3.0)
     assert ((z >= 0) & (z <= 1)).all()
     (z**2).sum().backward()
-    assert all(p.grad.abs().max() > 0 for p in (model.left_bias, model.right_bias, model.weight))
+    assert all(p.grad.abs().max() > 0 for p in parameters)
 
 
-def test_expand_shares_memory():
-    model = make(((3,), (), ()))
+@SOME_BATCHES
+def test_expand_shares_memory(make, batches, coupling):
+    model = make(batches)
     big = model.expand((5, 3))
     assert big.batch_shape == (5, 3)
-    assert big.weight.data_ptr() == model.weight.data_ptr()
-    z = (torch.rand(5, 3, 7) < 0.5).double()
+    assert big.event_shape == model.event_shape
+    assert getattr(big, coupling).data_ptr() == getattr(model, coupling).data_ptr()
+    assert make is bipartite or big.graph is model.graph
+    z = random_bits(5, 3, model.num_units, dtype=torch.float64)
     assert_close(big.energy(z), model.energy(z), 1e-12)
     assert_same_bits(big.sample((), 3, seed=1), model.sample((5,), 3, seed=1))
+    assert model.batch_shape == (3,)
 
 
-def test_detach():
+@MAKERS
+def test_detach(make):
     model = make()
-    model.weight.requires_grad_()
-    assert model.energy(torch.zeros(7).double()).requires_grad
-    assert not model.detach().energy(torch.zeros(7).double()).requires_grad
+    *_, coupling = leaves(model)
+    z = torch.zeros(model.num_units).double()
+    assert model.energy(z).requires_grad
+    assert not model.detach().energy(z).requires_grad
+    assert coupling.requires_grad
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_copies_validate_as_the_original(validate):
-    model = BipartiteBoltzmann(*random_parameters(4, 3), validate_args=validate)
+@MAKERS
+def test_copies_validate_as_the_original(make, validate):
+    model = make()
+    parameters = [getattr(model, argument) for argument in model._dims]
+    model = type(model)(*([GRAPH] if make is on_graph else []), *parameters, validate_args=validate)
     for copy in (model.detach(), model.expand((2,)), model.expand((2,)).detach()):
+        z = torch.full((model.num_units,), 0.5).double()
         if validate:
             with pytest.raises(ValueError, match="support"):
-                copy.log_prob(torch.full((7,), 0.5))
+                copy.log_prob(z)
         else:
-            copy.log_prob(torch.full((7,), 0.5))
+            copy.log_prob(z)
 
 
-def test_exact_gradient_of_log_prob():
+@MAKERS
+def test_exact_gradient_of_log_prob(make):
     """Moments: d log Z = E[-d energy]."""
     model = make()
-    parameters = [p.requires_grad_() for p in (model.left_bias, model.right_bias, model.weight)]
+    parameters = leaves(model)
     probabilities = model.log_prob(all_of(model)).exp().detach()
     gradient = torch.autograd.grad(model.log_partition("exact"), parameters)
     expected = torch.autograd.grad(-(probabilities * model.energy(all_of(model))).sum(), parameters)
@@ -151,9 +152,10 @@ def test_exact_gradient_of_log_prob():
         assert_close(actual, moment, 1e-12)
 
 
-def test_ais_gradient_of_log_partition():
-    model = make()
-    parameters = [p.requires_grad_() for p in (model.left_bias, model.right_bias, model.weight)]
+@pytest.mark.parametrize(("make", "options"), [(bipartite, {}), (on_graph, {"scale": 0.7})])
+def test_ais_gradient_of_log_partition(make, options):
+    model = make(**options)
+    parameters = leaves(model)
     exact = torch.autograd.grad(model.log_partition("exact"), parameters)
     estimate = torch.autograd.grad(model.log_partition("ais", num_chains=20_000, betas=50), parameters)
     assert max(float(g.max()) for g in exact) > 0.2
@@ -181,87 +183,26 @@ def test_log_partition_with_its_error():
         assert not error.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"left_bias": torch.zeros(5)}, r"left_bias must have shape \[\.\.\., 4\]"),
-        ({"right_bias": torch.zeros(2, 4)}, r"right_bias must have shape \[\.\.\., 3\]"),
-        ({"weight": torch.zeros(4)}, "weight needs 2 or more dims"),
-        ({"left_bias": torch.tensor(0.0)}, "left_bias needs 1 or more dims"),
-        ({"weight": torch.zeros(4, 3, dtype=torch.int64)}, "weight must be a floating-point tensor"),
-        ({"right_bias": [0.0, 0.0, 0.0]}, "right_bias must be a floating-point tensor, got list"),
-        ({"left_bias": torch.zeros(4, dtype=torch.float64)}, "left_bias must have the dtype of weight"),
-        ({"left_bias": torch.zeros(2, 4), "weight": torch.zeros(3, 4, 3)}, "batch dims do not broadcast"),
-    ],
-)
-def test_bad_parameters(change, message):
-    good = {"left_bias": torch.zeros(4), "right_bias": torch.zeros(3), "weight": torch.zeros(4, 3)}
-    BipartiteBoltzmann(**good)
-    with pytest.raises(ValueError, match=f"^BipartiteBoltzmann: {message}"):
-        BipartiteBoltzmann(**{**good, **change})
-
-
-def test_values_are_validated_on_request():
-    with pytest.raises(ValueError, match="weight"):
-        BipartiteBoltzmann(torch.zeros(4), torch.zeros(3), torch.full((4, 3), torch.nan), validate_args=True)
-    model = make()
-    with pytest.raises(ValueError, match="support"):
-        model.log_prob(torch.full((7,), 0.5).double())
-    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann: z must have shape \[\.\.\., 7\]"):
-        model.energy(torch.zeros(6).double())
-    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann.log_partition: method must be"):
-        model.log_partition("guess")
-    large = BipartiteBoltzmann(torch.zeros(30), torch.zeros(26), torch.zeros(30, 26))
-    with pytest.raises(ValueError, match=r"^BipartiteBoltzmann.log_prob: a model of 30 \+ 26 units is too large"):
-        large.log_prob(torch.zeros(56))
-
-
 @pytest.mark.parametrize("method", ["sample", "rsample"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_sweeps": -1}, "num_sweeps must be at least 0, got -1"),
         ({"num_sweeps": 1.5}, "num_sweeps must be an integer, got 1.5"),
-        ({"initial": torch.zeros(5)}, r"initial must broadcast to shape \[2, 4\], got \[5\]"),
-        ({"initial": torch.zeros(3, 4)}, r"initial must broadcast to shape \[2, 4\], got \[3, 4\]"),
+        ({"initial": torch.zeros(5)}, r"initial must broadcast to shape \[2, {}\], got \[5\]"),
+        ({"initial": torch.zeros(3, 1)}, r"initial must broadcast to shape \[2, {}\], got \[3, 1\]"),
         ({"initial": [0, 1]}, "initial must be a tensor, got list"),
-        ({"initial": torch.full((4,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
+        ({"initial": torch.full((1,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"generator": 3}, "generator must be a torch.Generator, got 3"),
     ],
 )
-def test_bad_samples(method, arguments, message):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^BipartiteBoltzmann.{method}: {message}"):
+@MAKERS
+def test_bad_samples(make, method, arguments, message):
+    name = "BipartiteBoltzmann" if make is bipartite else "GraphBoltzmann"
+    message = message.format(4 if make is bipartite else 9)
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^{name}.{method}: {message}"):
         getattr(make(), method)((2,), **arguments)
-
-
-def test_other_bad_calls():
-    model = make()
-    errors = pytest.raises
-    with errors(ValueError, match=r"^BipartiteBoltzmann.rsample: num_relaxed_sweeps must be at least 1, got 0"):
-        model.rsample(num_relaxed_sweeps=0)
-    with errors(ValueError, match=r"^BipartiteBoltzmann.rsample: relaxation must be one of .*, got 'none'"):
-        model.rsample(relaxation="none")
-    for call in (model.free_energy, model.fields_of_right, lambda left: model.energy_of(left, torch.zeros(3))):
-        with errors(ValueError, match=r"^BipartiteBoltzmann: left must have shape \[\.\.\., 4\], got \[2, 5\]"):
-            call(torch.zeros(2, 5))
-        with errors(TypeError, match=r"^BipartiteBoltzmann: left must be a tensor, got int"):
-            call(3)
-    with errors(ValueError, match=r"^BipartiteBoltzmann: right must have shape \[\.\.\., 3\], got \[4\]"):
-        model.energy_of(torch.zeros(4).double(), torch.zeros(4).double())
-    with errors(TypeError, match=r"^BipartiteBoltzmann: z must be a tensor, got list"):
-        model.energy([0])
-    with errors(ValueError, match=r"^BipartiteBoltzmann.log_partition: num_chains must be at least 1, got 0"):
-        model.log_partition(num_chains=0)
-
-
-def test_broadcast_energy_does_not_materialise_the_weight():
-    """1000 chains of 2 models of 500 + 500 units: the weight repeated per chain would be 2 GB."""
-    model = BipartiteBoltzmann(*random_parameters(500, 500, ((), (), (2,)), dtype=torch.float32), validate_args=False)
-    z = torch.zeros(1000, 2, 1000)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        model.energy(z)
-    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 50e6
 
 
 ON_EDGES = ColoredGraph(3, [(0, 1), (1, 2)])

@@ -17,7 +17,6 @@ from graph_support import (
 from support import (
     FALSE_ALARM,
     all_states,
-    assert_bits,
     assert_close,
     assert_same_bits,
     chi_square_excess,
@@ -155,16 +154,6 @@ def test_broadcast_energies_do_not_materialise_the_coupling():
 # Probabilities ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batches", BATCHES)
-def test_log_prob_is_normalised(batches):
-    model = make(batches)
-    log_prob = model.log_prob(all_of(model))
-    assert log_prob.shape == (512, *model.batch_shape)
-    assert_close(log_prob.exp().sum(0), torch.ones(model.batch_shape, dtype=torch.float64), 1e-12)
-    known = model.log_prob(all_of(model), log_partition=model.log_partition("exact"))
-    assert_close(known, log_prob, 1e-12)
-
-
 def test_log_prob_is_the_contracts():
     p = random_graph_parameters(GRAPH)
     model = GraphBoltzmann(GRAPH, *p)
@@ -173,44 +162,7 @@ def test_log_prob_is_the_contracts():
     assert_close(model.energy(all_of(model).float()).double(), exact_energies(GRAPH, p), 1e-6)
 
 
-def test_exact_gradient_of_log_prob():
-    """Moments: d log Z = E[-d energy]."""
-    model = make()
-    parameters = [p.requires_grad_() for p in (model.bias, model.coupling)]
-    probabilities = model.log_prob(all_of(model)).exp().detach()
-    gradient = torch.autograd.grad(model.log_partition("exact"), parameters)
-    expected = torch.autograd.grad(-(probabilities * model.energy(all_of(model))).sum(), parameters)
-    for actual, moment in zip(gradient, expected, strict=True):
-        assert_close(actual, moment, 1e-12)
-
-
-def test_ais_gradient_of_log_partition():
-    model = make(scale=0.7)
-    parameters = [p.requires_grad_() for p in (model.bias, model.coupling)]
-    exact = torch.autograd.grad(model.log_partition("exact"), parameters)
-    estimate = torch.autograd.grad(model.log_partition("ais", num_chains=20_000, betas=50), parameters)
-    assert max(float(g.max()) for g in exact) > 0.2
-    for actual, expected in zip(estimate, exact, strict=True):
-        # A moment of 20000 bits has a standard error of at most 0.0036; the weights hardly widen it.
-        assert_close(actual, expected, 6 * 0.0036)
-
-
 # Samples ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batches", BATCHES)
-def test_shapes(batches):
-    model = make(batches)
-    for sample_shape in ((), (2,), (2, 3)):
-        z = model.sample(sample_shape, 3)
-        assert z.shape == (*sample_shape, *model.batch_shape, 9)
-        assert z.dtype == torch.float64
-        assert_bits(z)
-        assert model.rsample(sample_shape, 3).shape == z.shape
-        assert model.energy(z).shape == model.free_energy(z).shape == model.log_prob(z).shape == z.shape[:-1]
-        assert model.fields(z).shape == z.shape
-    assert model.event_shape == (9,)
-    assert model.num_units == 9
 
 
 def test_sample_start_and_seed():
@@ -245,49 +197,7 @@ def test_samples_follow_the_model():
     assert chi_square_excess(model.sample((100_000,), 1), exact) > 1
 
 
-def test_rsample_is_differentiable():
-    model = make(((2,), ()))
-    parameters = [p.requires_grad_() for p in (model.bias, model.coupling)]
-    z = model.rsample((50,), 5, 2, sharpness=3.0)
-    assert ((z >= 0) & (z <= 1)).all()
-    (z**2).sum().backward()
-    assert all(p.grad.abs().max() > 0 for p in parameters)
-
-
 # Copies -----------------------------------------------------------------------------------------------------------
-
-
-def test_expand_shares_memory():
-    model = make(((3,), ()))
-    big = model.expand((5, 3))
-    assert big.batch_shape == (5, 3)
-    assert big.event_shape == (9,)
-    assert big.coupling.data_ptr() == model.coupling.data_ptr()
-    assert big.graph is model.graph
-    z = random_bits(5, 3, 9, dtype=torch.float64)
-    assert_close(big.energy(z), model.energy(z), 1e-12)
-    assert_same_bits(big.sample((), 3, seed=1), model.sample((5,), 3, seed=1))
-    assert model.batch_shape == (3,)
-
-
-def test_detach():
-    model = make()
-    model.coupling.requires_grad_()
-    z = torch.zeros(9).double()
-    assert model.energy(z).requires_grad
-    assert not model.detach().energy(z).requires_grad
-    assert model.coupling.requires_grad
-
-
-@pytest.mark.parametrize("validate", [True, False])
-def test_copies_validate_as_the_original(validate):
-    model = GraphBoltzmann(GRAPH, *random_graph_parameters(GRAPH), validate_args=validate)
-    for copy in (model.detach(), model.expand((2,)), model.expand((2,)).detach()):
-        if validate:
-            with pytest.raises(ValueError, match="support"):
-                copy.log_prob(torch.full((9,), 0.5))
-        else:
-            copy.log_prob(torch.full((9,), 0.5))
 
 
 def test_coupling_resolution():
@@ -347,25 +257,6 @@ def test_values_are_validated_on_request():
             call(torch.zeros(512).double())
     with pytest.raises(ValueError, match=r"^GraphBoltzmann.log_partition: num_chains must be at least 1, got 0"):
         model.log_partition(num_chains=0)
-
-
-@pytest.mark.parametrize("method", ["sample", "rsample"])
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_sweeps": -1}, "num_sweeps must be at least 0, got -1"),
-        ({"num_sweeps": 1.5}, "num_sweeps must be an integer, got 1.5"),
-        ({"initial": torch.zeros(5)}, r"initial must broadcast to shape \[2, 9\], got \[5\]"),
-        ({"initial": torch.zeros(3, 9)}, r"initial must broadcast to shape \[2, 9\], got \[3, 9\]"),
-        ({"initial": [0, 1]}, "initial must be a tensor, got list"),
-        ({"initial": torch.full((9,), 0.5)}, "initial must hold 0 and 1 only, got 0.5"),
-        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ({"generator": 3}, "generator must be a torch.Generator, got 3"),
-    ],
-)
-def test_bad_samples(method, arguments, message):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^GraphBoltzmann.{method}: {message}"):
-        getattr(make(), method)((2,), **arguments)
 
 
 def test_other_bad_calls():

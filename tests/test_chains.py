@@ -61,54 +61,38 @@ def test_state_and_store(make, batch):
         chains.store_(new[:1])
 
 
-@pytest.mark.parametrize("batch", [(), (4,)])
-def test_advance_is_bipartite_gibbs(batch):
-    model = model_of(batch)
-    chains = PersistentChains(6, model)
-    start = chains.state().float()
-    generator = torch.Generator().manual_seed(5)
-    z = chains.advance_(model, 4, generator=generator)
-    expected = bipartite_gibbs(
-        start, model.left_bias, model.right_bias, model.weight, 4, generator=torch.Generator().manual_seed(5)
-    )
-    assert_same_bits(model.split(z), expected)
-    assert_same_bits(chains.state().float(), expected[0])
-    assert not chains.advance_(model, 4).equal(z)
-    with pytest.raises(ValueError, match=r"^PersistentChains: num_sweeps"):
-        chains.advance_(model, 0)
+def swept(model, state, num_sweeps, generator):
+    if isinstance(model, GraphBoltzmann):
+        return graph_gibbs(state, model.bias, model.coupling, model.graph, num_sweeps, generator=generator)
+    sides = model.left_bias, model.right_bias, model.weight
+    return torch.cat(bipartite_gibbs(state, *sides, num_sweeps, generator=generator), -1)
 
 
 @pytest.mark.parametrize("batch", [(), (4,)])
-def test_advance_is_graph_gibbs(batch):
-    model = graph_model_of(batch)
+@MAKERS
+def test_advance_is_block_gibbs(make, batch):
+    model = make(batch)
     chains = PersistentChains(6, model)
     start = chains.state().float()
     z = chains.advance_(model, 4, generator=torch.Generator().manual_seed(5))
-    expected = graph_gibbs(
-        start, model.bias, model.coupling, model.graph, 4, generator=torch.Generator().manual_seed(5)
-    )
-    assert_same_bits(z, expected)
-    assert_same_bits(chains.state().float(), z)
+    assert_same_bits(z, swept(model, start, 4, torch.Generator().manual_seed(5)))
+    assert z.shape == (6, *batch, model.num_units)
+    assert_same_bits(chains.state().float(), z[..., :13])
     assert not chains.advance_(model, 4).equal(z)
     with pytest.raises(ValueError, match=r"^PersistentChains: num_sweeps"):
         chains.advance_(model, 0)
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_a_model_that_does_not_fit_the_chains(batch):
+    chains = PersistentChains(6, graph_model_of(batch))
     with pytest.raises((ValueError, RuntimeError), match=r"^PersistentChains: state"):
         chains.advance_(graph_model_of((2,)) if batch else GraphBoltzmann(ChimeraGraph(1), *chimera_cell()[0]), 1)
 
 
-def test_chains_per_data_point_of_a_graph():
-    chains = PersistentChains(3, graph_model_of(), dataset_size=10)
-    before = chains.bits.clone()
-    index = torch.tensor([7, 2, 5, 0])
-    z = chains.advance_(graph_model_of((4,)), 2, index)
-    assert z.shape == (3, 4, 13)
-    assert_same_bits(chains.state(index).float(), z)
-    others = torch.tensor([1, 3, 4, 6, 8, 9])
-    assert_same_bits(chains.bits[others], before[others])
-
-
-def test_chains_per_data_point():
-    chains = PersistentChains(3, model_of(), dataset_size=10)
+@MAKERS
+def test_chains_per_data_point(make):
+    chains = PersistentChains(3, make(), dataset_size=10)
     assert chains.bits.shape == (10, 3, 2)
     before = chains.bits.clone()
     index = torch.tensor([7, 2, 5, 0])
@@ -116,9 +100,9 @@ def test_chains_per_data_point():
     assert state.shape == (3, 4, 13)
     for b, point in enumerate(index):
         assert_same_bits(state[:, b], unpack_bits(before[point], 13))
-    model = model_of((4,))
+    model = make((4,))
     z = chains.advance_(model, 2, index)
-    assert z.shape == (3, 4, 13 + 9)
+    assert z.shape == (3, 4, model.num_units)
     assert_same_bits(chains.state(index).float(), z[..., :13])
     others = torch.tensor([1, 3, 4, 6, 8, 9])
     assert_same_bits(chains.bits[others], before[others])

@@ -37,23 +37,23 @@ def kl_divergence(
       data points have the right gradient, with any weight. Do not add the surrogate to the loss again.
 
     Args:
-        sample: What :class:`BoltzmannPosterior` returns for B data points, bipartite or on a graph, of N units.
-        prior: Of N units, bipartite or on a graph, whichever the posterior is. Unit i of the one is unit i of the
-            other, left before right. A distribution has no chains; its parameters must neither require grad nor have
-            tangents, unless ``log_partition_gradient`` is False.
-        log_partition_gradient: False leaves ``d log Z_p`` out. The prior's gradient is then wrong, and its energies
-            fall without end, unless the loss has the term from elsewhere, as in ``kl_weight * divergence.mean() +
-            kl_weight * prior.log_partition_surrogate(part=part)``.
+        sample: A sample of a :class:`BoltzmannPosterior` of N units for B data points, bipartite or on a graph.
+        prior: A prior of N units, bipartite or on a graph, of either kind of posterior. Unit i of the prior is unit i
+            of the posterior, left before right. A distribution has no chains; its parameters must neither require grad
+            nor have tangents, unless ``log_partition_gradient`` is False.
+        log_partition_gradient: Whether the gradient has the term ``d log Z_p``. Without it the prior's gradient is
+            wrong and its energies fall without end, unless the loss adds the term, as in ``kl_weight *
+            divergence.mean() + kl_weight * prior.log_partition_surrogate(part=part)``.
         generator: Supplies the seed of the prior's chains.
         seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
     Returns:
-        [B], or [chains_per_point, B] where there are several chains, of the dtype of energies. Mutates the prior's
+        [B], or [chains_per_point, B] if there are several chains, of the dtype of energies. Mutates the prior's
         ``chains``, which make ``num_sweeps`` sweeps, if ``log_partition_gradient`` is True, gradients are enabled and
         the prior's parameters require grad. Otherwise the prior is left as it is.
 
     Raises:
-        TypeError, ValueError: An argument is of another type, or the numbers of units differ; the message begins with
+        TypeError, ValueError: An argument has a wrong type, or the numbers of units differ; the message begins with
             ``kl_divergence:``.
     """
     name = "kl_divergence"

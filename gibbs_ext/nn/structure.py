@@ -24,7 +24,7 @@ class Sides:
     num_right: int
     parameter_names: ClassVar = ("left_bias", "right_bias", "weight")  # the biases, then the couplings
     graph: ClassVar = None
-    edges: ClassVar = None  # [E, 2], in whose order the couplings are, if their shape does not say it
+    edges: ClassVar = None  # or [E, 2] int64, the order of the couplings
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class Sides:
         return BipartiteBoltzmann(left_bias, right_bias, weight, validate_args=False)
 
     def new_factors(self, rank: int) -> dict[str, Tensor]:
-        """Random factors of a low-rank coupling, by name; it has the variance of the strengths."""
+        """Random factors, by name, of a low-rank coupling, whose variance is then that of the strengths."""
         left = torch.randn(self.num_left, rank) / math.sqrt(rank)
         return {"left_factor": left, "right_factor": torch.randn(self.num_right, rank)}
 
@@ -156,7 +156,7 @@ class MachineModule(nn.Module):
         self.structure, self.graph = structure, structure.graph
         edges = structure.edges
         self.register_buffer("edges", None if edges is None else edges.clone())
-        self._along_edges: tuple[str, ...] = ()  # names in the state of what has a number, or a row, for each edge
+        self._along_edges: tuple[str, ...] = ()  # names of the state's tensors of one row for each edge
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,

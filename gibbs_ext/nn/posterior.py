@@ -43,7 +43,7 @@ class BoltzmannSample(NamedTuple):
         return self.model.split(z)
 
 
-GraphSample = BoltzmannSample
+GraphSample = BoltzmannSample  # the name that samples on a graph had
 
 
 class BoltzmannPosterior(MachineModule):

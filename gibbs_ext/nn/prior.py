@@ -35,6 +35,12 @@ class BoltzmannPrior(MachineModule):
     edges is an error.
     """
 
+    left_bias: nn.Parameter
+    right_bias: nn.Parameter
+    weight: nn.Parameter
+    bias: nn.Parameter
+    coupling: nn.Parameter
+
     def __init__(
         self,
         num_left: int | None = None,

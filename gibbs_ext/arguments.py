@@ -3,7 +3,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -89,36 +89,42 @@ def as_counters(
     generator: torch.Generator | None,
     seed: int | Tensor | None,
     chain_offset: int | Tensor,
-    couplings: torch.Size,
-    state: Tensor,
-    *others: Tensor | None,
+    device: torch.device,
+    given: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor | None, int]:
     """An op's seed, chains and chain_offset.
 
-    ``couplings``: their batch shape. ``others``: what else has batch dims, [..., n].
+    Args:
+        name: The function that errors name.
+        generator: Supplies the seed if there is none.
+        seed: A 64-bit integer or None.
+        chain_offset: Number of the first chain, or the numbers of all chains.
+        device: Device of the state.
+        given: Tensors with batch dims, by argument.
     """
     chains, first_chain = as_chains(name, chain_offset)
-    of_call = as_seed(name, generator, seed, state.device)
+    of_call = as_seed(name, generator, seed, device)
     if seed is not None or chains is not None or not is_mapped(of_call):
         return of_call, chains, first_chain
-    # Drawn inside torch.vmap(randomness="different"). One call can make all rows if they have one seed, and each the
-    # numbers after those of the row before.
+    # The seed was drawn inside torch.vmap(randomness="different"). One call can make all rows if they share one seed
+    # and the chains of each row have the numbers after those of the row before.
     try:
-        shapes = [tensor.shape[:-1] for tensor in (state, *others) if tensor is not None]
-        batch = torch.broadcast_shapes(couplings, *shapes)
+        batch = ops.batch_shape(given)
     except RuntimeError:
-        return of_call, None, first_chain  # the op says what does not fit
+        return of_call, None, first_chain  # The op says what does not fit.
     one_seed, row = autograd.OneSeed.apply(of_call)  # type: ignore[no-untyped-call]
     count = math.prod(batch)
-    numbers = torch.arange(count, device=state.device).reshape(batch)
-    return one_seed, first_chain + row.to(state.device) * count + numbers, 0
+    numbers = torch.arange(count, device=device).reshape(batch)
+    return one_seed, first_chain + row.to(device) * count + numbers, 0
 
 
-def as_clamp(clamp: Tensor | None, num_units: int) -> Tensor | None:
-    """One value for a whole side is a mask too."""
-    if clamp is None or (clamp.dim() and clamp.shape[-1] != 1):
+def as_clamp(clamp: Tensor | None, bias: Tensor) -> Tensor | None:
+    """A mask of all units of a side, whose biases are ``bias``. One value for the whole side is a mask, too."""
+    if not isinstance(clamp, Tensor) or (clamp.dim() and clamp.shape[-1] != 1):
         return clamp
-    return clamp.expand(*clamp.shape[:-1], num_units)
+    if not isinstance(bias, Tensor) or not bias.dim():
+        return clamp  # The bias is refused later.
+    return clamp.expand(*clamp.shape[:-1], bias.shape[-1])
 
 
 def as_relaxation(name: str, relaxation: str, sharpness: float) -> tuple[int, float]:
@@ -133,6 +139,7 @@ def as_relaxation(name: str, relaxation: str, sharpness: float) -> tuple[int, fl
         raise ValueError(f"{name}: sharpness must be positive and finite, got {shown(sharpness)}") from error
 
 
-def check_graph(name: str, graph: object) -> None:
+def check_graph(name: str, graph: object) -> ColoredGraph:
     if not isinstance(graph, ColoredGraph):
         raise TypeError(f"{name}: graph must be a ColoredGraph, got {type(graph).__name__}")
+    return graph

@@ -1,40 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs each differentiable op with its backward op, and says what transforms of torch.func make of it."""
+"""Derivatives of the differentiable ops, in eager mode, under torch.compile and under transforms of torch.func."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, library
+from torch.autograd import forward_ad
 
 from gibbs_ext import ops
 
 
-def _run(function: Any, op: Callable[..., Any], *args: Any, sources: tuple[Tensor | None, ...] | None = None) -> Any:
-    """A Function, or its op in torch.compile, which traces neither nested Functions nor any with a jvp.
+def _run(function: Any, name: str, args: Sequence[Any], inputs: Sequence[Any] | None = None) -> Any:
+    """Applies a Function, or calls its op if nothing needs the Function.
 
     Args:
-        function: The Function.
-        op: With the same arguments, but for sources.
-        args: Of both.
-        sources: See :class:`BipartiteGibbsRelaxedBackward`; given to the Functions that take them.
+        function: Function that computes the op.
+        name: Name of the op.
+        args: Arguments of the op.
+        inputs: Arguments of the Function, if they are not those of the op.
     """
-    if torch.compiler.is_compiling():
-        return op(*args)
-    if sources is not None:
-        args = (len(sources), *sources, *args)
+    inputs = args if inputs is None else inputs
+    if torch.compiler.is_compiling():  # torch.compile traces neither nested Functions nor Functions with a jvp.
+        return ops.call(name, *args)
     if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return _eager(function).apply(*args)
+        return function.apply(*inputs)
+    needs_gradient = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+    if not needs_gradient and forward_ad._current_level < 0:
+        return ops.call_without_gradient(name, *args)
+    return _eager(function).apply(*inputs)
 
 
 @functools.cache
 def _eager(function: Any) -> Any:
     """The same Function for calls outside of torch.func.
 
-    What torch.func needs, a setup_context of its own, costs a call 30 microseconds: PyTorch then looks at the signature
-    of forward each time.
+    torch.func needs a separate setup_context, for which PyTorch inspects the signature of forward at every call. That
+    takes 30 microseconds.
     """
 
     class Eager(torch.autograd.Function):
@@ -52,198 +55,146 @@ def _eager(function: Any) -> Any:
     return Eager
 
 
-def bipartite_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed` under every transform of torch.func."""
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _run(
-        BipartiteGibbsRelaxed, ops.bipartite_gibbs_relaxed, *args
-    )
-    return outputs
-
-
-def graph_gibbs_relaxed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`gibbs_ext.ops.graph_gibbs_relaxed` under every transform of torch.func."""
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _run(GraphGibbsRelaxed, ops.graph_gibbs_relaxed, *args)
+def relaxed_sweeps(name: str, *args: Any) -> tuple[Tensor, ...]:
+    """The op ``bipartite_gibbs_relaxed`` or ``graph_gibbs_relaxed`` under every transform of torch.func."""
+    outputs: tuple[Tensor, ...] = _run(RelaxedSweeps, name, args, (*args, name))
     return outputs
 
 
 def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-    """:func:`gibbs_ext.ops.graph_fields` under every transform of torch.func."""
-    fields: Tensor = _run(GraphFields, ops.graph_fields, state, bias, coupling, layout)
+    """The op ``graph_fields`` under every transform of torch.func."""
+    fields: Tensor = _run(GraphFields, "graph_fields", (state, bias, coupling, layout))
     return fields
 
 
 def graph_edge_sums(first: Tensor, second: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-    """:func:`gibbs_ext.ops.graph_edge_sums` under every transform of torch.func."""
-    sums: Tensor = _run(GraphEdgeSums, ops.graph_edge_sums, first, second, coupling, layout)
+    """The op ``graph_edge_sums`` under every transform of torch.func."""
+    sums: Tensor = _run(GraphEdgeSums, "graph_edge_sums", (first, second, coupling, layout))
     return sums
 
 
-class BipartiteGibbsRelaxed(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed` with its hand-written backward.
+# The ops of relaxed sweeps differ in the number of tensors that precede the coupling: a state and its biases.
+_NUM_SOURCES = {"bipartite_gibbs_relaxed": 3, "graph_gibbs_relaxed": 2}
+_NUM_COUNTERS_AND_OPTIONS = 7  # the last arguments, from chain_offset on
 
-    Differentiable in left_bias, right_bias and weight, and in left when no binary sweep comes first; once only. The
-    outputs ``state`` and ``fields`` carry no gradient.
+
+class RelaxedSweeps(torch.autograd.Function):
+    """An op of relaxed sweeps with its hand-written backward. Takes the op's arguments, then its name.
+
+    Differentiable in the biases and the coupling, and in the state if no binary sweep comes first; once only. The last
+    two outputs, the binary state and the fields, carry no gradient.
     """
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return ops.bipartite_gibbs_relaxed(*args)
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *args_of_op, name = args
+        outputs: tuple[Tensor, ...] = ops.call(name, *args_of_op)
+        return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        left, left_bias, right_bias, weight, beta, seed, chains, chain_offset, sweep_offset, num_sweeps, *rest = inputs
-        _, relaxation, sharpness, slope_gradient = rest
-        state, fields = output[3:]
-        ctx.mark_non_differentiable(state, fields)
-        ctx.left_is_differentiable = num_sweeps == 0 and left.is_floating_point()
-        # A starting state without gradient may be overwritten before backward.
-        start = left if ctx.left_is_differentiable else None
-        ctx.save_for_backward(start, left_bias, right_bias, state, fields, weight, beta, seed, chains)
-        ctx.shapes = left.shape, left_bias.shape, right_bias.shape
-        ctx.numbers = chain_offset, sweep_offset, num_sweeps, relaxation, sharpness, slope_gradient
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_left, grad_right, grad_left_mean = grad_outputs[:3]
-        start, left_bias, right_bias, *saved = ctx.saved_tensors
-        state_grad, left_bias_grad, right_bias_grad, weight_grad = _run(
-            BipartiteGibbsRelaxedBackward, ops.bipartite_gibbs_relaxed_backward,
-            grad_left, grad_right, grad_left_mean, *saved, *ctx.numbers, sources=(start, left_bias, right_bias),
-        )  # fmt: skip
-        left_shape, left_bias_shape, right_bias_shape = ctx.shapes
-        needs = ctx.needs_input_grad
-        return (
-            state_grad.sum_to_size(left_shape) if needs[0] and ctx.left_is_differentiable else None,
-            left_bias_grad.sum_to_size(left_bias_shape) if needs[1] else None,
-            right_bias_grad.sum_to_size(right_bias_shape) if needs[2] else None,
-            weight_grad if needs[3] else None,
-            *(None,) * 10,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
-        ops.refuse_forward_mode("bipartite_gibbs_relaxed")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return ops.map_rows("bipartite_gibbs_relaxed", BipartiteGibbsRelaxed.apply, info, in_dims, args)
-
-
-class BipartiteGibbsRelaxedBackward(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.bipartite_gibbs_relaxed_backward`, which refuses to be differentiated again.
-
-    A Function, so that torch.func.grad, which always prepares for a second derivative, can pass through. It takes
-    ``sources``, the tensors that its results depend on but that it does not read, so that derivatives in these are an
-    error rather than zero.
-    """
-
-    @staticmethod
-    def forward(num_sources: int, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.bipartite_gibbs_relaxed_backward(*args[num_sources:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        ops.refuse_second_derivative("bipartite_gibbs_relaxed")
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
-        ops.refuse_second_derivative("bipartite_gibbs_relaxed")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, num_sources: int, *args: Any) -> Any:
-        run = functools.partial(BipartiteGibbsRelaxedBackward.apply, num_sources, *args[:num_sources])
-        return ops.map_rows(
-            "bipartite_gibbs_relaxed_backward", run, info, in_dims[1 + num_sources :], args[num_sources:]
-        )
-
-
-class GraphGibbsRelaxed(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_gibbs_relaxed` with its hand-written backward.
-
-    Differentiable in bias and coupling, and in state when no binary sweep comes first; once only. The outputs
-    ``start`` and ``fields`` carry no gradient.
-    """
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.graph_gibbs_relaxed(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        state, bias, coupling, layout, beta, seed, chains, chain_offset, sweep_offset, num_sweeps, *rest = inputs
-        _, relaxation, sharpness, slope_gradient = rest
-        start, fields = output[2:]
+        *args, ctx.name = inputs
+        tensors, numbers = args[:-_NUM_COUNTERS_AND_OPTIONS], args[-_NUM_COUNTERS_AND_OPTIONS:]
+        chain_offset, sweep_offset, num_sweeps, _num_relaxed_sweeps, *relaxation = numbers
+        num_sources = _NUM_SOURCES[ctx.name]
+        state, *biases = tensors[:num_sources]
+        *differentiable, start, fields = output
         ctx.mark_non_differentiable(start, fields)
+        ctx.set_materialize_grads(False)  # else PyTorch makes zeros for start and fields, too
         ctx.state_is_differentiable = num_sweeps == 0 and state.is_floating_point()
-        # As in BipartiteGibbsRelaxed.
+        # A starting state without gradient is not saved, because it may be overwritten before backward.
         given = state if ctx.state_is_differentiable else None
-        ctx.save_for_backward(given, bias, start, fields, coupling, layout, beta, seed, chains)
-        ctx.shapes = state.shape, bias.shape
-        ctx.numbers = chain_offset, sweep_offset, num_sweeps, relaxation, sharpness, slope_gradient
+        ctx.save_for_backward(given, *biases, start, fields, *tensors[num_sources:])
+        ctx.shapes = [source.shape for source in (state, *biases)]
+        ctx.output_shapes = [tensor.shape for tensor in differentiable]
+        ctx.numbers = chain_offset, sweep_offset, num_sweeps, *relaxation
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        given, bias, *saved = ctx.saved_tensors
-        state_grad, bias_grad, coupling_grad = _run(
-            GraphGibbsRelaxedBackward, ops.graph_gibbs_relaxed_backward,
-            *grad_outputs[:2], *saved, *ctx.numbers, sources=(given, bias),
-        )  # fmt: skip
-        state_shape, bias_shape = ctx.shapes
-        needs = ctx.needs_input_grad
-        return (
-            state_grad.sum_to_size(state_shape) if needs[0] and ctx.state_is_differentiable else None,
-            bias_grad.sum_to_size(bias_shape) if needs[1] else None,
-            coupling_grad if needs[2] else None,
-            *(None,) * 11,
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        num_sources = len(ctx.shapes)
+        saved = ctx.saved_tensors
+        sources, start = saved[:num_sources], saved[num_sources]
+        grads = [
+            start.new_zeros(shape) if grad is None else grad
+            for grad, shape in zip(grad_outputs, ctx.output_shapes, strict=False)  # start and fields have none
+        ]
+        args = (*grads, *saved[num_sources:], *ctx.numbers)
+        *of_sources, of_coupling = _run(
+            RelaxedSweepsBackward, f"{ctx.name}_backward", args, (*sources, *args, ctx.name)
         )
+        needs = list(ctx.needs_input_grad)
+        needs[0] &= ctx.state_is_differentiable
+        results = [
+            # sum_to_size takes a microsecond even if there is nothing to sum.
+            None if not need else grad if grad.shape == shape else grad.sum_to_size(shape)
+            for need, grad, shape in zip(needs, of_sources, ctx.shapes, strict=False)
+        ]
+        results.append(of_coupling if needs[num_sources] else None)
+        return *results, *(None,) * (len(needs) - len(results))
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
-        ops.refuse_forward_mode("graph_gibbs_relaxed")
+        ops.refuse_forward_mode(ctx.name)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return ops.map_rows("graph_gibbs_relaxed", GraphGibbsRelaxed.apply, info, in_dims, args)
+        *args_of_op, name = args
+
+        def run(*args_of_op: Any) -> Any:
+            return RelaxedSweeps.apply(*args_of_op, name)  # type: ignore[no-untyped-call]
+
+        return ops.map_rows(name, run, info, in_dims[:-1], args_of_op)
 
 
-class GraphGibbsRelaxedBackward(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_gibbs_relaxed_backward`, as :class:`BipartiteGibbsRelaxedBackward` is."""
+class RelaxedSweepsBackward(torch.autograd.Function):
+    """The backward op of relaxed sweeps, which refuses to be differentiated again.
+
+    It is a Function because torch.func.grad, which always prepares for a second derivative, must pass through. It takes
+    the sources, the backward op's arguments and the name of the forward op. The sources (the state, if differentiable,
+    and the biases) are tensors that the results depend on although the op does not read them: a derivative in one of
+    them is thereby an error rather than zero.
+    """
 
     @staticmethod
-    def forward(num_sources: int, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.graph_gibbs_relaxed_backward(*args[num_sources:])
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *inputs, name = args
+        outputs: tuple[Tensor, ...] = ops.call(f"{name}_backward", *inputs[_NUM_SOURCES[name] :])
+        return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        ctx.name = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
-        ops.refuse_second_derivative("graph_gibbs_relaxed")
+        ops.refuse_second_derivative(ctx.name)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> NoReturn:
-        ops.refuse_second_derivative("graph_gibbs_relaxed")
+        ops.refuse_second_derivative(ctx.name)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, num_sources: int, *args: Any) -> Any:
-        run = functools.partial(GraphGibbsRelaxedBackward.apply, num_sources, *args[:num_sources])
-        return ops.map_rows("graph_gibbs_relaxed_backward", run, info, in_dims[1 + num_sources :], args[num_sources:])
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        name = args[-1]
+        num_sources = _NUM_SOURCES[name]
+        sources = args[:num_sources]
+
+        def run(*args_of_op: Any) -> Any:
+            return RelaxedSweepsBackward.apply(*sources, *args_of_op, name)  # type: ignore[no-untyped-call]
+
+        return ops.map_rows(f"{name}_backward", run, info, in_dims[num_sources:-1], args[num_sources:-1])
 
 
 class GraphFields(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_fields`, linear in bias and bilinear in state and coupling; differentiable at will.
+    """The op ``graph_fields``, which is linear in bias and bilinear in state and coupling.
 
-    Derivatives are made of the Functions again, so that they can be differentiated.
+    Its derivatives are made of the Functions again, so that it can be differentiated any number of times.
     """
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return ops.graph_fields(*args)
+        fields: Tensor = ops.call("graph_fields", *args)
+        return fields
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -285,11 +236,12 @@ class GraphFields(torch.autograd.Function):
 
 
 class GraphEdgeSums(torch.autograd.Function):
-    """:func:`gibbs_ext.ops.graph_edge_sums`, bilinear in its first two arguments; differentiable at will."""
+    """The op ``graph_edge_sums``, which is bilinear in its first two arguments; its derivatives are Functions, too."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return ops.graph_edge_sums(*args)
+        sums: Tensor = ops.call("graph_edge_sums", *args)
+        return sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -326,19 +278,19 @@ class GraphEdgeSums(torch.autograd.Function):
 
 
 def _sums_of_neighbors(values: Tensor, coupling: Tensor, layout: Tensor) -> Tensor:
-    """``sum_e coupling_e values_j`` of each unit i, e = (i, j)."""
+    """``sum_e coupling_e values_j`` over the edges e = (i, j) of each unit i."""
     return graph_fields(values, coupling.new_zeros(()).expand(values.shape[-1]), coupling, layout)
 
 
 def _broadcast_back(grad: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a tensor of this shape, which may also have dims along which ``grad`` is the same."""
+    """The gradient of a tensor of this shape. ``grad`` is constant along dims that only the tensor has."""
     return grad.expand(torch.broadcast_shapes(grad.shape, shape)).sum_to_size(shape)
 
 
 class OneSeed(torch.autograd.Function):
     """Returns the seed and 0. Under vmap it returns the first row's seed for all rows, and each row's number.
 
-    torch.vmap(randomness="different") draws a seed for each row; one call for all rows needs a single one.
+    torch.vmap(randomness="different") draws a seed for each row, but one call for all rows needs a single seed.
     """
 
     @staticmethod
@@ -356,17 +308,20 @@ class OneSeed(torch.autograd.Function):
         return (first, row * rows + torch.arange(rows, device=row.device)), (None, 0)
 
 
-# For those who call torch.ops directly, and for graphs that hold the op itself.
-library.register_autograd(
-    "gibbs_ext::bipartite_gibbs_relaxed",
-    BipartiteGibbsRelaxed.backward,
-    setup_context=BipartiteGibbsRelaxed.setup_context,
-)
-library.register_autograd("gibbs_ext::bipartite_gibbs_relaxed_backward", BipartiteGibbsRelaxedBackward.backward)
-library.register_autograd(
-    "gibbs_ext::graph_gibbs_relaxed", GraphGibbsRelaxed.backward, setup_context=GraphGibbsRelaxed.setup_context
-)
-library.register_autograd("gibbs_ext::graph_gibbs_relaxed_backward", GraphGibbsRelaxedBackward.backward)
+# The same formulas for direct calls of torch.ops and for graphs of torch.compile, which hold the ops themselves.
+def _register_relaxed_sweeps(name: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        RelaxedSweeps.setup_context(ctx, (*inputs, name), output)
+
+    def refuse(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+        ops.refuse_second_derivative(name)
+
+    library.register_autograd(f"gibbs_ext::{name}", RelaxedSweeps.backward, setup_context=setup_context)
+    library.register_autograd(f"gibbs_ext::{name}_backward", refuse)
+
+
+for _name in _NUM_SOURCES:
+    _register_relaxed_sweeps(_name)
 library.register_autograd("gibbs_ext::graph_fields", GraphFields.backward, setup_context=GraphFields.setup_context)
 library.register_autograd(
     "gibbs_ext::graph_edge_sums", GraphEdgeSums.backward, setup_context=GraphEdgeSums.setup_context

@@ -24,7 +24,7 @@ Under torch.vmap a row of a call with a ``seed`` is, to the bit, what the call g
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,63 +92,13 @@ def bipartite_gibbs(
         ...                                  seed=1)[0])
         True
     """
-    name = "bipartite_gibbs"
-    check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
-    optional = {"right": right, "clamp_left": clamp_left, "clamp_right": clamp_right}
-    check_tensors(name, **{argument: tensor for argument, tensor in optional.items() if tensor is not None})
-    check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
-    if weight.dim() >= 2:  # else the op says what is wrong with weight
-        clamp_left, clamp_right = as_clamp(clamp_left, weight.shape[-2]), as_clamp(clamp_right, weight.shape[-1])
-    beta = as_beta(name, beta, device=left.device)
-    others = (left_bias, right_bias, right, clamp_left, clamp_right)
-    seed, chains, first_chain = as_counters(name, generator, seed, chain_offset, weight.shape[:-2], left, *others)
-    with torch.no_grad():
-        return ops.bipartite_gibbs(
-            left, left_bias, right_bias, weight, beta, seed, right, clamp_left, clamp_right,
-            chains, first_chain, sweep_offset, num_sweeps,
-        )  # fmt: skip
-
-
-@overload
-def bipartite_gibbs_relaxed(
-    left: Tensor,
-    left_bias: Tensor,
-    right_bias: Tensor,
-    weight: Tensor,
-    num_sweeps: int = ...,
-    num_relaxed_sweeps: int = ...,
-    *,
-    relaxation: str = ...,
-    sharpness: float = ...,
-    slope_gradient: bool = ...,
-    beta: Beta = ...,
-    chain_offset: int | Tensor = ...,
-    sweep_offset: int = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | Tensor | None = ...,
-    return_state: Literal[False] = ...,
-) -> tuple[Tensor, Tensor, Tensor]: ...
-
-
-@overload
-def bipartite_gibbs_relaxed(
-    left: Tensor,
-    left_bias: Tensor,
-    right_bias: Tensor,
-    weight: Tensor,
-    num_sweeps: int = ...,
-    num_relaxed_sweeps: int = ...,
-    *,
-    relaxation: str = ...,
-    sharpness: float = ...,
-    slope_gradient: bool = ...,
-    beta: Beta = ...,
-    chain_offset: int | Tensor = ...,
-    sweep_offset: int = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | Tensor | None = ...,
-    return_state: Literal[True],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
+    clamps = {"clamp_left": as_clamp(clamp_left, left_bias), "clamp_right": as_clamp(clamp_right, right_bias)}
+    outputs: tuple[Tensor, Tensor] = _call(
+        ops.call_without_gradient, "bipartite_gibbs", model, None, (beta, "beta"), {"right": right, **clamps},
+        (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
+    )  # fmt: skip
+    return outputs
 
 
 def bipartite_gibbs_relaxed(
@@ -213,19 +163,14 @@ def bipartite_gibbs_relaxed(
     not in beta or sharpness, nor through the binary state. Nothing is mutated. Randomness as in
     :func:`bipartite_gibbs`.
     """
-    name = "bipartite_gibbs_relaxed"
-    check_tensors(name, left=left, left_bias=left_bias, right_bias=right_bias, weight=weight)
-    check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
-    code, sharpness = as_relaxation(name, relaxation, sharpness)
-    beta = as_beta(name, beta, device=left.device)
-    seed, chains, first_chain = as_counters(
-        name, generator, seed, chain_offset, weight.shape[:-2], left, left_bias, right_bias
-    )
-    *outputs, _ = autograd.bipartite_gibbs_relaxed(
-        left, left_bias, right_bias, weight, beta, seed, chains, first_chain, sweep_offset,
-        num_sweeps, num_relaxed_sweeps, code, sharpness, bool(slope_gradient),
+    model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
+    numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
+    options = (*as_relaxation("bipartite_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
+    *outputs, binary_state, _fields = _call(
+        autograd.relaxed_sweeps, "bipartite_gibbs_relaxed", model, None, (beta, "beta"), {},
+        (generator, seed, chain_offset), numbers, *options,
     )  # fmt: skip
-    return tuple(outputs) if return_state else tuple(outputs[:3])
+    return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
 def bipartite_ais(
@@ -274,19 +219,13 @@ def bipartite_ais(
 
     Not differentiable. Nothing is mutated. Randomness as in :func:`bipartite_gibbs`, one sweep a step.
     """
-    name = "bipartite_ais"
-    biases = {"left_bias": left_bias, "right_bias": right_bias}
+    model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     bases = {"base_left_bias": base_left_bias, "base_right_bias": base_right_bias}
-    check_tensors(name, left=left, **biases, weight=weight, **bases)
-    check_integers(name, sweep_offset=sweep_offset)
-    betas = as_beta(name, betas, "betas", left.device)
-    others = (*biases.values(), *bases.values())
-    seed, chains, first_chain = as_counters(name, generator, seed, chain_offset, weight.shape[:-2], left, *others)
-    with torch.no_grad():
-        return ops.bipartite_ais(
-            left, left_bias, right_bias, weight, base_left_bias, base_right_bias, betas, seed,
-            chains, first_chain, sweep_offset,
-        )  # fmt: skip
+    outputs: tuple[Tensor, Tensor, Tensor] = _call(
+        ops.call_without_gradient, "bipartite_ais", model | bases, None, (betas, "betas"), {},
+        (generator, seed, chain_offset), {"sweep_offset": sweep_offset},
+    )  # fmt: skip
+    return outputs
 
 
 def graph_gibbs(
@@ -345,10 +284,12 @@ def graph_gibbs(
         >>> state[:500].equal(graph_gibbs(torch.zeros(500, 3), *model, 10, beta=0.5, seed=1))
         True
     """
-    return _update_graph(
-        "graph_gibbs", ops.graph_gibbs, state, bias, coupling, graph, num_sweeps,
-        beta, clamp, chain_offset, sweep_offset, generator, seed,
+    model = {"state": state, "bias": bias, "coupling": coupling}
+    output: Tensor = _call(
+        ops.call_without_gradient, "graph_gibbs", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
+        (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
     )  # fmt: skip
+    return output
 
 
 def graph_metropolis(
@@ -407,79 +348,12 @@ def graph_metropolis(
         >>> graph_metropolis(torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3), torch.zeros(2), graph, 1)
         tensor([0., 1., 1.])
     """
-    return _update_graph(
-        "graph_metropolis", ops.graph_metropolis, state, bias, coupling, graph, num_sweeps,
-        beta, clamp, chain_offset, sweep_offset, generator, seed,
+    model = {"state": state, "bias": bias, "coupling": coupling}
+    output: Tensor = _call(
+        ops.call_without_gradient, "graph_metropolis", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
+        (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
     )  # fmt: skip
-
-
-def _update_graph(
-    name: str,
-    op: Callable[..., Tensor],
-    state: Tensor,
-    bias: Tensor,
-    coupling: Tensor,
-    graph: ColoredGraph,
-    num_sweeps: int,
-    beta: Beta,
-    clamp: Tensor | None,
-    chain_offset: int | Tensor,
-    sweep_offset: int,
-    generator: torch.Generator | None,
-    seed: int | Tensor | None,
-) -> Tensor:
-    check_tensors(name, state=state, bias=bias, coupling=coupling, **({} if clamp is None else {"clamp": clamp}))
-    check_graph(name, graph)
-    check_integers(name, num_sweeps=num_sweeps, sweep_offset=sweep_offset)
-    clamp = as_clamp(clamp, graph.num_nodes)
-    layout, beta = graph.layout_on(state.device), as_beta(name, beta, device=state.device)
-    seed, chains, first_chain = as_counters(
-        name, generator, seed, chain_offset, coupling.shape[:-1], state, bias, clamp
-    )
-    with torch.no_grad():
-        return op(state, bias, coupling, layout, beta, seed, clamp, chains, first_chain, sweep_offset, num_sweeps)
-
-
-@overload
-def graph_gibbs_relaxed(
-    state: Tensor,
-    bias: Tensor,
-    coupling: Tensor,
-    graph: ColoredGraph,
-    num_sweeps: int = ...,
-    num_relaxed_sweeps: int = ...,
-    *,
-    relaxation: str = ...,
-    sharpness: float = ...,
-    slope_gradient: bool = ...,
-    beta: Beta = ...,
-    chain_offset: int | Tensor = ...,
-    sweep_offset: int = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | Tensor | None = ...,
-    return_state: Literal[False] = ...,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def graph_gibbs_relaxed(
-    state: Tensor,
-    bias: Tensor,
-    coupling: Tensor,
-    graph: ColoredGraph,
-    num_sweeps: int = ...,
-    num_relaxed_sweeps: int = ...,
-    *,
-    relaxation: str = ...,
-    sharpness: float = ...,
-    slope_gradient: bool = ...,
-    beta: Beta = ...,
-    chain_offset: int | Tensor = ...,
-    sweep_offset: int = ...,
-    generator: torch.Generator | None = ...,
-    seed: int | Tensor | None = ...,
-    return_state: Literal[True],
-) -> tuple[Tensor, Tensor, Tensor]: ...
+    return output
 
 
 def graph_gibbs_relaxed(
@@ -534,18 +408,14 @@ def graph_gibbs_relaxed(
     Differentiable, once and in reverse mode, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta
     or sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
     """
-    name = "graph_gibbs_relaxed"
-    check_tensors(name, state=state, bias=bias, coupling=coupling)
-    check_graph(name, graph)
-    check_integers(name, num_sweeps=num_sweeps, num_relaxed_sweeps=num_relaxed_sweeps, sweep_offset=sweep_offset)
-    code, sharpness = as_relaxation(name, relaxation, sharpness)
-    layout, beta = graph.layout_on(state.device), as_beta(name, beta, device=state.device)
-    seed, chains, first_chain = as_counters(name, generator, seed, chain_offset, coupling.shape[:-1], state, bias)
-    relaxed, mean, start, _ = autograd.graph_gibbs_relaxed(
-        state, bias, coupling, layout, beta, seed, chains, first_chain, sweep_offset,
-        num_sweeps, num_relaxed_sweeps, code, sharpness, bool(slope_gradient),
+    model = {"state": state, "bias": bias, "coupling": coupling}
+    numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
+    options = (*as_relaxation("graph_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
+    *outputs, binary_state, _fields = _call(
+        autograd.relaxed_sweeps, "graph_gibbs_relaxed", model, graph, (beta, "beta"), {},
+        (generator, seed, chain_offset), numbers, *options,
     )  # fmt: skip
-    return (relaxed, mean, start) if return_state else (relaxed, mean)
+    return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
 def graph_ais(
@@ -591,16 +461,12 @@ def graph_ais(
 
     Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, one sweep a step.
     """
-    name = "graph_ais"
-    check_tensors(name, state=state, bias=bias, coupling=coupling, base_bias=base_bias)
-    check_graph(name, graph)
-    check_integers(name, sweep_offset=sweep_offset)
-    layout, betas = graph.layout_on(state.device), as_beta(name, betas, "betas", state.device)
-    seed, chains, first_chain = as_counters(
-        name, generator, seed, chain_offset, coupling.shape[:-1], state, bias, base_bias
-    )
-    with torch.no_grad():
-        return ops.graph_ais(state, bias, coupling, layout, base_bias, betas, seed, chains, first_chain, sweep_offset)
+    model = {"state": state, "bias": bias, "coupling": coupling}
+    outputs: tuple[Tensor, Tensor] = _call(
+        ops.call_without_gradient, "graph_ais", model | {"base_bias": base_bias}, graph, (betas, "betas"), {},
+        (generator, seed, chain_offset), {"sweep_offset": sweep_offset},
+    )  # fmt: skip
+    return outputs
 
 
 def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGraph) -> Tensor:
@@ -627,3 +493,41 @@ def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGr
     check_graph(name, graph)
     layout = graph.layout_on(state.device)
     return autograd.graph_fields(state.to(ops.computed_dtype(coupling)), bias, coupling, layout)
+
+
+def _call(
+    run: Callable[..., Any],
+    name: str,
+    tensors: dict[str, Tensor],
+    graph: ColoredGraph | None,
+    beta: tuple[Beta, str],
+    optional: dict[str, Tensor | None],
+    counters: tuple[torch.Generator | None, int | Tensor | None, int | Tensor],
+    numbers: dict[str, int],
+    *options: Any,
+) -> Any:
+    """Checks the arguments that the functions share, and calls an op. The order is that of the ops' arguments.
+
+    Args:
+        run: Calls the op, given its name and its arguments.
+        name: The op, and the function that errors name.
+        tensors: State, biases, coupling and base biases, by argument.
+        graph: The graph of a model that has ``coupling``.
+        beta: beta, and the argument's name.
+        optional: Tensors that may be None, by argument.
+        counters: generator, seed and chain_offset.
+        numbers: Integers, by argument.
+        options: Arguments that only relaxed sweeps have.
+    """
+    given = tensors | {argument: tensor for argument, tensor in optional.items() if tensor is not None}
+    check_tensors(name, **given)
+    check_integers(name, **numbers)
+    state, *parameters = tensors.values()
+    if "coupling" in tensors:
+        layout = check_graph(name, graph).layout_on(state.device)
+        parameters.insert(2, layout)  # after bias and coupling
+    betas = as_beta(name, *beta, state.device)
+    seed, chains, chain_offset = as_counters(name, *counters, state.device, given)
+    return run(
+        name, state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options
+    )

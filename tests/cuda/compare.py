@@ -75,7 +75,7 @@ def relaxed_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
             numbers = (beta, seed, None, 5, 3, 2)
             arguments = (bits(*batch, n1).double(), *(x.double() for x in parameters), *numbers, 2, 0, 4.0, True)
             yield "bipartite_gibbs_relaxed", arguments
-            left, right, mean, state, fields = ops.bipartite_gibbs_relaxed(*arguments)
+            left, right, mean, state, fields = ops.call("bipartite_gibbs_relaxed", *arguments)
             grads = torch.randn_like(left), torch.randn_like(right), torch.randn_like(mean)
             yield "bipartite_gibbs_relaxed_backward", (*grads, state, fields, arguments[3], *numbers, 0, 4.0, True)
 
@@ -89,7 +89,7 @@ def relaxed_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
             numbers = (graph.layout, beta, seed, None, 5, 3, 2)
             arguments = (bits(*batch, graph.num_nodes).double(), bias, coupling, *numbers, 2, 0, 4.0, True)
             yield "graph_gibbs_relaxed", arguments
-            relaxed, mean, state, fields = ops.graph_gibbs_relaxed(*arguments)
+            relaxed, mean, state, fields = ops.call("graph_gibbs_relaxed", *arguments)
             grads = torch.randn_like(relaxed), torch.randn_like(mean)
             yield "graph_gibbs_relaxed_backward", (*grads, state, fields, coupling, *numbers, 0, 4.0, True)
             yield "graph_edge_sums", (*grads, coupling, graph.layout)
@@ -124,7 +124,7 @@ def main(library_path: str, wanted: str = "", wanted_route: str = "") -> str:
     for name, arguments, routes, tolerance in calls(lambda route: route.startswith(wanted_route)):
         if not name.startswith(wanted):
             continue
-        expected = getattr(ops, name)(*arguments)
+        expected = ops.call(name, *arguments)
         for route, order in itertools.product(routes, ("random", "forward", "reverse")):
             # Some faults need one CTA of a cluster, or one warp, to run far ahead of the others.
             if order != "random" and (route not in RUN_AHEAD or arguments[0].numel() > 300):

@@ -701,7 +701,7 @@ def unwaiting_calls() -> dict[str, Callable[[], Any]]:
         "bipartite_ais": lambda: gx.bipartite_ais(left, *p, p[0].detach(), p[1].detach(), [0.0, 0.5, 1.0]),
         "graph_ais": lambda: gx.graph_ais(state, *q, graph, q[0].detach(), [0.0, 0.5, 1.0]),
         "graph_fields": lambda: differentiated(gx.graph_fields(state, *q, graph)),
-        "graph_edge_sums": lambda: ops.graph_edge_sums(state, state, q[1].detach(), layout),
+        "graph_edge_sums": lambda: ops.call("graph_edge_sums", state, state, q[1].detach(), layout),
         "coupling_resolution": lambda: gx.coupling_resolution(bipartite),
         "sample": lambda: (bipartite.sample((9,), 5), on_graph.sample((9,), 5)),
         "rsample": lambda: differentiated(bipartite.rsample((9,), 5), on_graph.rsample((9,), 5)),

@@ -41,7 +41,7 @@ def samples(op):
             yield (left.requires_grad_(), *p, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
         elif op == "bipartite_gibbs_relaxed_backward":
             numbers = (ONE, SEED, None, 0, 0, 2)
-            *outputs, state_out, fields = ops.bipartite_gibbs_relaxed(left, *p, *numbers, 2, 0, 4.0, True)
+            *outputs, state_out, fields = ops.call("bipartite_gibbs_relaxed", left, *p, *numbers, 2, 0, 4.0, True)
             grads = [torch.randn_like(out) for out in outputs]
             yield (*grads, state_out, fields, p[2], *numbers, 0, 4.0, True)
         elif op == "bipartite_ais":
@@ -70,7 +70,7 @@ def graph_samples(op, batches, state, dtype):
         yield (z.requires_grad_(), *p, layout, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
     elif op == "graph_gibbs_relaxed_backward":
         numbers = (layout, ONE, SEED, None, 0, 0, 2)
-        *outputs, state_out, fields = ops.graph_gibbs_relaxed(z, *p, *numbers, 2, 0, 4.0, True)
+        *outputs, state_out, fields = ops.call("graph_gibbs_relaxed", z, *p, *numbers, 2, 0, 4.0, True)
         yield (*(torch.randn_like(out) for out in outputs), state_out, fields, p[1], *numbers, 0, 4.0, True)
     elif op == "graph_ais":
         yield (z, *p, layout, torch.zeros_like(p[0]), schedule, SEED, None, 0, 0)
@@ -112,14 +112,14 @@ def test_fake_kernels_give_the_ops_shapes_and_dtypes(op):
 def test_half_parameters_have_float32_fakes():
     p = [x.bfloat16() for x in random_parameters(5, 7)]
     arguments = (torch.zeros(5), *p, ONE, SEED, None, 0, 0, 2, 1, 0, 4.0, True)
-    real = ops.bipartite_gibbs_relaxed(*arguments)
-    meta = ops.bipartite_gibbs_relaxed(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
+    real = ops.call("bipartite_gibbs_relaxed", *arguments)
+    meta = ops.call("bipartite_gibbs_relaxed", *(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
     assert [x.dtype for x in real] == [x.dtype for x in meta]
     graph = gx.ChimeraGraph(1)
     p = random_graph_parameters(graph, dtype=torch.bfloat16)
     arguments = (torch.zeros(8), *p, graph.layout, ONE, SEED, None, 0, 0, 2, 1, 0, 4.0, True)
-    real = ops.graph_gibbs_relaxed(*arguments)
-    meta = ops.graph_gibbs_relaxed(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
+    real = ops.call("graph_gibbs_relaxed", *arguments)
+    meta = ops.call("graph_gibbs_relaxed", *(x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments))
     assert [x.dtype for x in real] == [x.dtype for x in meta]
 
 

@@ -19,6 +19,7 @@ NAMES = (
     "graph_gibbs_relaxed",
     "graph_building",
     "training_step",
+    "call_cost",
 )
 GPU_NAMES = tuple(name for name in NAMES if name != "graph_building")  # graphs are built by the CPU
 

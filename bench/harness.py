@@ -20,7 +20,7 @@ from torch import Tensor
 
 import gibbs_ext
 
-from .texts import PROOF, ROOT, file_name, markdown, write
+from .texts import PROOF, ROOT, duration, file_name, markdown, write
 
 HISTORY = ROOT / "bench" / "history"
 TABLES = ROOT / "bench" / "README.md"
@@ -200,7 +200,7 @@ def speed(result: dict[str, Any], name: str) -> str:
         per_second = result["updates"] / seconds
         return f"{per_second / 1e9:.3g} G/s" if per_second >= 1e10 else f"{per_second / 1e6:.0f} M/s"
     if WITHOUT_SAMPLING not in result["seconds"]:
-        return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+        return duration(seconds)
     share = 1 - result["seconds"][WITHOUT_SAMPLING] / seconds
     return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the ops as they are given, and as the ops take them: seeds, betas, chain numbers, masks, relaxations."""
+"""Readers of arguments that the ops share: seeds, betas, chain numbers, masks, relaxations."""
 
+import functools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,27 @@ from gibbs_ext.graphs import ColoredGraph
 Beta = float | Sequence[float] | Tensor
 
 
-def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
-    """beta as a float64 tensor [1] or [num_sweeps] (its length is checked by the op).
+def _full_beta(beta: float) -> Tensor:
+    return torch.full((1,), beta, dtype=torch.float64, device="cpu")  # in half the time of torch.tensor
 
-    On the CPU, where its values are checked, unless it is given on ``device``: reading it would wait for the device.
+
+_kept_beta = functools.lru_cache(_full_beta)
+
+
+def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
+    """beta as a float64 tensor [1] or [num_sweeps], which must not be mutated. The op checks its length.
+
+    Returned on the CPU, where its values are validated. A beta already on ``device`` stays there, because reading it
+    would synchronise.
     """
-    if type(beta) is float:  # the default, and the cheapest
-        return torch.full((1,), beta, dtype=torch.float64, device="cpu")  # in half the time of torch.tensor
+    if type(beta) is float:
+        # Making a tensor takes a microsecond, so it is kept, unless it would be special: fake, traced or of inference.
+        is_plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        return _kept_beta(beta) if is_plain and not torch._C._len_torch_dispatch_stack() else _full_beta(beta)
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     if isinstance(beta, np.ndarray):
-        beta = np.array(beta, order="C")  # PyTorch knows no negative strides
+        beta = np.array(beta, order="C")  # PyTorch does not support negative strides.
     if isinstance(beta, (Tensor, np.ndarray)):
         is_complex = beta.dtype.is_complex if isinstance(beta, Tensor) else beta.dtype.kind == "c"
     else:
@@ -46,9 +57,9 @@ def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device 
 def as_seed(
     name: str, generator: torch.Generator | None, seed: int | Tensor | None, device: torch.device | None = None
 ) -> Tensor:
-    """The seed as a 0-dim int64 tensor, drawn from the generator when not given.
+    """The seed as a 0-dim int64 tensor. It is drawn from the generator if it is not given.
 
-    The default generator is that of ``device``: where that is a GPU, a CUDA graph draws a new seed at every replay.
+    The default generator is that of ``device``, so that a CUDA graph draws a new seed at every replay.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"{name}: generator must be a torch.Generator, got {shown(generator)}")
@@ -71,11 +82,12 @@ def as_seed(
             raise ValueError(f"{name}: seed must be an int or a 0-dim int64 tensor, got {got}")
         return seed
     check_integers(name, -(2**63), 2**64 - 1, seed=seed)
-    number = int(seed)  # NumPy's would overflow
+    number = int(seed)  # A NumPy integer would overflow.
     return torch.full((), number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
 
 
 def as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:
+    """An op's chains and chain_offset: the numbers of all chains, or None and the number of the first one."""
     if isinstance(chain_offset, Tensor):
         if chain_offset.is_floating_point() or chain_offset.is_complex() or chain_offset.dtype == torch.bool:
             raise TypeError(f"{name}: chain_offset must be an integer or an integer tensor, got {chain_offset.dtype}")
@@ -128,7 +140,7 @@ def as_clamp(clamp: Tensor | None, bias: Tensor) -> Tensor | None:
 
 
 def as_relaxation(name: str, relaxation: str, sharpness: float) -> tuple[int, float]:
-    """The relaxation's code and its sharpness, whose range is left to the op."""
+    """The relaxation's code, and the sharpness. The op checks the sharpness' range."""
     if isinstance(sharpness, bool) or not isinstance(sharpness, (int, float, numbers.Real)):
         raise TypeError(f"{name}: sharpness must be a number, got {shown(sharpness)}")
     if not isinstance(relaxation, str) or relaxation not in ops.RELAXATIONS:

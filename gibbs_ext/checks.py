@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Argument checks that tensors' shapes and dtypes do not decide (those are made in C++), and how errors are worded.
+"""Argument checks that are not made in C++, where the ops check shapes and dtypes.
 
-A message begins with the name of the function that was called, names the argument, and says what came.
+An error text begins with the name of the function that was called, names the argument, and shows the given value.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: on one line, however long."""
+    """A value as an error shows it: shortened to one line."""
     return " ".join(reprlib.repr(value).split())
 
 
@@ -42,7 +42,7 @@ def check_integers(name: str, minimum: int = _INT64_MIN, maximum: int = _INT64_M
 
 
 def check_units(name: str, argument: str, tensor: Tensor, *num_units: int) -> None:
-    """The last dim of a tensor is one of ``num_units``."""
+    """Raises unless the size of the tensor's last dim is one of ``num_units``."""
     check_tensors(name, **{argument: tensor})
     if tensor.dim() < 1 or tensor.shape[-1] not in num_units:
         wanted = " or ".join(f"[..., {n}]" for n in num_units)
@@ -50,17 +50,17 @@ def check_units(name: str, argument: str, tensor: Tensor, *num_units: int) -> No
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Of a FakeTensorMode: it has a shape and a device, and no values."""
+    """Whether a tensor belongs to a FakeTensorMode: it has a shape and a device, but no values."""
     return isinstance(tensor, FakeTensor)
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether it belongs to a transform of torch.func, such as vmap or grad, that is under way."""
+    """Whether a tensor belongs to a running transform of torch.func, such as vmap or grad."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether it stands for the rows of a torch.vmap that is under way: reading its values is an error there."""
+    """Whether a tensor stands for the rows of a running torch.vmap, where reading its values is an error."""
     while is_transformed(tensor):
         if torch._C._functorch.is_batchedtensor(tensor):
             return True
@@ -69,15 +69,15 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting for a GPU."""
+    """Whether a tensor has values that can be read without waiting for a GPU."""
     is_real = not torch.compiler.is_compiling() and not is_fake(tensor) and not is_mapped(tensor)
     return tensor.device.type == "cpu" and is_real
 
 
 def check_all(good: Tensor, message: str) -> None:
-    """Raises unless every element of ``good`` is true; inside torch.vmap, unless those of all rows are.
+    """Raises unless every element of ``good`` is true. Inside torch.vmap the elements of all rows must be true.
 
-    Where values cannot be read PyTorch's own assertion fails: on a GPU that ends all use of the device in this process.
+    PyTorch's own assertion fails if the values cannot be read. On a GPU that ends all use of it in this process.
     """
     while is_transformed(good):
         good = torch._C._functorch.get_unwrapped(good)
@@ -88,7 +88,7 @@ def check_all(good: Tensor, message: str) -> None:
 
 
 def check_values(name: str, argument: str, expected: str, tensor: Tensor, good: Tensor) -> None:
-    """As :func:`check_all`; ``good`` is of tensor's shape, and where values can be read the error shows a wrong one."""
+    """As :func:`check_all`. ``good`` has tensor's shape, and the error shows a wrong value if values can be read."""
     message = f"{name}: {argument} must {expected}"
     if is_readable(good) and not good.all():
         raise ValueError(f"{message}, got {tensor[~good][0].item()}")
@@ -112,7 +112,7 @@ def expand_to(name: str, argument: str, tensor: Tensor, shape: Sequence[int]) ->
 
 @contextlib.contextmanager
 def reported_as(name: str, **arguments: str) -> Iterator[None]:
-    """Errors of this package's functions called inside name ``name`` and, for their arguments, those it was given."""
+    """Re-raises errors of inner calls under the caller's name, with argument names translated by ``arguments``."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:

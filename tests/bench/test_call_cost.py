@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/call_cost.py: its peers make the sweeps that gibbs_ext makes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import call_cost, harness
+
+CASES = list(call_cost.cases(chains=20_000))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_peers_agree(case: harness.Case) -> None:
+    ours, peer = (
+        [result] if isinstance(result, Tensor) else list(result)
+        for result in (case.contenders[harness.OURS](), case.contenders["torch.rand"]())
+    )
+    assert [x.shape for x in ours] == [x.shape for x in peer]
+    for x, y in zip(ours, peer, strict=True):
+        if "backward" in case.name:  # sums over the chains
+            assert (x - y).norm() < 0.03 * y.norm()
+            continue
+        limit = 6 * ((x.var(0) + y.var(0)) / len(x)).sqrt()
+        assert (x.mean(0) - y.mean(0)).abs().lt(limit).all()
+
+
+def test_durations_are_in_microseconds() -> None:
+    case = harness.Case("a", {harness.OURS: lambda: None, "b": lambda: torch.zeros(1)})
+    assert harness.speed(harness.measure(case, 0.0), "b").endswith(" us")

@@ -17,11 +17,22 @@ from gibbs_ext.graphs import ColoredGraph
 Beta = float | Sequence[float] | Tensor
 
 
-def _full_beta(beta: float) -> Tensor:
-    return torch.full((1,), beta, dtype=torch.float64, device="cpu")  # in half the time of torch.tensor
+def _make_tensor(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, value, dtype=dtype, device="cpu")  # in half the time of torch.tensor
 
 
-_kept_beta = functools.lru_cache(_full_beta)
+_kept_tensor = functools.lru_cache(_make_tensor)
+
+
+def _constant(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor of one value, which must not be mutated.
+
+    Making it takes a microsecond. The last ones are kept, because many calls have the same beta and, when they continue
+    a run, the same seed. A tensor that is fake, traced or of torch.inference_mode is not kept: it fits no other call.
+    """
+    is_plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+    make = _kept_tensor if is_plain and not torch._C._len_torch_dispatch_stack() else _make_tensor
+    return make(shape, value, dtype)
 
 
 def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
@@ -30,10 +41,8 @@ def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device 
     Returned on the CPU, where its values are validated. A beta already on ``device`` stays there, because reading it
     would synchronise.
     """
-    if type(beta) is float:
-        # Making a tensor takes a microsecond, so it is kept, unless it would be special: fake, traced or of inference.
-        is_plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
-        return _kept_beta(beta) if is_plain and not torch._C._len_torch_dispatch_stack() else _full_beta(beta)
+    if type(beta) is float:  # the default
+        return _constant((1,), beta, torch.float64)
     if isinstance(beta, Tensor) and beta.requires_grad:
         raise ValueError(f"{name}: {argument} is not differentiable; pass {argument}.detach()")
     if isinstance(beta, np.ndarray):
@@ -83,7 +92,7 @@ def as_seed(
         return seed
     check_integers(name, -(2**63), 2**64 - 1, seed=seed)
     number = int(seed)  # A NumPy integer would overflow.
-    return torch.full((), number if number < 2**63 else number - 2**64, dtype=torch.int64, device="cpu")
+    return _constant((), number if number < 2**63 else number - 2**64, torch.int64)
 
 
 def as_chains(name: str, chain_offset: int | Tensor) -> tuple[Tensor | None, int]:

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block Gibbs sampling of Boltzmann machines over bits, as functions.
+"""Functions that sample Boltzmann machines over bits by block Gibbs sweeps.
 
 The bipartite model, with left units z [n1] and right units y [n2] in {0, 1}::
 
     energy(z, y) = - left_bias . z - right_bias . y - z^T weight y,      p(z, y) = exp(-beta * energy(z, y)) / Z(beta)
 
 A sweep draws right given left, then left given right. Batch dims broadcast by stride, from the right: ``weight
-[n1, n2]`` is one model shared by all chains, ``weight [M, n1, n2]`` with a state ``[C, M, n1]`` is M models of C
+[n1, n2]`` is one model that all chains share, and ``weight [M, n1, n2]`` with a state ``[C, M, n1]`` is M models of C
 chains each.
 
 The model on a coloured graph, with units z [N] in {0, 1} and a coupling [E] for each edge (u_e, v_e)::
 
     energy(z) = - sum_i bias_i z_i - sum_e coupling_e z_{u_e} z_{v_e},     p(z) = exp(-beta * energy(z)) / Z(beta)
 
-A sweep draws the units of colour 0 given the rest, then those of colour 1, and so on. ``coupling [E]`` is one model
-shared by all chains, ``coupling [M, E]`` with a state ``[C, M, N]`` is M models of C chains each.
+A sweep draws the units of colour 0 given the rest, then the units of colour 1, and so on. ``coupling [E]`` is one model
+that all chains share, and ``coupling [M, E]`` with a state ``[C, M, N]`` is M models of C chains each.
 
-Randomness: the word that decides a unit depends on the seed, the chain, the sweep and the unit alone. One seed is
-drawn from the generator per call; so calls that continue a run (or do a part of it) must be given the same ``seed``.
+Randomness: the word that decides a unit depends on the seed, the chain, the sweep and the unit alone. Each call draws
+one seed from the generator, so calls that continue a run (or do a part of it) must be given the same ``seed``.
 
-Under torch.vmap a row of a call with a ``seed`` is, to the bit, what the call gives for that row alone; without one
-``randomness="different"`` makes rows of independent chains, by one call of the op.
+Under torch.vmap each row of a call with a ``seed`` equals, to the bit, a call for that row alone. Without a seed
+``randomness="different"`` makes rows of independent chains by one call of the op.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,37 +53,37 @@ def bipartite_gibbs(
 ) -> tuple[Tensor, Tensor]:
     """Binary block Gibbs sweeps: right given left, then left given right, ``num_sweeps`` times.
 
-    ``P(right_j = 1 | left) = sigmoid(beta * (right_bias_j + sum_i weight_ij left_i))`` and likewise for left, in the
-    exact fixed-point arithmetic of csrc/README.md: couplings are rounded once to ``coupling_resolution``, and
-    the bits that come out depend on neither machine, instruction set, number of threads nor the split of the batch.
+    ``P(right_j = 1 | left) = sigmoid(beta * (right_bias_j + sum_i weight_ij left_i))``, and likewise for left, in the
+    exact fixed-point arithmetic of csrc/README.md. Couplings are rounded once to ``coupling_resolution``. The resulting
+    bits do not depend on the machine, the instruction set, the number of threads or the split of the batch.
 
     Args:
-        left: [..., n1] starting state, values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
-            that of the result.
+        left: Starting state [..., n1], values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
+            the dtype of the result.
         left_bias: [..., n1], floating, finite.
         right_bias: [..., n2], floating, finite.
         weight: [..., n1, n2], floating, finite.
-        num_sweeps: At least 0.
+        num_sweeps: Number of sweeps, at least 0.
         beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings.
-        right: [..., n2] starting state. Only its clamped units matter, unless ``num_sweeps`` is 0.
-        clamp_left: Bool, broadcast to [..., n1]; units that keep their value.
-        clamp_right: Bool, broadcast to [..., n2]; needs ``right``.
-        chain_offset: Chains are numbered row by row over the broadcast batch from here on; an integer tensor,
-            broadcast to the batch shape, numbers them itself. Below 2^48.
-        sweep_offset: Number of the first sweep. Below 2^44.
-        generator: Supplies the seed; the default generator when neither is given.
-        seed: A 64-bit integer, instead of a generator.
+        right: Starting state [..., n2]. Only its clamped units matter, unless ``num_sweeps`` is 0.
+        clamp_left: Mask of the left units that keep their value, bool, broadcast to [..., n1].
+        clamp_right: Mask of the right units that keep their value, bool, broadcast to [..., n2]. It needs ``right``.
+        chain_offset: Number of the first chain; the others follow row by row over the broadcast batch. An integer
+            tensor, broadcast to the batch shape, gives the number of each chain. Numbers are below 2^48.
+        sweep_offset: Number of the first sweep, below 2^44.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
 
     Returns:
-        left [*S, n1] and right [*S, n2], new contiguous tensors, S the broadcast of every batch shape. With 0 sweeps
-        they are the starting state (right: zeros when not given).
+        left [*S, n1] and right [*S, n2], new contiguous tensors, where S is the broadcast of every batch shape. With 0
+        sweeps they are the starting state, and right is zeros if it is not given.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``bipartite_gibbs:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable: see :func:`bipartite_gibbs_relaxed`. Nothing is mutated. Draws one seed from the generator;
-    per chain and sweep, one random word per unit.
+    Not differentiable: see :func:`bipartite_gibbs_relaxed`. Nothing is mutated. A call draws one seed from the
+    generator, and one random word per chain, sweep and unit.
 
     Example:
         >>> left = torch.zeros(1000, 3)
@@ -121,8 +121,8 @@ def bipartite_gibbs_relaxed(
 ) -> tuple[Tensor, ...]:
     """Binary sweeps without gradient, then relaxed sweeps with it: the sampler of an undirected posterior.
 
-    If z' is a Gibbs sweep from z ~ q then z' ~ q too, so the gradient of E_q[f] may be taken through the parameters of
-    the last sweep(s) alone, relaxed to be differentiable (Vahdat, Andriyash, Macready, ICML 2020). A relaxed update
+    A Gibbs sweep from z ~ q gives z' ~ q, too. So the gradient of E_q[f] may be taken through the parameters of the
+    last sweeps alone, which are relaxed to be differentiable (Vahdat, Andriyash, Macready, ICML 2020). A relaxed update
     has ``q = sigmoid(beta * field)``, a uniform u, and
 
     - ``pwl``: ``zeta = clip(0.5 + slope * (u - (1 - q)), 0, 1)``, ``slope = sharpness / 4 / (q * (1 - q) + 1e-2)``;
@@ -131,37 +131,38 @@ def bipartite_gibbs_relaxed(
     - ``mean_field``: ``zeta = q``.
 
     Args:
-        left: [..., n1] starting state: of the parameters' dtype, bool or uint8. Values 0 and 1, or any
-            finite ones (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
-        left_bias: [..., n1], finite, like all parameters of one dtype: float32 or float64 (half types are computed, and
-            returned, in float32).
-        right_bias: [..., n2].
-        weight: [..., n1, n2].
-        num_sweeps: Binary sweeps, at least 0.
-        num_relaxed_sweeps: At least 1.
+        left: Starting state [..., n1] of the parameters' dtype, bool or uint8. Its values are 0 and 1, or any finite
+            values (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
+        left_bias: [..., n1], finite. All parameters have one dtype: float32, float64, or a half type, for which the
+            function computes and returns float32.
+        right_bias: [..., n2], finite.
+        weight: [..., n1, n2], finite.
+        num_sweeps: Number of binary sweeps, at least 0.
+        num_relaxed_sweeps: Number of relaxed sweeps, at least 1.
         relaxation: One of the names above.
-        sharpness: Positive; of ``pwl`` and ``concrete``.
-        slope_gradient: Whether ``pwl`` lets gradient through its slope (Vahdat et al. 2020 do, Andriyash et al. 2018
-            stop it).
-        beta: Inverse temperature, one number or one per sweep, binary then relaxed.
-        chain_offset: As in :func:`bipartite_gibbs`.
-        sweep_offset: Number of the first binary sweep; the relaxed ones follow.
-        generator: Supplies the seed.
-        seed: A 64-bit integer, instead of a generator.
-        return_state: Also return the binary state before the relaxed sweeps, which persistent chains keep.
+        sharpness: Positive number that ``pwl`` and ``concrete`` use.
+        slope_gradient: Whether ``pwl`` lets the gradient through its slope (Vahdat et al. 2020 do, Andriyash et al.
+            2018 stop it).
+        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps.
+        chain_offset: Number of the first chain, or the number of each, as in :func:`bipartite_gibbs`. Below 2^48.
+        sweep_offset: Number of the first binary sweep, below 2^44. The relaxed sweeps follow.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
+        return_state: Whether to return also the binary state before the relaxed sweeps, which persistent chains keep.
 
     Returns:
-        left [*S, n1] and right [*S, n2], in [0, 1]; left_mean [*S, n1], the q of the last left update: where a loss is
-        linear in left, as an energy is, it integrates left out. With ``return_state`` also the state [*S, n1].
+        left [*S, n1] and right [*S, n2], in [0, 1], and left_mean [*S, n1], the q of the last left update. Used in
+        place of left, it integrates left out of a loss that is linear in left, as an energy is. With ``return_state``
+        also the binary state [*S, n1].
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with
             ``bipartite_gibbs_relaxed:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Differentiable, once and in reverse mode, in left_bias, right_bias and weight, and in left when ``num_sweeps`` is 0;
-    not in beta or sharpness, nor through the binary state. Nothing is mutated. Randomness as in
-    :func:`bipartite_gibbs`.
+    Differentiable, once and in reverse mode, in left_bias, right_bias and weight, and in left if ``num_sweeps`` is 0.
+    No gradient reaches beta or sharpness, or passes through the binary state. Nothing is mutated. Random numbers are
+    drawn as in :func:`bipartite_gibbs`.
     """
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
@@ -190,34 +191,35 @@ def bipartite_ais(
     """Annealed importance sampling from a factorial base model to a bipartite one (Neal 2001, Salakhutdinov 2008).
 
     The path is ``f_b(z, y) = exp(-b * energy(z, y)) * exp((1 - b) * (base_left_bias . z + base_right_bias . y))``. At
-    each step from b to b' of ``betas`` every chain adds ``log f_b'(left) - log f_b(left)``, right summed out, to its
-    log-weight and then makes one sweep at b'.
+    each step from b to b' of ``betas`` every chain adds ``log f_b'(left) - log f_b(left)``, with right summed out,
+    to its log-weight and then makes one sweep at b'.
 
-    :func:`gibbs_ext.annealed_importance_sampling` is the estimator made of it.
+    The estimator :func:`gibbs_ext.annealed_importance_sampling` uses this function.
 
     Args:
-        left: [..., n1] states 0 and 1, distributed as ``f_betas[0]``; its dtype is that of the states returned.
+        left: States [..., n1] of values 0 and 1, distributed as ``f_betas[0]``. The results have the same dtype.
         left_bias: [..., n1], floating, finite.
-        right_bias: [..., n2].
-        weight: [..., n1, n2].
-        base_left_bias: [..., n1].
-        base_right_bias: [..., n2].
-        betas: [K + 1], ascending for the usual direction, descending for the reverse one.
-        chain_offset: As in :func:`bipartite_gibbs`.
-        sweep_offset: Number of the first sweep.
-        generator: Supplies the seed.
-        seed: A 64-bit integer, instead of a generator.
+        right_bias: [..., n2], floating, finite.
+        weight: [..., n1, n2], floating, finite.
+        base_left_bias: Biases [..., n1] of the base model, floating, finite.
+        base_right_bias: Biases [..., n2] of the base model, floating, finite.
+        betas: Inverse temperatures [K + 1], ascending for the usual direction, descending for the reverse one.
+        chain_offset: Number of the first chain, or the number of each, as in :func:`bipartite_gibbs`. Below 2^48.
+        sweep_offset: Number of the first sweep, below 2^44.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
 
     Returns:
-        left [*S, n1], right [*S, n2] after the last sweep, and log-weights [*S] float64 whose exponentials average to
-        ``Z(betas[-1]) / Z(betas[0])``. Logits are float32, sums float64: over 10000 steps of 100 + 100 units the
-        log-weights are off by some 1e-4, which is nothing to their spread.
+        left [*S, n1] and right [*S, n2] after the last sweep, and log-weights [*S] float64 whose exponentials average
+        to ``Z(betas[-1]) / Z(betas[0])``. Logits are float32 and sums are float64: over 10000 steps of 100 + 100 units
+        the log-weights are off by about 1e-4, far less than their spread.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``bipartite_ais:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable. Nothing is mutated. Randomness as in :func:`bipartite_gibbs`, one sweep a step.
+    Not differentiable. Nothing is mutated. Random numbers are drawn as in :func:`bipartite_gibbs`, for one sweep a
+    step.
     """
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     bases = {"base_left_bias": base_left_bias, "base_right_bias": base_right_bias}
@@ -245,36 +247,36 @@ def graph_gibbs(
     """Binary block Gibbs sweeps on a coloured graph: colour 0 given the rest, then colour 1, ..., ``num_sweeps`` times.
 
     ``P(z_i = 1 | rest) = sigmoid(beta * (bias_i + sum of coupling_ij over the neighbours j that are 1))``, in the exact
-    fixed-point arithmetic of csrc/README.md: the bits that come out depend on neither machine, instruction set, number
-    of threads, the split of the batch, nor the route (tables or sums) that was taken.
+    fixed-point arithmetic of csrc/README.md. The resulting bits do not depend on the machine, the instruction set, the
+    number of threads, the split of the batch or the route (tables or sums).
 
     Args:
-        state: [..., N] starting state, values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
-            that of the result.
+        state: Starting state [..., N], values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
+            the dtype of the result.
         bias: [..., N], floating, finite.
         coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
-        num_sweeps: At least 0.
+        num_sweeps: Number of sweeps, at least 0.
         beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings.
-        clamp: Bool, broadcast to [..., N]; units that keep their value.
-        chain_offset: Chains are numbered row by row over the broadcast batch from here on; an integer tensor,
-            broadcast to the batch shape, numbers them itself. Below 2^48.
-        sweep_offset: Number of the first sweep. Below 2^44.
-        generator: Supplies the seed; the default generator when neither is given.
-        seed: A 64-bit integer, instead of a generator.
+        clamp: Mask of the units that keep their value, bool, broadcast to [..., N].
+        chain_offset: Number of the first chain; the others follow row by row over the broadcast batch. An integer
+            tensor, broadcast to the batch shape, gives the number of each chain. Numbers are below 2^48.
+        sweep_offset: Number of the first sweep, below 2^44.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
 
     Returns:
-        [*S, N], a new contiguous tensor, S the broadcast of every batch shape.
+        The state [*S, N], a new contiguous tensor, where S is the broadcast of every batch shape.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_gibbs:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable: see :func:`graph_gibbs_relaxed`. Nothing is mutated. Draws one seed from the generator; per
-    chain and sweep, one random word per unit.
+    Not differentiable: see :func:`graph_gibbs_relaxed`. Nothing is mutated. A call draws one seed from the generator,
+    and one random word per chain, sweep and unit.
 
-    Fastest with many chains that share coupling and bias on a graph of degree at most 8, and with a beta that stays the
-    same for many sweeps. The chains of one model are dealt to threads in blocks of 16 (64 with tables), so that fewer
+    Calls are fastest with many chains that share coupling and bias, on a graph of degree at most 8, with a beta that
+    stays the same for many sweeps. Threads take the chains of one model in groups of 16 (64 with tables), so that fewer
     chains use fewer threads.
 
     Example:
@@ -310,38 +312,38 @@ def graph_metropolis(
 
     All units of a colour propose to flip at once. Unit i does so with probability ``min(1, exp(-beta * dE_i))``, where
     ``dE_i = (2 z_i - 1) * (bias_i + sum of coupling_ij over the neighbours j that are 1)`` is the energy that its flip
-    adds (Metropolis et al., Equation of State Calculations by Fast Computing Machines, 1953). The law that the sweeps
-    leave unchanged is that of :func:`graph_gibbs`, and the arithmetic is as exact: the bits that come out depend on
-    neither machine, instruction set, number of threads nor the split of the batch.
+    adds (Metropolis et al., Equation of State Calculations by Fast Computing Machines, 1953). The sweeps leave the same
+    law unchanged as those of :func:`graph_gibbs`, and their arithmetic is as exact: the resulting bits do not depend on
+    the machine, the instruction set, the number of threads or the split of the batch.
 
-    A flip that costs nothing is always made. So at beta = 0, or without biases and couplings, a sweep flips every unit
-    and the chain is periodic: it does not approach the uniform law that it leaves unchanged.
+    A flip that costs no energy is always made. So a sweep flips every unit at beta = 0, or without biases and
+    couplings. The chain is periodic then, and does not approach the uniform law that it leaves unchanged.
 
     Args:
-        state: [..., N] starting state, values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
-            that of the result.
+        state: Starting state [..., N], values 0 and 1. Its dtype (bool, uint8, float16, bfloat16, float32, float64) is
+            the dtype of the result.
         bias: [..., N], floating, finite.
         coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
-        num_sweeps: At least 0.
+        num_sweeps: Number of sweeps, at least 0.
         beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A flip that would
             add 22.19 / beta or more to the energy is never made.
-        clamp: Bool, broadcast to [..., N]; units that keep their value.
-        chain_offset: As in :func:`graph_gibbs`.
-        sweep_offset: Number of the first sweep. Below 2^44.
-        generator: Supplies the seed; the default generator when neither is given.
-        seed: A 64-bit integer, instead of a generator.
+        clamp: Mask of the units that keep their value, bool, broadcast to [..., N].
+        chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
+        sweep_offset: Number of the first sweep, below 2^44.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
 
     Returns:
-        [*S, N], a new contiguous tensor, S the broadcast of every batch shape.
+        The state [*S, N], a new contiguous tensor, where S is the broadcast of every batch shape.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_metropolis:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, with the same words for the same
-    numbers. On the CPU chains go in blocks of 16, and a partly filled block costs as much as a full one. With many
-    chains of one model, :func:`graph_gibbs` has tables that make it several times as fast.
+    Not differentiable. Nothing is mutated. Random numbers are drawn as in :func:`graph_gibbs`, with the same words for
+    the same numbers. On the CPU chains are handled in groups of 16, and a partly filled group costs as much as a full
+    one. With many chains of one model, tables make :func:`graph_gibbs` several times as fast.
 
     Example:
         >>> graph = ColoredGraph(3, [(0, 1), (1, 2)])
@@ -377,36 +379,37 @@ def graph_gibbs_relaxed(
     """Binary sweeps without gradient, then relaxed sweeps with it: :func:`bipartite_gibbs_relaxed` on a coloured graph.
 
     Args:
-        state: [..., N] starting state: of the parameters' dtype, bool or uint8. Values 0 and 1, or any
-            finite ones (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
-        bias: [..., N], finite, of coupling's dtype: float32 or float64 (half types are computed, and returned, in
-            float32).
-        coupling: [..., E].
+        state: Starting state [..., N] of the parameters' dtype, bool or uint8. Its values are 0 and 1, or any finite
+            values (meant to lie in [0, 1]) if ``num_sweeps`` is 0.
+        bias: [..., N], finite, of coupling's dtype: float32, float64, or a half type, for which the function computes
+            and returns float32.
+        coupling: [..., E], finite: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges.
-        num_sweeps: Binary sweeps, at least 0.
-        num_relaxed_sweeps: At least 1.
-        relaxation: ``"pwl"``, ``"concrete"``, ``"straight_through"`` or ``"mean_field"``, as there.
-        sharpness: Positive; of ``pwl`` and ``concrete``.
-        slope_gradient: Whether ``pwl`` lets gradient through its slope.
-        beta: Inverse temperature, one number or one per sweep, binary then relaxed.
-        chain_offset: As in :func:`graph_gibbs`.
-        sweep_offset: Number of the first binary sweep; the relaxed ones follow.
-        generator: Supplies the seed.
-        seed: A 64-bit integer, instead of a generator.
-        return_state: Also return the binary state before the relaxed sweeps, which persistent chains keep.
+        num_sweeps: Number of binary sweeps, at least 0.
+        num_relaxed_sweeps: Number of relaxed sweeps, at least 1.
+        relaxation: ``"pwl"``, ``"concrete"``, ``"straight_through"`` or ``"mean_field"``, as described there.
+        sharpness: Positive number that ``pwl`` and ``concrete`` use.
+        slope_gradient: Whether ``pwl`` lets the gradient through its slope.
+        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps.
+        chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
+        sweep_offset: Number of the first binary sweep, below 2^44. The relaxed sweeps follow.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
+        return_state: Whether to return also the binary state before the relaxed sweeps, which persistent chains keep.
 
     Returns:
         The relaxed state [*S, N] in [0, 1], and mean [*S, N], the q of each unit's last update. For the units of the
-        last colour that is their conditional mean given all others: where a loss is linear in them, as an energy is,
-        it integrates them out. With ``return_state`` also the binary state [*S, N].
+        last colour it is their conditional mean given all others. Used in their place, it integrates them out of a loss
+        that is linear in them, as an energy is. With ``return_state`` also the binary state [*S, N].
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with
             ``graph_gibbs_relaxed:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Differentiable, once and in reverse mode, in bias and coupling, and in state when ``num_sweeps`` is 0; not in beta
-    or sharpness, nor through the binary state. Nothing is mutated. Randomness as in :func:`graph_gibbs`.
+    Differentiable, once and in reverse mode, in bias and coupling, and in state if ``num_sweeps`` is 0. No gradient
+    reaches beta or sharpness, or passes through the binary state. Nothing is mutated. Random numbers are drawn as in
+    :func:`graph_gibbs`.
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
@@ -434,32 +437,33 @@ def graph_ais(
     """Annealed importance sampling from a factorial base model to one on a coloured graph (Neal 2001).
 
     The path is ``f_b(z) = exp(-b * energy(z)) * exp((1 - b) * base_bias . z)``. At each step from b to b' of ``betas``
-    every chain adds ``log f_b'(rest) - log f_b(rest)`` to its log-weight, rest being the units of colour 1 and above
-    with those of colour 0 summed out, and then makes one sweep at b'. :func:`bipartite_ais` is the case of two colours.
+    every chain adds ``log f_b'(rest) - log f_b(rest)`` to its log-weight and then makes one sweep at b'. Here rest are
+    the units of colour 1 and above, and the units of colour 0 are summed out. :func:`bipartite_ais` is the case of two
+    colours.
 
-    :func:`gibbs_ext.annealed_importance_sampling` is the estimator made of it.
+    The estimator :func:`gibbs_ext.annealed_importance_sampling` uses this function.
 
     Args:
-        state: [..., N] states 0 and 1, distributed as ``f_betas[0]``; its dtype is that of the states returned.
+        state: States [..., N] of values 0 and 1, distributed as ``f_betas[0]``. The result has the same dtype.
         bias: [..., N], floating, finite.
-        coupling: [..., E].
+        coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges.
-        base_bias: [..., N].
-        betas: [K + 1], ascending for the usual direction, descending for the reverse one.
-        chain_offset: As in :func:`graph_gibbs`.
-        sweep_offset: Number of the first sweep.
-        generator: Supplies the seed.
-        seed: A 64-bit integer, instead of a generator.
+        base_bias: Biases [..., N] of the base model, floating, finite.
+        betas: Inverse temperatures [K + 1], ascending for the usual direction, descending for the reverse one.
+        chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
+        sweep_offset: Number of the first sweep, below 2^44.
+        generator: Generator that supplies the seed. The default generator does if neither is given.
+        seed: A 64-bit integer that replaces the generator.
 
     Returns:
         The state [*S, N] after the last sweep, and log-weights [*S] float64 whose exponentials average to
-        ``Z(betas[-1]) / Z(betas[0])``. Logits are float32, sums float64.
+        ``Z(betas[-1]) / Z(betas[0])``. Logits are float32 and sums are float64.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_ais:``.
         KeyboardInterrupt: Ctrl-C during the call.
 
-    Not differentiable. Nothing is mutated. Randomness as in :func:`graph_gibbs`, one sweep a step.
+    Not differentiable. Nothing is mutated. Random numbers are drawn as in :func:`graph_gibbs`, for one sweep a step.
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
     outputs: tuple[Tensor, Tensor] = _call(
@@ -472,16 +476,17 @@ def graph_ais(
 def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGraph) -> Tensor:
     """``field_i = bias_i + sum_e coupling_e state_j`` over the edges e = (i, j) of each unit.
 
-    An energy is ``- sum_i state_i (bias_i + field_i) / 2``, a unit's logit given the others its field.
+    An energy is ``- sum_i state_i (bias_i + field_i) / 2``. A unit's logit given the others is its field.
 
     Args:
-        state: [..., N] bits or relaxed values, converted to the parameters' dtype.
-        bias: [..., N], floating (half types are computed, and returned, in float32).
-        coupling: [..., E], of bias' dtype.
+        state: Bits or relaxed values [..., N], which are converted to the parameters' dtype.
+        bias: [..., N], floating. For half types the function computes and returns float32.
+        coupling: [..., E], of bias' dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges.
 
     Returns:
-        [*S, N], S the broadcast of every batch shape. Sums go by each node's edges in their order, on every run.
+        The fields [*S, N], where S is the broadcast of every batch shape. Each node's edges are summed in their order,
+        on every run.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit; the message begins with ``graph_fields:``.

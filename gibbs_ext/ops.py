@@ -167,8 +167,8 @@ def call_without_gradient(name: str, *args: Any) -> Any:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         with torch.no_grad():
             return call(name, *args)
-    with torch._C._AutoDispatchBelowAutograd():  # torch.no_grad() takes a microsecond longer
-        return call(name, *args)
+    with torch._C._AutoDispatchBelowAutograd():  # torch.no_grad() takes a microsecond longer.
+        return _call(getattr(torch.ops.gibbs_ext, name).default, *args)
 
 
 def coupling_resolution(weight: Tensor) -> Tensor:

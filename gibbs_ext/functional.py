@@ -23,7 +23,7 @@ Under torch.vmap each row of a call with a ``seed`` equals, to the bit, a call f
 ``randomness="different"`` makes rows of independent chains by one call of the op.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -94,10 +94,11 @@ def bipartite_gibbs(
     """
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     clamps = {"clamp_left": as_clamp(clamp_left, left_bias), "clamp_right": as_clamp(clamp_right, right_bias)}
-    outputs: tuple[Tensor, Tensor] = _call(
-        ops.call_without_gradient, "bipartite_gibbs", model, None, (beta, "beta"), {"right": right, **clamps},
+    args = _read(
+        "bipartite_gibbs", model, None, (beta, "beta"), {"right": right, **clamps},
         (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
     )  # fmt: skip
+    outputs: tuple[Tensor, Tensor] = ops.call_without_gradient("bipartite_gibbs", *args)
     return outputs
 
 
@@ -167,10 +168,8 @@ def bipartite_gibbs_relaxed(
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
     options = (*as_relaxation("bipartite_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
-    *outputs, binary_state, _fields = _call(
-        autograd.relaxed_sweeps, "bipartite_gibbs_relaxed", model, None, (beta, "beta"), {},
-        (generator, seed, chain_offset), numbers, *options,
-    )  # fmt: skip
+    args = _read("bipartite_gibbs_relaxed", model, None, (beta, "beta"), {}, (generator, seed, chain_offset), numbers)
+    *outputs, binary_state, _fields = autograd.relaxed_sweeps("bipartite_gibbs_relaxed", *args, *options)
     return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
@@ -223,10 +222,11 @@ def bipartite_ais(
     """
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     bases = {"base_left_bias": base_left_bias, "base_right_bias": base_right_bias}
-    outputs: tuple[Tensor, Tensor, Tensor] = _call(
-        ops.call_without_gradient, "bipartite_ais", model | bases, None, (betas, "betas"), {},
+    args = _read(
+        "bipartite_ais", model | bases, None, (betas, "betas"), {},
         (generator, seed, chain_offset), {"sweep_offset": sweep_offset},
     )  # fmt: skip
+    outputs: tuple[Tensor, Tensor, Tensor] = ops.call_without_gradient("bipartite_ais", *args)
     return outputs
 
 
@@ -287,10 +287,11 @@ def graph_gibbs(
         True
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
-    output: Tensor = _call(
-        ops.call_without_gradient, "graph_gibbs", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
+    args = _read(
+        "graph_gibbs", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
         (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
     )  # fmt: skip
+    output: Tensor = ops.call_without_gradient("graph_gibbs", *args)
     return output
 
 
@@ -351,10 +352,11 @@ def graph_metropolis(
         tensor([0., 1., 1.])
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
-    output: Tensor = _call(
-        ops.call_without_gradient, "graph_metropolis", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
+    args = _read(
+        "graph_metropolis", model, graph, (beta, "beta"), {"clamp": as_clamp(clamp, bias)},
         (generator, seed, chain_offset), {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps},
     )  # fmt: skip
+    output: Tensor = ops.call_without_gradient("graph_metropolis", *args)
     return output
 
 
@@ -414,10 +416,8 @@ def graph_gibbs_relaxed(
     model = {"state": state, "bias": bias, "coupling": coupling}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
     options = (*as_relaxation("graph_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
-    *outputs, binary_state, _fields = _call(
-        autograd.relaxed_sweeps, "graph_gibbs_relaxed", model, graph, (beta, "beta"), {},
-        (generator, seed, chain_offset), numbers, *options,
-    )  # fmt: skip
+    args = _read("graph_gibbs_relaxed", model, graph, (beta, "beta"), {}, (generator, seed, chain_offset), numbers)
+    *outputs, binary_state, _fields = autograd.relaxed_sweeps("graph_gibbs_relaxed", *args, *options)
     return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
@@ -466,10 +466,11 @@ def graph_ais(
     Not differentiable. Nothing is mutated. Random numbers are drawn as in :func:`graph_gibbs`, for one sweep a step.
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
-    outputs: tuple[Tensor, Tensor] = _call(
-        ops.call_without_gradient, "graph_ais", model | {"base_bias": base_bias}, graph, (betas, "betas"), {},
+    args = _read(
+        "graph_ais", model | {"base_bias": base_bias}, graph, (betas, "betas"), {},
         (generator, seed, chain_offset), {"sweep_offset": sweep_offset},
     )  # fmt: skip
+    outputs: tuple[Tensor, Tensor] = ops.call_without_gradient("graph_ais", *args)
     return outputs
 
 
@@ -500,8 +501,7 @@ def graph_fields(state: Tensor, bias: Tensor, coupling: Tensor, graph: ColoredGr
     return autograd.graph_fields(state.to(ops.computed_dtype(coupling)), bias, coupling, layout)
 
 
-def _call(
-    run: Callable[..., Any],
+def _read(
     name: str,
     tensors: dict[str, Tensor],
     graph: ColoredGraph | None,
@@ -509,20 +509,17 @@ def _call(
     optional: dict[str, Tensor | None],
     counters: tuple[torch.Generator | None, int | Tensor | None, int | Tensor],
     numbers: dict[str, int],
-    *options: Any,
-) -> Any:
-    """Checks the arguments that the functions share, and calls an op. The order is that of the ops' arguments.
+) -> list[Any]:
+    """Checks arguments, and returns them as the op takes them, in the op's order.
 
     Args:
-        run: Calls the op, given its name and its arguments.
-        name: The op, and the function that errors name.
+        name: Name of the op, and of the function that errors name.
         tensors: State, biases, coupling and base biases, by argument.
         graph: The graph of a model that has ``coupling``.
         beta: beta, and the argument's name.
         optional: Tensors that may be None, by argument.
         counters: generator, seed and chain_offset.
         numbers: Integers, by argument.
-        options: Arguments that only relaxed sweeps have.
     """
     given = tensors | {argument: tensor for argument, tensor in optional.items() if tensor is not None}
     check_tensors(name, **given)
@@ -533,6 +530,4 @@ def _call(
         parameters.insert(2, layout)  # after bias and coupling
     betas = as_beta(name, *beta, state.device)
     seed, chains, chain_offset = as_counters(name, *counters, state.device, given)
-    return run(
-        name, state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options
-    )
+    return [state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values()]

@@ -158,7 +158,7 @@ def _call(op: Any, *args: Any) -> Any:
 
 
 def call(name: str, *args: Any) -> Any:
-    """Calls an op with all arguments of its schema. Its results carry a gradient in graphs of torch.compile only."""
+    """Calls an op with all arguments of its schema, in their order."""
     return _call(getattr(torch.ops.gibbs_ext, name).default, *args)
 
 
@@ -168,6 +168,7 @@ def call_without_gradient(name: str, *args: Any) -> Any:
         with torch.no_grad():
             return call(name, *args)
     with torch._C._AutoDispatchBelowAutograd():  # torch.no_grad() takes a microsecond longer.
+        # Not by call(): a warning names the caller of gibbs_ext's function, which is found by the number of frames.
         return _call(getattr(torch.ops.gibbs_ext, name).default, *args)
 
 

@@ -28,11 +28,16 @@ def _constant(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tenso
     """A tensor of one value, which must not be mutated.
 
     Making it takes a microsecond. The last ones are kept, because many calls have the same beta and, when they continue
-    a run, the same seed. A tensor that is fake, traced or of torch.inference_mode is not kept: it fits no other call.
+    a run, the same seed. A tensor that is fake, traced, wrapped by a transform of torch.func or of torch.inference_mode is
+    not kept: it fits no other call.
     """
-    is_plain = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
-    make = _kept_tensor if is_plain and not torch._C._len_torch_dispatch_stack() else _make_tensor
-    return make(shape, value, dtype)
+    is_special = (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
+    return (_make_tensor if is_special else _kept_tensor)(shape, value, dtype)
 
 
 def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pybind11 module: what is no tensor op. Loading it also registers the ops (csrc/ops/cpu/bipartite.cpp).
+// The pybind11 module: functions that are no tensor ops. Loading it also registers the ops of csrc/ops/cpu.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,13 +19,13 @@
 #include "cpu/graph.h"
 #include "cpu/graph_layout.h"
 #include "ops/cuda/library.h"
-#include "ops/hooks.h"
+#include "ops/faults.h"
 
 namespace py = pybind11;
 
 namespace {
 
-// An exception raised while an op ran (a signal handler's, or a warning turned into an error). The dispatcher would replace it by a
+// An exception that a signal handler, or a warning turned into an error, raised while an op ran. The dispatcher would replace it by a
 // RuntimeError of its own, so it waits here for gibbs_ext/ops.py.
 PyObject* pending_exception = nullptr;
 PyObject* resolution_warning = nullptr;
@@ -49,8 +49,8 @@ bool interrupted() {
 
 bool warn(const char* message) {
   const py::gil_scoped_acquire gil;
-  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, 5) == 0)
-    return true;  // the caller of gibbs_ext's function
+  constexpr int kStackLevel = 5;  // the warning points to the caller of gibbs_ext's function
+  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, kStackLevel) == 0) return true;
   keep_exception();
   return false;
 }
@@ -75,7 +75,7 @@ py::dict build_info() {
 
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-// thresholds or acceptances.
+// kKernel: &Kernels::thresholds or &Kernels::acceptances.
 template <auto kKernel>
 py::array_t<uint32_t> by_kernel(const FloatArray& logit) {
   const int64_t n = logit.size(), padded = gibbs::round_up(n, 32);
@@ -128,7 +128,19 @@ py::array_t<int32_t> graph_layout(int64_t num_nodes, const LongArray& edges, con
   return py::array_t<int32_t>(py::ssize_t(layout.size()), layout.data());
 }
 
-// The library that holds the CUDA kernels. Loading it registers them; it stays loaded.
+std::vector<std::string> routes(const gibbs::CudaLibrary& library) {
+  std::vector<std::string> names;
+  for (int i = 0; const char* name = library.route_name(i); ++i) names.emplace_back(name);
+  return names;
+}
+
+[[noreturn]] void refuse_route(const char* function, const std::vector<std::string>& names, const std::string& got) {
+  std::string list = names[0];
+  for (size_t i = 1; i < names.size(); ++i) list += (i + 1 < names.size() ? ", " : " or ") + names[i];
+  throw py::value_error(std::string(function) + ": name must be " + list + ", got " + got);
+}
+
+// Loads the library that holds the CUDA kernels, which registers them. It stays loaded.
 const gibbs::CudaLibrary* load_cuda(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) throw py::import_error(dlerror());
@@ -149,7 +161,7 @@ PYBIND11_MODULE(_C, m) {
     const gibbs::PhiloxOutput out = gibbs::philox4x32(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
     return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
   });
-  // The words as the kernels in force draw them, a vector at a time.
+  // The kernels in force draw these words, a vector at a time.
   m.def("random_words", [](int64_t seed, uint64_t chain, uint64_t sweep, int64_t units) {
     std::vector<uint32_t> words(size_t(gibbs::random_bytes_capacity(units)));
     std::vector<uint8_t> bytes(words.size());
@@ -168,7 +180,7 @@ PYBIND11_MODULE(_C, m) {
       throw py::value_error("set_instruction_set: name must be auto, baseline, avx2 or avx512, and this CPU must have it; got " +
                             name);
   });
-  // How binary sweeps on graphs are made: for tests and benchmarks.
+  // Chooses how binary sweeps on graphs are made, for tests and benchmarks.
   m.def("set_graph_route", [](const std::string& name) {
     if (!gibbs::set_graph_route(name.c_str()))
       throw py::value_error("set_graph_route: name must be auto, blocks, tables or chains, got " + name);
@@ -181,13 +193,10 @@ PYBIND11_MODULE(_C, m) {
              const char* fault = library.take_fault(device);
              return fault ? std::optional<std::string>(fault) : std::nullopt;
            })
+      .def_property_readonly("routes", routes)
       .def("set_route",
            [](const gibbs::CudaLibrary& library, const std::string& name) {
-             if (!library.set_route(name.c_str()))
-               throw py::value_error(
-                   "set_route: name must be auto, resident, cluster, streaming, tensor, tensor_streaming, tables, sums or units, "
-                   "got " +
-                   name);
+             if (!library.set_route(name.c_str())) refuse_route("set_route", routes(library), name);
            })
       .def_property_readonly("last_route", [](const gibbs::CudaLibrary& library) { return library.last_route(); });
   m.def("load_cuda", load_cuda, py::return_value_policy::reference);

@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the ops share: how arguments are checked, broadcast and read. Every message starts with the op's name and names the argument.
+// Checks and readers of arguments that all ops share, on every backend: shapes, dtypes, devices and ranges of numbers. The backends check
+// the values that tensors hold.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
+#include <array>
 #include <cmath>
-#include <cstring>
+#include <initializer_list>
+#include <list>
 #include <optional>
+#include <span>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "core/graph_view.h"
+#include "core/outcome.h"
 #include "core/philox.h"
-#include "cpu/driver.h"
-#include "ops/hooks.h"
+#include "ops/faults.h"
+#include "ops/schemas.h"
 
 namespace gibbs {
 
@@ -28,7 +31,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-inline Shape shape_of(const Tensor& t) { return Shape(t.sizes().begin(), t.sizes().end()); }
+inline Shape shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
 
 inline std::string text(const Shape& shape) {
   std::ostringstream out;
@@ -36,16 +42,17 @@ inline std::string text(const Shape& shape) {
   return shape.empty() ? "[]" : out.str() + "]";
 }
 
-template <class... Parts>
-[[noreturn]] void fail(const char* op, const Parts&... parts) {
-  std::ostringstream out;
-  out << op << ": ";
-  (out << ... << parts);
-  throw std::invalid_argument(out.str());
-}
+inline const Tensor* pointer(const std::optional<Tensor>& t) { return t ? &*t : nullptr; }
 
-inline std::string device_of(const Tensor& t) {
-  return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
+// Without a dispatcher's call where there is nothing to do.
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// A device as one number: that of a CUDA device, or one of these.
+constexpr int kCpu = -1, kAnotherDevice = -2;
+inline int device_of(const Tensor& t) { return t.is_cpu() ? kCpu : t.is_cuda() ? int(t.get_device_index()) : kAnotherDevice; }
+inline std::string device_name(const Tensor& t) {
+  const int device = device_of(t);
+  return device == kCpu ? "cpu" : device == kAnotherDevice ? "another device" : "cuda:" + std::to_string(device);
 }
 
 inline const char* name_of(ScalarType type) {
@@ -75,190 +82,258 @@ inline const char* name_of(ScalarType type) {
   }
 }
 
-inline bool is_state_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Bool:
-    case ScalarType::Byte:
-    case ScalarType::Float:
-    case ScalarType::Double:
-    case ScalarType::Half:
-    case ScalarType::BFloat16:
-      return true;
-    default:
-      return false;
-  }
-}
+inline bool is_half_type(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 inline bool is_parameter_type(ScalarType type) {
-  return is_state_type(type) && type != ScalarType::Bool && type != ScalarType::Byte;
+  return type == ScalarType::Float || type == ScalarType::Double || is_half_type(type);
 }
+// Of states that hold 0 and 1 whatever their bytes.
+inline bool is_bit_type(ScalarType type) { return type == ScalarType::Bool || type == ScalarType::Byte; }
+inline bool is_state_type(ScalarType type) { return is_parameter_type(type) || is_bit_type(type); }
 
-// The problem that the arguments of one call describe: checked, broadcast, described by strides.
+// ---- models ----------------------------------------------------------------------------------------------------------------------
+
+// The units of a model come in parts: the left and the right side, or all nodes of a graph.
+struct PartNames {
+  const char *state, *bias, *base_bias, *clamp;
+};
+constexpr PartNames kLeft = {"left", "left_bias", "base_left_bias", "clamp_left"};
+constexpr PartNames kRight = {"right", "right_bias", "base_right_bias", "clamp_right"};
+constexpr PartNames kNodes = {"state", "bias", "base_bias", "clamp"};
+
+// The tensors of one part in a call; null: the op has none, or none was given. Kernels read `bias` and `base_bias` as the checks leave
+// them: half types become float32.
+struct PartTensors {
+  const Tensor *state = nullptr, *bias = nullptr, *base_bias = nullptr, *clamp = nullptr;
+};
+struct Part : PartTensors {
+  PartNames names;
+  int64_t size;
+};
+
+// Numbers of nodes, edges and colours of a graph, as the sizes of tensors or its layout tell them.
+struct GraphSize {
+  int64_t num_nodes, num_edges, num_colors;
+};
+
+// The model and the batch that the tensors of one call describe. It points to the call's arguments, which outlive it.
 class Problem {
  public:
-  // coupling: [*, own dims], called `name`
-  Problem(const char* op, const char* name, const Tensor& coupling, int64_t own_dims, const char* own_shape)
-      : op_(op), name_(name), own_dims_(own_dims), coupling_(as_parameter(name, coupling)) {
-    if (coupling_.dim() < own_dims) fail(op, name, " must have shape ", own_shape, ", got ", text(shape_of(coupling_)));
-    join(name, coupling_, own_dims);
+  // A bipartite model. weight: [..., n1, n2].
+  Problem(OpId id, const Tensor& weight, const PartTensors& left = {}, const PartTensors& right = {})
+      : Problem(id, "weight", weight, 2, "[..., n1, n2]") {
+    const int64_t n1 = coupling().size(coupling().dim() - 2), n2 = coupling().size(coupling().dim() - 1);
+    if (n1 < 1 || n2 < 1) fail(op(), "weight must have at least one unit on each side, got ", text(shape_of(weight)));
+    if (n1 + n2 >= kMaxUnits) fail(op(), "weight must have fewer than 2^30 units, got ", text(shape_of(weight)));
+    parts_ = {Part{left, kLeft, n1}, Part{right, kRight, n2}};
+    num_parts_ = 2;
   }
+  // A model on a graph. coupling: [..., num_edges].
+  Problem(OpId id, const Tensor& coupling, const Tensor& layout, const GraphSize& size, const PartTensors& nodes = {})
+      : Problem(id, "coupling", coupling, 1, "[..., num_edges]") {
+    if (coupling.size(coupling.dim() - 1) != size.num_edges)
+      fail(op(), "coupling must have shape [..., ", size.num_edges, "], one for each edge of graph, got ",
+           text(shape_of(coupling)));
+    same_device("layout", layout);
+    parts_[0] = Part{nodes, kNodes, size.num_nodes};
+    num_parts_ = 1;
+  }
+  Problem(const Problem&) = delete;
 
-  Tensor parameter(const char* name, const Tensor& t, int64_t n) {
+  OpId id() const { return id_; }
+  const char* op() const { return kOps[id_].name; }
+  const char* coupling_name() const { return coupling_name_; }
+  const char* beta_name() const { return is_annealed(id_) ? "betas" : "beta"; }
+  static bool is_annealed(uint32_t id) { return id == kBipartiteAis || id == kGraphAis; }
+
+  std::span<Part> parts() { return {parts_.data(), num_parts_}; }
+  std::span<const Part> parts() const { return {parts_.data(), num_parts_}; }
+  const Part& left() const { return parts_[0]; }
+  const Part& right() const { return parts_[1]; }
+  const Part& nodes() const { return parts_[0]; }
+  int64_t num_units() const { return num_parts_ == 2 ? left().size + right().size : nodes().size; }
+
+  const Tensor& coupling() const { return *coupling_; }
+  int64_t coupling_dims() const { return coupling_dims_; }  // of one model
+  ScalarType type() const { return type_; }                 // in which the op computes
+  bool is_double() const { return type_ == ScalarType::Double; }
+
+  // ---- arguments, one by one ----
+
+  // Returns the tensor as kernels read it.
+  const Tensor* parameter(const char* name, const Tensor& t, int64_t n) {
     same_device(name, t);
-    if (t.scalar_type() != original_type_)
-      fail(op_, name, " must have ", name_, "'s dtype, ", name_of(original_type_), ", got ", name_of(t.scalar_type()));
-    Tensor out = as_parameter(name, t);
-    last_dim(name, out, n);
-    return out;
+    const ScalarType type = t.scalar_type();
+    if (type != given_type_)
+      fail(op(), name, " must have ", coupling_name_, "'s dtype, ", name_of(given_type_), ", got ", name_of(type));
+    last_dim(name, t, n);
+    return converted(t, type);
   }
 
   void state(const char* name, const Tensor& t, int64_t n) {
     same_device(name, t);
-    if (!is_state_type(t.scalar_type()))
-      fail(op_, name, " must be bool, uint8 or a floating-point tensor, got ", name_of(t.scalar_type()));
+    if (const ScalarType type = t.scalar_type(); !is_state_type(type))
+      fail(op(), name, " must be bool, uint8 or a floating-point tensor, got ", name_of(type));
     last_dim(name, t, n);
+  }
+
+  // A state or a gradient of the dtype in which the op computes.
+  void computed(const char* name, const Tensor& t, int64_t n) {
+    if (t.scalar_type() != type_) fail(op(), name, " must be ", name_of(type_), ", got ", name_of(t.scalar_type()));
+    state(name, t, n);
   }
 
   void mask(const char* name, const Tensor& t, int64_t n) {
     same_device(name, t);
-    if (t.scalar_type() != ScalarType::Bool) fail(op_, name, " must be a bool mask, got ", name_of(t.scalar_type()));
+    if (t.scalar_type() != ScalarType::Bool) fail(op(), name, " must be a bool mask, got ", name_of(t.scalar_type()));
     last_dim(name, t, n);
   }
 
-  // Gradients and saved values have the dtype in which the op computes.
-  void own_type(const char* name, const Tensor& t) const {
-    const ScalarType type = coupling_.scalar_type();
-    if (t.scalar_type() != type) fail(op_, name, " must be ", name_of(type), ", got ", name_of(t.scalar_type()));
-  }
-
-  void saved_fields(const Tensor& t, int64_t n) const {
+  void saved_fields(const Tensor& t) const {
     same_device("fields", t);
+    const int64_t n = num_units();
     const Shape wanted = with_batch({n}, {t.dim() ? t.size(0) : -1});
-    if (t.scalar_type() != coupling_.scalar_type() || wanted[0] < 1 || shape_of(t) != wanted)
-      fail(op_, "fields must be the forward op's output, of shape ", text(with_batch({n}, {-1})), ", got ", text(shape_of(t)));
+    if (t.scalar_type() != type_ || wanted[0] < 1 || shape_of(t) != wanted)
+      fail(op(), "fields must be the forward op's output, of shape ", text(with_batch({n}, {-1})), ", got ", text(shape_of(t)));
   }
 
   void chain_numbers(const Tensor& t) {
     same_device("chain_offset", t);
-    if (t.scalar_type() != ScalarType::Long) fail(op_, "chain_offset must be int64, got ", name_of(t.scalar_type()));
+    if (t.scalar_type() != ScalarType::Long) fail(op(), "chain_offset must be int64, got ", name_of(t.scalar_type()));
     join("chain_offset", t, 0);
   }
 
-  // All operands are known: what broadcasts where. A model is a place of the coupling; by size (backward: a gradient for each) or by
-  // stride (forward: expanded couplings are one model).
-  void finish(bool models_by_size) {
-    Shape strides = batch_strides(coupling_, own_dims_);
-    std::vector<bool> is_model_dim(batch_.size());
-    const size_t lead = batch_.size() - size_t(coupling_.dim() - own_dims_);
-    for (size_t d = lead; d < batch_.size(); ++d)
-      is_model_dim[d] = coupling_.size(int64_t(d - lead)) != 1 && (models_by_size || strides[d] != 0);
-    batch = Batch(batch_, is_model_dim);
-    is_model_dim_ = is_model_dim;
-  }
-
-  Shape batch_strides(const Tensor& t, int64_t own_dims) const {
-    Shape out(batch_.size(), 0);
-    const int64_t dims = t.dim() - own_dims, lead = int64_t(batch_.size()) - dims;
-    for (int64_t d = 0; d < dims; ++d) out[size_t(lead + d)] = t.size(d) == 1 ? 0 : t.stride(d);
-    return out;
-  }
-  Operand operand(const Tensor& t) const { return {t.const_data_ptr(), batch_strides(t, 1), t.stride(t.dim() - 1), 0}; }
-  Operand coupling_operand() const {
-    const int64_t row_stride = own_dims_ > 1 ? coupling_.stride(coupling_.dim() - 2) : 0;
-    return {coupling_.const_data_ptr(), batch_strides(coupling_, own_dims_), coupling_.stride(coupling_.dim() - 1), row_stride};
-  }
-  Shape with_batch(std::initializer_list<int64_t> own, std::initializer_list<int64_t> leading = {}) const {
-    Shape out(leading);
-    out.insert(out.end(), batch_.begin(), batch_.end());
-    out.insert(out.end(), own);
-    return out;
-  }
-  int64_t num_chains() const {
-    int64_t count = 1;
-    for (int64_t size : batch_) count *= size;
-    return count;
-  }
-  const Tensor& coupling() const { return coupling_; }
-  bool is_double() const { return coupling_.scalar_type() == ScalarType::Double; }
-  const Shape& batch_shape() const { return batch_; }
-  const std::vector<bool>& is_model_dim() const { return is_model_dim_; }
-
   void same_device(const char* name, const Tensor& t) const {
-    if (device_of(t) != device_of(coupling_))
-      fail(op_, name, " must be on ", name_, "'s device, ", device_of(coupling_), ", got ", device_of(t));
+    if (device_of(t) != device_)
+      fail(op(), name, " must be on ", coupling_name_, "'s device, ", device_name(coupling()), ", got ", device_name(t));
   }
-  // What may also stay on the CPU: small, and read there.
+  // For small tensors that are read on the CPU.
   void same_device_or_cpu(const char* name, const Tensor& t) const {
     if (!t.is_cpu()) same_device(name, t);
   }
 
-  const char* op() const { return op_; }
+  // ---- the batch, once all arguments are known ----
 
-  Batch batch;
+  // A model is one element of the coupling's batch, by its sizes (backward ops: each has a gradient) or by its strides (forward ops: an
+  // expanded coupling is one model).
+  void finish(bool models_by_size) {
+    const Shape strides = batch_strides(coupling(), coupling_dims_);
+    const auto sizes = coupling().sizes();
+    is_model_dim_.resize(batch_.size());
+    const size_t lead = batch_.size() - (sizes.size() - size_t(coupling_dims_));
+    for (size_t d = lead; d < batch_.size(); ++d) is_model_dim_[d] = sizes[d - lead] != 1 && (models_by_size || strides[d] != 0);
+    for (int64_t size : batch_) num_chains_ *= size;
+  }
+  const Shape& batch_shape() const { return batch_; }
+  const std::vector<bool>& is_model_dim() const { return is_model_dim_; }
+  int64_t num_chains() const { return num_chains_; }
+
+  // Strides of a tensor over the batch, 0 where it is broadcast. own_dims: the number of last dimensions that are not the batch's.
+  Shape batch_strides(const Tensor& t, int64_t own_dims) const {
+    Shape out(batch_.size(), 0);
+    const auto sizes = t.sizes(), strides = t.strides();
+    const size_t dims = sizes.size() - size_t(own_dims), lead = batch_.size() - dims;
+    for (size_t d = 0; d < dims; ++d) out[lead + d] = sizes[d] == 1 ? 0 : strides[d];
+    return out;
+  }
+  Shape with_batch(std::initializer_list<int64_t> own, std::initializer_list<int64_t> leading = {}) const {
+    Shape out;
+    out.reserve(leading.size() + batch_.size() + own.size());
+    out.insert(out.end(), leading);
+    out.insert(out.end(), batch_.begin(), batch_.end());
+    out.insert(out.end(), own);
+    return out;
+  }
 
  private:
-  Tensor as_parameter(const char* name, const Tensor& t) {
-    if (!is_parameter_type(t.scalar_type()))
-      fail(op_, name, " must be float32, float64, float16 or bfloat16, got ", name_of(t.scalar_type()));
-    original_type_ = t.scalar_type();
-    const bool half = original_type_ == ScalarType::Half || original_type_ == ScalarType::BFloat16;
-    return half ? torch::stable::to(t, ScalarType::Float) : t;
+  Problem(OpId id, const char* name, const Tensor& coupling, int64_t own_dims, const char* own_shape)
+      : id_(id), coupling_name_(name), coupling_dims_(own_dims), given_type_(coupling.scalar_type()), device_(device_of(coupling)) {
+    if (!is_parameter_type(given_type_))
+      fail(op(), name, " must be float32, float64, float16 or bfloat16, got ", name_of(given_type_));
+    type_ = is_half_type(given_type_) ? ScalarType::Float : given_type_;
+    if (coupling.dim() < own_dims) fail(op(), name, " must have shape ", own_shape, ", got ", text(shape_of(coupling)));
+    coupling_ = converted(coupling, given_type_);
+    join(name, coupling, own_dims);
+  }
+
+  const Tensor* converted(const Tensor& t, ScalarType type) {
+    return is_half_type(type) ? &converted_.emplace_back(torch::stable::to(t, ScalarType::Float)) : &t;
   }
 
   void last_dim(const char* name, const Tensor& t, int64_t n) {
-    if (t.dim() < 1 || t.size(t.dim() - 1) != n)
-      fail(op_, name, " must have shape [..., ", n, "] to fit ", name_, " ", text(shape_of(coupling_)), ", got ",
+    const auto sizes = t.sizes();
+    if (sizes.size() < 1 || sizes[sizes.size() - 1] != n) {
+      if (num_parts_ == 1) fail(op(), name, " must have shape [..., ", n, "], one for each node of graph, got ", text(shape_of(t)));
+      fail(op(), name, " must have shape [..., ", n, "] to fit ", coupling_name_, " ", text(shape_of(coupling())), ", got ",
            text(shape_of(t)));
+    }
     join(name, t, 1);
   }
 
   void join(const char* name, const Tensor& t, int64_t own_dims) {
-    const size_t dims = size_t(t.dim() - own_dims);
+    const auto sizes = t.sizes();
+    const size_t dims = sizes.size() - size_t(own_dims);
     if (dims > batch_.size()) batch_.insert(batch_.begin(), dims - batch_.size(), 1);
     for (size_t d = 0; d < dims; ++d) {
       int64_t& size = batch_[batch_.size() - dims + d];
-      const int64_t here = t.size(int64_t(d));
       if (size == 1)
-        size = here;
-      else if (here != 1 && here != size)
-        fail(op_, name, " ", text(shape_of(t)), " does not broadcast with the other arguments' batch shape ", text(batch_));
+        size = sizes[d];
+      else if (sizes[d] != 1 && sizes[d] != size)
+        fail(op(), name, " ", text(shape_of(t)), " does not broadcast with the other arguments' batch shape ", text(batch_));
     }
   }
 
-  const char *op_, *name_;
-  int64_t own_dims_;
-  Tensor coupling_;
-  ScalarType original_type_;
+  const OpId id_;
+  const char* const coupling_name_;
+  const int64_t coupling_dims_;
+  const ScalarType given_type_;
+  const int device_;
+  ScalarType type_;
+  const Tensor* coupling_;
+  std::list<Tensor> converted_;  // which neither allocates while it is empty nor moves its elements
+  std::array<Part, 2> parts_;
+  size_t num_parts_ = 0;
   Shape batch_;
   std::vector<bool> is_model_dim_;
+  int64_t num_chains_ = 1;
 };
 
-// beta holds one value or one per sweep; what values, the backend sees.
-inline void check_beta(const char* op, const char* name, const Problem& p, const Tensor& beta, int64_t count) {
-  p.same_device_or_cpu(name, beta);
-  if (beta.scalar_type() != ScalarType::Double || beta.dim() != 1)
-    fail(op, name, " must be a 1-D float64 tensor, got ", name_of(beta.scalar_type()), " ", text(shape_of(beta)));
-  if (beta.size(0) != 1 && beta.size(0) != count)
-    fail(op, name, " must hold 1 value or one per sweep (", count, "), got ", beta.size(0));
+inline void check_layout_tensor(OpId id, const Tensor& layout) {
+  if (layout.scalar_type() != ScalarType::Int || layout.dim() != 1 || !layout.is_contiguous())
+    fail(kOps[id].name, "layout must be a contiguous 1-D int32 tensor, the layout of a ColoredGraph, got ",
+         name_of(layout.scalar_type()), " ", text(shape_of(layout)));
+}
+[[noreturn]] inline void fail_layout(OpId id, const Tensor& layout) {
+  fail(kOps[id].name, "layout must be the layout of a ColoredGraph, got ", layout.size(0), " numbers that are none");
 }
 
-// The values of a beta on the CPU.
-inline std::vector<double> read_beta(const char* op, const char* name, const Tensor& beta) {
-  std::vector<double> out;
-  const double* values = static_cast<const double*>(beta.const_data_ptr());
-  for (int64_t i = 0; i < beta.size(0); ++i) {
-    out.push_back(values[i * beta.stride(0)]);
-    if (!std::isfinite(float(out.back()))) fail(op, name, " must be finite in float32, got ", out.back());
-  }
-  return out;
-}
+// ---- sweeps ----------------------------------------------------------------------------------------------------------------------
 
-// What does not depend on the model: counters and seed. Values of chains are left to the backend.
+// Arguments that do not depend on the model. chains: [...]; the backends check its values.
 struct Counters {
-  Tensor seed;
-  std::optional<Tensor> chains;
-  int64_t chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps;
+  const Tensor& seed;
+  const Tensor& beta;  // 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  const std::optional<Tensor>& chains;
+  int64_t chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps = 0;
 };
-inline void check_counters(const char* op, const Problem& p, const Counters& c) {
+
+struct RelaxationArguments {
+  int64_t relaxation;
+  double sharpness;
+  bool slope_gradient;
+};
+
+// Number of sweeps that a schedule of annealed sweeps describes.
+inline int64_t annealed_sweeps(OpId id, const Tensor& betas) {
+  if (betas.dim() != 1 || betas.size(0) < 1)
+    fail(kOps[id].name, "betas must be a 1-D float64 tensor of at least 1 value, got ", text(shape_of(betas)));
+  return betas.size(0) - 1;
+}
+
+// Number of relaxed sweeps whose fields a forward op has saved.
+inline int64_t relaxed_sweeps_of(const Tensor& fields) { return fields.dim() ? fields.size(0) : 0; }
+
+inline void check_counters(const Problem& p, const Counters& c) {
+  const char* const op = p.op();
   if (c.num_sweeps < 0) fail(op, "num_sweeps must not be negative, got ", c.num_sweeps);
   const int64_t sweeps = c.num_sweeps + c.num_relaxed_sweeps;
   if (c.sweep_offset < 0 || c.num_sweeps >= kMaxSweeps || c.num_relaxed_sweeps >= kMaxSweeps ||
@@ -269,98 +344,93 @@ inline void check_counters(const char* op, const Problem& p, const Counters& c) 
     fail(op, "seed must be a 0-dim int64 tensor, got ", name_of(c.seed.scalar_type()), " ", text(shape_of(c.seed)));
   if (!c.chains && (c.chain_offset < 0 || c.chain_offset > kMaxChains - p.num_chains()))
     fail(op, "chain_offset must lie in 0 .. 2^48 less the number of chains, got ", c.chain_offset);
+
+  const char* const name = p.beta_name();
+  const int64_t count = Problem::is_annealed(p.id()) ? sweeps + 1 : sweeps;
+  p.same_device_or_cpu(name, c.beta);
+  if (c.beta.scalar_type() != ScalarType::Double || c.beta.dim() != 1)
+    fail(op, name, " must be a 1-D float64 tensor, got ", name_of(c.beta.scalar_type()), " ", text(shape_of(c.beta)));
+  if (const int64_t got = c.beta.size(0); got != 1 && got != count)
+    fail(op, name, " must hold 1 value or one per sweep (", count, "), got ", got);
 }
 
-struct RelaxationArguments {
-  int64_t relaxation;
-  double sharpness;
-  bool slope_gradient;
-};
-inline void check_relaxation(const char* op, const RelaxationArguments& r) {
-  if (r.relaxation < 0 || r.relaxation >= kNumRelaxations) fail(op, "relaxation must be a code in 0 .. 3, got ", r.relaxation);
+inline void check_relaxation(const Problem& p, const RelaxationArguments& r) {
+  if (r.relaxation < 0 || r.relaxation >= kNumRelaxations) fail(p.op(), "relaxation must be a code in 0 .. 3, got ", r.relaxation);
   if (!(r.sharpness > 0) || !std::isfinite(float(r.sharpness)))
-    fail(op, "sharpness must be positive and finite, got ", r.sharpness);
+    fail(p.op(), "sharpness must be positive and finite, got ", r.sharpness);
 }
 
-// What is said of a fault; `value` is the one found where it was no NaN. Interrupts are the caller's.
-inline std::string text(Outcome outcome, float value = 0, const char* beta_name = "beta") {
-  std::ostringstream found;
-  found << value;
-  switch (outcome) {
-    case Outcome::kOk:
-      return "";
-    case Outcome::kInterrupted:
-      return "interrupted";
-    case Outcome::kNonFiniteWeight:
-      return "weight must be finite, got NaN or inf";
-    case Outcome::kTooLargeWeight:
-      return "weight must be less than 2^127 in magnitude, got a larger value";
-    case Outcome::kNonFiniteLeftBias:
-      return "left_bias must be finite in float32, got NaN or inf";
-    case Outcome::kNonFiniteRightBias:
-      return "right_bias must be finite in float32, got NaN or inf";
-    case Outcome::kNonFiniteBaseLeftBias:
-      return "base_left_bias must be finite in float32, got NaN or inf";
-    case Outcome::kNonFiniteBaseRightBias:
-      return "base_right_bias must be finite in float32, got NaN or inf";
-    case Outcome::kNonFiniteCoupling:
-      return "coupling must be finite, got NaN or inf";
-    case Outcome::kTooLargeCoupling:
-      return "coupling must be less than 2^127 in magnitude, got a larger value";
-    case Outcome::kNonFiniteBias:
-      return "bias must be finite in float32, got NaN or inf";
-    case Outcome::kNonFiniteBaseBias:
-      return "base_bias must be finite in float32, got NaN or inf";
-    case Outcome::kLeftNotBits:
-      return "left must hold 0 and 1 only, got " + found.str();
-    case Outcome::kRightNotBits:
-      return "right must hold 0 and 1 only, got " + found.str();
-    case Outcome::kStateNotBits:
-      return "state must hold 0 and 1 only, got " + found.str();
-    case Outcome::kNonFiniteLeft:
-      return "left must be finite, got NaN or inf";
-    case Outcome::kNonFiniteState:
-      return "state must be finite, got NaN or inf";
-    case Outcome::kChainOutOfRange:
-      return "chain_offset must lie in 0 .. 2^48 - 1, got " + found.str();
-    case Outcome::kNonFiniteBeta:
-      return std::string(beta_name) + " must be finite in float32, got " + found.str();
-    case Outcome::kBadLayout:
-      return "layout must be the layout of a ColoredGraph, got numbers that are none";
+// Binary, relaxed (relaxation: not null) and annealed sweeps.
+inline void check_sweeps(Problem& p, const Counters& c, const RelaxationArguments* relaxation = nullptr) {
+  for (Part& part : p.parts()) part.bias = p.parameter(part.names.bias, *part.bias, part.size);
+  for (Part& part : p.parts())
+    if (part.base_bias) part.base_bias = p.parameter(part.names.base_bias, *part.base_bias, part.size);
+  for (const Part& part : p.parts())
+    if (part.state) p.state(part.names.state, *part.state, part.size);
+  for (const Part& part : p.parts()) {
+    if (!part.clamp) continue;
+    p.mask(part.names.clamp, *part.clamp, part.size);
+    if (!part.state) fail(p.op(), part.names.state, " must be given when ", part.names.clamp, " is, got none");
   }
-  return "an unknown fault";
+  if (c.chains) p.chain_numbers(*c.chains);
+  p.finish(false);
+  if (relaxation && c.num_relaxed_sweeps < 1) fail(p.op(), "num_relaxed_sweeps must be at least 1, got ", c.num_relaxed_sweeps);
+  check_counters(p, c);
+  if (relaxation) check_relaxation(p, *relaxation);
 }
 
-// Warns of rounding that may change probabilities, and says which of the two kinds is the larger. `rest` ends the message.
-inline void warn_of_rounding(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
-                             const std::string& rest) {
-  if (!hooks.warn) return;
-  std::ostringstream out;
-  out << op << ": " << coupling;
-  if (2 * float32_error(rounding) > field_error(rounding, neighbors))
-    out << " and biases of about " << rounding.bias << " may nearly cancel, and float32 then shifts a field by about "
-        << float32_error(rounding) << " (smaller parameters or a lower beta help)";
-  else
-    out << " is so large that rounding it to fixed point is felt (a smaller one or a lower beta helps): resolution "
-        << rounding.scale;
-  out << " for units of up to " << neighbors << " neighbours" << rest;
-  if (!hooks.warn(out.str().c_str())) throw std::runtime_error(std::string(op) + ": stopped by a warning");
-}
-inline std::string at_beta(double beta) {
-  std::ostringstream out;
-  out << " at beta " << beta;
-  return out.str();
+// One row of `size` values for each chain: a gradient, or a state that the forward op has saved.
+struct Rows {
+  const char* name;
+  const Tensor& tensor;
+  int64_t size;
+};
+
+// Backward ops of relaxed sweeps. Returns the rows as contiguous tensors: an expanded gradient (of a sum, say) is materialised.
+inline std::vector<Tensor> check_backward(Problem& p, std::initializer_list<Rows> rows, const Tensor& fields, const Counters& c,
+                                          const RelaxationArguments& relaxation) {
+  for (const Rows& r : rows) p.computed(r.name, r.tensor, r.size);
+  if (c.chains) p.chain_numbers(*c.chains);
+  p.finish(true);
+  p.saved_fields(fields);
+  std::vector<Tensor> whole;
+  whole.reserve(rows.size());
+  for (const Rows& r : rows) {
+    const Shape shape = p.with_batch({r.size});
+    if (shape_of(r.tensor) != shape)
+      fail(p.op(), "every gradient and state must have the whole batch shape, ", text(shape), ", got ", text(shape_of(r.tensor)));
+    whole.push_back(as_contiguous(r.tensor));
+  }
+  check_counters(p, c);
+  check_relaxation(p, relaxation);
+  return whole;
 }
 
-inline Tensor empty_like_batch(const Tensor& like, const Shape& shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+// Finite values of a beta on the CPU.
+inline std::vector<double> read_beta(const Problem& p, const Tensor& beta) {
+  std::vector<double> out(size_t(beta.size(0)));
+  const double* values = static_cast<const double*>(beta.const_data_ptr());
+  const int64_t stride = beta.stride(0);
+  for (size_t i = 0; i < out.size(); ++i) {
+    out[i] = values[int64_t(i) * stride];
+    if (!std::isfinite(float(out[i]))) fail(p.op(), p.beta_name(), " must be finite in float32, got ", out[i]);
+  }
+  return out;
 }
 
-// Contiguous rows for the kernels; expanded gradients (of a sum, say) are materialised here.
-inline Tensor whole_rows(const char* op, const Tensor& t, const Shape& shape) {
-  if (shape_of(t) != shape)
-    fail(op, "every gradient and state must have the whole batch shape, ", text(shape), ", got ", text(shape_of(t)));
-  return torch::stable::contiguous(t);
+// ---- sums over edges -------------------------------------------------------------------------------------------------------------
+
+inline void check_graph_fields(Problem& p) {
+  Part& nodes = p.parts()[0];
+  nodes.bias = p.parameter("bias", *nodes.bias, nodes.size);
+  p.computed("state", *nodes.state, nodes.size);
+  p.finish(false);
+}
+
+inline void check_graph_edge_sums(Problem& p, const Tensor& first, const Tensor& second) {
+  p.computed("first", first, p.nodes().size);
+  p.computed("second", second, p.nodes().size);
+  p.finish(true);
 }
 
 }  // namespace gibbs

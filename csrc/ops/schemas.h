@@ -1,43 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The schemas of all ops. What each computes: gibbs_ext/ops.py and gibbs_ext/functional.py (docstrings), csrc/README.md.
+#include <cstdint>
+#include <iterator>
+
+// Names and schemas of all ops. The docstrings of gibbs_ext/ops.py and gibbs_ext/functional.py, and csrc/README.md, say what each computes.
 namespace gibbs {
 
+enum OpId : uint32_t {
+  kBipartiteGibbs,
+  kBipartiteGibbsRelaxed,
+  kBipartiteGibbsRelaxedBackward,
+  kBipartiteAis,
+  kCouplingResolution,
+  kGraphGibbs,
+  kGraphMetropolis,
+  kGraphGibbsRelaxed,
+  kGraphGibbsRelaxedBackward,
+  kGraphAis,
+  kGraphCouplingResolution,
+  kGraphFields,
+  kGraphEdgeSums,
+  kNumOps,
+};
+
+struct OpSchema {
+  const char *name, *signature;
+};
+// Indexed by OpId.
 // clang-format off
-constexpr const char* kSchemas[] = {
-    "bipartite_gibbs(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, "
-    "Tensor? right, Tensor? clamp_left, Tensor? clamp_right, Tensor? chains, int chain_offset, int sweep_offset, "
-    "int num_sweeps) -> (Tensor left, Tensor right)",
-    "bipartite_gibbs_relaxed(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor "
-    "seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int "
-    "relaxation, float sharpness, bool slope_gradient) -> (Tensor left, Tensor right, Tensor left_mean, Tensor "
-    "state, Tensor fields)",
-    "bipartite_gibbs_relaxed_backward(Tensor grad_left, Tensor grad_right, Tensor grad_left_mean, Tensor state, "
-    "Tensor fields, Tensor weight, Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, "
-    "int num_sweeps, int relaxation, float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor "
-    "grad_left_bias, Tensor grad_right_bias, Tensor grad_weight)",
-    "bipartite_ais(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor "
-    "base_right_bias, Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor "
-    "left, Tensor right, Tensor log_weights)",
-    "coupling_resolution(Tensor weight) -> Tensor",
-    "graph_gibbs(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? "
-    "clamp, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor",
-    "graph_metropolis(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? "
-    "clamp, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor",
-    "graph_gibbs_relaxed(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, "
-    "Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, "
-    "float sharpness, bool slope_gradient) -> (Tensor relaxed, Tensor mean, Tensor start, Tensor fields)",
-    "graph_gibbs_relaxed_backward(Tensor grad_relaxed, Tensor grad_mean, Tensor state, Tensor fields, Tensor "
-    "coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int "
-    "num_sweeps, int relaxation, float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_bias, "
-    "Tensor grad_coupling)",
-    "graph_ais(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor base_bias, Tensor betas, Tensor "
-    "seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)",
-    "graph_coupling_resolution(Tensor coupling, Tensor layout) -> Tensor",
-    "graph_fields(Tensor state, Tensor bias, Tensor coupling, Tensor layout) -> Tensor",
-    "graph_edge_sums(Tensor first, Tensor second, Tensor coupling, Tensor layout) -> Tensor",
+constexpr OpSchema kOps[] = {
+    {"bipartite_gibbs",
+     "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor? right, "
+     "Tensor? clamp_left, Tensor? clamp_right, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps)"
+     " -> (Tensor left, Tensor right)"},
+    {"bipartite_gibbs_relaxed",
+     "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor? chains, "
+     "int chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, float sharpness,"
+     " bool slope_gradient) -> (Tensor left, Tensor right, Tensor left_mean, Tensor state, Tensor fields)"},
+    {"bipartite_gibbs_relaxed_backward",
+     "(Tensor grad_left, Tensor grad_right, Tensor grad_left_mean, Tensor state, Tensor fields, Tensor weight, "
+     "Tensor beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int "
+     "relaxation, float sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_left_bias, Tensor "
+     "grad_right_bias, Tensor grad_weight)"},
+    {"bipartite_ais",
+     "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor "
+     "base_right_bias, Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor "
+     "left, Tensor right, Tensor log_weights)"},
+    {"coupling_resolution",
+     "(Tensor weight) -> Tensor"},
+    {"graph_gibbs",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? clamp, Tensor?"
+     " chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor"},
+    {"graph_metropolis",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? clamp, Tensor?"
+     " chains, int chain_offset, int sweep_offset, int num_sweeps) -> Tensor"},
+    {"graph_gibbs_relaxed",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? chains, int "
+     "chain_offset, int sweep_offset, int num_sweeps, int num_relaxed_sweeps, int relaxation, float sharpness, "
+     "bool slope_gradient) -> (Tensor relaxed, Tensor mean, Tensor start, Tensor fields)"},
+    {"graph_gibbs_relaxed_backward",
+     "(Tensor grad_relaxed, Tensor grad_mean, Tensor state, Tensor fields, Tensor coupling, Tensor layout, Tensor "
+     "beta, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int relaxation, float"
+     " sharpness, bool slope_gradient) -> (Tensor grad_state, Tensor grad_bias, Tensor grad_coupling)"},
+    {"graph_ais",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor base_bias, Tensor betas, Tensor seed, "
+     "Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)"},
+    {"graph_coupling_resolution",
+     "(Tensor coupling, Tensor layout) -> Tensor"},
+    {"graph_fields",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout) -> Tensor"},
+    {"graph_edge_sums",
+     "(Tensor first, Tensor second, Tensor coupling, Tensor layout) -> Tensor"},
 };
 // clang-format on
+static_assert(std::size(kOps) == kNumOps);
 
 }  // namespace gibbs

@@ -45,7 +45,7 @@ try:
     library.set_route("fast")
 except ValueError as error:
     assert str(error).startswith("set_route: name must be auto, ")
-    assert names_listed(error) == routes, error
+    assert names_listed(error) == routes == library.routes, error
     print(library.architectures)
 """
     done = run(sys.executable, "-c", program)

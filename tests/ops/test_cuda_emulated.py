@@ -116,7 +116,7 @@ def test_synchronize_raises_a_fault_once() -> None:
 @pytest.mark.usefixtures("asynchronous")
 def test_a_coarse_resolution_is_said_once() -> None:
     graph = gx.ChimeraGraph(1)
-    message = r"^bipartite_gibbs: weight is so large .* resolution 0.0625 for units of up to 33 neighbours$"
+    message = r"^bipartite_gibbs: weight spans too wide a range: .* steps of 0.0625 .* units of up to 33 neighbours$"
 
     def call() -> None:
         gx.bipartite_gibbs(torch.zeros(3, 17), torch.zeros(17), torch.zeros(33), torch.full((17, 33), 3e6), 1)

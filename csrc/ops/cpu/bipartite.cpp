@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schemas, argument checks and CPU kernels of the ops, against libtorch's stable ABI. What each op computes: gibbs_ext/ops.py and
-// gibbs_ext/functional.py (docstrings), csrc/README.md. Every message starts with the op's name and names the argument.
+// The bipartite ops on the CPU, against libtorch's stable ABI, and the schemas of all ops. twin: csrc/ops/cuda/bipartite.cpp
 #include "cpu/bipartite.h"
-#include "ops/bipartite_arguments.h"
+
+#include "ops/arguments.h"
 #include "ops/cpu/tensors.h"
-#include "ops/schemas.h"
 
 namespace gibbs {
 
@@ -12,33 +11,22 @@ Hooks hooks;
 
 namespace {
 
-void run(const char* op, const BipartiteCall& call) {
-  Rounding rounding = {};
-  check(op, run_bipartite(call, runtime(), &rounding));
-  if (call.num_sweeps) warn_if_large(op, "weight", rounding, std::max(call.n1, call.n2), call.beta);
-}
-
-BipartiteCall describe(const char* op, const BipartiteArguments& a, const Counters& counters, const char* beta_name,
-                       const Tensor& beta) {
-  const BipartiteProblem& p = a.p;
+BipartiteCall describe(const Problem& p, const Counters& counters) {
   BipartiteCall call;
-  call.n1 = p.n1, call.n2 = p.n2;
-  call.batch = p.batch;
-  call.is_double = p.is_double();
-  call.weight = p.coupling_operand();
-  call.left_bias = p.operand(a.left_bias);
-  call.right_bias = p.operand(a.right_bias);
-  set_counters(op, call, p, counters);
-  call.beta = read_beta(op, beta_name, beta);
+  describe(call, p, counters);
+  call.n1 = p.left().size, call.n2 = p.right().size;
+  call.weight = coupling_operand(p);
+  call.left_bias = operand(p, p.left().bias);
+  call.right_bias = operand(p, p.right().bias);
+  call.base_left_bias = operand(p, p.left().base_bias);
+  call.base_right_bias = operand(p, p.right().base_bias);
   return call;
 }
 
-// What the kernels do not come to read.
-void check_unread(const char* op, const BipartiteArguments& a, int64_t num_sweeps) {
-  if (num_sweeps && a.p.num_chains()) return;
-  check_finite(op, "left_bias", a.left_bias);
-  check_finite(op, "right_bias", a.right_bias);
-  if (!a.p.num_chains()) check_finite(op, "weight", a.p.coupling());
+void run(const Problem& p, const BipartiteCall& call) {
+  Rounding rounding = {};
+  check(p, run_bipartite(call, runtime(), &rounding));
+  if (call.num_sweeps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
 }
 
 std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
@@ -46,51 +34,40 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
                                            const std::optional<Tensor>& right, const std::optional<Tensor>& clamp_left,
                                            const std::optional<Tensor>& clamp_right, const std::optional<Tensor>& chains,
                                            int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
-  constexpr const char* op = "bipartite_gibbs";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, 0};
-  const BipartiteArguments a =
-      check_bipartite_gibbs(op, left, left_bias, right_bias, weight, beta, right, clamp_left, clamp_right, counters);
-  const BipartiteProblem& p = a.p;
-  BipartiteCall call = describe(op, a, counters, "beta", beta);
-  check_unread(op, a, num_sweeps);
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  Problem p(kBipartiteGibbs, weight, {.state = &left, .bias = &left_bias, .clamp = pointer(clamp_left)},
+            {.state = pointer(right), .bias = &right_bias, .clamp = pointer(clamp_right)});
+  check_sweeps(p, counters);
+  BipartiteCall call = describe(p, counters);
+  check_unread(p, num_sweeps);
 
-  Bits left_bits = pack(op, "left", p, left, p.n1);
-  Bits right_bits = right ? pack(op, "right", p, *right, p.n2) : Bits(size_t(p.num_chains() * state_words(p.n2)));
-  const Bits left_mask = clamp_left ? pack(op, "clamp_left", p, *clamp_left, p.n1) : Bits();
-  const Bits right_mask = clamp_right ? pack(op, "clamp_right", p, *clamp_right, p.n2) : Bits();
+  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  const Bits left_mask = pack_clamp(p, p.left()), right_mask = pack_clamp(p, p.right());
   call.left_bits = left_bits.data();
   call.right_bits = right_bits.data();
   if (clamp_left) call.clamp_left = left_mask.data();
   if (clamp_right) call.clamp_right = right_mask.data();
-  run(op, call);
-
-  const Tensor left_out = empty_like_batch(left, p.with_batch({p.n1}), left.scalar_type());
-  const Tensor right_out = empty_like_batch(left, p.with_batch({p.n2}), left.scalar_type());
-  unpack(left_bits, p.n1, left_out);
-  unpack(right_bits, p.n2, right_out);
-  return {left_out, right_out};
+  run(p, call);
+  return {unpack(p, p.left(), left_bits, left), unpack(p, p.right(), right_bits, left)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
     const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
     const Tensor& seed, const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps,
     int64_t num_relaxed_sweeps, int64_t relaxation, double sharpness, bool slope_gradient) {
-  constexpr const char* op = "bipartite_gibbs_relaxed";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps};
-  const RelaxationArguments relaxed = {relaxation, sharpness, slope_gradient};
-  const BipartiteArguments a = check_bipartite_gibbs_relaxed(op, left, left_bias, right_bias, weight, beta, counters, relaxed);
-  const BipartiteProblem& p = a.p;
-  BipartiteCall call = describe(op, a, counters, "beta", beta);
-  set_relaxation(call, relaxed);
-  check_unread(op, a, num_sweeps);
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps};
+  const RelaxationArguments how = {relaxation, sharpness, slope_gradient};
+  Problem p(kBipartiteGibbsRelaxed, weight, {.state = &left, .bias = &left_bias}, {.bias = &right_bias});
+  check_sweeps(p, counters, &how);
+  BipartiteCall call = describe(p, counters);
+  set_relaxation(call, how);
+  check_unread(p, num_sweeps);
 
-  const ScalarType type = p.coupling().scalar_type();
-  const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
-  const Tensor state = output(p.with_batch({p.n1})), left_out = output(p.with_batch({p.n1})),
-               right_out = output(p.with_batch({p.n2})), mean = output(p.with_batch({p.n1})),
-               fields = output(p.with_batch({p.n2 + p.n1}, {num_relaxed_sweeps}));
-  Bits left_bits = read_start(op, "left", p, left, p.n1, num_sweeps, state);
-  Bits right_bits(num_sweeps ? size_t(p.num_chains() * state_words(p.n2)) : 0);
+  const Shape left_shape = p.with_batch({p.left().size}), right_shape = p.with_batch({p.right().size});
+  const Tensor state = output(p, left_shape), left_out = output(p, left_shape), right_out = output(p, right_shape),
+               mean = output(p, left_shape), fields = output(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
+  Bits left_bits = read_start(p, p.left(), num_sweeps, state);
+  Bits right_bits = num_sweeps ? pack_state(p, p.right()) : Bits();
   call.left_bits = left_bits.data();
   call.right_bits = right_bits.data();
   call.state = state.mutable_data_ptr();
@@ -98,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   call.right = right_out.mutable_data_ptr();
   call.left_mean = mean.mutable_data_ptr();
   call.fields = fields.mutable_data_ptr();
-  run(op, call);
+  run(p, call);
   return {left_out, right_out, mean, state, fields};
 }
 
@@ -106,36 +83,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
     const Tensor& grad_left, const Tensor& grad_right, const Tensor& grad_left_mean, const Tensor& state, const Tensor& fields,
     const Tensor& weight, const Tensor& beta, const Tensor& seed, const std::optional<Tensor>& chains, int64_t chain_offset,
     int64_t sweep_offset, int64_t num_sweeps, int64_t relaxation, double sharpness, bool slope_gradient) {
-  constexpr const char* op = "bipartite_gibbs_relaxed_backward";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, relaxed_sweeps_of(fields)};
-  const RelaxationArguments relaxed = {relaxation, sharpness, slope_gradient};
-  const BipartiteBackwardArguments a = check_bipartite_gibbs_relaxed_backward(op, grad_left, grad_right, grad_left_mean, state,
-                                                                              fields, weight, beta, counters, relaxed);
-  const BipartiteProblem& p = a.p;
-  const ScalarType type = p.coupling().scalar_type();
-  const Shape left_shape = p.with_batch({p.n1}), right_shape = p.with_batch({p.n2});
-  const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
-  const Tensor grad_state = output(left_shape), grad_left_bias = output(left_shape), grad_right_bias = output(right_shape),
-               grad_weight = output(shape_of(weight));
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps, relaxed_sweeps_of(fields)};
+  const RelaxationArguments how = {relaxation, sharpness, slope_gradient};
+  Problem p(kBipartiteGibbsRelaxedBackward, weight);
+  const int64_t n1 = p.left().size, n2 = p.right().size;
+  const std::vector<Tensor> rows = check_backward(
+      p,
+      {{"grad_left", grad_left, n1}, {"grad_right", grad_right, n2}, {"grad_left_mean", grad_left_mean, n1}, {"state", state, n1}},
+      fields, counters, how);
+  const Tensor saved = as_contiguous(fields);
+  const Tensor grad_state = output(p, p.with_batch({n1})), grad_left_bias = output(p, p.with_batch({n1})),
+               grad_right_bias = output(p, p.with_batch({n2})), grad_weight = output(p, shape_of(weight));
   BipartiteBackwardCall back{};
-  back.forward.n1 = p.n1, back.forward.n2 = p.n2;
-  back.forward.batch = p.batch;
-  back.forward.is_double = p.is_double();
-  back.forward.weight = p.coupling_operand();
-  set_counters(op, back.forward, p, counters);
-  back.forward.beta = read_beta(op, "beta", beta);
-  set_relaxation(back.forward, relaxed);
-  back.forward.state = a.state.data_ptr();
-  back.forward.fields = a.fields.data_ptr();
-  back.grad_left = a.grad_left.const_data_ptr();
-  back.grad_right = a.grad_right.const_data_ptr();
-  back.grad_left_mean = a.grad_left_mean.const_data_ptr();
+  back.forward = describe(p, counters);
+  set_relaxation(back.forward, how);
+  back.grad_left = rows[0].const_data_ptr();
+  back.grad_right = rows[1].const_data_ptr();
+  back.grad_left_mean = rows[2].const_data_ptr();
+  back.forward.state = rows[3].data_ptr();
+  back.forward.fields = saved.data_ptr();
   back.grad_state = grad_state.mutable_data_ptr();
   back.grad_left_bias = grad_left_bias.mutable_data_ptr();
   back.grad_right_bias = grad_right_bias.mutable_data_ptr();
   back.grad_weight = grad_weight.mutable_data_ptr();
   back.needs_grad_state = num_sweeps == 0;
-  check(op, run_bipartite_backward(back, runtime()));
+  check(p, run_bipartite_backward(back, runtime()));
   return {grad_state, grad_left_bias, grad_right_bias, grad_weight};
 }
 
@@ -143,40 +115,28 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
                                                  const Tensor& weight, const Tensor& base_left_bias, const Tensor& base_right_bias,
                                                  const Tensor& betas, const Tensor& seed, const std::optional<Tensor>& chains,
                                                  int64_t chain_offset, int64_t sweep_offset) {
-  constexpr const char* op = "bipartite_ais";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, annealed_sweeps(op, betas), 0};
-  const BipartiteAnnealedArguments a =
-      check_bipartite_ais(op, left, left_bias, right_bias, weight, base_left_bias, base_right_bias, betas, counters);
-  const BipartiteProblem& p = a.p;
-  BipartiteCall call = describe(op, a, counters, "betas", betas);
-  call.base_left_bias = p.operand(a.base_left_bias);
-  call.base_right_bias = p.operand(a.base_right_bias);
-  check_unread(op, a, counters.num_sweeps);
-  if (!counters.num_sweeps || !p.num_chains()) {
-    check_finite(op, "base_left_bias", a.base_left_bias);
-    check_finite(op, "base_right_bias", a.base_right_bias);
-  }
-  Bits left_bits = pack(op, "left", p, left, p.n1), right_bits(size_t(p.num_chains() * state_words(p.n2)));
-  const Tensor log_weights = empty_like_batch(p.coupling(), p.with_batch({}), ScalarType::Double);
-  call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
-  std::memset(call.log_weights, 0, size_t(p.num_chains()) * sizeof(double));
+  const Counters counters = {seed, betas, chains, chain_offset, sweep_offset, annealed_sweeps(kBipartiteAis, betas)};
+  Problem p(kBipartiteAis, weight, {.state = &left, .bias = &left_bias, .base_bias = &base_left_bias},
+            {.bias = &right_bias, .base_bias = &base_right_bias});
+  check_sweeps(p, counters);
+  BipartiteCall call = describe(p, counters);
+  check_unread(p, counters.num_sweeps);
+
+  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  const Tensor log_weights = zero_log_weights(p);
   call.left_bits = left_bits.data();
   call.right_bits = right_bits.data();
-  run(op, call);
-  const Tensor left_out = empty_like_batch(left, p.with_batch({p.n1}), left.scalar_type());
-  const Tensor right_out = empty_like_batch(left, p.with_batch({p.n2}), left.scalar_type());
-  unpack(left_bits, p.n1, left_out);
-  unpack(right_bits, p.n2, right_out);
-  return {left_out, right_out, log_weights};
+  call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
+  run(p, call);
+  return {unpack(p, p.left(), left_bits, left), unpack(p, p.right(), right_bits, left), log_weights};
 }
 
 Tensor coupling_resolution(const Tensor& weight) {
-  constexpr const char* op = "coupling_resolution";
-  BipartiteProblem p(op, weight);
+  Problem p(kCouplingResolution, weight);
   p.finish(true);
-  const Tensor out = empty_like_batch(p.coupling(), p.with_batch({}), ScalarType::Double);
-  check(op, run_coupling_resolution(p.n1, p.n2, p.batch, p.is_double(), p.coupling_operand(),
-                                    static_cast<double*>(out.mutable_data_ptr())));
+  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  check(p, run_coupling_resolution(p.left().size, p.right().size, batch(p), p.is_double(), coupling_operand(p),
+                                   static_cast<double*>(out.mutable_data_ptr())));
   return out;
 }
 
@@ -184,7 +144,7 @@ Tensor coupling_resolution(const Tensor& weight) {
 }  // namespace gibbs
 
 STABLE_TORCH_LIBRARY(gibbs_ext, m) {
-  for (const char* schema : gibbs::kSchemas) m.def(schema);
+  for (const auto& [name, signature] : gibbs::kOps) m.def((std::string(name) + signature).c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schemas, argument checks and CPU kernels of the ops on coloured graphs; see csrc/ops/cpu/bipartite.cpp.
+// The ops on coloured graphs on the CPU, against libtorch's stable ABI. twin: csrc/ops/cuda/graph.cpp
 #include "cpu/graph.h"
+
 #include "cpu/graph_fields.h"
+#include "ops/arguments.h"
 #include "ops/cpu/tensors.h"
-#include "ops/graph_arguments.h"
 
 namespace gibbs {
 
 namespace {
 
-// The graph that a layout describes. Nothing in it leads outside any tensor, whoever made it: that is read again by every call, at about a
-// nanosecond a number. Whether its colouring is proper, only gibbs_ext._C.graph_layout checks.
-GraphView read_layout(const char* op, const Tensor& layout) {
+// The graph that a layout describes. Every call checks, at about a nanosecond a number, that no number leads outside a tensor, because a
+// layout may come from anywhere. Only gibbs_ext._C.graph_layout checks that the colouring is proper.
+GraphView read_layout(OpId op, const Tensor& layout) {
   check_layout_tensor(op, layout);
   const int32_t* data = static_cast<const int32_t*>(layout.const_data_ptr());
   const int64_t size = layout.size(0);
@@ -40,67 +41,44 @@ GraphView read_layout(const char* op, const Tensor& layout) {
   return graph_view(data);
 }
 
-class CpuGraphProblem : public GraphProblem {
- public:
-  CpuGraphProblem(const char* op, const Tensor& coupling, const Tensor& layout)
-      : CpuGraphProblem(op, coupling, layout, read_layout(op, layout)) {}
-  GraphView graph;
+GraphSize size_of(const GraphView& graph) { return {graph.num_nodes, graph.num_edges, graph.num_colors}; }
 
- private:
-  CpuGraphProblem(const char* op, const Tensor& coupling, const Tensor& layout, const GraphView& view)
-      : GraphProblem(op, coupling, layout, {view.num_nodes, view.num_edges, view.num_colors}), graph(view) {}
-};
-
-GraphCall describe(const CpuGraphProblem& p, const Counters& counters, const char* beta_name, const Tensor& beta) {
+GraphCall describe(const Problem& p, const GraphView& graph, const Counters& counters) {
   GraphCall call;
-  call.graph = p.graph;
-  call.batch = p.batch;
-  call.is_double = p.is_double();
-  call.coupling = p.coupling_operand();
+  describe(call, p, counters);
+  call.graph = graph;
+  call.coupling = coupling_operand(p);
+  call.bias = operand(p, p.nodes().bias);
+  call.base_bias = operand(p, p.nodes().base_bias);
   call.route = graph_route();
-  set_counters(p.op(), call, p, counters);
-  call.beta = read_beta(p.op(), beta_name, beta);
   return call;
 }
 
-void run(const char* op, const GraphCall& call) {
+void run(const Problem& p, const GraphCall& call) {
   Rounding rounding = {};
-  check(op, run_graph(call, runtime(), &rounding));
-  if (call.num_sweeps && call.graph.num_edges) warn_if_large(op, "coupling", rounding, call.graph.max_degree, call.beta);
-}
-
-// What the kernels do not come to read.
-void check_unread(const char* op, const CpuGraphProblem& p, int64_t num_sweeps, const Tensor& bias,
-                  const Tensor* base_bias = nullptr) {
-  if (num_sweeps && p.num_chains()) return;
-  check_finite(op, "bias", bias);
-  if (base_bias) check_finite(op, "base_bias", *base_bias);
-  if (!p.num_chains()) check_finite(op, "coupling", p.coupling());
+  check(p, run_graph(call, runtime(), &rounding));
+  if (call.num_sweeps && call.graph.num_edges) warn_if_large(p, rounding, call.graph.max_degree, call.beta);
 }
 
 // graph_gibbs and graph_metropolis.
-template <bool kMetropolis>
+template <OpId kOp>
 Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout, const Tensor& beta,
                     const Tensor& seed, const std::optional<Tensor>& clamp, const std::optional<Tensor>& chains,
                     int64_t chain_offset, int64_t sweep_offset, int64_t num_sweeps) {
-  constexpr const char* op = kMetropolis ? "graph_metropolis" : "graph_gibbs";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, 0};
-  CpuGraphProblem p(op, coupling, layout);
-  const int64_t n = p.graph.num_nodes;
-  const Tensor parameter = check_graph_gibbs(p, state, bias, beta, clamp, counters);
-  GraphCall call = describe(p, counters, "beta", beta);
-  call.bias = p.operand(parameter);
-  check_unread(op, p, num_sweeps, parameter);
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  const GraphView graph = read_layout(kOp, layout);
+  Problem p(kOp, coupling, layout, size_of(graph), {.state = &state, .bias = &bias, .clamp = pointer(clamp)});
+  check_sweeps(p, counters);
+  GraphCall call = describe(p, graph, counters);
+  check_unread(p, num_sweeps);
 
-  Bits bits = pack(op, "state", p, state, n);
-  const Bits mask = clamp ? pack(op, "clamp", p, *clamp, n) : Bits();
+  Bits bits = pack_state(p, p.nodes());
+  const Bits mask = pack_clamp(p, p.nodes());
   call.bits = bits.data();
-  call.metropolis = kMetropolis;
+  call.metropolis = kOp == kGraphMetropolis;
   if (clamp) call.clamp = mask.data();
-  run(op, call);
-  const Tensor out = empty_like_batch(state, p.with_batch({n}), state.scalar_type());
-  unpack(bits, n, out);
-  return out;
+  run(p, call);
+  return unpack(p, p.nodes(), bits, state);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& state, const Tensor& bias, const Tensor& coupling,
@@ -108,28 +86,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
                                                                const std::optional<Tensor>& chains, int64_t chain_offset,
                                                                int64_t sweep_offset, int64_t num_sweeps, int64_t num_relaxed_sweeps,
                                                                int64_t relaxation, double sharpness, bool slope_gradient) {
-  constexpr const char* op = "graph_gibbs_relaxed";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps};
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps};
   const RelaxationArguments how = {relaxation, sharpness, slope_gradient};
-  CpuGraphProblem p(op, coupling, layout);
-  const int64_t n = p.graph.num_nodes;
-  const Tensor parameter = check_graph_gibbs_relaxed(p, state, bias, beta, counters, how);
-  GraphCall call = describe(p, counters, "beta", beta);
-  call.bias = p.operand(parameter);
+  const GraphView graph = read_layout(kGraphGibbsRelaxed, layout);
+  Problem p(kGraphGibbsRelaxed, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
+  check_sweeps(p, counters, &how);
+  GraphCall call = describe(p, graph, counters);
   set_relaxation(call, how);
-  check_unread(op, p, num_sweeps, parameter);
+  check_unread(p, num_sweeps);
 
-  const ScalarType type = p.coupling().scalar_type();
-  const auto output = [&](const Shape& shape) { return empty_like_batch(p.coupling(), shape, type); };
-  const Tensor start = output(p.with_batch({n})), relaxed = output(p.with_batch({n})), mean = output(p.with_batch({n})),
-               fields = output(p.with_batch({n}, {num_relaxed_sweeps}));
-  Bits bits = read_start(op, "state", p, state, n, num_sweeps, start);
+  const Shape shape = p.with_batch({p.num_units()});
+  const Tensor start = output(p, shape), relaxed = output(p, shape), mean = output(p, shape),
+               fields = output(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
+  Bits bits = read_start(p, p.nodes(), num_sweeps, start);
   call.bits = bits.data();
   call.state = start.mutable_data_ptr();
   call.relaxed = relaxed.mutable_data_ptr();
   call.mean = mean.mutable_data_ptr();
   call.fields = fields.mutable_data_ptr();
-  run(op, call);
+  run(p, call);
   return {relaxed, mean, start, fields};
 }
 
@@ -139,78 +114,76 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
                                                                 const std::optional<Tensor>& chains, int64_t chain_offset,
                                                                 int64_t sweep_offset, int64_t num_sweeps, int64_t relaxation,
                                                                 double sharpness, bool slope_gradient) {
-  constexpr const char* op = "graph_gibbs_relaxed_backward";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, num_sweeps, relaxed_sweeps_of(fields)};
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps, relaxed_sweeps_of(fields)};
   const RelaxationArguments how = {relaxation, sharpness, slope_gradient};
-  CpuGraphProblem p(op, coupling, layout);
-  const GraphBackwardTensors t = check_graph_gibbs_relaxed_backward(p, grad_relaxed, grad_mean, state, fields, beta, counters, how);
-  const Shape shape = p.with_batch({p.graph.num_nodes});
-  const ScalarType type = p.coupling().scalar_type();
-  const auto output = [&](const Shape& s) { return empty_like_batch(p.coupling(), s, type); };
-  const Tensor grad_state = output(shape), grad_bias = output(shape), grad_coupling = output(shape_of(coupling));
+  const GraphView graph = read_layout(kGraphGibbsRelaxedBackward, layout);
+  Problem p(kGraphGibbsRelaxedBackward, coupling, layout, size_of(graph));
+  const int64_t n = p.num_units();
+  const std::vector<Tensor> rows = check_backward(
+      p, {{"grad_relaxed", grad_relaxed, n}, {"grad_mean", grad_mean, n}, {"state", state, n}}, fields, counters, how);
+  const Tensor saved = as_contiguous(fields);
+  const Tensor grad_state = output(p, p.with_batch({n})), grad_bias = output(p, p.with_batch({n})),
+               grad_coupling = output(p, shape_of(coupling));
   GraphBackwardCall back{};
-  back.forward = describe(p, counters, "beta", beta);
+  back.forward = describe(p, graph, counters);
   set_relaxation(back.forward, how);
-  back.forward.state = t.state.data_ptr();
-  back.forward.fields = t.fields.data_ptr();
-  back.grad_relaxed = t.grad_relaxed.const_data_ptr();
-  back.grad_mean = t.grad_mean.const_data_ptr();
+  back.grad_relaxed = rows[0].const_data_ptr();
+  back.grad_mean = rows[1].const_data_ptr();
+  back.forward.state = rows[2].data_ptr();
+  back.forward.fields = saved.data_ptr();
   back.grad_state = grad_state.mutable_data_ptr();
   back.grad_bias = grad_bias.mutable_data_ptr();
   back.grad_coupling = grad_coupling.mutable_data_ptr();
-  check(op, run_graph_backward(back, runtime()));
+  check(p, run_graph_backward(back, runtime()));
   return {grad_state, grad_bias, grad_coupling};
 }
 
 std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout,
                                      const Tensor& base_bias, const Tensor& betas, const Tensor& seed,
                                      const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset) {
-  constexpr const char* op = "graph_ais";
-  const Counters counters = {seed, chains, chain_offset, sweep_offset, annealed_sweeps(op, betas), 0};
-  CpuGraphProblem p(op, coupling, layout);
-  const int64_t n = p.graph.num_nodes;
-  const GraphAnnealedTensors t = check_graph_ais(p, state, bias, base_bias, betas, counters);
-  GraphCall call = describe(p, counters, "betas", betas);
-  call.bias = p.operand(t.bias);
-  call.base_bias = p.operand(t.base_bias);
-  check_unread(op, p, counters.num_sweeps, t.bias, &t.base_bias);
-  Bits bits = pack(op, "state", p, state, n);
-  const Tensor log_weights = empty_like_batch(p.coupling(), p.with_batch({}), ScalarType::Double);
-  call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
-  std::memset(call.log_weights, 0, size_t(p.num_chains()) * sizeof(double));
+  const Counters counters = {seed, betas, chains, chain_offset, sweep_offset, annealed_sweeps(kGraphAis, betas)};
+  const GraphView graph = read_layout(kGraphAis, layout);
+  Problem p(kGraphAis, coupling, layout, size_of(graph), {.state = &state, .bias = &bias, .base_bias = &base_bias});
+  check_sweeps(p, counters);
+  GraphCall call = describe(p, graph, counters);
+  check_unread(p, counters.num_sweeps);
+
+  Bits bits = pack_state(p, p.nodes());
+  const Tensor log_weights = zero_log_weights(p);
   call.bits = bits.data();
-  run(op, call);
-  const Tensor out = empty_like_batch(state, p.with_batch({n}), state.scalar_type());
-  unpack(bits, n, out);
-  return {out, log_weights};
+  call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
+  run(p, call);
+  return {unpack(p, p.nodes(), bits, state), log_weights};
 }
 
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
-  constexpr const char* op = "graph_coupling_resolution";
-  CpuGraphProblem p(op, coupling, layout);
+  const GraphView graph = read_layout(kGraphCouplingResolution, layout);
+  Problem p(kGraphCouplingResolution, coupling, layout, size_of(graph));
   p.finish(true);
-  const Tensor out = empty_like_batch(p.coupling(), p.with_batch({}), ScalarType::Double);
-  check(op, run_graph_coupling_resolution(p.graph, p.batch, p.is_double(), p.coupling_operand(),
-                                          static_cast<double*>(out.mutable_data_ptr())));
+  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  check(p, run_graph_coupling_resolution(graph, batch(p), p.is_double(), coupling_operand(p),
+                                         static_cast<double*>(out.mutable_data_ptr())));
   return out;
 }
 
 Tensor graph_fields(const Tensor& state, const Tensor& bias, const Tensor& coupling, const Tensor& layout) {
-  CpuGraphProblem p("graph_fields", coupling, layout);
-  const Tensor parameter = check_graph_fields(p, state, bias);
-  const Tensor out = empty_like_batch(p.coupling(), p.with_batch({p.graph.num_nodes}), p.coupling().scalar_type());
-  check(p.op(), run_graph_fields({p.graph, p.batch, p.is_double(), p.operand(state), p.operand(parameter), p.coupling_operand(),
-                                  out.mutable_data_ptr()},
-                                 runtime()));
+  const GraphView graph = read_layout(kGraphFields, layout);
+  Problem p(kGraphFields, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
+  check_graph_fields(p);
+  const Tensor out = output(p, p.with_batch({p.num_units()}));
+  check(p, run_graph_fields({graph, batch(p), p.is_double(), operand(p, &state), operand(p, p.nodes().bias), coupling_operand(p),
+                             out.mutable_data_ptr()},
+                            runtime()));
   return out;
 }
 
 Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& coupling, const Tensor& layout) {
-  CpuGraphProblem p("graph_edge_sums", coupling, layout);
+  const GraphView graph = read_layout(kGraphEdgeSums, layout);
+  Problem p(kGraphEdgeSums, coupling, layout, size_of(graph));
   check_graph_edge_sums(p, first, second);
-  const Tensor out = empty_like_batch(p.coupling(), shape_of(coupling), p.coupling().scalar_type());
-  check(p.op(), run_graph_edge_sums({p.graph, p.batch, p.is_double(), p.operand(first), p.operand(second), out.mutable_data_ptr()},
-                                    runtime()));
+  const Tensor out = output(p, shape_of(coupling));
+  check(p, run_graph_edge_sums({graph, batch(p), p.is_double(), operand(p, &first), operand(p, &second), out.mutable_data_ptr()},
+                               runtime()));
   return out;
 }
 
@@ -218,8 +191,8 @@ Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& 
 }  // namespace gibbs
 
 STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
-  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_sweeps<false>));
-  m.impl("graph_metropolis", TORCH_BOX(&gibbs::graph_sweeps<true>));
+  m.impl("graph_gibbs", TORCH_BOX(&gibbs::graph_sweeps<gibbs::kGraphGibbs>));
+  m.impl("graph_metropolis", TORCH_BOX(&gibbs::graph_sweeps<gibbs::kGraphMetropolis>));
   m.impl("graph_gibbs_relaxed", TORCH_BOX(&gibbs::graph_gibbs_relaxed));
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How the CPU's ops read tensors: values are checked before the kernels run, states travel as bits.
+// How the CPU's ops read and write tensors: they check values before the kernels run, and hand states to them as bits.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/bipartite.h"
 #include "ops/arguments.h"
 
 namespace gibbs {
@@ -53,7 +60,7 @@ inline uint32_t bits_of_bytes(const uint8_t* bytes) {
   return out;
 }
 
-inline Bits pack(const char* op, const char* name, const Problem& p, const Tensor& t, int64_t n) {
+inline Bits pack(const Problem& p, const char* name, const Tensor& t, int64_t n) {
   const int64_t words = state_words(n), stride = t.stride(t.dim() - 1);
   Bits out(size_t(p.num_chains() * words));
   dispatch_state(t.scalar_type(), [&](auto zero) {
@@ -72,7 +79,7 @@ inline Bits pack(const char* op, const char* name, const Problem& p, const Tenso
         }
         const uint32_t ones = bits_of_bytes(is_one), bits = bits_of_bytes(is_bit);
         if (const uint32_t odd = ~bits & (count < 32 ? (1u << count) - 1 : ~0u))
-          fail(op, name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
+          fail(p.op(), name, " must hold 0 and 1 only, got ", float(from[__builtin_ctz(odd) * stride]));
         row[w] = ones;
       }
     });
@@ -85,7 +92,7 @@ inline void unpack(const Bits& bits, int64_t n, const Tensor& out) {
   dispatch_state(out.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     S* data = static_cast<S*>(out.mutable_data_ptr());
-    S fours[16][4];  // of each four bits
+    S fours[16][4];  // the elements of every four bits
     for (int i = 0; i < 64; ++i) fours[i / 4][i % 4] = S(i / 4 >> i % 4 & 1);
     for (int64_t row = 0, rows = words ? int64_t(bits.size()) / words : 0; row < rows; ++row, data += n) {
       const uint32_t* from = bits.data() + row * words;
@@ -96,13 +103,52 @@ inline void unpack(const Bits& bits, int64_t n, const Tensor& out) {
   });
 }
 
-inline void set_counters(const char* op, SweepCall& call, const Problem& p, const Counters& c) {
+// A part's state, or zeros if none is given, and its clamp, or nothing.
+inline Bits pack_state(const Problem& p, const Part& part) {
+  return part.state ? pack(p, part.names.state, *part.state, part.size) : Bits(size_t(p.num_chains() * state_words(part.size)));
+}
+inline Bits pack_clamp(const Problem& p, const Part& part) {
+  return part.clamp ? pack(p, part.names.clamp, *part.clamp, part.size) : Bits();
+}
+
+inline Tensor unpack(const Problem& p, const Part& part, const Bits& bits, const Tensor& like) {
+  const Tensor out = torch::stable::new_empty(like, p.with_batch({part.size}), like.scalar_type());
+  unpack(bits, part.size, out);
+  return out;
+}
+
+// An output of the dtype in which the op computes.
+inline Tensor output(const Problem& p, const Shape& shape) { return torch::stable::new_empty(p.coupling(), shape, p.type()); }
+
+// One zero for each chain, to which annealed sweeps add.
+inline Tensor zero_log_weights(const Problem& p) {
+  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  std::memset(out.mutable_data_ptr(), 0, size_t(p.num_chains()) * sizeof(double));
+  return out;
+}
+
+// ---- calls -----------------------------------------------------------------------------------------------------------------------
+
+inline Operand operand(const Problem& p, const Tensor* t) {
+  if (!t) return {};
+  return {t->const_data_ptr(), p.batch_strides(*t, 1), t->stride(t->dim() - 1), 0};
+}
+inline Operand coupling_operand(const Problem& p) {
+  const Tensor& t = p.coupling();
+  const int64_t row_stride = p.coupling_dims() > 1 ? t.stride(t.dim() - 2) : 0;
+  return {t.const_data_ptr(), p.batch_strides(t, p.coupling_dims()), t.stride(t.dim() - 1), row_stride};
+}
+inline Batch batch(const Problem& p) { return Batch(p.batch_shape(), p.is_model_dim()); }
+
+inline void describe(SweepCall& call, const Problem& p, const Counters& c) {
+  call.batch = batch(p);
+  call.is_double = p.is_double();
   if (c.chains) {
     call.chains = static_cast<const int64_t*>(c.chains->const_data_ptr());
     call.chains_strides = p.batch_strides(*c.chains, 0);
     for_each_row(p.batch_shape(), call.chains_strides, [&](int64_t, int64_t offset) {
       if (call.chains[offset] < 0 || call.chains[offset] >= kMaxChains)
-        fail(op, "chain_offset must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
+        fail(p.op(), "chain_offset must lie in 0 .. 2^48 - 1, got ", call.chains[offset]);
     });
   }
   call.chain_offset = c.chain_offset;
@@ -110,6 +156,7 @@ inline void set_counters(const char* op, SweepCall& call, const Problem& p, cons
   call.num_sweeps = c.num_sweeps;
   call.num_relaxed_sweeps = c.num_relaxed_sweeps;
   call.seed = uint64_t(*static_cast<const int64_t*>(c.seed.const_data_ptr()));
+  call.beta = read_beta(p, c.beta);
 }
 
 inline void set_relaxation(SweepCall& call, const RelaxationArguments& r) {
@@ -128,17 +175,18 @@ inline Runtime runtime() {
           hooks.interrupted};
 }
 
-inline void check(const char* op, Outcome outcome) {
-  if (outcome == Outcome::kInterrupted) throw std::runtime_error(std::string(op) + ": interrupted");
-  if (outcome != Outcome::kOk) fail(op, text(outcome));
+inline void check(const Problem& p, Outcome outcome) {
+  if (outcome == Outcome::kInterrupted) throw std::runtime_error(std::string(p.op()) + ": interrupted");
+  if (outcome != Outcome::kOk) fail(p.op(), text(outcome));
 }
 
-inline void warn_if_large(const char* op, const char* coupling, const Rounding& rounding, int64_t neighbors,
-                          const std::vector<double>& betas) {
+inline void warn_if_large(const Problem& p, const Rounding& rounding, int64_t neighbors, const std::vector<double>& betas) {
   const double beta = largest_magnitude(betas);
   if (beta * field_error(rounding, neighbors) > kResolutionLimit)
-    warn_of_rounding(op, coupling, rounding, neighbors, at_beta(beta));
+    warn_of_rounding(p.op(), p.coupling_name(), rounding, neighbors, at_beta(beta));
 }
+
+// ---- values ----------------------------------------------------------------------------------------------------------------------
 
 // Whether `count` values, `stride` apart, are finite in float32. Without a branch, so that the compiler can take many at once.
 inline bool all_finite(const float* values, int64_t count, int64_t stride) {
@@ -156,8 +204,7 @@ inline bool all_finite(const double* values, int64_t count, int64_t stride) {
   return finite;
 }
 
-// Parameters that the kernels do not come to read, in an empty batch or with no sweeps, are checked all the same.
-inline void check_finite(const char* op, const char* name, const Tensor& t) {
+inline void check_finite(const Problem& p, const char* name, const Tensor& t) {
   Shape rows = shape_of(t), strides(t.strides().begin(), t.strides().end());
   const int64_t count = rows.back(), stride = strides.back();
   rows.pop_back(), strides.pop_back();
@@ -169,7 +216,16 @@ inline void check_finite(const char* op, const char* name, const Tensor& t) {
     check_rows(static_cast<const double*>(t.const_data_ptr()));
   else
     check_rows(static_cast<const float*>(t.const_data_ptr()));
-  if (!finite) fail(op, name, " must be finite in float32, got NaN or inf");
+  if (!finite) fail(p.op(), name, " must be finite in float32, got NaN or inf");
+}
+
+// Parameters are checked even where the kernels read none, in an empty batch or without binary sweeps.
+inline void check_unread(const Problem& p, int64_t num_sweeps) {
+  if (num_sweeps && p.num_chains()) return;
+  for (const Part& part : p.parts()) check_finite(p, part.names.bias, *part.bias);
+  if (!p.num_chains()) check_finite(p, p.coupling_name(), p.coupling());
+  for (const Part& part : p.parts())
+    if (part.base_bias) check_finite(p, part.names.base_bias, *part.base_bias);
 }
 
 // Copies a state of the parameters' dtype, broadcast, into rows.
@@ -189,20 +245,19 @@ inline bool copy_rows(const Problem& p, const Tensor& from, int64_t n, T* to) {
   return finite;
 }
 
-// Where relaxed sweeps begin: bits, if binary sweeps come first, which are returned; else the state as it is, bits or relaxed, which is
-// written to `start`, of the parameters' dtype.
-inline Bits read_start(const char* op, const char* name, const Problem& p, const Tensor& state, int64_t n, int64_t num_sweeps,
-                       const Tensor& start) {
-  if (num_sweeps || state.scalar_type() == ScalarType::Bool || state.scalar_type() == ScalarType::Byte) {
-    Bits bits = pack(op, name, p, state, n);
-    if (!num_sweeps) unpack(bits, n, start);
+// Reads where relaxed sweeps begin. Binary sweeps, which come first, begin at bits: those are returned. Otherwise the state, bits or
+// relaxed, is written to `start`, of the parameters' dtype.
+inline Bits read_start(const Problem& p, const Part& part, int64_t num_sweeps, const Tensor& start) {
+  const Tensor& state = *part.state;
+  if (num_sweeps || is_bit_type(state.scalar_type())) {
+    Bits bits = pack_state(p, part);
+    if (!num_sweeps) unpack(bits, part.size, start);
     return bits;
   }
-  const ScalarType type = start.scalar_type();
-  const Tensor converted = state.scalar_type() == type ? state : torch::stable::to(state, type);
-  const bool finite = type == ScalarType::Double ? copy_rows(p, converted, n, static_cast<double*>(start.mutable_data_ptr()))
-                                                 : copy_rows(p, converted, n, static_cast<float*>(start.mutable_data_ptr()));
-  if (!finite) fail(op, name, " must be finite, got NaN or inf");
+  const Tensor converted = state.scalar_type() == p.type() ? state : torch::stable::to(state, p.type());
+  const bool finite = p.is_double() ? copy_rows(p, converted, part.size, static_cast<double*>(start.mutable_data_ptr()))
+                                    : copy_rows(p, converted, part.size, static_cast<float*>(start.mutable_data_ptr()));
+  if (!finite) fail(p.op(), part.names.state, " must be finite, got NaN or inf");
   return {};
 }
 

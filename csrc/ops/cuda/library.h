@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "ops/hooks.h"
+#include "ops/faults.h"
 
-// What gibbs_ext._C asks of the library that holds the CUDA kernels, which it loads at run time: extern "C" gibbs_cuda_library().
+// The interface between gibbs_ext._C and the library that holds the CUDA kernels. _C loads the library at run time and calls its
+// extern "C" gibbs_cuda_library().
 namespace gibbs {
 
 struct CudaLibrary {
@@ -11,9 +12,11 @@ struct CudaLibrary {
   const char* architectures;  // what the kernels are compiled for, "75;80;...": machine code, and PTX of the last generation
   // What kernels on a device have found wrong since it was last asked; null: nothing. Valid until the thread's next call.
   const char* (*take_fault)(int device);
-  // Which route binary sweeps take: "auto" or, for tests and benchmarks, one by name. False where it is none.
+  // The name of route number `index` of binary sweeps; null: there are no more. Number 0 is "auto", which takes the fastest.
+  const char* (*route_name)(int index);
+  // Chooses a route by name, for tests and benchmarks; false: there is none of the name.
   bool (*set_route)(const char* name);
-  // Which route the last binary sweeps took; "": there were none.
+  // The route that the last binary sweeps took; "": there were none.
   const char* (*last_route)();
 };
 

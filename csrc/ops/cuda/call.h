@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One call of a CUDA op: tensors become views, kernels are planned and launched, and their reports become errors and warnings. Kernels
+// check the values of tensors as they read them, and report what is wrong (csrc/cuda/README.md, "Faults").
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "cuda/devices.h"
+#include "cuda/views.cuh"
+#include "ops/arguments.h"
+
+// The emulator's kernels run on the host, as ops of their own with the same schemas.
+#if defined(GIBBS_EMULATE)
+#define GIBBS_OPS gibbs_ext_emulated
+#define GIBBS_OPS_KEY CPU
+#else
+#define GIBBS_OPS gibbs_ext
+#define GIBBS_OPS_KEY CUDA
+#endif
+
+namespace gibbs {
+
+// Gathers the strides of a call's operands over its batch, merges dimensions that none of them keeps apart, and writes the strides into the
+// views. Until then the views must stay where they are.
+class BatchBuilder {
+ public:
+  explicit BatchBuilder(const Problem& p) : p_(p) {
+    Shape contiguous(p.batch_shape().size());
+    int64_t stride = 1;
+    for (size_t d = contiguous.size(); d-- > 0; stride *= p.batch_shape()[d]) contiguous[d] = stride;
+    operands_.push_back({contiguous, nullptr});
+  }
+
+  void add(BatchStrides& target, const Tensor& t, int64_t own_dims) {
+    operands_.push_back({p_.batch_strides(t, own_dims), &target});
+  }
+
+  // Absent tensors, null, leave their views as they are.
+  void parameter(ParameterView& view, const Tensor* t, int64_t own_dims = 1) {
+    if (!t) return;
+    view.data = t->const_data_ptr();
+    view.stride = t->stride(t->dim() - 1);
+    view.row_stride = own_dims > 1 ? t->stride(t->dim() - 2) : 0;
+    add(view.batch_strides, *t, own_dims);
+  }
+  void coupling(ParameterView& view) { parameter(view, &p_.coupling(), p_.coupling_dims()); }
+
+  void state(StateView& view, const Tensor* t) {
+    if (!t) return;
+    view.data = t->const_data_ptr();
+    view.is_floating = !is_bit_type(t->scalar_type());
+    const StateOutput like = output(*t);
+    view.element_size = like.element_size, view.one = like.one;
+    view.stride = t->stride(t->dim() - 1);
+    add(view.batch_strides, *t, 1);
+  }
+
+  static StateOutput output(const Tensor& t) {
+    switch (t.scalar_type()) {
+      case ScalarType::Double:
+        return {t.data_ptr(), 8, 0x3ff0000000000000};
+      case ScalarType::Float:
+        return {t.data_ptr(), 4, 0x3f800000};
+      case ScalarType::Half:
+        return {t.data_ptr(), 2, 0x3c00};
+      case ScalarType::BFloat16:
+        return {t.data_ptr(), 2, 0x3f80};
+      default:
+        return {t.data_ptr(), 1, 1};
+    }
+  }
+
+  void finish(BatchView& batch) {
+    std::vector<size_t> dims;  // dimensions of more than one element, the models' first
+    for (const bool of_models : {true, false})
+      for (size_t d = 0; d < p_.batch_shape().size(); ++d)
+        if (p_.is_model_dim()[d] == of_models && p_.batch_shape()[d] != 1) dims.push_back(d);
+    batch = {};
+    batch.num_models = batch.chains_per_model = 1;
+    int last = -1;
+    bool last_of_models = false;
+    for (const size_t d : dims) {
+      const int64_t size = p_.batch_shape()[d];
+      const bool of_models = p_.is_model_dim()[d];
+      const auto continues = [&](const Operand& o) { return o.merged[last] == o.strides[d] * size; };
+      const bool merges = last >= 0 && of_models == last_of_models && std::all_of(operands_.begin(), operands_.end(), continues);
+      if (!merges && ++last == kMaxBatchDims)
+        fail(p_.op(), "the batch has more than ", kMaxBatchDims,
+             " dimensions that are strided or broadcast each in its own way: ", text(p_.batch_shape()));
+      batch.sizes[last] = merges ? batch.sizes[last] * size : size;
+      for (Operand& o : operands_) o.merged[last] = o.strides[d];
+      last_of_models = of_models;
+      if (of_models) batch.num_model_dims = last + 1;
+      (of_models ? batch.num_models : batch.chains_per_model) *= size;
+    }
+    batch.num_dims = last + 1;
+    std::copy(operands_[0].merged.begin(), operands_[0].merged.end(), batch.contiguous);
+    for (size_t i = 1; i < operands_.size(); ++i)
+      std::copy(operands_[i].merged.begin(), operands_[i].merged.end(), *operands_[i].target);
+  }
+
+ private:
+  struct Operand {
+    Shape strides;
+    BatchStrides* target;
+    std::array<int64_t, kMaxBatchDims> merged = {};
+  };
+  const Problem& p_;
+  std::vector<Operand> operands_;
+};
+
+// ---- reports ---------------------------------------------------------------------------------------------------------------------
+
+// The error that a device's kernels have reported since this was last asked; "": none. Warns of rounding if there was no error.
+enum class FoundBy { kThisCall, kEarlierCall };
+inline std::string take_report(DeviceReport& report, FoundBy by, const std::string& with_beta = "") {
+  const Findings found = take_findings(report);
+  if (found.rounding && !found.fault) {
+    const auto& [op, rounding, degree] = *found.rounding;
+    warn_of_rounding(kOps[op].name, op >= kGraphGibbs ? "coupling" : "weight", rounding, degree,
+                     with_beta + (by == FoundBy::kEarlierCall ? " (found by an earlier call)" : ""));
+  }
+  if (!found.fault) return "";
+  const auto& [op, outcome, value] = *found.fault;
+  return std::string(kOps[op].name) + ": " + text(outcome, value, Problem::is_annealed(op) ? "betas" : "beta") +
+         (by == FoundBy::kEarlierCall ? " (found by an earlier call, whose results are not valid)" : "");
+}
+
+// ---- one call --------------------------------------------------------------------------------------------------------------------
+
+class Call {
+ public:
+  // Raises what an earlier call's kernels have found meanwhile.
+  explicit Call(const Problem& p) : p_(p), device_(cuda_device(p)), guard_(device_), batch_(p) {
+    try {
+      used_ = &use_device(device_);
+      stream_ = current_stream(device_);
+    } catch (const std::runtime_error& error) {
+      fail_at_runtime(error.what());
+    }
+    raise(take_report(*used_->report, FoundBy::kEarlierCall));
+  }
+
+  BatchBuilder& batch() { return batch_; }
+
+  // Outputs and workspace. The error of a failed allocation names the op and the size.
+  Tensor allocate(const Tensor& like, const Shape& shape, ScalarType type) const {
+    try {
+      return torch::stable::new_empty(like, shape, type);
+    } catch (const std::exception& error) {
+      fail_at_runtime("cannot allocate " + text(shape) + " " + name_of(type) + " on " + device_name(like) + ": " + error.what());
+    }
+  }
+  // Of the dtype in which the op computes.
+  Tensor output(const Shape& shape) const { return allocate(p_.coupling(), shape, p_.type()); }
+  Tensor state_output(const Part& part, const Tensor& like) const {
+    return allocate(like, p_.with_batch({part.size}), like.scalar_type());
+  }
+  Tensor output_per_model_or_chain() const { return allocate(p_.coupling(), p_.with_batch({}), ScalarType::Double); }
+
+  // Without sweeps.
+  void describe(SweepView& s) const { s.op = p_.id(), s.report = used_->report, s.largest_error = -1; }
+
+  // num_rounded_sweeps: number of sweeps that use rounded couplings.
+  void describe(SweepView& s, const Counters& c, int64_t num_rounded_sweeps) {
+    describe(s);
+    s.chain_offset = c.chain_offset, s.sweep_offset = c.sweep_offset;
+    s.num_sweeps = c.num_sweeps, s.num_relaxed_sweeps = c.num_relaxed_sweeps;
+    if (c.chains) {
+      s.chains = static_cast<const int64_t*>(c.chains->const_data_ptr());
+      batch_.add(s.chains_strides, *c.chains, 0);
+    }
+    if (c.seed.is_cpu())
+      s.seed = uint64_t(*static_cast<const int64_t*>(c.seed.const_data_ptr()));
+    else
+      s.seed_data = static_cast<const int64_t*>(c.seed.const_data_ptr());
+    s.num_betas = c.beta.size(0);
+    if (c.beta.is_cpu()) {
+      const std::vector<double> values = read_beta(p_, c.beta);
+      largest_beta_ = 0;
+      for (const double value : values) largest_beta_ = std::max(largest_beta_, std::fabs(value));
+      if (values.size() <= kMaxInlineBetas)
+        std::copy(values.begin(), values.end(), s.beta);
+      else
+        s.beta_data = on_device(c.beta);
+    } else {
+      beta_ = as_contiguous(c.beta);
+      s.beta_data = static_cast<const double*>(beta_->const_data_ptr());
+    }
+    if (num_rounded_sweeps > 0 && largest_beta_ > 0) s.largest_error = float(kResolutionLimit / largest_beta_);
+  }
+
+  static void describe(SweepView& s, const RelaxationArguments& r) {
+    s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;
+  }
+
+  // Plans, allocates the plan's workspace and launches. plan(params, limits) may note what it has chosen.
+  template <class Params, class MakePlan, class Plan>
+  void launch(Params& params, const MakePlan& make_plan, void (*start)(const Params&, const Plan&, Stream)) {
+    batch_.finish(params.sweep.batch);
+    const Plan plan = run([&] { return make_plan(params, used_->limits); });
+    std::optional<Tensor> workspace;
+    if (plan.workspace) workspace = allocate(p_.coupling(), {plan.workspace}, ScalarType::Byte);
+    params.workspace = workspace ? workspace->mutable_data_ptr() : nullptr;
+    run([&] { start(params, plan, stream_); });
+    finish();
+  }
+  // Launches kernels that need no plan, by start(stream).
+  template <class Params, class Start>
+  void launch(Params& params, const Start& start) {
+    batch_.finish(params.sweep.batch);
+    run([&] { start(stream_); });
+    finish();
+  }
+
+ private:
+  // The dispatcher brings a call here as soon as one tensor is on a CUDA device.
+  static int cuda_device(const Problem& p) {
+#if defined(GIBBS_EMULATE)
+    return (void)p, 0;
+#else
+    if (!p.coupling().is_cuda())
+      fail(p.op(), "the parameters must be on the CUDA device of the other tensors, got ", device_name(p.coupling()));
+    return p.coupling().get_device_index();
+#endif
+  }
+
+  // Errors of the machine, not of an argument.
+  [[noreturn]] void fail_at_runtime(const std::string& what) const { throw std::runtime_error(std::string(p_.op()) + ": " + what); }
+  static void raise(const std::string& message) {
+    if (!message.empty()) throw std::invalid_argument(message);
+  }
+
+  // Raises errors of plans and launches in the op's name.
+  template <class F>
+  auto run(const F& f) const {
+    try {
+      return f();
+    } catch (const std::invalid_argument& error) {
+      fail(p_.op(), error.what());
+    } catch (const std::exception& error) {
+      fail_at_runtime(error.what());
+    }
+  }
+
+  void finish() const {
+    if (!is_synchronous() || run([&] { return is_capturing(stream_); })) return;
+    run([&] { synchronize(stream_); });
+    raise(take_report(*used_->report, FoundBy::kThisCall, at_beta(largest_beta_)));
+  }
+
+  const double* on_device(const Tensor& beta) {
+#if defined(GIBBS_EMULATE)
+    beta_ = as_contiguous(beta);
+#else
+    if (run([&] { return is_capturing(stream_); }))
+      fail(p_.op(), p_.beta_name(), " of more than ", kMaxInlineBetas,
+           " values must be on the device while a CUDA graph is captured, got cpu");
+    beta_ = torch::stable::to(as_contiguous(beta), torch::stable::Device(torch::headeronly::DeviceType::CUDA, device_));
+#endif
+    return static_cast<const double*>(beta_->const_data_ptr());
+  }
+
+  const Problem& p_;
+  const int device_;
+#if defined(GIBBS_EMULATE)
+  struct NoGuard {
+    explicit NoGuard(int) {}
+  } guard_;
+#else
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  const Device* used_;
+  Stream stream_;
+  BatchBuilder batch_;
+  std::optional<Tensor> beta_;  // on the device, until the launch
+  double largest_beta_ = 1;     // 1 where beta is not read here
+};
+
+}  // namespace gibbs

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   if (clamp_left) call.clamp_left = left_mask.data();
   if (clamp_right) call.clamp_right = right_mask.data();
   run(p, call);
-  return {unpack(p, p.left(), left_bits, left), unpack(p, p.right(), right_bits, left)};
+  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
@@ -64,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   check_unread(p, num_sweeps);
 
   const Shape left_shape = p.with_batch({p.left().size}), right_shape = p.with_batch({p.right().size});
-  const Tensor state = output(p, left_shape), left_out = output(p, left_shape), right_out = output(p, right_shape),
-               mean = output(p, left_shape), fields = output(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
+  const Tensor state = empty(left_shape, p.type()), left_out = empty(left_shape, p.type()),
+               right_out = empty(right_shape, p.type()), mean = empty(left_shape, p.type()),
+               fields = empty(p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
   Bits left_bits = read_start(p, p.left(), num_sweeps, state);
   Bits right_bits = num_sweeps ? pack_state(p, p.right()) : Bits();
   call.left_bits = left_bits.data();
@@ -92,8 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
       {{"grad_left", grad_left, n1}, {"grad_right", grad_right, n2}, {"grad_left_mean", grad_left_mean, n1}, {"state", state, n1}},
       fields, counters, how);
   const Tensor saved = as_contiguous(fields);
-  const Tensor grad_state = output(p, p.with_batch({n1})), grad_left_bias = output(p, p.with_batch({n1})),
-               grad_right_bias = output(p, p.with_batch({n2})), grad_weight = output(p, shape_of(weight));
+  const Tensor grad_state = empty(p.with_batch({n1}), p.type()), grad_left_bias = empty(p.with_batch({n1}), p.type()),
+               grad_right_bias = empty(p.with_batch({n2}), p.type()), grad_weight = empty(shape_of(weight), p.type());
   BipartiteBackwardCall back{};
   back.forward = describe(p, counters);
   set_relaxation(back.forward, how);
@@ -128,13 +129,13 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   call.right_bits = right_bits.data();
   call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
   run(p, call);
-  return {unpack(p, p.left(), left_bits, left), unpack(p, p.right(), right_bits, left), log_weights};
+  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), log_weights};
 }
 
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
-  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
   check(p, run_coupling_resolution(p.left().size, p.right().size, batch(p), p.is_double(), coupling_operand(p),
                                    static_cast<double*>(out.mutable_data_ptr())));
   return out;

@@ -78,7 +78,7 @@ Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupl
   call.metropolis = kOp == kGraphMetropolis;
   if (clamp) call.clamp = mask.data();
   run(p, call);
-  return unpack(p, p.nodes(), bits, state);
+  return unpack(p, p.nodes(), bits, state.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& state, const Tensor& bias, const Tensor& coupling,
@@ -96,8 +96,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   check_unread(p, num_sweeps);
 
   const Shape shape = p.with_batch({p.num_units()});
-  const Tensor start = output(p, shape), relaxed = output(p, shape), mean = output(p, shape),
-               fields = output(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
+  const Tensor start = empty(shape, p.type()), relaxed = empty(shape, p.type()), mean = empty(shape, p.type()),
+               fields = empty(p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
   Bits bits = read_start(p, p.nodes(), num_sweeps, start);
   call.bits = bits.data();
   call.state = start.mutable_data_ptr();
@@ -122,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
   const std::vector<Tensor> rows = check_backward(
       p, {{"grad_relaxed", grad_relaxed, n}, {"grad_mean", grad_mean, n}, {"state", state, n}}, fields, counters, how);
   const Tensor saved = as_contiguous(fields);
-  const Tensor grad_state = output(p, p.with_batch({n})), grad_bias = output(p, p.with_batch({n})),
-               grad_coupling = output(p, shape_of(coupling));
+  const Tensor grad_state = empty(p.with_batch({n}), p.type()), grad_bias = empty(p.with_batch({n}), p.type()),
+               grad_coupling = empty(shape_of(coupling), p.type());
   GraphBackwardCall back{};
   back.forward = describe(p, graph, counters);
   set_relaxation(back.forward, how);
@@ -153,14 +153,14 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   call.bits = bits.data();
   call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
   run(p, call);
-  return {unpack(p, p.nodes(), bits, state), log_weights};
+  return {unpack(p, p.nodes(), bits, state.scalar_type()), log_weights};
 }
 
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   const GraphView graph = read_layout(kGraphCouplingResolution, layout);
   Problem p(kGraphCouplingResolution, coupling, layout, size_of(graph));
   p.finish(true);
-  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
   check(p, run_graph_coupling_resolution(graph, batch(p), p.is_double(), coupling_operand(p),
                                          static_cast<double*>(out.mutable_data_ptr())));
   return out;
@@ -170,7 +170,7 @@ Tensor graph_fields(const Tensor& state, const Tensor& bias, const Tensor& coupl
   const GraphView graph = read_layout(kGraphFields, layout);
   Problem p(kGraphFields, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
   check_graph_fields(p);
-  const Tensor out = output(p, p.with_batch({p.num_units()}));
+  const Tensor out = empty(p.with_batch({p.num_units()}), p.type());
   check(p, run_graph_fields({graph, batch(p), p.is_double(), operand(p, &state), operand(p, p.nodes().bias), coupling_operand(p),
                              out.mutable_data_ptr()},
                             runtime()));
@@ -181,7 +181,7 @@ Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& 
   const GraphView graph = read_layout(kGraphEdgeSums, layout);
   Problem p(kGraphEdgeSums, coupling, layout, size_of(graph));
   check_graph_edge_sums(p, first, second);
-  const Tensor out = output(p, shape_of(coupling));
+  const Tensor out = empty(shape_of(coupling), p.type());
   check(p, run_graph_edge_sums({graph, batch(p), p.is_double(), operand(p, &first), operand(p, &second), out.mutable_data_ptr()},
                                runtime()));
   return out;

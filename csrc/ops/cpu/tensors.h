@@ -111,18 +111,27 @@ inline Bits pack_clamp(const Problem& p, const Part& part) {
   return part.clamp ? pack(p, part.names.clamp, *part.clamp, part.size) : Bits();
 }
 
-inline Tensor unpack(const Problem& p, const Part& part, const Bits& bits, const Tensor& like) {
-  const Tensor out = torch::stable::new_empty(like, p.with_batch({part.size}), like.scalar_type());
+// A contiguous tensor, uninitialised. torch::stable::new_empty does the same by way of the dispatcher and takes half a microsecond longer.
+inline Tensor empty(const Shape& shape, ScalarType type) {
+  Shape strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(shape[d], 1)) strides[d] = stride;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+                                                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor unpack(const Problem& p, const Part& part, const Bits& bits, ScalarType type) {
+  const Tensor out = empty(p.with_batch({part.size}), type);
   unpack(bits, part.size, out);
   return out;
 }
 
-// An output of the dtype in which the op computes.
-inline Tensor output(const Problem& p, const Shape& shape) { return torch::stable::new_empty(p.coupling(), shape, p.type()); }
-
 // One zero for each chain, to which annealed sweeps add.
 inline Tensor zero_log_weights(const Problem& p) {
-  const Tensor out = torch::stable::new_empty(p.coupling(), p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
   std::memset(out.mutable_data_ptr(), 0, size_t(p.num_chains()) * sizeof(double));
   return out;
 }

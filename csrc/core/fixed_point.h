@@ -38,16 +38,16 @@ GIBBS_HOST_DEVICE int scale_exponent(int64_t largest_sum, int64_t degree, int e)
 
 // ---- which rounding errors change probabilities ----------------------------------------------------------------------------------
 
-constexpr double kResolutionLimit = 1e-3;  // a logit may be off by so much without a warning: |beta| field_error()
+constexpr double kResolutionLimit = 1e-3;  // the largest |beta| field_error() without a warning
 
-// In magnitude. scale = 2^-k.
+// The largest magnitude of a sum of couplings. scale = 2^-k.
 GIBBS_HOST_DEVICE float largest_coupling_sum(float scale) { return 0x1p31f * scale; }
 
-// Float32 rounds acc 2^-k and the bias before it adds them, each by up to 2^-24 of itself. That is much of their sum only where they nearly
-// cancel. So 2^-23 of this bounds the error of a field wherever the unit is not saturated: the bias, or the largest sum that may cancel it
-// if that is less, and nothing for a bias of twice that sum.
-// base: the base bias of an annealed run; other runs pass the bias twice. beta bias + (1 - beta) base takes all values between the two, and cancels itself where their
-// signs differ. As it is rounded more often, its error may be three times the bound.
+// The number of which 2^-23 bounds the error of a field, wherever the unit is not saturated. Float32 rounds acc 2^-k and the bias before it adds
+// them, each by up to 2^-24 of itself. That is much of their sum only where they nearly cancel. So the number is the bias, or the largest sum
+// that may cancel it if that is less, and 0 for a bias of twice that sum.
+// base: the base bias of an annealed run; other runs pass the bias twice. beta bias + (1 - beta) base takes all values between the two, and
+// cancels itself where their signs differ. Its error may be three times the bound, because it is rounded more often.
 GIBBS_HOST_DEVICE float cancelling_bias(float bias, float base, float scale) {
   const float largest_sum = largest_coupling_sum(scale), a = bias < 0 ? -bias : bias, b = base < 0 ? -base : base;
   const float less = a < b ? a : b, more = a < b ? b : a;
@@ -65,7 +65,7 @@ struct Rounding {
 
 GIBBS_HOST_DEVICE float float32_error(const Rounding& r) { return 0x1p-23f * r.bias; }
 
-// By how much a field may be off. The part of fixed point is doubled.
+// The largest error of a field. The part of fixed point is doubled.
 GIBBS_HOST_DEVICE float field_error(const Rounding& r, int64_t degree) { return float(degree) * r.scale + float32_error(r); }
 
 }  // namespace gibbs

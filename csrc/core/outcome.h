@@ -5,7 +5,7 @@
 
 #include "core/macros.h"
 
-// What every backend says and is told, whatever the model.
+// Outcomes and arguments that all backends and models share.
 namespace gibbs {
 
 GIBBS_HOST_DEVICE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -13,7 +13,7 @@ GIBBS_HOST_DEVICE int64_t state_words(int64_t n) { return (n + 31) / 32; }
 
 enum Relaxation { kPwl = 0, kConcrete = 1, kStraightThrough = 2, kMeanField = 3, kNumRelaxations = 4 };
 
-// How a call ended. The texts: csrc/ops/arguments.h.
+// How a call ended. csrc/ops/faults.h has the texts.
 enum class Outcome : uint32_t {
   kOk,
   kInterrupted,
@@ -27,7 +27,7 @@ enum class Outcome : uint32_t {
   kTooLargeCoupling,
   kNonFiniteBias,
   kNonFiniteBaseBias,
-  // What only a device comes to see: on the CPU these are checked before the kernels.
+  // Only a device's kernels find these: on the CPU the ops check them before the kernels.
   kLeftNotBits,
   kRightNotBits,
   kStateNotBits,

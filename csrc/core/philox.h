@@ -48,13 +48,13 @@ GIBBS_HOST_DEVICE PhiloxOutput philox4x32(uint32_t c0, uint32_t c1, uint32_t c2,
   return {{c0, c1, c2, c3}};
 }
 
-// Output word `i`, 0 .. 3. By selection: an array that is indexed so would have to lie in a GPU's local memory.
+// Output word `i`, 0 .. 3, by selection: an array with an index known only at run time would have to lie in a GPU's local memory.
 GIBBS_HOST_DEVICE uint32_t output_word(const PhiloxOutput& r, uint32_t i) {
   const uint32_t low = i & 1 ? r.word[1] : r.word[0], high = i & 1 ? r.word[3] : r.word[2];
   return i & 2 ? high : low;
 }
 
-// What a random word depends on besides the unit: the last three counter words and the key.
+// Everything that a random word depends on besides the unit: the last three counter words and the key.
 struct RandomStream {
   uint32_t c1, c2, c3, k0, k1;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans and launches of binary sweeps, but those of csrc/cuda/bipartite_tensor.cu and bipartite_cluster.cu.
+// Plans and launches of binary sweeps, except for those of csrc/cuda/bipartite_tensor.cu and bipartite_cluster.cu.
 #include "cuda/bipartite.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ constexpr int kMaxChainsPerCta = 32;
 constexpr int kMinThreads = 128;
 constexpr int64_t kMostSlices = int64_t{1} << 28;  // bytes of several models' slices: twice their weights, and no longer in L2
 
-// Warps that have something to do in a half sweep; several share the flips of 32 units where there are warps left.
+// Threads of the warps that have work in a half sweep. Several warps share the flips of 32 units if there are warps left.
 int threads_for(const BipartiteParams& p, int chains, bool is_resident) {
   const int64_t words = std::max(state_words(p.n1), state_words(p.n2)), most = is_resident ? kBipartiteThreads : kStreamingThreads;
   return int(std::clamp<int64_t>(4 * chains * words * kWarpSize, kMinThreads, most));
@@ -25,7 +25,7 @@ int parts_for(const BipartiteParams& p, int chains, int threads) {
   return int(std::clamp<int64_t>(threads / kWarpSize / items, 1, words));
 }
 
-// As few chains a CTA as fill the device: then the latency of a sweep is shortest. More share the reading of a weight.
+// A CTA takes as few chains as fill the device, because that makes the latency of a sweep shortest. More chains share the reading of a weight.
 bool plan_one_cta(const BipartiteParams& p, const DeviceLimits& limits, bool is_resident, BipartitePlan* plan) {
   const BatchView& batch = p.sweep.batch;
   const auto shape_of = [&](int chains) {
@@ -63,7 +63,7 @@ bool plan_bipartite_resident(const BipartiteParams& p, const DeviceLimits& limit
 bool plan_bipartite_streaming(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
   plan->route = BipartiteRoute::kStreaming;
   if (plan_one_cta(p, limits, false, plan)) return true;
-  plan->chains_per_cta = 1;  // what a CTA keeps lies in the workspace
+  plan->chains_per_cta = 1;  // its arrays lie in the workspace
   plan->shape.num_ctas = p.sweep.batch.num_models * p.sweep.batch.chains_per_model;
   plan->shape.num_threads = kStreamingThreads;
   plan->shape.shared_memory = 0;
@@ -76,7 +76,7 @@ BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limit
   const auto can = [&](BipartiteRoute r, bool (*make)(const BipartiteParams&, const DeviceLimits&, BipartitePlan*)) {
     return (route == BipartiteRoute::kAuto || route == r) && make(p, limits, &(plan = {}));
   };
-  // A route that tests ask for is taken wherever it can be.
+  // A route that a test has chosen is taken wherever it fits.
   const bool prefers = route == BipartiteRoute::kAuto && prefers_tensor(p, limits);
   if ((prefers || route == BipartiteRoute::kTensor) && plan_bipartite_tensor(p, limits, &plan)) return plan;
   const auto is_worth_it = [&] { return p.sweep.batch.num_models == 1 || plan.workspace <= kMostSlices; };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Calls of the bipartite kernels: how they are planned and launched. No framework, no CUDA syntax.
+// Calls of the bipartite kernels: their parameters, plans and launches, without a framework or CUDA syntax.
 #include "cuda/launch.cuh"
 #include "cuda/views.cuh"
 
@@ -17,7 +17,7 @@ struct BipartiteParams {
   double* log_weights;  // [linear number]; not null: annealed
   bool is_double;       // dtype of the parameters
 
-  // Relaxed calls. Of the parameters' dtype.
+  // Relaxed calls, in the parameters' dtype.
   ParameterView start;  // [..., n1] where the relaxed sweeps begin if num_sweeps is 0; else `left` is read
   bool start_is_bits;   // `start` must hold 0 and 1 only
   void *state, *left_relaxed, *right_relaxed, *left_mean;  // outputs, [linear number, n]
@@ -38,8 +38,9 @@ struct BipartiteBackwardParams {
   void* workspace;
 };
 
-// Binary sweeps: a weight of its own for each model, in the shared memory of one CTA or of a cluster, or wherever it is; or one for many
-// chains, by tensor cores, its slices in shared memory or (kTensorStreaming) in device memory. Tests and benchmarks name one.
+// Routes of binary sweeps. The weight of a model lies in the shared memory of one CTA (kResident) or of a cluster, or stays where it is
+// (kStreaming). Tensor cores multiply a weight that many chains share; its slices lie in shared memory or (kTensorStreaming) in device memory.
+// Tests and benchmarks choose one.
 enum class BipartiteRoute { kAuto, kResident, kCluster, kStreaming, kTensor, kTensorStreaming };
 
 struct BipartitePlan {
@@ -47,10 +48,10 @@ struct BipartitePlan {
   LaunchShape shape;
   int chains_per_cta;
   int64_t workspace;  // bytes
-  int slice_parts;    // CTAs that slice a weight beforehand (kTensorStreaming)
+  int slice_parts;    // number of CTAs that slice a weight beforehand (kTensorStreaming)
 };
 
-// Throws std::invalid_argument, without the op's name, where the model is too large for any route or the one asked for.
+// Throws std::invalid_argument, without the op's name, if the model is too large for any route or for the chosen one.
 BipartitePlan plan_bipartite(const BipartiteParams&, const DeviceLimits&, BipartiteRoute = BipartiteRoute::kAuto);
 void launch_bipartite(const BipartiteParams&, const BipartitePlan&, Stream);
 
@@ -67,7 +68,7 @@ struct BipartiteBackwardPlan {
 BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams&, const DeviceLimits&);
 void launch_bipartite_backward(const BipartiteBackwardParams&, const BipartiteBackwardPlan&, Stream);
 
-// out [model] = 2^-k of each model of params.weight (float64); only weight, n1, n2, is_double and sweep.batch are looked at.
+// out [model] = 2^-k of each model of params.weight (float64); only weight, n1, n2, is_double and sweep.batch are used.
 void launch_coupling_resolution(const BipartiteParams&, double* out, Stream);
 
 }  // namespace gibbs

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of models whose couplings fit in the shared memory of several CTAs only: a thread-block cluster (compute capability 9.0 and later).
+// Binary sweeps of models whose couplings fit only in the shared memory of several CTAs, a thread-block cluster (compute capability 9.0 and later).
 #include "cuda/bipartite_kernel.cuh"
 #include "cuda/cluster.cuh"
 
@@ -9,7 +9,7 @@ namespace gibbs {
 
 constexpr int kClusterThreads = 256;
 
-// Units of a side that a CTA of the cluster has: whole words of them.
+// The number of units of a side that a CTA of the cluster has, in whole words.
 GIBBS_HOST_DEVICE int64_t cluster_share(int64_t n, int cluster_size) {
   return round_up((n + cluster_size - 1) / cluster_size, kWarpSize);
 }
@@ -42,7 +42,7 @@ struct BipartiteClusterParams {
 
 #if defined(GIBBS_DEVICE)
 
-// Older devices, which have no clusters, have no use for it; nor does nvcc know what clusters are for them.
+// Older devices have no clusters, and nvcc does not compile them for those.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // A CTA owns: of some chains of one model, a range of left units with their rows of the weight, and a range of right units.
@@ -150,7 +150,7 @@ class ClusterCta {
     const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
     for (int64_t item = threadIdx.x; item < chains_ * side.count; item += blockDim.x) {
       const float of_unit = finite_bias(p_.sweep, bias(view, item / side.count, side.first + item % side.count), fault);
-      report_rounding(p_.sweep, {scale_, cancelling_bias(of_unit, of_unit, scale_)}, degree);
+      report_bias(p_.sweep, of_unit, of_unit, scale_, degree);
     }
   }
   GIBBS_DEVICE void load_rows(int k) const {
@@ -160,7 +160,7 @@ class ClusterCta {
       for (int j = lane(); j < int(p_.n2); j += kWarpSize) weight_[i * int(odd(p_.n2)) + j] = rounded_weight(left_.first + i, j);
   }
 
-  // What own left units' flips add to all of right's fields; lanes along columns.
+  // Computes what the flips of the CTA's left units add to all of right's fields. Lanes lie along columns.
   GIBBS_DEVICE void sum_partially(bool is_first) const {
     for (int64_t item = warp(); item < chains_ * layout_.right_words; item += num_warps()) {
       const int64_t chain = item / layout_.right_words, j = item % layout_.right_words * kWarpSize + lane();
@@ -195,7 +195,7 @@ class ClusterCta {
       all_right_flips_[item] = cluster_array(right_.flips, owner)[at];
     }
   }
-  // Lanes along own rows.
+  // Lanes lie along the CTA's rows.
   GIBBS_DEVICE void update_left(bool is_first) const {
     for (int64_t item = warp(); item < chains_ * left_.words; item += num_warps()) {
       const int64_t chain = item / left_.words, i = item % left_.words * kWarpSize + lane();

@@ -11,19 +11,12 @@ namespace gibbs {
 
 constexpr int kBipartiteThreads = 512;  // at most
 constexpr int kStreamingThreads = 256;  // at most; addresses of global memory take registers
-constexpr int kSweepsAhead = 8;         // at most so many sweeps' random bytes are drawn at once
-
-// Whether all chains of a model have one and the same row of a parameter.
-GIBBS_HOST_DEVICE bool is_shared_row(const ParameterView& p, const BatchView& b) {
-  for (int d = b.num_model_dims; d < b.num_dims; ++d)
-    if (p.batch_strides[d] != 0) return false;
-  return true;
-}
+constexpr int kSweepsAhead = 8;         // at most this many sweeps' random bytes are drawn at once
 
 // Leading dimension of couplings in shared memory. It is odd, so that lanes along a row and lanes along a column are in 32 banks.
 GIBBS_HOST_DEVICE int64_t odd(int64_t n) { return n | 1; }
 
-// How many numbers of each kind a CTA keeps. With `is_resident`, the couplings come first.
+// Numbers of each kind that a CTA keeps. If `is_resident`, the couplings come first.
 struct BinaryLayout {
   int64_t couplings, left_words, right_words, left_biases, right_biases, bytes_ahead, sweeps_ahead, scratch;
   int chains;
@@ -92,10 +85,10 @@ class CtaMemory<false> {
   unsigned char* next_;
 };
 
-// Sums of couplings stay within 31 bits, but for couplings in which a fault has been reported: those may wrap around.
+// Sums of couplings stay within 31 bits, except where a fault has been reported: those may wrap around.
 GIBBS_DEVICE int32_t wrapping_sum(int32_t a, int32_t b) { return int32_t(uint32_t(a) + uint32_t(b)); }
 
-// Of the units whose bits are set, value(unit), added up. Four at a time, so that their loads wait together. All lanes have the same bits.
+// The sum of value(unit) over the units whose bits are set, four at a time, so that their loads wait together. All lanes have the same bits.
 template <class Value>
 GIBBS_DEVICE uint32_t sum_over_bits(uint32_t bits, int first, const Value& value) {
   uint32_t sum = 0;
@@ -118,7 +111,7 @@ struct ResidentCouplings {
   int ld;
   GIBBS_DEVICE int32_t operator()(int i, int j) const { return weight[i * ld + j]; }
 };
-// Those in global memory, rounded as they are read.
+// The couplings in global memory, rounded as they are read.
 struct StreamingCouplings {
   static constexpr bool kCoalescedColumns = false;
   const void* weight;
@@ -132,7 +125,7 @@ struct StreamingCouplings {
   }
 };
 
-// One side of the model as the CTA's chains have it.
+// One side of the model for the CTA's chains.
 template <bool kShared>
 struct BinarySide {
   template <class E>
@@ -197,7 +190,7 @@ class BinaryCta {
     }
   }
 
-  // All of the call's binary sweeps. Begins after a barrier, and ends with one.
+  // Runs all binary sweeps of the call. Begins after a barrier and ends with one.
   GIBBS_DEVICE void sweep(const Couplings& couplings, float scale) {
     const SweepView& s = p_.sweep;
     report_biases(left_, scale);
@@ -288,14 +281,14 @@ class BinaryCta {
   GIBBS_DEVICE void report_biases(const Side& side, float scale) const {
     const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
     for (int at = threadIdx.x; at < (side.bias_stride ? num_chains_ : 1) * side.n; at += blockDim.x)
-      report_rounding(p_.sweep, {scale, cancelling_bias(side.bias[at], side.base_bias[at], scale)}, degree);
+      report_bias(p_.sweep, side.bias[at], side.base_bias[at], scale, degree);
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
 
-  // Of `sweep` and those after it, as many as there is room for.
+  // Draws the random bytes of `sweep` and of as many later sweeps as there is room for.
   GIBBS_DEVICE void draw_bytes(int64_t sweep) {
     const auto counters = int(random_byte_counters(p_.n1 + p_.n2)), words = int(random_byte_words(p_.n1 + p_.n2));
     const int64_t left_over = p_.sweep.num_sweeps - sweep;
@@ -306,9 +299,9 @@ class BinaryCta {
     }
   }
 
-  // Brings the fields of `to` up to date with what flipped in `from`; couplings(unit of from, unit of to). In the first sweep fields are those
-  // of no unit at all, and all that are 1 count as flipped. Where lanes along `to` read neighbouring couplings (kLanesAlongTo), a warp has 32
-  // units of a chain, or, with several parts, every parts-th word of their flips; else a warp has one unit, and its lanes the flips.
+  // Brings the fields of `to` up to date with the flips of `from`; couplings(unit of from, unit of to). In the first sweep the fields are sums
+  // over no unit at all, and all units that are 1 count as flipped. If lanes along `to` read neighbouring couplings (kLanesAlongTo), a warp has
+  // 32 units of a chain, or, with several parts, every parts-th word of their flips; else a warp has one unit, and its lanes the flips.
   template <bool kLanesAlongTo, class C>
   GIBBS_DEVICE void add_flips(const Side& from, const Side& to, const C& couplings, bool is_first) {
     if constexpr (kLanesAlongTo) {
@@ -387,7 +380,7 @@ class BinaryCta {
     }
   }
 
-  // What each word of 32 units adds to a chain's log-weight in the step from beta to next_beta; right is summed out.
+  // Computes what each word of 32 units adds to a chain's log-weight in the step from beta to next_beta. Right is summed out.
   GIBBS_DEVICE void weigh(float beta, float next_beta, float scale) {
     const int words = left_.words + right_.words;
     for (int item = warp(); item < num_chains_ * words; item += num_warps()) {
@@ -406,7 +399,7 @@ class BinaryCta {
       if (lane() == 0) terms_[item] = term;
     }
   }
-  // In one order, whatever the number of threads.
+  // The order is the same for any number of threads.
   GIBBS_DEVICE void add_weights(double beta, double next_beta) {
     const int words = left_.words + right_.words;
     for (int c = threadIdx.x; c < num_chains_; c += blockDim.x) {
@@ -435,7 +428,7 @@ class BinaryCta {
   Array<double> terms_, log_weight_;
 };
 
-// Which chains of which model a CTA has.
+// The chains of a CTA, which belong to one model.
 struct CtaChains {
   int64_t model, first;
   int count;
@@ -505,7 +498,7 @@ __global__ void __launch_bounds__(kBipartiteThreads, 1)
   cta.store();
 }
 
-// What the CTA keeps lies in shared memory if it fits, else in the workspace; pointers do not say which.
+// The CTA's arrays lie in shared memory if they fit, else in the workspace. Pointers do not tell which.
 template <bool kAnnealed>
 __global__ void __launch_bounds__(kStreamingThreads, 1)
     bipartite_streaming_kernel(const __grid_constant__ BipartiteBinaryParams params) {
@@ -528,14 +521,14 @@ struct ResolutionParams {
   double* out;  // [linear number]
 };
 
-// A CTA owns a model. 2^-k of its weight, which is read once or twice.
+// A CTA owns a model and computes 2^-k of its weight, which it reads once or twice.
 template <class T>
 __global__ void __launch_bounds__(kBipartiteThreads, 1)
     coupling_resolution_kernel(const __grid_constant__ ResolutionParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   const BipartiteParams& p = params.call;
   SharedMemory memory(shared);
-  // Of the weight or its transpose, whichever has fewer columns: their sums are in shared memory.
+  // Takes the weight or its transpose, whichever has fewer columns, because the columns' sums are in shared memory.
   const bool swaps = p.n2 > p.n1;
   const int64_t rows = swaps ? p.n2 : p.n1, columns = swaps ? p.n1 : p.n2;
   const int64_t row_stride = swaps ? p.weight.stride : p.weight.row_stride, stride = swaps ? p.weight.row_stride : p.weight.stride;

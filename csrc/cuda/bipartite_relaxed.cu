@@ -13,7 +13,7 @@ constexpr int kMaxChainsPerCta = 16;
 
 int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
-// The most chains a CTA that fit and still leave a CTA for each SM.
+// The largest number of chains of a CTA that fits and leaves a CTA for each multiprocessor.
 template <class Fits>
 int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits& fits) {
   int chains = 1;
@@ -70,7 +70,7 @@ static BipartiteBackwardPlan plan_backward(const BipartiteBackwardParams& p, con
     return BackwardLayout<T>(p, chains, is_resident, sums_outer).bytes() <= limits.shared_memory_per_cta;
   };
   BipartiteBackwardPlan plan = {};
-  // One launch where a CTA can take all chains of a model and that leaves no SM idle which more CTAs would use.
+  // One launch is enough if a CTA can take all chains of a model and more CTAs would use no other multiprocessor.
   const int64_t all = batch.chains_per_model;
   const bool few = all <= kMaxChainsPerCta && (all == 1 || batch.num_models >= limits.num_sms);
   plan.weight_in_shared = fits(1, true, false);

@@ -10,7 +10,7 @@
 namespace gibbs {
 
 constexpr int kRelaxedThreads = 256;
-constexpr int kOuterTile = 32;  // rows and columns of a CTA's part of the weight's gradient, and factors at a time
+constexpr int kOuterTile = 32;  // rows and columns of a CTA's part of the weight's gradient, and factors that it loads at a time
 constexpr int kOuterThreads = 256;
 
 struct BipartiteRelaxedParams {
@@ -23,7 +23,7 @@ struct BipartiteBackwardKernelParams {
   bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
 };
 
-// Forward: weight (first the rounded one, then its own), what binary sweeps need, values of both sides.
+// Arrays of the forward pass: the weight (first rounded, then as given), those of binary sweeps, values of both sides.
 template <class T>
 struct RelaxedLayout {
   int64_t weight, values;
@@ -33,7 +33,8 @@ struct RelaxedLayout {
   GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + binary.bytes() + shared_bytes<T>(values); }
 };
 
-// Backward: weight; of each chain gradients of its left values (both only if they fit, else in global memory); its factors, [2 num_relaxed_sweeps, n], of both sides.
+// Arrays of the backward pass: the weight and each chain's gradients of left values (both only if they fit, else in global memory); each chain's
+// factors of both sides, [2 num_relaxed_sweeps, n].
 template <class T>
 struct BackwardLayout {
   int64_t weight, grads, left_factors, right_factors;
@@ -48,12 +49,6 @@ struct BackwardLayout {
 };
 
 #if defined(GIBBS_DEVICE)
-
-template <class T>
-GIBBS_DEVICE T warp_total(T x) {
-  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
-  return x;
-}
 
 // A weight of the parameters' dtype, in shared memory with an odd leading dimension, or in global memory.
 template <class T, bool kResident>
@@ -108,7 +103,7 @@ GIBBS_DEVICE void to_left(const Weight& weight, int n1, int n2, int chains, cons
       const int c = item / n1, i = item % n1;
       T sum = 0;
       for (int j = lane; j < n2; j += kWarpSize) sum += value(c, j) * weight(i, j);
-      sum = warp_total(sum);
+      sum = warp_sum(sum);
       if (lane == 0) out(c, i, sum);
     }
   }
@@ -134,8 +129,8 @@ GIBBS_DEVICE_CALL uint32_t relaxed_word(const SweepView& s, uint64_t chain, int6
   return random_word(random_stream(seed_of(s), chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
 }
 
-// Binary sweeps, of which only the left bits remain: p.state. What they keep lies in shared memory from `binary_at` on, or in the workspace. Not
-// inlined, as it is the same code for both dtypes, and most of a kernel's.
+// Runs binary sweeps, of which only the left bits remain, in p.state. Their arrays lie in shared memory from `binary_at` on, or in the workspace.
+// Not inlined, because it is the same code for both dtypes and the larger part of a kernel.
 template <bool kResident>
 GIBBS_DEVICE_CALL void sweep_before(const BipartiteRelaxedParams& params, int64_t model, int64_t first_chain, int num_chains,
                                     unsigned char* shared, int64_t binary_at) {
@@ -211,7 +206,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
 
   const Shared<T> weight_array = kResident ? shared_array<T>(shared, n1 * odd(n2)) : Shared<T>();
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
-  // Values: (chain, unit) of each side. Outputs hold them as well, and alone where shared memory has no room.
+  // Values, (chain, unit), of each side. The outputs hold them too, and only the outputs if shared memory has no room.
   const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
   const Shared<T> values =
       kResident ? shared_array<T>(shared + weight_bytes + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
@@ -280,7 +275,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   SharedMemory memory(shared);
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
   const Shared<T> grads = memory.template take<T>(layout.grads);
-  // Of chain c: [2 sweeps, n], in shared memory or in the workspace, where chains are in the order of their models.
+  // Factors of chain c, [2 sweeps, n], in shared memory or in the workspace, where chains are in the order of their models.
   T *left_factors, *right_factors;
   if (params.sums_outer) {
     left_factors = shared_pointer(memory.template take<T>(layout.left_factors));

@@ -19,7 +19,7 @@ bool plan_bipartite_tensor(const BipartiteParams&, const DeviceLimits&, Bipartit
 bool plan_bipartite_tensor_streaming(const BipartiteParams&, const DeviceLimits&, BipartitePlan*);
 void launch_bipartite_tensor(const BipartiteParams&, const BipartitePlan&, Stream);
 
-// Whether so many chains share a weight that tensor cores are the fastest.
+// Whether enough chains share a weight for tensor cores to be fastest.
 bool prefers_tensor(const BipartiteParams&, const DeviceLimits&);
 
 }  // namespace gibbs

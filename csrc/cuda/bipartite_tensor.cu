@@ -9,7 +9,7 @@ namespace gibbs {
 
 namespace {
 
-constexpr int kNarrow = 32, kWide = 64;  // chains of a CTA
+constexpr int kNarrow = 32, kWide = 64;  // numbers of chains of a CTA
 
 int64_t shared_memory(const BipartiteParams& p, bool is_resident, int chains) {
   return TensorLayout(p, is_resident, chains).bytes();
@@ -50,7 +50,7 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
   const BatchView& batch = p.sweep.batch;
   const auto plan_of = [&](int chains, int cluster_size) {
     BipartitePlan of = plan_for(p, false, chains);
-    // Enough to keep the device busy, each with some of the work that reading the weight for its scale is.
+    // Enough CTAs to keep the device busy. Each also reads the whole weight for its scale.
     const int64_t words = slice_bytes(p) / 4 / kSlices;
     of.slice_parts =
         int(std::clamp<int64_t>(limits.num_sms / batch.num_models, 1, std::max<int64_t>(words / (8 * kSliceThreads), 1)));
@@ -66,7 +66,7 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
   const int chains = is_wide ? kWide : kNarrow;
   const int64_t tiles = tensor_tiles(std::max(p.n1, p.n2));
   *plan = plan_of(chains, 1);
-  // Not so many CTAs that most of a CTA's warps would have no tile, and all of them at a time.
+  // Few enough CTAs that most warps of each have a tile and that all of them run at a time.
   for (int size = 2; !p.log_weights && size <= kMaxClusterSize && 2 * size < tiles; size *= 2) {
     const BipartitePlan larger = plan_of(chains, size);
     if (larger.shape.num_ctas > ctas_at_a_time(larger)) break;
@@ -75,8 +75,8 @@ bool plan_bipartite_tensor_streaming(const BipartiteParams& p, const DeviceLimit
   return plan->shape.shared_memory <= limits.shared_memory_per_cta;
 }
 
-// A CTA of 32 chains is busy longer than one of a few that goes by flipped rows, and needs as many chains to fill the device. A weight that
-// does not fit shared memory is read once for all chains of a CTA.
+// A CTA of 32 chains is busy longer than a CTA of few chains that adds flipped rows, and needs more chains to fill the device. On the other hand
+// a weight that does not fit shared memory is read once for all chains of a CTA.
 bool prefers_tensor(const BipartiteParams& p, const DeviceLimits& limits) {
   const BatchView& batch = p.sweep.batch;
   if (!p.sweep.num_sweeps) return false;

@@ -26,18 +26,18 @@ namespace gibbs {
 
 constexpr int kTensorThreads = 256;
 constexpr int kTensorWarps = kTensorThreads / kWarpSize;
-constexpr int kTensorTile = 16;  // of units, wmma's M and K, and of chains, its N
+constexpr int kTensorTile = 16;  // number of units, wmma's M and K, and of chains, its N
 constexpr int kSlices = 4;       // signed digits of 8 bits in an int32 coupling
 constexpr int kSliceThreads = 512;
 constexpr int kTileCouplings = kTensorTile * kTensorTile;
 constexpr int64_t kSlicesAlignment = 256;  // bytes before a model's slices in device memory, where its k is
 
 GIBBS_HOST_DEVICE int64_t tensor_tiles(int64_t n) { return (n + kTensorTile - 1) / kTensorTile; }
-// Of both kinds, one after the other: left updates' and right updates'.
+// Slices of both kinds, one after the other: for left updates and for right updates.
 GIBBS_HOST_DEVICE int64_t slice_bytes(const BipartiteParams& p) {
   return 2 * kSlices * kTileCouplings * tensor_tiles(p.n1) * tensor_tiles(p.n2);
 }
-// In device memory: k, then the slices.
+// Device memory holds k, then the slices.
 GIBBS_HOST_DEVICE int64_t sliced_model_bytes(const BipartiteParams& p) { return kSlicesAlignment + slice_bytes(p); }
 
 // 16 units of a chain, a byte each.
@@ -95,7 +95,7 @@ GIBBS_DEVICE int32_t tensor_coupling(const BipartiteParams& p, const void* weigh
   return p.is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k))
                      : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k));
 }
-// The lowest digit of -128 .. 127, which is taken off. Of the four only sums modulo 2^32 are wanted.
+// Takes off the lowest digit of -128 .. 127. Only sums of the four digits modulo 2^32 matter.
 GIBBS_DEVICE int8_t take_digit(int32_t& rest) {
   const auto digit = int8_t(uint32_t(rest) & 0xff);
   rest = int32_t(uint32_t(rest) - uint32_t(int32_t(digit))) >> 8;
@@ -236,7 +236,7 @@ class TensorCta {
   GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
   GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
   GIBBS_DEVICE bool has_clamps() const { return p_.clamp_left.data || p_.clamp_right.data; }
-  // A barrier of all that share the chains.
+  // A barrier of all threads that share the chains.
   GIBBS_DEVICE void sync() const {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     if (size_ > 1) return cooperative_groups::this_cluster().sync();
@@ -251,7 +251,7 @@ class TensorCta {
     for (int q = 0; q < 4; ++q, bits >>= 4) out.word[q] = (bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21;
     return out;
   }
-  // Lanes along units, for the sake of global memory; units and chains that there are not have state 0.
+  // Lanes lie along units, so that global loads are coalesced. Units and chains that do not exist have state 0.
   GIBBS_DEVICE void load_side(const Side& side, const StateView& state, const StateView& clamp, Outcome fault) const {
     for (int c = warp(); c < kChains; c += kTensorWarps) {
       const int64_t chain = chains_.first + (c < chains_.count ? c : 0);
@@ -283,15 +283,15 @@ class TensorCta {
     for (int c = 0; c < (side.is_shared ? 1 : chains_.count); ++c)
       for (int i = threadIdx.x; i < side.n; i += blockDim.x) {
         const int at = side.bias_at(i, c);
-        report_rounding(p_.sweep, {scale, cancelling_bias(side.bias[at], side.base_bias[at], scale)}, degree);
+        report_bias(p_.sweep, side.bias[at], side.base_bias[at], scale, degree);
       }
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
-  // Of units first .. end - 1 of all of a sweep's, 128 at most: word q of four units of a chain is bytes_[q, chain], q counted from the
-  // first's 128 units.
+  // Draws the random bytes of at most 128 units, first .. end - 1, of a sweep: word q of four units of a chain is bytes_[q, chain], where q
+  // counts from the 128 units of the first.
   GIBBS_DEVICE void draw_bytes(int64_t first, int64_t end, int64_t sweep) {
     const int64_t begin = first >> 7 << 3;
     const int counters = int(((end - 1) >> 7) + 1 - (first >> 7)) * 8;
@@ -304,7 +304,7 @@ class TensorCta {
     }
   }
 
-  // Fields of the 16 units of a tile of `to` for all chains, to the warp's stage.
+  // Writes the fields of the 16 units of a tile of `to`, for all chains, to the warp's stage.
   template <bool kRight>
   GIBBS_DEVICE void multiply(const Side& from, const Side& to, int tile) {
     namespace wmma = nvcuda::wmma;
@@ -339,7 +339,7 @@ class TensorCta {
     __syncwarp();  // the fields are there
   }
 
-  // The CTA's share of the tiles of `to`, in rounds of one a warp.
+  // Draws the CTA's share of the tiles of `to`, in rounds of one tile for each warp.
   template <bool kRight>
   GIBBS_DEVICE void half_sweep(const Side& from, const Side& to, int64_t sweep, float last_beta, float beta, float scale) {
     const int share = (to.tiles + size_ - 1) / size_, begin = rank_ * share;
@@ -397,7 +397,7 @@ class TensorCta {
       for (int rank = 0; rank < size_; ++rank) cluster_array(to.state, unsigned(rank))[state_at] = drawn;
   }
 
-  // Of the sweep's starting left bits: read in it while those of the next one are written.
+  // Terms of the sweep's starting left bits, which it reads while the next sweep's are written.
   GIBBS_DEVICE Shared<double> left_terms(int64_t sweep) const { return left_terms_ + (sweep & 1) * left_.tiles * kChains; }
 
   // Terms of left bits, tile by tile.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Thread-block clusters (compute capability 9.0 and later). Not in device.cuh, as the header takes nvcc a while.
+// Thread-block clusters (compute capability 9.0 and later). They are not in device.cuh, because their header takes nvcc a while.
 #include "cuda/device.cuh"
 
 #if !defined(GIBBS_EMULATE)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What kernels use of CUDA: the toolkit's headers, or the host emulator of the tests, which runs the very same text.
+// CUDA for the kernels: the toolkit's headers, or the host emulator of the tests, which runs the very same text.
 // Arrays in shared memory are held by Shared<T>, so that the emulator can check every index and count every access.
 #include <stdint.h>
 
@@ -35,7 +35,7 @@ __device__ __forceinline__ T global_load(const T* p) {
 
 #if defined(__CUDACC__) || defined(GIBBS_EMULATE)
 #define GIBBS_DEVICE __device__ __forceinline__
-// Code that is seldom run, or long: one copy of it.
+// For code that seldom runs or is long, so that there is one copy of it.
 #define GIBBS_DEVICE_CALL inline __device__ __noinline__
 #endif
 
@@ -53,6 +53,13 @@ GIBBS_HOST_DEVICE int64_t shared_bytes(int64_t count) {
 }
 
 #if defined(GIBBS_DEVICE)
+// The sum over a warp, in every lane.
+template <class T>
+GIBBS_DEVICE T warp_sum(T x) {
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
+  return x;
+}
+
 // Hands out a CTA's dynamic shared memory, array by array.
 class SharedMemory {
  public:

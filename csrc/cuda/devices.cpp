@@ -30,18 +30,18 @@ cudaFuncAttributes attributes_of(const void* kernel) {
 }
 
 int ask_for_clusters(const void* kernel, const LaunchShape& shape) {
-  // Made from PTX of an older generation, as where a build names no newer architecture, a kernel knows nothing of clusters whatever the
-  // device can do.
+  // A kernel that was made from PTX of an older generation, because the build names no newer architecture, knows nothing of clusters
+  // whatever the device can do.
   if (attributes_of(kernel).ptxVersion < kFirstPtxWithClusters) return 0;
   LaunchShape one = shape;
   one.num_ctas = shape.cluster_size;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, LaunchConfig(one, nullptr).get()) == cudaSuccess) return clusters;
-  cudaGetLastError();  // CUDA remembers it, and would tell whoever asks next
+  cudaGetLastError();  // clears CUDA's copy of the error, which the next caller would get
   return 0;
 }
 
-// DeviceLimits::active_clusters. Plans are made at every call, and the driver takes longer to answer than a plan to be made.
+// DeviceLimits::active_clusters. Answers are kept, because every call makes a plan and the driver takes longer than the plan.
 int active_clusters(const DeviceLimits&, const void* kernel, const LaunchShape& shape) {
   using Question = std::tuple<int, const void*, int, int64_t, int>;
   static std::mutex mutex;
@@ -67,7 +67,7 @@ DeviceLimits read_limits(int device) {
   return limits;
 }
 
-// Lets this thread do what no CUDA graph can hold, such as to allocate, though one is being captured: it is no part of the graph.
+// Lets this thread allocate and load while a CUDA graph is captured. Neither becomes part of the graph.
 class OutsideCapture {
  public:
   OutsideCapture() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -77,8 +77,8 @@ class OutsideCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// All of them, as any may be the next one that a capture asks for. The most shared memory they can be granted, so that no launch has to ask
-// for more: what a launch takes is its own.
+// Loads all kernels, because a capture may launch any of them next, and lets each have the most shared memory that can be granted, so that no
+// launch has to ask for more. A launch still takes only its own share.
 void load_kernels(const DeviceLimits& limits) {
   for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next) {
     const int64_t own = int64_t(attributes_of(kernel->function).sharedSizeBytes);
@@ -100,7 +100,7 @@ Device make_device(int device) {
   return {limits, make_report()};
 }
 
-// CUDA does not outlive a fork: neither its contexts nor the memory of reports. Nor is the mutex of any use, which a thread may have held.
+// CUDA's contexts and the memory of reports do not outlive a fork. Nor can the mutex be used, because a thread may have held it.
 void check_process() {
   static std::atomic<pid_t> first_user{0};
   pid_t user = 0;
@@ -126,7 +126,7 @@ class Devices {
 
  private:
   std::mutex mutex_;
-  std::map<int, Device> devices_;  // which stay where they are
+  std::map<int, Device> devices_;  // a map, because its elements stay where they are
 };
 Devices devices;
 
@@ -144,7 +144,7 @@ DeviceReport* report_if_used(int device) {
   return used ? used->report : nullptr;
 }
 
-// libtorch_cuda is not linked to: a build needs none, and this library then loads, and explains itself, without one.
+// This library does not link to libtorch_cuda, so that it is built and loads without one, and can then say what is missing.
 Stream current_stream(int device) {
   using Function = int (*)(int32_t, void**);
   static const Function get = [] {

@@ -7,7 +7,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/views.cuh"
 
-// What the ops ask of the machine. csrc/cuda/devices.cpp asks CUDA; the emulator of the tests answers for itself.
+// The ops' questions to the machine. csrc/cuda/devices.cpp asks CUDA; the emulator of the tests answers for itself.
 namespace gibbs {
 
 inline void check_supported(const DeviceLimits& limits, int device) {
@@ -22,20 +22,20 @@ struct Device {
   DeviceReport* report;  // host memory that the device's kernels write their faults to; the same address on both sides
 };
 
-// A device, which is the current one. Its first use loads all kernels there and lets each have as much shared memory as the device grants;
-// that may be while a CUDA graph is captured. Throws where the device is older than any that kernels are compiled for.
+// The device, which is the current one. Its first use, which may happen while a CUDA graph is captured, loads all kernels there and lets each
+// have as much shared memory as the device grants. Throws if the device is older than any that kernels are compiled for.
 const Device& use_device(int device);
 
-// The report of a device; null if it has never been used, in which case nothing is done to it.
+// The report of a device; null if it has never been used, in which case this does not initialise it.
 DeviceReport* report_if_used(int device);
 
 // PyTorch's current stream on a device.
 Stream current_stream(int device);
 
-// Whether a CUDA graph is being captured on the stream: then nothing may wait.
+// Whether a CUDA graph is being captured on the stream, so that nothing may wait.
 bool is_capturing(Stream);
 
-// Waits for all that was launched, and throws what went wrong.
+// Waits for everything launched on the stream and throws its errors.
 void synchronize(Stream);
 
 // Whether every call waits for its kernels and reports their faults itself: GIBBS_CUDA_SYNCHRONOUS or CUDA_LAUNCH_BLOCKING is set.
@@ -64,11 +64,11 @@ struct Findings {
   std::optional<ReportedRounding> rounding;
 };
 
-// What a device's kernels have found since this was last asked; from now on they have found nothing.
+// Takes what a device's kernels have found since the last call, so that the report is empty again.
 //
-// Each word is exchanged for 0, so what a kernel stores meanwhile is either returned here or there the next time. That a device stores and
-// does not exchange does no harm: the store of an aligned 8-byte word reaches the host's memory whole, as one write, through the host's own
-// cache coherence, and the exchange holds the word's cache line from reading to writing. It comes before that write or after it.
+// Each word is exchanged for 0, so this call or the next returns what a kernel stores meanwhile. It does no harm that a device stores instead of
+// exchanging: the store of an aligned 8-byte word reaches the host's memory whole, as one write, through the host's own cache coherence, and
+// the exchange holds the word's cache line from reading to writing. It comes before that write or after it.
 inline Findings take_findings(DeviceReport& report) {
   const auto take = [](uint64_t& word) { return __atomic_exchange_n(&word, uint64_t{0}, __ATOMIC_ACQ_REL); };
   Findings found;

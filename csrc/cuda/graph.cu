@@ -15,13 +15,7 @@ bool fits(const GraphParams& p, const GraphPlan& plan, const DeviceLimits& limit
   return GraphBinaryLayout(p, plan).bytes() <= limits.shared_memory_per_cta;
 }
 
-bool is_shared_row(const ParameterView& bias, const BatchView& b) {
-  for (int d = b.num_model_dims; d < b.num_dims; ++d)
-    if (bias.batch_strides[d] != 0) return false;
-  return true;
-}
-
-// As much in shared memory as fits, what is read most first. False: not even the states fit.
+// Puts as much as fits into shared memory, beginning with what is read most. False: not even the states fit.
 bool place(const GraphParams& p, const DeviceLimits& limits, GraphPlan* plan) {
   const auto with = [&](bool couplings, bool bytes) {
     plan->state_in_shared = true, plan->couplings_in_shared = couplings, plan->bytes_in_shared = bytes;
@@ -32,7 +26,7 @@ bool place(const GraphParams& p, const DeviceLimits& limits, GraphPlan* plan) {
 
 int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
-// Whether units may have few enough neighbours; only the device knows. Where one has more, the kernel makes sums.
+// Whether units may have few enough neighbours for tables. Only the device knows; the kernel makes sums if a unit has more.
 bool can_tabulate(const GraphParams& p) {
   return 2 * p.num_edges <= kMaxTableDegree * p.num_nodes && !p.log_weights && !p.metropolis &&
          is_shared_row(p.bias, p.sweep.batch);
@@ -61,7 +55,7 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
   };
   const bool is_auto = route == GraphCudaRoute::kAuto,
              fills = batch.chains_per_model >= kWarpSize && ctas(batch, kWarpSize) >= limits.num_sms;
-  // Tables pay off where they are made seldom: at one beta, for more than a few sweeps.
+  // Tables pay off if they serve many sweeps, that is, at one beta and for more than a few sweeps.
   const bool tabulates = can_tabulate(p) && (route == GraphCudaRoute::kTables ||
                                              (is_auto && fills && p.sweep.num_betas == 1 && p.sweep.num_sweeps >= 4));
   if (tabulates && finish(GraphCudaRoute::kTables, kWarpSize)) return plan;

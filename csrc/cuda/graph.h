@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Calls of the kernels of coloured graphs: how they are planned and launched. No framework, no CUDA syntax.
+// Calls of the kernels of coloured graphs: their parameters, plans and launches, without a framework or CUDA syntax.
 #include "cuda/launch.cuh"
 #include "cuda/views.cuh"
 
@@ -20,7 +20,7 @@ struct GraphParams {
   bool metropolis;      // binary sweeps by Metropolis's rule instead of Gibbs's; not annealed
   bool is_double;
 
-  // Relaxed calls. Of the parameters' dtype.
+  // Relaxed calls, in the parameters' dtype.
   ParameterView start;               // [..., N] where the relaxed sweeps begin if num_sweeps is 0; else `state` is read
   bool start_is_bits;                // `start` must hold 0 and 1 only
   void *start_out, *relaxed, *mean;  // outputs, [linear number, N]
@@ -41,8 +41,8 @@ struct GraphBackwardParams {
   void* workspace;
 };
 
-// Binary sweeps: lanes are chains that share the couplings (Gibbs's rule: tables of probabilities where no unit has more than six neighbours;
-// integer sums elsewhere), or lanes are the units of a colour. Tests and benchmarks name one.
+// Routes of binary sweeps. Lanes are chains that share the couplings, with tables of probabilities (kTables: Gibbs's rule, no unit with more than
+// six neighbours) or integer sums (kSums), or lanes are the units of a colour (kUnits). Tests and benchmarks choose one.
 enum class GraphCudaRoute { kAuto, kTables, kSums, kUnits };
 
 struct GraphPlan {
@@ -51,7 +51,7 @@ struct GraphPlan {
   int chains_per_cta;
   bool state_in_shared, couplings_in_shared;
   int64_t workspace;
-  int tile;              // of a CTA's chains, how many are side by side in neighbouring lanes: a power of 2
+  int tile;              // number of a CTA's chains that lie side by side in neighbouring lanes, a power of 2
   bool bytes_in_shared;  // binary sweeps: random bytes
 };
 
@@ -67,7 +67,7 @@ struct GraphBackwardPlan {
   int chains_per_cta;
   bool state_in_shared, couplings_in_shared;
   int64_t workspace;
-  int tile;  // of a CTA's chains, how many are side by side in relaxed sweeps: 1, 2 or 4
+  int tile;  // number of a CTA's chains that lie side by side in relaxed sweeps: 1, 2 or 4
 };
 GraphBackwardPlan plan_graph_backward(const GraphBackwardParams&, const DeviceLimits&);
 void launch_graph_backward(const GraphBackwardParams&, const GraphBackwardPlan&, Stream);

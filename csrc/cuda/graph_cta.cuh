@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the kernels of coloured graphs share: which chains a CTA takes and which of them a thread, whether a layout is sound, the couplings' scale.
+// Code that the kernels of coloured graphs share: the chains of a CTA and of a thread, checks of a layout, the couplings' scale.
 #include "core/graph_view.h"
 #include "cuda/graph.h"
 #include "cuda/rounding.cuh"
@@ -17,7 +17,7 @@ GIBBS_HOST_DEVICE int64_t graph_ctas_per_model(const BatchView& b, int chains_pe
 
 #if defined(GIBBS_DEVICE)
 
-// What the CTA takes.
+// The chains of a CTA.
 struct GraphCtaChains {
   int64_t model, begin, end;
   GIBBS_DEVICE GraphCtaChains(const BatchView& b, int chains_per_cta) {
@@ -33,7 +33,7 @@ struct GraphTileThread {
   int tile, lane, group, num_groups;
   GIBBS_DEVICE explicit GraphTileThread(int tile_)
       : tile(tile_), lane(int(threadIdx.x) % tile), group(int(threadIdx.x) / tile), num_groups(int(blockDim.x) / tile) {}
-  // Over the tile's chains, in the same order for every one of them.
+  // The sum over the tile's chains, in the same order for each of them.
   template <class T>
   GIBBS_DEVICE T sum(T x) const {
     const unsigned mask = ((1u << tile) - 1) << (threadIdx.x % kWarpSize / tile * tile);
@@ -42,7 +42,7 @@ struct GraphTileThread {
   }
 };
 
-// Whether all that sweeps follow lies inside the graph; the same for every thread of the CTA, all of which must call it.
+// Whether every number that sweeps follow lies inside the graph. All threads of the CTA must call this and get the same answer.
 GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
   if (layout[0] != num_nodes || layout[1] != num_edges || layout[2] != num_colors) return false;
   const GraphView g = graph_view(layout);
@@ -58,8 +58,8 @@ GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_
   return !__syncthreads_or(!sound);
 }
 
-// The k of a model's couplings (core/fixed_point.h); the same for every thread of the CTA, all of which must call it. Faults, and
-// rounding to be warned of, are reported. scratch: [kGraphScaleScratch].
+// The k of a model's couplings (core/fixed_point.h). All threads of the CTA must call this and get the same answer. Reports faults, and rounding
+// that calls for a warning. scratch: [kGraphScaleScratch].
 template <class T>
 GIBBS_DEVICE_CALL int graph_scale_exponent_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
                                               Shared<uint32_t> scratch) {

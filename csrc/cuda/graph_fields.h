@@ -8,7 +8,7 @@ namespace gibbs {
 
 constexpr int kFieldsThreads = 128;
 
-// Of `sweep` only the batch and the report are looked at.
+// Only the batch and the report of `sweep` are used.
 struct GraphFieldsParams {
   SweepView sweep;
   const int32_t* layout;  // as in cuda/graph.h

@@ -9,7 +9,7 @@ namespace gibbs {
 
 #if defined(GIBBS_DEVICE)
 
-// Whether the layout at least says what its tensor's size allows.
+// Whether the layout's header agrees with its tensor's size.
 GIBBS_DEVICE bool header_fits(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
   return layout[0] == num_nodes && layout[1] == num_edges && layout[2] == num_colors;
 }
@@ -23,8 +23,8 @@ GIBBS_DEVICE HalfEdges half_edges(const GraphView& g, int64_t position) {
   return begin >= 0 && begin <= end && end <= 2 * g.num_edges ? HalfEdges{begin, end} : HalfEdges{0, 0};
 }
 
-// One thread: one unit of one chain. Nothing is shared but by the caches: the couplings and the graph by all chains of a model, the
-// state by the neighbours. Traffic: 8 bytes of graph, a coupling and a state a half-edge, mostly from L1.
+// A thread owns one unit of one chain. Only the caches share anything: the couplings and the graph among all chains of a model, the state among
+// neighbours. Traffic: 8 bytes of graph, a coupling and a state for each half-edge, mostly from L1.
 // field_i = bias_i + sum_e coupling_e state_j.
 template <class T>
 __global__ void __launch_bounds__(kFieldsThreads, 1) graph_fields_kernel(const __grid_constant__ GraphFieldsParams p) {
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kFieldsThreads, 1) graph_fields_kernel(const _
   static_cast<T*>(p.out)[linear_number(batch, model, chain) * p.num_nodes + node] = field;
 }
 
-// One thread: the edges from one unit of one model to those of higher numbers, summed over the model's chains in their order.
+// A thread owns the edges from one unit of one model to those of higher numbers, summed over the model's chains in their order.
 // out_e = sum over chains of first_u second_v + first_v second_u.
 template <class T>
 __global__ void __launch_bounds__(kFieldsThreads, 1) graph_edge_sums_kernel(const __grid_constant__ GraphEdgeSumsParams p) {

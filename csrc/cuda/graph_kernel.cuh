@@ -3,9 +3,9 @@
 
 // Binary sweeps of coloured graphs. twin: csrc/cpu/kernels/graph.h
 //
-// A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of so many lanes go through the
-// units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and what the graph says is a broadcast; with fewer (kUnits)
-// a warp has several units, down to 32 units of one chain.
+// A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of as many lanes go through the
+// units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and loads of the graph are broadcasts; with fewer
+// (kUnits) a warp has several units, down to 32 units of one chain.
 #include "cuda/graph_cta.cuh"
 
 namespace gibbs {
@@ -15,17 +15,17 @@ constexpr int kGraphWarps = kGraphThreads / kWarpSize;
 constexpr int kMaxTableDegree = 6;
 constexpr int kTableEntries = 1 << kMaxTableDegree;
 
-// How a sweep updates a unit. Annealed: by Gibbs's rule, with log-weights.
+// The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
 
-// Where half-edge h lies in shared memory. Lanes along units are a degree apart; at an even one half of the banks would idle.
+// The place of half-edge h in shared memory. Lanes along units are a degree apart, and an even degree would leave half of the banks idle.
 template <class Index>
 GIBBS_HOST_DEVICE Index skewed(Index h) {
   return h + (h >> 5);
 }
 
-// How many numbers lie in shared memory. As far as they do not fit, states are in the workspace, the graph and the couplings where they are,
-// and random bytes are drawn one by one.
+// Numbers of elements in shared memory. If they do not fit, states lie in the workspace, the graph and the couplings stay where they are, and
+// random bytes are drawn one by one.
 struct GraphBinaryLayout {
   int64_t state_bytes = 0, state_words = 0, clamp_words = 0, half_edges = 0, byte_words = 0, table = 0, terms = 0;
 
@@ -77,7 +77,7 @@ template <GraphCudaRoute kRoute, GraphRule kRule>
 class GraphCta {
   static constexpr bool kAnnealed = kRule == GraphRule::kAnnealed;
   static constexpr bool kLanes = kRoute != GraphCudaRoute::kUnits;
-  static constexpr uint8_t kBit = 1, kClamp = 2, kFirstColor = 4;  // of a state byte
+  static constexpr uint8_t kBit = 1, kClamp = 2, kFirstColor = 4;  // bits of a state byte
 
  public:
   GIBBS_DEVICE GraphCta(const GraphBinaryParams& params, SharedMemory& memory)
@@ -161,7 +161,7 @@ class GraphCta {
     if constexpr (kLanes) return state_words_[node] >> thread_.lane & 1;
     return state_byte(node) & kBit;
   }
-  // No undefined overflow where a fault has been reported and couplings are anything.
+  // Unsigned, because couplings for which a fault has been reported may overflow.
   GIBBS_DEVICE int32_t sum_of_neighbors(int position) const {
     uint32_t acc = 0;
     const int end = g_.row_offsets[position + 1];
@@ -200,7 +200,7 @@ class GraphCta {
       const float of_unit = finite_bias(p_.sweep, bias(bias_, p_.bias, node), Outcome::kNonFiniteBias);
       const float base =
           kAnnealed ? finite_bias(p_.sweep, bias(base_bias_, p_.base_bias, node), Outcome::kNonFiniteBaseBias) : of_unit;
-      report_rounding(p_.sweep, {scale_, cancelling_bias(of_unit, base, scale_)}, g_.max_degree);
+      report_bias(p_.sweep, of_unit, base, scale_, g_.max_degree);
       if constexpr (kLanes) {  // a warp has one unit
         const uint32_t word = __ballot_sync(kFullWarp, is_set), fixed = __ballot_sync(kFullWarp, is_fixed);
         if (thread_.lane == 0) {
@@ -215,7 +215,7 @@ class GraphCta {
   }
 
   GIBBS_DEVICE void store() const {
-    // Lanes along units, for the sake of global memory.
+    // Lanes lie along units, so that global stores are coalesced.
     for (int64_t c = own_.begin; c < own_.end; ++c) {
       const int64_t row = linear_number(p_.sweep.batch, own_.model, c) * p_.num_nodes;
       const int at = int(c - own_.begin);
@@ -232,7 +232,7 @@ class GraphCta {
     }
   }
 
-  // Every lane its own chain's.
+  // Each lane's value is that of its own chain.
   GIBBS_DEVICE void draw_bytes(const RandomStream& stream) {
     for (int counter = thread_.group; counter < random_byte_counters(p_.num_nodes); counter += thread_.num_groups) {
       const PhiloxOutput r = philox4x32(uint32_t(counter), stream.c1, stream.c2, stream.c3, stream.k0, stream.k1);
@@ -267,7 +267,7 @@ class GraphCta {
     state_words_[node] = (state_words_[node] & fixed) | (drawn & ~fixed);
   }
 
-  // Of each unit in every state of its neighbours, the first half-edge's bit lowest.
+  // Tabulates each unit for every state of its neighbours; the first half-edge's bit is the lowest.
   GIBBS_DEVICE void tabulate(float beta) {
     for (int at = threadIdx.x; at < int(p_.num_nodes) * kTableEntries; at += blockDim.x) {
       const int position = at / kTableEntries, states = at % kTableEntries, node = g_.order[position];
@@ -281,7 +281,7 @@ class GraphCta {
 
   GIBBS_DEVICE void look_up(int begin, int end, const RandomStream& stream, float beta) {
     const int lane = thread_.lane;
-    // A warp's units, 32 at a time: which of them the lane's chain has still to decide.
+    // A warp takes 32 of its units at a time and notes which of them the lane's chain has still to decide.
     for (int first = begin + thread_.group; first < end; first += kWarpSize * thread_.num_groups) {
       uint32_t open = 0;
       for (int u = 0; u < kWarpSize; ++u) {
@@ -309,7 +309,7 @@ class GraphCta {
 
   // ---- annealing ----
 
-  // The thread's part of log f_next - log f_beta of its chain: of its units, those of colour 0 summed out, given the rest.
+  // The thread's part of log f_next - log f_beta of its chain, over its units. Units of colour 0 are summed out, given the rest.
   GIBBS_DEVICE double weigh(double beta, double next_beta) const {
     double summed_out = 0, linear = 0;
     const int rest = g_.color_offsets[1];
@@ -319,7 +319,7 @@ class GraphCta {
         const int32_t acc = sum_of_neighbors(position);
         summed_out += double(softplus_difference(logit(acc, node, float(beta)), logit(acc, node, float(next_beta))));
       } else if (bit(node)) {
-        // Half of each coupling at either end.
+        // Each end of an edge takes half of its coupling.
         double inside = 0;
         for (int h = g_.row_offsets[position]; h < g_.row_offsets[position + 1]; ++h) {
           const int other = neighbor(h);
@@ -332,7 +332,7 @@ class GraphCta {
   }
   GIBBS_DEVICE bool is_first_color(int node) const {
     if constexpr (!kLanes) return state_byte(node) & kFirstColor;
-    // In the order of positions a colour's nodes rise.
+    // A colour's nodes rise with their positions.
     int low = 0, high = g_.color_offsets[1];
     while (low < high) {
       const int middle = (low + high) / 2;

@@ -12,9 +12,9 @@ constexpr int64_t kPartialSums =
 
 int64_t number_size(bool is_double) { return is_double ? 8 : 4; }
 
-// How many chains a CTA takes, a tile of them at a time, and what it keeps in shared memory. A tile reads the graph once for all
-// its chains, but not at the price of idle multiprocessors. Couplings are left out first: a cache holds what is the same for
-// every CTA. CTAs take several tiles where all of them together would run in more than two waves.
+// Chooses the number of chains of a CTA, which takes a tile of them at a time, and the contents of its shared memory. A tile reads the graph
+// once for all its chains, so tiles are as wide as leaves no multiprocessor idle. Couplings are left out of shared memory first, because a
+// cache holds what is the same for every CTA. CTAs take several tiles if all tiles together would run in more than two waves.
 template <class Call, class Plan>
 void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward, Plan& plan) {
   const BatchView& batch = call.sweep.batch;

@@ -4,8 +4,8 @@
 // Relaxed sweeps of coloured graphs, the binary ones before them, and the chain rule through them (csrc/README.md, 4).
 // twin: csrc/cpu/kernels/graph_relaxed.h
 //
-// A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. As many neighbouring lanes are one unit, each lane a
-// chain of the tile: what the graph says is read once for all of them, and a thread keeps its chain.
+// A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. As many neighbouring lanes share a unit, each with a chain of the tile,
+// so the graph is read once for all of them and a thread keeps its chain.
 #include "cuda/graph_cta.cuh"
 #include "cuda/relaxation.cuh"
 
@@ -24,7 +24,7 @@ struct GraphRelaxedBackwardParams {
   GraphBackwardPlan plan;
 };
 
-// How many numbers lie in shared memory: values of the dtype (states forward, gradients of fields backward), random words by low
+// Numbers of elements in shared memory: values of the dtype (states forward, gradients of fields backward), random words by low
 // bits and high bytes, scratch, couplings (in binary sweeps rounded, and no larger), and the sums of their gradients.
 struct GraphRelaxedLayout {
   int64_t values = 0, low_words = 0, high_words = 0, scratch = 0, couplings = 0, sums = 0;
@@ -64,7 +64,7 @@ struct GraphBackwardWorkspace {
 
 #if defined(GIBBS_DEVICE)
 
-// The thread's chain in a tile. Lanes beyond the last chain read what the first one reads, and write nothing.
+// The thread's chain in a tile. Lanes beyond the last chain read the first one's and write nothing.
 struct GraphTileChain {
   bool is_active;
   int64_t chain, linear;
@@ -155,7 +155,7 @@ GIBBS_DEVICE void clear_graph_row(T* row, int64_t n) {
 
 // ---- forward -------------------------------------------------------------------------------------------------------------------
 
-// The state that relaxed sweeps begin with if there are no binary ones, checked, to start_out.
+// Checks the state that relaxed sweeps begin with if there are no binary ones, and writes it to start_out.
 template <class T>
 GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64_t chain, T* out) {
   const T* row = parameter_row<T>(call.start, call.sweep.batch, model, chain);
@@ -167,7 +167,7 @@ GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64
   }
 }
 
-// The binary sweeps of the CTA's chains, whose states they leave in start_out. All of the CTA's shared memory may be used for
+// Runs the binary sweeps of the CTA's chains and leaves the states in start_out. All of the CTA's shared memory may be used for
 // something else after the next barrier. Barriers and layout are those of the relaxed sweeps, but words are high bytes and
 // couplings rounded.
 template <class T, bool kInShared>
@@ -216,7 +216,7 @@ GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& 
             acc += uint32_t(plan.couplings_in_shared ? shared_coupling[edge] : rounded_coupling(edge));
           }
           const float of_bias = load_bias(s, bias, node * call.bias.stride, Outcome::kNonFiniteBias);
-          if (sweep == 0) report_rounding(s, {scale, cancelling_bias(of_bias, of_bias, scale)}, g.max_degree);
+          if (sweep == 0) report_bias(s, of_bias, of_bias, scale, g.max_degree);
           const float logit = binary_logit(int32_t(acc), scale, of_bias, beta);
           value.store(node, decide(stream, uint32_t(node), words.high_byte(stream, node), logit) ? T(1) : T(0));
         }
@@ -228,7 +228,7 @@ GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& 
   }
 }
 
-// One CTA: chains of one model, tile by tile: their binary sweeps, if any, then the relaxed ones from the states in start_out.
+// A CTA owns chains of one model. Tile by tile it runs their binary sweeps, if any, then the relaxed ones from the states in start_out.
 // Shared memory: the tile's states and random words, and the model's couplings; as far as they do not fit, states are in
 // start_out and `relaxed`, words drawn alone, couplings read where they are.
 // Barriers: a sweep's words are drawn before they are read; a colour is whole before the next one reads it or words are drawn
@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
 
 // ---- backward ------------------------------------------------------------------------------------------------------------------
 
-// One CTA: chains of one model, tile by tile, from the last relaxed sweep back to the state that they began with.
+// A CTA owns chains of one model. Tile by tile it goes from the last relaxed sweep back to the state that they began with.
 // Shared memory: the tile's gradients of fields and random words, the model's couplings and the sums of their gradients; as far
 // as they do not fit, gradients are in the workspace, words drawn alone, couplings read where they are and summed where the sums
 // are to go.
@@ -419,7 +419,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = sums[e];
 }
 
-// One CTA: 32 edges of one model. Its warps each add every eighth partial sum, then their sums are added, always in the same
+// A CTA owns 32 edges of one model. Its warps each add every eighth partial sum, then their sums are added, always in the same
 // order.
 // Shared memory: the warps' sums. The barrier: they are whole before they are added.
 // Traffic: each partial sum once. grad_coupling_e = sum of the partial sums of the model's CTAs.

@@ -13,7 +13,7 @@
 namespace gibbs {
 
 constexpr int kOldestArchitecture = 75;
-constexpr int kMaxClusterSize = 8;  // what is portable: larger ones need a kernel's consent, and are not on every device
+constexpr int kMaxClusterSize = 8;  // the portable limit: larger ones need a kernel's consent and do not run on every device
 
 struct LaunchShape {
   int64_t num_ctas = 0;
@@ -22,7 +22,7 @@ struct LaunchShape {
   int cluster_size = 1;
 };
 
-// A kernel that can be launched. Whoever is made is in a list of them all, so that a device can load every one before it is asked for any:
+// A kernel that can be launched. Each enters a list of all kernels when it is made, so that a device can load every one beforehand:
 // CUDA would load each at its first launch, which may lie in a graph capture, where loading is not allowed.
 struct AnyKernel {
   const void* function;
@@ -40,7 +40,7 @@ struct Kernel : AnyKernel {
 template <auto function>
 inline const Kernel registered{function};
 
-// Of one device. csrc/cuda/devices.cpp asks the driver for them; the tests' emulator makes them up.
+// The limits of one device. csrc/cuda/devices.cpp asks the driver for them; the tests' emulator makes them up.
 struct DeviceLimits {
   int compute_capability;  // 10 major + minor
   int num_sms;
@@ -48,11 +48,11 @@ struct DeviceLimits {
   int64_t shared_memory_per_sm;
   int max_threads_per_sm;
   int max_ctas_per_sm;
-  // How many clusters of this shape run at a time on the device, which is the current one; 0: it cannot run any. Null: it has no clusters.
+  // The number of clusters of this shape that run at a time on the device, which is the current one; 0: none can. Null: it has no clusters.
   // A slice of a device, or one with parts switched off, may grant fewer than its compute capability promises.
   int (*active_clusters)(const DeviceLimits&, const void* kernel, const LaunchShape&) = nullptr;
 
-  // How many CTAs in clusters of this shape run at a time, each on a multiprocessor of its own.
+  // The number of CTAs in clusters of this shape that run at a time, each on a multiprocessor of its own.
   int64_t ctas_in_clusters(const AnyKernel& kernel, const LaunchShape& shape) const {
     if (!active_clusters || shape.shared_memory > shared_memory_per_cta) return 0;
     const int64_t ctas = int64_t{shape.cluster_size} * active_clusters(*this, kernel.function, shape);
@@ -67,11 +67,11 @@ using Stream = cudaStream_t;
 
 inline void check_cuda(cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // CUDA remembers it too, and would tell whoever asks next
+  cudaGetLastError();  // clears CUDA's copy of the error, which the next caller would get
   throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
-// A launch in CUDA's words.
+// A launch as CUDA's API describes it.
 class LaunchConfig {
  public:
   LaunchConfig(const LaunchShape& shape, Stream stream) {
@@ -96,17 +96,17 @@ class LaunchConfig {
 };
 #endif
 
-// How many CTAs run on a multiprocessor at a time, at least one. kRegisters: about what the kernels that are planned by this take of each thread
-// (make cuda-report); plans are made without asking the driver.
+// The number of CTAs that run on a multiprocessor at a time, at least one. kRegisters: about the number that each thread of the kernels planned
+// by this function takes (make cuda-report), because plans are made without asking the driver.
 inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape) {
-  constexpr int64_t kReservedShared = 1024;  // of each CTA, by CUDA
+  constexpr int64_t kReservedShared = 1024;  // CUDA takes it from each CTA
   constexpr int64_t kRegistersPerSm = 65536, kRegisters = 128;
   return std::max<int64_t>(1, std::min<int64_t>({limits.shared_memory_per_sm / (shape.shared_memory + kReservedShared),
                                                  limits.max_threads_per_sm / shape.num_threads, limits.max_ctas_per_sm,
                                                  kRegistersPerSm / (kRegisters * shape.num_threads)}));
 }
 
-// Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws what CUDA says. The kernel has been loaded, and may have as much
+// Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws CUDA's errors. The kernel has been loaded, and may have as much
 // shared memory as the device grants: see use_device() in csrc/cuda/devices.h.
 template <class Params>
 void launch(const Kernel<Params>& kernel, const LaunchShape& shape, Stream stream, const Params& params) {

@@ -22,7 +22,7 @@ GIBBS_DEVICE T uniform(uint32_t word) {
     return (double(word) + 0.5) * 0x1p-32;
 }
 
-// word: the unit's random word; not looked at by mean_field.
+// word: the unit's random word, which mean_field ignores.
 template <class T>
 GIBBS_DEVICE_CALL RelaxedUnit<T> relax(int relaxation, T field, uint32_t word, T beta, T sharpness, bool slope_gradient) {
   RelaxedUnit<T> out;

@@ -24,7 +24,7 @@ struct FloatTraits<double> {
   GIBBS_DEVICE static double power(int e) { return __longlong_as_double(int64_t(e + kBias) << 52); }
 };
 
-// ceil(|w| factor), at least 1 unless w is 0: what underflows is still a little more than nothing.
+// ceil(|w| factor), at least 1 unless w is 0, even where the product underflows.
 template <class T>
 GIBBS_DEVICE uint32_t rounded_up(T w, T factor) {
   const T scaled = w * factor, x = scaled < 0 ? -scaled : scaled;
@@ -32,7 +32,7 @@ GIBBS_DEVICE uint32_t rounded_up(T w, T factor) {
   return uint32_t(floor + (T(floor) < x || (x == 0 && w != 0)));
 }
 
-// w factor to the nearest integer, ties to even; 0 where a fault has been reported and w is no such number.
+// w factor to the nearest integer, ties to even; 0 if w is a number for which a fault has been reported.
 GIBBS_DEVICE int32_t rounded(float w, float factor) {
   const float x = w * factor;
   return fabsf(x) < 2147483648.0f ? __float2int_rn(x) : 0;
@@ -42,7 +42,7 @@ GIBBS_DEVICE int32_t rounded(double w, double factor) {
   return fabs(x) < 2147483648.0 ? __double2int_rn(x) : 0;
 }
 
-// What the stored exponent of the largest |w| says before any sum is known.
+// What follows from the stored exponent of the largest |w| before any sum is known.
 struct LargestCoupling {
   bool settled;  // k is known
   int exponent;  // max |w| < 2^exponent
@@ -60,10 +60,6 @@ GIBBS_DEVICE LargestCoupling largest_coupling(int stored_exponent, int64_t degre
   return {settled, e};
 }
 
-GIBBS_DEVICE uint32_t warp_sum(uint32_t x) {
-  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
-  return x;
-}
 GIBBS_DEVICE int warp_max(int x) {
   for (int step = 16; step; step >>= 1) {
     const int other = __shfl_xor_sync(kFullWarp, x, step);
@@ -72,11 +68,11 @@ GIBBS_DEVICE int warp_max(int x) {
   return x;
 }
 
-// Shared memory, in numbers, that matrix_scale_exponent works with.
+// The shared memory that matrix_scale_exponent works with, in numbers.
 GIBBS_HOST_DEVICE int64_t scale_scratch(int64_t n2) { return n2 + 2; }
 
-// The k of a [n1, n2] weight whose elements weight(i, j) gives; the same for every thread of the CTA, all of which must call it. Reads the
-// weight once or twice. A fault, and rounding to be warned of, are reported if `reports`. scratch: [scale_scratch(n2)].
+// The k of a [n1, n2] weight whose elements weight(i, j) gives. All threads of the CTA must call this and get the same answer. Reads the weight
+// once or twice. If `reports`, reports a fault, and rounding that calls for a warning. scratch: [scale_scratch(n2)].
 template <class T, class Weight, class Scratch>
 GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch,
                                        bool reports) {

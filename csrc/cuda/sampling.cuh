@@ -11,7 +11,7 @@ namespace gibbs {
 // Random bytes of units 0 .. n - 1 as words of four units: unit u is byte u % 4 of word u / 4. Whole counters are written, so there
 // is room for 128 units at a time.
 GIBBS_HOST_DEVICE int64_t random_byte_words(int64_t n) { return round_up(n, 128) / 4; }
-// How many counters supply them. A counter serves 16 units: four each in the four quarters of 128 units.
+// The number of counters that supply them. A counter serves 16 units: four in each of the four quarters of 128 units.
 GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return round_up(n, 128) / 16; }
 
 #if defined(GIBBS_DEVICE)
@@ -30,10 +30,10 @@ GIBBS_DEVICE uint32_t random_byte(const Words& words, int64_t unit) {
   return words[unit >> 2] >> (8 * (unit & 3)) & 0xff;
 }
 
-// By value: what a call is given by reference lies in local memory.
+// The stream is passed by value, because an argument that a call gets by reference lies in local memory.
 GIBBS_DEVICE_CALL uint32_t draw_low_bits(RandomStream s, uint32_t unit) { return random_low_bits(s, unit); }
 
-// Whether the unit's word is less than t. Its low 24 bits are drawn only where the high byte leaves it open, one time in 256.
+// Whether the unit's word is less than t. Its low 24 bits are drawn only if the high byte leaves that open, one time in 256.
 GIBBS_DEVICE bool word_is_below(uint32_t t, const RandomStream& s, uint32_t unit, uint32_t high_byte) {
   if (high_byte != t >> 24) return high_byte < t >> 24;
   return draw_low_bits(s, unit) < (t & 0xffffff);
@@ -44,7 +44,7 @@ GIBBS_DEVICE bool decide(const RandomStream& s, uint32_t unit, uint32_t high_byt
   return word_is_below(threshold(logit), s, unit, high_byte);
 }
 
-// And by Metropolis's.
+// The unit's new value by Metropolis's rule.
 GIBBS_DEVICE bool decide_flip(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit, bool is_one) {
   const float x = logit_of_flip(logit, is_one);
   return is_one != (x >= 0 || word_is_below(acceptance(x), s, unit, high_byte));
@@ -58,11 +58,6 @@ GIBBS_DEVICE float annealed_logit(int32_t acc, float scale, float bias, float ba
 // softplus(y) - softplus(x), softplus(x) = log(1 + exp(x)).
 GIBBS_DEVICE_CALL float softplus_difference(float x, float y) {
   return (fmaxf(y, 0.0f) - fmaxf(x, 0.0f)) + (log1pf(expf(-fabsf(y))) - log1pf(expf(-fabsf(x))));
-}
-
-GIBBS_DEVICE double warp_sum(double x) {
-  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kFullWarp, x, step);
-  return x;
 }
 
 #endif

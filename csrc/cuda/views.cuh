@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a launch tells its kernels: plain structs, passed by value. Filled in by csrc/cuda/ops.cpp.
+// The arguments of kernels: plain structs, passed by value. csrc/ops/cuda fills them in.
 #include <string.h>
 
 #include "core/fixed_point.h"
@@ -30,6 +30,13 @@ struct ParameterView {
   BatchStrides batch_strides;
 };
 
+// Whether all chains of a model have one and the same row of a parameter.
+GIBBS_HOST_DEVICE bool is_shared_row(const ParameterView& p, const BatchView& b) {
+  for (int d = b.num_model_dims; d < b.num_dims; ++d)
+    if (p.batch_strides[d] != 0) return false;
+  return true;
+}
+
 // A tensor of bits [..., n] of any dtype: its elements are 0 (whose bits are all zero but perhaps the sign's) or `one`.
 struct StateView {
   const void* data;  // null: absent
@@ -47,8 +54,8 @@ struct StateOutput {
   uint64_t one;
 };
 
-// Mapped host memory, taken by a later call or after a synchronisation. Each word is stored by one 8-byte store, so that a reader sees it
-// whole: any one of several.
+// Mapped host memory, which a later call reads, or this one after a synchronisation. A kernel stores each word by one 8-byte store, so that a
+// reader sees a whole word. Any one of several faults is kept.
 //   fault:      op << 40 | outcome << 32 | float32 bits of the offending value; 0: none
 //   rounding:   op << 56 | exponent bits of 2^-k << 48 | upper half of the bits of a bias << 32 | degree, of a model to be warned of;
 //               0: none
@@ -57,7 +64,7 @@ struct DeviceReport {
 };
 constexpr int kMantissaBits = 23;
 
-// What a call says of its chains, whatever the model.
+// The arguments of a call that do not depend on the kind of model.
 struct SweepView {
   BatchView batch;
   const int64_t* chains;  // chain numbers; null: chain_offset + linear number
@@ -74,8 +81,8 @@ struct SweepView {
   bool slope_gradient;
   double sharpness;
 
-  uint32_t op;          // which op to name in a report
-  float largest_error;  // of a field; a larger one is reported; a negative number: never
+  uint32_t op;          // OpId of csrc/ops/schemas.h, for reports
+  float largest_error;  // largest error of a field that is not reported; negative: none is
   DeviceReport* report;
 };
 
@@ -91,9 +98,13 @@ GIBBS_DEVICE_CALL void store_rounding(const SweepView& s, Rounding rounding, int
   const uint64_t exponent = __float_as_uint(rounding.scale) >> kMantissaBits, bias = __float_as_uint(rounding.bias) >> 16;
   *static_cast<volatile uint64_t*>(&s.report->rounding) = uint64_t{s.op} << 56 | exponent << 48 | bias << 32 | uint64_t(degree);
 }
-// Reports a model whose rounding is to be warned of. degree: less than 2^32.
+// Reports a model whose rounding calls for a warning. degree: less than 2^32.
 GIBBS_DEVICE void report_rounding(const SweepView& s, Rounding rounding, int64_t degree) {
   if (s.largest_error >= 0 && field_error(rounding, degree) > s.largest_error) store_rounding(s, rounding, degree);
+}
+// The same for a unit's bias and base bias (calls that are not annealed pass the bias twice).
+GIBBS_DEVICE void report_bias(const SweepView& s, float bias, float base_bias, float scale, int64_t degree) {
+  report_rounding(s, {scale, cancelling_bias(bias, base_bias, scale)}, degree);
 }
 
 // ---- batches ---------------------------------------------------------------------------------------------------------------------
@@ -117,7 +128,7 @@ GIBBS_DEVICE const T* parameter_row(const ParameterView& p, const BatchView& b, 
 
 GIBBS_DEVICE uint64_t seed_of(const SweepView& s) { return s.seed_data ? uint64_t(*s.seed_data) : s.seed; }
 
-// A chain's number. Out of range: reported, and 0.
+// A chain's number. A number out of range is reported and replaced by 0.
 GIBBS_DEVICE_CALL uint64_t chain_number(const SweepView& s, int64_t model, int64_t chain) {
   if (!s.chains) return uint64_t(s.chain_offset + linear_number(s.batch, model, chain));
   const int64_t number = s.chains[batch_offset(s.batch, s.chains_strides, model, chain)];
@@ -126,7 +137,7 @@ GIBBS_DEVICE_CALL uint64_t chain_number(const SweepView& s, int64_t model, int64
   return 0;
 }
 
-// Of sweep `at` (of an annealed call: of step `at`).
+// The beta of sweep `at`, or of step `at` of an annealed call.
 GIBBS_DEVICE double beta_at(const SweepView& s, int64_t at) {
   const int64_t i = s.num_betas == 1 ? 0 : at;
   if (!s.beta_data) return s.beta[i];
@@ -163,7 +174,7 @@ GIBBS_DEVICE float element_value(const StateView& v, uint64_t element) {
   return sign ? -magnitude : magnitude;
 }
 
-// Element `at` from the start of the tensor as a bit. What is neither 0 nor 1 is reported, and 0.
+// Element `at` from the start of the tensor as a bit. An element that is neither 0 nor 1 is reported and replaced by 0.
 GIBBS_DEVICE_CALL uint32_t load_bit(const SweepView& s, const StateView& v, int64_t at, Outcome outcome) {
   const uint64_t element = load_element(v.data, at, v.element_size);
   if (element == v.one) return 1;
@@ -199,7 +210,7 @@ GIBBS_DEVICE const void* parameter_row(const ParameterView& p, const BatchView& 
   return static_cast<const char*>(p.data) + batch_offset(b, p.batch_strides, model, chain) * (is_double ? 8 : 4);
 }
 
-// A bias as binary sweeps use it: float32. What is not finite there is reported, and 0.
+// A bias as binary sweeps use it, in float32. A bias that is not finite is reported and replaced by 0.
 GIBBS_DEVICE float finite_bias(const SweepView& s, float bias, Outcome outcome) {
   if (fabsf(bias) <= 3.402823466e38f) return bias;
   report_fault(s, outcome, bias);

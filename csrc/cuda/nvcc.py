@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles csrc/cuda/*.cu with nvcc alone: for setup.py, which links them, and as a check (``make cuda``).
+"""Compiles csrc/cuda/*.cu with nvcc alone, for setup.py, which links the objects, and as a check (``make cuda``).
 
-Environment: GIBBS_CUDA=auto|0|1 (auto: if nvcc is found), CUDA_HOME (its bin/nvcc; else the nvcc on the PATH),
-GIBBS_CUDA_ARCHITECTURES, say "80;90": compute capabilities to compile for, all that are supported by default.
+Environment: GIBBS_CUDA=auto|0|1 (auto: compile if nvcc is found), CUDA_HOME (whose bin/nvcc is taken; else the nvcc on
+the PATH), GIBBS_CUDA_ARCHITECTURES (compute capabilities to compile for, as in "80;90"; all supported ones by default).
 """
 
 import os
@@ -21,12 +21,12 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
 def generation(architecture: str) -> int:
-    """Compute capabilities of one, the kernels do not tell apart: 7.5; 8; 9.0, the first with clusters, and newer."""
+    """The number of a generation: 7.5; 8.x; 9.0, the first with clusters, and newer. Kernels treat its members alike."""
     return min(int(architecture) // 10, 9)
 
 
 class Cuda:
-    """CUDA's compiler, and what it compiles for."""
+    """CUDA's compiler and the architectures that it compiles for."""
 
     def __init__(self, nvcc: str) -> None:
         self.nvcc = nvcc
@@ -46,10 +46,10 @@ class Cuda:
 
     @property
     def flags(self) -> list[str]:
-        """Machine code for each architecture, and PTX for those to come.
+        """Flags for machine code for each architecture, and PTX for future ones.
 
-        PTX is made for the oldest of those that the kernels do not tell apart, and is what the others are translated
-        from: 8.0 for 8.6 and 8.9; 9.0, the first with clusters, for 10.0 and 12.0.
+        PTX is made for the oldest architecture of a generation, and the others' machine code is translated from it:
+        from 8.0 for 8.6 and 8.9; from 9.0, the first with clusters, for 10.0 and 12.0.
         """
         codes: dict[str, list[str]] = {}
         for number in self.architectures:
@@ -88,7 +88,7 @@ def kernel_size(source: Path) -> int:
 
 
 def compile_kernels(cuda: Cuda) -> list[str]:
-    """The objects of csrc/cuda/*.cu; those are compiled again that anything they may include has changed since."""
+    """Compiles csrc/cuda/*.cu and returns the objects. An object newer than every file that it may include is kept."""
     headers = [path for pattern in ("core/*.h", "cuda/*.h", "cuda/*.cuh") for path in ROOT.glob(f"csrc/{pattern}")]
     newest = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
     folder = ROOT / "build" / ("cuda-" + "-".join(cuda.architectures))
@@ -110,7 +110,7 @@ def compile_kernels(cuda: Cuda) -> list[str]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            # What takes long first: else a core is left with it in the end.
+            # The longest jobs start first, so that no core is left alone with one in the end.
             sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
             return list(pool.map(compile_kernel, sorted(sources, key=kernel_size, reverse=True)))
         except RuntimeError as error:
@@ -118,7 +118,7 @@ def compile_kernels(cuda: Cuda) -> list[str]:
 
 
 class Usage(NamedTuple):
-    """What ptxas says of a kernel on one architecture."""
+    """Resources of a kernel on one architecture, as ptxas reports them."""
 
     kernel: str
     architecture: str

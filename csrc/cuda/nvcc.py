@@ -21,7 +21,7 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
 def generation(architecture: str) -> int:
-    """The number of a generation: 7.5; 8.x; 9.0, the first with clusters, and newer. Its members share their kernels."""
+    """The number of a generation: 7.5; 8.x; 9.0, the first with clusters, and newer. Its members share kernels."""
     return min(int(architecture) // 10, 9)
 
 

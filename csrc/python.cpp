@@ -183,7 +183,7 @@ PYBIND11_MODULE(_C, m) {
   // Chooses how binary sweeps on graphs are made, for tests and benchmarks.
   m.def("set_graph_route", [](const std::string& name) {
     if (!gibbs::set_graph_route(name.c_str()))
-      throw py::value_error("set_graph_route: name must be auto, blocks, tables or chains, got " + name);
+      refuse_route("set_graph_route", {std::begin(gibbs::kGraphRouteNames), std::end(gibbs::kGraphRouteNames)}, name);
   });
   m.def("instruction_set", [] { return gibbs::kernels().name; });
   py::class_<gibbs::CudaLibrary, std::unique_ptr<gibbs::CudaLibrary, py::nodelete>>(m, "CudaLibrary")

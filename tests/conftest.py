@@ -59,7 +59,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["blocks", "tables", "chains"])
+@pytest.fixture(params=["sums", "tables", "units"])
 def graph_route(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with each route that binary sweeps of a graph may take."""
     ops.set_graph_route(request.param)

@@ -36,7 +36,7 @@ GRAPH_BROADCASTS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]]
 
 
 # Every way to the same bits: instruction sets, and routes of binary sweeps (where a route cannot go, another is taken).
-ROUTES = ["blocks", "tables", "chains"]
+ROUTES = ["sums", "tables", "units"]
 WAYS = list(itertools.product(supported_instruction_sets(), ROUTES))
 
 

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/driver.h"
+#include "core/fixed_point.h"
+#include "cpu/batch.h"
+#include "cpu/kernels/table.h"
+#include "cpu/threads.h"
 
-// Runs the kernels over a batch: which chains share a model, who computes what on which thread, and where scratch memory lies.
+// Runs the kernels of bipartite models over a batch of chains.
 namespace gibbs {
 
 struct BipartiteCall : SweepCall {
@@ -15,17 +18,17 @@ struct BipartiteCall : SweepCall {
   uint32_t *left_bits = nullptr, *right_bits = nullptr;
   const uint32_t *clamp_left = nullptr, *clamp_right = nullptr;
   double* log_weights = nullptr;  // [linear number]; not null: annealed
-  // Which route where; tests set them to hold the routes against each other.
+  // Which route where; tests set them to compare the routes.
   bool allow_tables = true;
-  int64_t narrow_from = 128;  // narrow couplings for sides of more units: below, memory traffic is not what counts
+  int64_t narrow_from = kernels().narrow_from;
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.
   void *state = nullptr, *left = nullptr, *right = nullptr, *left_mean = nullptr;
   void* fields = nullptr;  // [num_relaxed_sweeps, linear number, n2 + n1]
 };
 
-// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left (from `state` as given if num_sweeps
-// is 0). *rounding: of the model whose error is largest.
+// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`; if
+// num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest.
 Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
 
 struct BipartiteBackwardCall {
@@ -37,7 +40,7 @@ struct BipartiteBackwardCall {
 };
 Outcome run_bipartite_backward(const BipartiteBackwardCall&, const Runtime&);
 
-// 2^-k of each model of a weight.
+// Writes the resolution 2^-k of each model of a weight.
 Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch&, bool is_double, const Operand& weight, double* out);
 
 }  // namespace gibbs

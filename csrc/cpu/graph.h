@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/driver.h"
+#include "core/fixed_point.h"
+#include "core/graph_view.h"
+#include "cpu/batch.h"
+#include "cpu/threads.h"
 
-// Runs the kernels of coloured graphs over a batch: which chains lie side by side in the vector lanes, and by which route they go.
+// Runs the kernels of coloured graphs over a batch of chains.
 namespace gibbs {
 
-// How binary sweeps are made: as it is fastest, or, for tests and benchmarks, by blocks of 16 chains (which can do everything), by tables
-// or one chain at a time wherever that can be done. Models of so few chains that they share a block always go by blocks.
-enum class GraphRoute { kAuto, kBlocks, kTables, kChains };
+// Routes of binary sweeps. Tests and benchmarks choose one, which is then taken wherever it can be:
+//   sums    16 chains side by side, each unit's neighbours summed up; serves every call, and alone serves models of so few chains
+//           that they share a group
+//   tables  64 chains side by side, probabilities looked up in tables
+//   units   one chain at a time, 16 units of a colour side by side
+enum class GraphRoute { kAuto, kSums, kTables, kUnits };
+inline constexpr const char* kGraphRouteNames[] = {"auto", "sums", "tables", "units"};
 GraphRoute graph_route();
-// "auto", "blocks", "tables" or "chains"; false where the name is none of them.
+// False if the name is not in kGraphRouteNames.
 bool set_graph_route(const char* name);
 
 struct GraphCall : SweepCall {
@@ -22,7 +29,7 @@ struct GraphCall : SweepCall {
   uint32_t* bits = nullptr;
   const uint32_t* clamp = nullptr;
   double* log_weights = nullptr;  // [linear number]; not null: annealed
-  bool metropolis = false;        // sweeps by Metropolis's rule instead of Gibbs's, always by blocks; not annealed
+  bool metropolis = false;        // sweeps by Metropolis's rule instead of Gibbs's, always in groups of 16; not annealed
   GraphRoute route = GraphRoute::kAuto;
 
   // Relaxed sweeps: [linear number, num_nodes] of the parameters' dtype.
@@ -30,8 +37,8 @@ struct GraphCall : SweepCall {
   void* fields = nullptr;  // [num_relaxed_sweeps, linear number, num_nodes]
 };
 
-// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state they left, which is written to `state` (from
-// `state` as given if num_sweeps is 0). *rounding: of the model whose error is largest, 0 without binary sweeps.
+// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`; if
+// num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest, 0 without binary sweeps.
 Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding);
 
 struct GraphBackwardCall {
@@ -42,7 +49,7 @@ struct GraphBackwardCall {
 };
 Outcome run_graph_backward(const GraphBackwardCall&, const Runtime&);
 
-// 2^-k of each model of a coupling.
+// Writes the resolution 2^-k of each model of a coupling.
 Outcome run_graph_coupling_resolution(const GraphView&, const Batch&, bool is_double, const Operand& coupling, double* out);
 
 }  // namespace gibbs

@@ -5,12 +5,7 @@ namespace gibbs {
 
 namespace {
 
-constexpr int64_t kTaskTerms = 1 << 16;  // half-edges a task goes through, so that tasks outweigh their handing out
-
-template <class T>
-const T* row_of(const Operand& operand, const Batch& batch, int64_t model, int64_t chain) {
-  return static_cast<const T*>(operand.data) + batch.offset(operand.batch_strides, model, chain);
-}
+constexpr int64_t kTaskTerms = 1 << 16;  // half-edges to a task, whose work then outweighs the cost of handing it out
 
 template <class T>
 Outcome fields(const GraphFieldsCall& call, const Runtime& runtime) {
@@ -22,8 +17,8 @@ Outcome fields(const GraphFieldsCall& call, const Runtime& runtime) {
     return [&](int64_t task) {
       for (int64_t at = task * per_task; at < std::min(total, (task + 1) * per_task); ++at) {
         const int64_t model = at / chains, chain = at % chains;
-        const T *state = row_of<T>(call.state, call.batch, model, chain), *bias = row_of<T>(call.bias, call.batch, model, chain),
-                *coupling = row_of<T>(call.coupling, call.batch, model, 0);
+        const T *state = row_of<T>(call.batch, call.state, model, chain), *bias = row_of<T>(call.batch, call.bias, model, chain),
+                *coupling = row_of<T>(call.batch, call.coupling, model, 0);
         T* out = static_cast<T*>(call.out) + call.batch.linear(model, chain) * g.num_nodes;
         for (int64_t position = 0; position < g.num_nodes; ++position) {
           const int64_t node = g.order[position];
@@ -43,7 +38,7 @@ Outcome edge_sums(const GraphEdgeSumsCall& call, const Runtime& runtime) {
   const GraphView& g = call.graph;
   const int64_t models = call.batch.num_models(), chains = call.batch.chains_per_model();
   std::fill_n(static_cast<T*>(call.out), models * g.num_edges, T{});
-  // Few models: threads share one by positions. An edge belongs to its end of the lower number.
+  // If there are few models, threads divide a model's positions. An edge belongs to the end with the lower number.
   const int64_t parts = models >= runtime.num_threads ? 1 : std::min<int64_t>(g.num_nodes, 4 * runtime.num_threads);
   Progress progress(runtime);
   for_each_task(runtime, models * parts, progress, [&] {
@@ -51,8 +46,8 @@ Outcome edge_sums(const GraphEdgeSumsCall& call, const Runtime& runtime) {
       const int64_t model = task / parts, part = task % parts;
       T* out = static_cast<T*>(call.out) + model * g.num_edges;
       for (int64_t chain = 0; chain < chains && !progress.stop(); ++chain) {
-        const T *first = row_of<T>(call.first, call.batch, model, chain),
-                *second = row_of<T>(call.second, call.batch, model, chain);
+        const T *first = row_of<T>(call.batch, call.first, model, chain),
+                *second = row_of<T>(call.batch, call.second, model, chain);
         for (int64_t position = part * g.num_nodes / parts; position < (part + 1) * g.num_nodes / parts; ++position) {
           const int64_t u = g.order[position];
           for (int32_t h = g.row_offsets[position]; h < g.row_offsets[position + 1]; ++h) {

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "core/graph_view.h"
-#include "cpu/driver.h"
+#include "cpu/batch.h"
+#include "cpu/threads.h"
 
-// Sums over a coloured graph's edges, which energies and their derivatives are made of. In floating point, in the layout's order.
+// Sums over a coloured graph's edges in floating point, in the layout's order: the parts of energies and their derivatives.
 namespace gibbs {
 
 struct GraphFieldsCall {
@@ -14,7 +15,7 @@ struct GraphFieldsCall {
   Operand state, bias, coupling;
   void* out;  // [linear number, num_nodes]
 };
-// out_i = bias_i + sum of coupling_e state_j over the edges e from i to j.
+// out_i = bias_i + sum of coupling_e state_j over the edges e between i and j.
 Outcome run_graph_fields(const GraphFieldsCall&, const Runtime&);
 
 struct GraphEdgeSumsCall {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of coloured graphs. twin: csrc/cpu/kernels/graph.h
+// Binary sweeps of coloured graphs. twins: csrc/cpu/kernels/graph_{sums,tables,units,metropolis}.h
 //
 // A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of as many lanes go through the
 // units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and loads of the graph are broadcasts; with fewer

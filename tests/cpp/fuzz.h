@@ -14,7 +14,9 @@
 #include "check.h"
 #include "core/fixed_point.h"
 #include "core/philox.h"
-#include "cpu/driver.h"
+#include "cpu/batch.h"
+#include "cpu/kernels/table.h"
+#include "cpu/threads.h"
 
 // What the fuzz programs share: random batches of tensors, and the ways to run a call.
 namespace gibbs {

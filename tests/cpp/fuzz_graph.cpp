@@ -330,7 +330,7 @@ static void fuzz_binary() {
     }
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Batch& batch = p.call.batch;
-    for (const GraphRoute route : {GraphRoute::kAuto, GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains}) {
+    for (const GraphRoute route : {GraphRoute::kAuto, GraphRoute::kSums, GraphRoute::kTables, GraphRoute::kUnits}) {
       const double unwritten = p.call.num_sweeps ? nan("") : 0;
       Result r = {p.state, std::vector<double>(expected.log_weights.size(), unwritten)};
       GraphCall call = p.call;
@@ -651,7 +651,7 @@ int main(int argc, char** argv) {
     fuzz_faults<float>();
     fuzz_faults<double>();
   });
-  for (const GraphRoute route : {GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains})
+  for (const GraphRoute route : {GraphRoute::kSums, GraphRoute::kTables, GraphRoute::kUnits})
     for (const int threads : {1, 3}) check_interrupt(route, threads);
   check_relaxed_interrupt();
 }

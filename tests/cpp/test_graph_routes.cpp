@@ -39,7 +39,7 @@ static void compare(const Model& m, int64_t num_sweeps) {
   std::vector<std::vector<uint32_t>> expected;
   for (const char* name : {"baseline", "avx2", "avx512"}) {
     if (!set_instruction_set(name)) continue;
-    for (const GraphRoute route : {GraphRoute::kBlocks, GraphRoute::kTables, GraphRoute::kChains}) {
+    for (const GraphRoute route : {GraphRoute::kSums, GraphRoute::kTables, GraphRoute::kUnits}) {
       std::vector<uint32_t> state = start;
       size_t step = 0;
       for (int64_t sweep = 0, count; sweep < num_sweeps; sweep += count, ++step) {

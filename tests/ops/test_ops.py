@@ -338,7 +338,7 @@ GRAPH_CALLS = {
     ("call", "chains", "models", "route"),
     [
         ("graph_gibbs", 512, "", "tables"),
-        ("graph_gibbs", 512, "", "blocks"),
+        ("graph_gibbs", 512, "", "sums"),
         ("graph_gibbs", 1, "", "auto"),
         ("graph_gibbs", 64, "64, ", "auto"),
         ("graph_metropolis", 512, "", "auto"),

@@ -1,121 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: included once per instruction set, after cpu/kernels/bipartite.h.
-// Relaxed sweeps and their backward pass (csrc/README.md, 4), for T = float or double.
-
-// ---- elementwise functions -----------------------------------------------------------------------------------------------------
-
-// exp(-a), 0 <= a: to the last bits of T. float reuses the binary updates' polynomial; double has Taylor's to degree 13
-// (|r| <= 0.35, remainder below 1e-17).
-inline VecF exp_negative(VecF a) { return exp_of_negative(a < kThresholdLimit ? a : splat(kThresholdLimit)); }
-inline Vec<double> exp_negative(Vec<double> a) {
-  using VecD = Vec<double>;
-  constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, left in the low bits
-  a = a < 700.0 ? a : splat(700.0);
-  const VecD shifted = a * -1.4426950408889634 + kRounder;
-  const VecD n = shifted - kRounder;
-  const VecD r = (-a - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
-  VecD p = splat(1.0 / 6227020800.0);
-  constexpr double kInverseFactorials[] = {1.0 / 479001600.0,
-                                           1.0 / 39916800.0,
-                                           1.0 / 3628800.0,
-                                           1.0 / 362880.0,
-                                           1.0 / 40320.0,
-                                           1.0 / 5040.0,
-                                           1.0 / 720.0,
-                                           1.0 / 120.0,
-                                           1.0 / 24.0,
-                                           1.0 / 6.0,
-                                           0.5,
-                                           1.0,
-                                           1.0};
-  for (double c : kInverseFactorials) p = p * r + c;
-  const Vec<int64_t> power = ((Vec<int64_t>)shifted - bit_cast<Vec<int64_t>>(splat(kRounder)) + 1023) << 52;
-  return p * (VecD)power;
-}
-
-template <int kCount>
-__attribute__((always_inline)) inline void exp_negatives(VecF (&a)[kCount]) {
-  GIBBS_EACH a[k] = a[k] < kThresholdLimit ? a[k] : splat(kThresholdLimit);
-  exp_of_negatives(a);
-}
-template <int kCount>
-__attribute__((always_inline)) inline void exp_negatives(Vec<double> (&a)[kCount]) {
-  GIBBS_EACH a[k] = exp_negative(a[k]);
-}
-
-// Uniforms in (0, 1) of one vector of words.
-typedef uint32_t VecWords __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));  // as many as a vector has doubles
-inline VecF uniforms(const uint32_t* words, VecF) { return (to_float((VecI)(load<VecU>(words) >> 9)) + 0.5f) * 0x1p-23f; }
-inline Vec<double> uniforms(const uint32_t* words, Vec<double>) {
-  return (__builtin_convertvector(load<VecWords>(words), Vec<double>) + 0.5) * 0x1p-32;
-}
-
-template <class T>
-struct RelaxedUnit {
-  Vec<T> value, mean, slope, mean_slope;  // zeta, q, d zeta / d field, d q / d field
-};
-
-// Several vectors of units, step by step as in exp_of_negatives. `words` are their random words.
-template <class T, int kCount>
-__attribute__((always_inline)) inline void relax(Relaxation kind, const Vec<T> (&field)[kCount],
-                                                 const uint32_t* const (&words)[kCount], T beta, T sharpness, bool slope_gradient,
-                                                 RelaxedUnit<T> (&out)[kCount]) {
-  using V = Vec<T>;
-  V e[kCount], tail[kCount], q[kCount], variance[kCount], u[kCount];
-  GIBBS_EACH e[k] = beta * field[k];
-  GIBBS_EACH e[k] = e[k] < 0 ? -e[k] : e[k];
-  exp_negatives(e);
-  GIBBS_EACH tail[k] = e[k] / (1 + e[k]);
-  GIBBS_EACH q[k] = beta * field[k] < 0 ? tail[k] : 1 - tail[k];
-  GIBBS_EACH variance[k] = tail[k] / (1 + e[k]);  // q (1 - q) without cancellation
-  GIBBS_EACH out[k].mean = q[k];
-  GIBBS_EACH out[k].mean_slope = beta * variance[k];
-  if (kind == kMeanField) {
-    GIBBS_EACH out[k].value = q[k];
-    GIBBS_EACH out[k].slope = out[k].mean_slope;
-    return;
-  }
-  GIBBS_EACH u[k] = uniforms(words[k], V{});
-  if (kind == kConcrete) {
-    V y[kCount];
-    GIBBS_EACH {
-      V logit_u;
-      for (int l = 0; l < lanes_of<T>; ++l) logit_u[l] = T(__builtin_log(double(u[k][l])) - __builtin_log1p(-double(u[k][l])));
-      y[k] = sharpness * (beta * field[k] + logit_u);
-      e[k] = y[k] < 0 ? -y[k] : y[k];
-    }
-    exp_negatives(e);
-    GIBBS_EACH tail[k] = e[k] / (1 + e[k]);
-    GIBBS_EACH out[k].value = y[k] < 0 ? tail[k] : 1 - tail[k];
-    GIBBS_EACH out[k].slope = sharpness * beta * (tail[k] / (1 + e[k]));
-  } else if (kind == kStraightThrough) {
-    GIBBS_EACH out[k].value = u[k] > 1 - q[k] ? splat(T{1}) : V{};
-    GIBBS_EACH out[k].slope = out[k].mean_slope;
-  } else {
-    V denominator[kCount], slope[kCount], distance[kCount], linear[kCount];
-    GIBBS_EACH denominator[k] = variance[k] + T(1e-2);
-    GIBBS_EACH slope[k] = (sharpness / 4) / denominator[k];
-    GIBBS_EACH distance[k] = u[k] - (1 - q[k]);
-    GIBBS_EACH linear[k] = T(0.5) + slope[k] * distance[k];
-    GIBBS_EACH out[k].value = linear[k] < 0 ? V{} : (linear[k] > 1 ? splat(T{1}) : linear[k]);
-    if (slope_gradient) GIBBS_EACH slope[k] -= distance[k] * slope[k] * (1 - 2 * q[k]) / denominator[k];  // d linear / d q
-    GIBBS_EACH slope[k] = linear[k] > 0 ? (linear[k] < 1 ? slope[k] : V{}) : V{};
-    GIBBS_EACH out[k].slope = slope[k] * out[k].mean_slope;
-  }
-}
+// No include guard: see instruction_set.h. Relaxed sweeps of bipartite models and their backward pass (csrc/README.md, 4).
 
 // ---- products with the coupling matrix -----------------------------------------------------------------------------------------
 
-template <class T>
-inline T horizontal_sum_of(Vec<T> v) {
-  T total = 0;
-  for (int l = 0; l < lanes_of<T>; ++l) total += v[l];
-  return total;
-}
-
 // out[c][j] += sum_i in[c][i] weight[i][j], for kChains chains at a time
 template <class T, int kChains, int kVectors>
-inline void add_row_products_block(const T* weight, int64_t row_stride, int64_t n1, const T* const* in, T* const* out,
+inline void add_row_products_strip(const T* weight, int64_t row_stride, int64_t n1, const T* const* in, T* const* out,
                                    int64_t column) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kChains][kVectors];
@@ -141,8 +31,8 @@ template <class T, int kChains>
 inline void add_row_products_of(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out) {
   constexpr int kL = lanes_of<T>, kWide = 12 / kChains;
   int64_t j = 0;
-  for (; j + kWide * kL <= n2; j += kWide * kL) add_row_products_block<T, kChains, kWide>(weight, row_stride, n1, in, out, j);
-  for (; j + kL <= n2; j += kL) add_row_products_block<T, kChains, 1>(weight, row_stride, n1, in, out, j);
+  for (; j + kWide * kL <= n2; j += kWide * kL) add_row_products_strip<T, kChains, kWide>(weight, row_stride, n1, in, out, j);
+  for (; j + kL <= n2; j += kL) add_row_products_strip<T, kChains, 1>(weight, row_stride, n1, in, out, j);
   if (j < n2)
     for (int64_t i = 0; i < n1; ++i)
       for (int c = 0; c < kChains; ++c)
@@ -151,14 +41,14 @@ inline void add_row_products_of(const T* weight, int64_t row_stride, int64_t n1,
 template <class T>
 inline void add_row_products(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out,
                              int count) {
-  if (count == kRelaxedTile) return add_row_products_of<T, kRelaxedTile>(weight, row_stride, n1, n2, in, out);
+  if (count == kRelaxedGroup) return add_row_products_of<T, kRelaxedGroup>(weight, row_stride, n1, n2, in, out);
   for (int c = 0; c < count; ++c) add_row_products_of<T, 1>(weight, row_stride, n1, n2, in + c, out + c);
 }
 
 // out[c][i] += sum_j weight[i][j] in[c][j], for kRows rows from i on
 template <class T, int kChains, int kRows>
-inline void add_column_products_block(const T* weight, int64_t row_stride, int64_t n2, const T* const* in, T* const* out,
-                                      int64_t i) {
+inline void add_column_products_rows(const T* weight, int64_t row_stride, int64_t n2, const T* const* in, T* const* out,
+                                     int64_t i) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kRows][kChains] = {};
   int64_t j = 0;
@@ -171,7 +61,7 @@ inline void add_column_products_block(const T* weight, int64_t row_stride, int64
     }
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < kChains; ++c) {
-      T total = horizontal_sum_of<T>(sum[r][c]);
+      T total = horizontal_sum<T>(sum[r][c]);
       for (int64_t t = j; t < n2; ++t) total += weight[(i + r) * row_stride + t] * in[c][t];
       out[c][i + r] += total;
     }
@@ -180,13 +70,13 @@ template <class T, int kChains>
 inline void add_column_products_of(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out) {
   constexpr int kRows = 8 / kChains;
   int64_t i = 0;
-  for (; i + kRows <= n1; i += kRows) add_column_products_block<T, kChains, kRows>(weight, row_stride, n2, in, out, i);
-  for (; i < n1; ++i) add_column_products_block<T, kChains, 1>(weight, row_stride, n2, in, out, i);
+  for (; i + kRows <= n1; i += kRows) add_column_products_rows<T, kChains, kRows>(weight, row_stride, n2, in, out, i);
+  for (; i < n1; ++i) add_column_products_rows<T, kChains, 1>(weight, row_stride, n2, in, out, i);
 }
 template <class T>
 inline void add_column_products(const T* weight, int64_t row_stride, int64_t n1, int64_t n2, const T* const* in, T* const* out,
                                 int count) {
-  if (count == kRelaxedTile) return add_column_products_of<T, kRelaxedTile>(weight, row_stride, n1, n2, in, out);
+  if (count == kRelaxedGroup) return add_column_products_of<T, kRelaxedGroup>(weight, row_stride, n1, n2, in, out);
   for (int c = 0; c < count; ++c) add_column_products_of<T, 1>(weight, row_stride, n1, n2, in + c, out + c);
 }
 
@@ -221,8 +111,8 @@ inline void relax_side(const RelaxedSweeps<T>& p, int64_t n, const T* fields, co
 template <class T>
 void relaxed_kernel(const RelaxedSweeps<T>& p, const RelaxedChain<T>* chains, T* const* fields, int count, uint32_t* words,
                     uint8_t* bytes) {
-  const T *left_in[kRelaxedTile], *right_in[kRelaxedTile];
-  T *right_field[kRelaxedTile], *left_field[kRelaxedTile];
+  const T *left_in[kRelaxedGroup], *right_in[kRelaxedGroup];
+  T *right_field[kRelaxedGroup], *left_field[kRelaxedGroup];
   for (int c = 0; c < count; ++c) {
     left_in[c] = chains[c].state;
     right_in[c] = chains[c].right;
@@ -236,7 +126,7 @@ void relaxed_kernel(const RelaxedSweeps<T>& p, const RelaxedChain<T>* chains, T*
       __builtin_memcpy(left_field[c], chains[c].left_bias, size_t(p.n1) * sizeof(T));
     }
     add_row_products(p.weight, p.row_stride, p.n1, p.n2, left_in, right_field, count);
-    // words hold one chain's units, so each chain redraws them for its left side: cheaper than a tile's worth of memory
+    // `words` holds one chain's units: drawing them again for its left side is cheaper than memory for a group of chains.
     for (int c = 0; c < count; ++c) {
       random_words_of(random_stream(p.seed, chains[c].number, p.first_sweep + uint64_t(sweep)), p.n1 + p.n2, words, bytes);
       relax_side<T>(p, p.n2, right_field[c], words + p.n1, beta, chains[c].right, nullptr, nullptr);
@@ -270,7 +160,7 @@ void relaxed_backward_kernel(const RelaxedSweeps<T>& p, const RelaxedBackwardCha
     T *right_value = chain.right_factor + 2 * sweep * p.n2, *grad_right_field = right_value + p.n2;
     random_words_of(random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep)), p.n1 + p.n2, words, bytes);
     relax_side<T>(p, p.n2, right_field, words + p.n1, beta, right_value, nullptr, slope_right);
-    // left value of this sweep is what the next sweep's right update saw
+    // The left value of this sweep is the input of the next sweep's right update.
     const bool last = sweep + 1 == p.num_sweeps;
     relax_side<T>(p, p.n1, left_field, words, beta, last ? nullptr : left_in + 2 * p.n1, nullptr, slope_left);
     for (int64_t i = 0; i < p.n1; ++i) grad_left_field[i] = grad_left[i] * slope_left[i];
@@ -301,7 +191,7 @@ void relaxed_backward_kernel(const RelaxedSweeps<T>& p, const RelaxedBackwardCha
   for (int64_t i = 0; i < p.n1; ++i) chain.grad_state[i] = needs_grad_state ? grad_left[i] : T{};
 }
 template <class T, int kRows, int kVectors>
-inline void outer_products_block(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, int64_t j,
+inline void outer_products_strip(const T* left, const T* right, int64_t count, int64_t n1, int64_t n2, int64_t i, int64_t j,
                                  T* out) {
   constexpr int kL = lanes_of<T>;
   Vec<T> sum[kRows][kVectors] = {};
@@ -324,8 +214,8 @@ inline void outer_products_rows(const T* left, const T* right, int64_t count, in
   constexpr int kL = lanes_of<T>, kVectors = 3;
   int64_t j = 0;
   for (; j + kVectors * kL <= n2; j += kVectors * kL)
-    outer_products_block<T, kRows, kVectors>(left, right, count, n1, n2, i, j, out);
-  for (; j + kL <= n2; j += kL) outer_products_block<T, kRows, 1>(left, right, count, n1, n2, i, j, out);
+    outer_products_strip<T, kRows, kVectors>(left, right, count, n1, n2, i, j, out);
+  for (; j + kL <= n2; j += kL) outer_products_strip<T, kRows, 1>(left, right, count, n1, n2, i, j, out);
   for (; j < n2; ++j)
     for (int r = 0; r < kRows; ++r) {
       T sum = 0;

@@ -5,15 +5,15 @@
 
 #include "cpu/kernels/types.h"
 
-// The CPU kernels of bipartite models, as plain structs of pointers: no framework, no containers (a container's inline functions,
-// compiled once for AVX-512, could be the copy that the linker keeps for every CPU).
+// Arguments of the CPU kernels of bipartite models: plain structs of pointers without containers, whose inline functions, if compiled for
+// AVX-512, could be the copy that the linker keeps for every CPU.
 namespace gibbs {
 
-// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to whole 32-bit
-// words of state bits. Padded fields may hold anything; `bits` beyond the last unit are always 0.
+// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to the units of whole
+// 32-bit words of state bits. Padded fields may hold anything; state bits beyond the last unit are always 0.
 inline int64_t padded_row(int64_t n) { return round_up(n, 16); }
 inline int64_t padded_side(int64_t n) { return round_up(n, 32); }
-// High random bytes come in blocks of 128 units; kernels compute up to one block more than asked for.
+// Kernels write high random bytes for 128 units at a time, and for up to 128 more than asked for.
 inline int64_t random_bytes_capacity(int64_t units) { return round_up(units, 128) + 3 * 128; }
 
 // A model's couplings as the caller holds them; strides in elements.
@@ -29,12 +29,12 @@ struct RoundedCoupling {
   float scale;       // 2^-k
 };
 
-// The same couplings rounded to 16 bits: half the memory traffic of an update. Their sums bound a unit's threshold; the few units for
-// which the bounds do not decide take exact sums from the caller's couplings, so the bits that come out are the same.
+// The same couplings rounded to 16 bits, which halve the memory traffic of an update. Their sums bound a unit's threshold; the few units
+// that the bounds leave open take exact sums from the caller's couplings, so the resulting bits are the same.
 struct NarrowCoupling {
   int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
   int16_t* columns;  // [n2, padded_row(n1)]
-  int shift;         // in units of 2^(shift - k): no |coupling| leaves 16 bits, each is at most half a unit off
+  int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
 // One chain. Biases are float32, padded_side() long.
@@ -58,28 +58,26 @@ struct BinarySweeps {
   int k;
   bool annealed;
   bool allow_tables;
-  const char* next;  // what this thread reads after these sweeps (the next model's couplings), fetched meanwhile; null: nothing
-  int64_t next_bytes;
   StopCheck check;
 };
 
-// A tile of chains that share a model.
-struct TileWorkspace {
+// Scratch memory of a group of `count` chains that share a model.
+struct GroupScratch {
   int32_t *acc_left, *acc_right;  // [count, padded_side(n)]
-  uint8_t* bytes;                 // [tile_random_bytes(n1 + n2, count)]
-  int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that went up and down
+  uint8_t* bytes;                 // [group_random_bytes(n1 + n2, count)]
+  int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that flipped to 1 and to 0
   int32_t* table;                 // [kTableInts]
 };
-// The high random bytes of a tile: of all its chains where models are small, else of one chain at a time.
+// Number of high random bytes kept for a group: those of all its chains if the model is small, else those of one chain.
 constexpr int64_t kOneDrawUnits = 512;
-inline int64_t tile_random_bytes(int64_t units, int64_t count) {
+inline int64_t group_random_bytes(int64_t units, int64_t count) {
   return random_bytes_capacity(units) * (units <= kOneDrawUnits ? count : 1);
 }
 
-constexpr int kTableGroups = 4, kTableRows = 4, kTableColumns = 64;
-constexpr int64_t kTableInts = int64_t{kTableGroups} * (1 << kTableRows) * kTableColumns;
+constexpr int kTablesAtOnce = 4, kTableRows = 4, kTableColumns = 64;
+constexpr int64_t kTableInts = int64_t{kTablesAtOnce} * (1 << kTableRows) * kTableColumns;
 
-// Relaxed sweeps of a few chains that share a model; T is float or double. Rows of `weight` are contiguous.
+// Relaxed sweeps of a few chains that share a model, for T = float or double. Rows of `weight` are contiguous.
 template <class T>
 struct RelaxedChain {
   const T *left_bias, *right_bias;  // contiguous
@@ -108,6 +106,6 @@ struct RelaxedBackwardChain {
   uint64_t number;
 };
 
-constexpr int kRelaxedTile = 4;
+constexpr int kRelaxedGroup = 4;
 
 }  // namespace gibbs

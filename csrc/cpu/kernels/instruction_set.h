@@ -1,63 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: the whole of one instruction set's kernels. Before it: GIBBS_ISA (namespace), GIBBS_ISA_NAME,
-// GIBBS_VECTOR_BYTES and a target pragma; system headers must have been included without that pragma.
+// No include guard: all kernels of one instruction set, in an anonymous namespace. The including file defines GIBBS_ISA (a namespace),
+// GIBBS_ISA_NAME and GIBBS_VECTOR_BYTES, opens a target pragma, and includes the system's headers before that pragma.
 namespace gibbs {
 namespace GIBBS_ISA {
 namespace {
+// clang-format off
 #include "cpu/kernels/simd.h"
+#include "cpu/kernels/sampling.h"
+#include "cpu/kernels/rounding.h"
+#include "cpu/kernels/relaxation.h"
 
+#include "cpu/kernels/bipartite_rounding.h"
 #include "cpu/kernels/bipartite.h"
-
+#include "cpu/kernels/bipartite_narrow.h"
 #include "cpu/kernels/bipartite_relaxed.h"
 
-#include "cpu/kernels/graph.h"
-
+#include "cpu/kernels/graph_groups.h"
+#include "cpu/kernels/graph_rounding.h"
+#include "cpu/kernels/graph_sums.h"
+#include "cpu/kernels/graph_units.h"
+#include "cpu/kernels/graph_tables.h"
 #include "cpu/kernels/graph_metropolis.h"
-
 #include "cpu/kernels/graph_relaxed.h"
+// clang-format on
+
+template <class T>
+constexpr TypedKernels<T> typed_kernels = {
+    .relaxed = relaxed_kernel<T>,
+    .relaxed_backward = relaxed_backward_kernel<T>,
+    .outer_products = outer_products_kernel<T>,
+    .lanes_from_rows = lanes_from_rows_kernel<T>,
+    .rows_from_lanes = rows_from_lanes_kernel<T>,
+    .sum_lanes = sum_lanes_kernel<T>,
+    .round_graph_couplings = round_graph_couplings_kernel<T>,
+    .relaxed_graph = relaxed_graph_kernel<T>,
+    .relaxed_graph_backward_begin = relaxed_graph_backward_begin_kernel<T>,
+    .relaxed_graph_backward = relaxed_graph_backward_kernel<T>,
+};
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {GIBBS_ISA_NAME,
-                       GIBBS_VECTOR_BYTES >= 32,
-                       scale_exponent_kernel,
-                       round_couplings_kernel,
-                       round_narrow_couplings_kernel,
-                       sweep_tile_kernel,
-                       random_words_kernel,
-                       thresholds_kernel,
-                       acceptances_kernel,
-                       relaxed_kernel<float>,
-                       relaxed_kernel<double>,
-                       relaxed_backward_kernel<float>,
-                       relaxed_backward_kernel<double>,
-                       outer_products_kernel<float>,
-                       outer_products_kernel<double>,
-                       lanes_from_rows_kernel<float>,
-                       lanes_from_rows_kernel<double>,
-                       rows_from_lanes_kernel<float>,
-                       rows_from_lanes_kernel<double>,
-                       sum_lanes_kernel<float>,
-                       sum_lanes_kernel<double>,
-                       round_graph_couplings_kernel<float>,
-                       round_graph_couplings_kernel<double>,
-                       sweep_block_kernel,
-                       sweep_chain_kernel,
-                       metropolis_block_kernel,
-                       relaxed_block_kernel<float>,
-                       relaxed_block_kernel<double>,
-                       relaxed_backward_begin_kernel<float>,
-                       relaxed_backward_begin_kernel<double>,
-                       relaxed_backward_block_kernel<float>,
-                       relaxed_backward_block_kernel<double>,
+const Kernels table = {
+    .name = GIBBS_ISA_NAME,
+    .narrow_from = GIBBS_VECTOR_BYTES == 64   ? 128
+                   : GIBBS_VECTOR_BYTES == 32 ? 384
+                                              : INT64_MAX,
+    .random_words = random_words_kernel,
+    .thresholds = thresholds_kernel,
+    .acceptances = acceptances_kernel,
+    .scale_exponent = scale_exponent_kernel,
+    .round_couplings = round_couplings_kernel,
+    .round_narrow_couplings = round_narrow_couplings_kernel,
+    .sweep_group = sweep_group_kernel,
+    .sweep_narrow = sweep_narrow_kernel,
+    .sweep_sums = sweep_sums_kernel,
+    .metropolis = metropolis_kernel,
+    .sweep_units = sweep_units_kernel,
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
-                       chain_of_table_bit_kernel,
-                       build_tables_kernel,
-                       sweep_tables_kernel};
+    .chain_of_table_bit = chain_of_table_bit_kernel,
+    .build_tables = build_tables_kernel,
+    .sweep_tables = sweep_tables_kernel,
 #else
-                       nullptr,
-                       nullptr,
-                       nullptr};
+    .chain_of_table_bit = nullptr,
+    .build_tables = nullptr,
+    .sweep_tables = nullptr,
 #endif
+    .of_float = typed_kernels<float>,
+    .of_double = typed_kernels<double>,
+};
 }  // namespace GIBBS_ISA
 }  // namespace gibbs

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: included once in each instruction set's translation unit, inside namespace gibbs::GIBBS_ISA and its target
-// pragma. GCC's and Clang's generic vectors carry the arithmetic; the few operations they lack are intrinsics with a portable twin.
-// GIBBS_VECTOR_BYTES is 16 (baseline), 32 (AVX2) or 64 (AVX-512).
+// No include guard: see instruction_set.h. Vectors of GIBBS_VECTOR_BYTES: 16 (baseline), 32 (AVX2) or 64 (AVX-512). GCC's and Clang's
+// generic vectors carry the arithmetic; the few operations that they lack are intrinsics with a portable twin.
 
 template <class T>
 struct VectorOf {
@@ -31,7 +30,7 @@ template <class T>
 inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
-// The first `count` elements (0 < count), then zeros; reads no more than those.
+// The first `count` elements (0 < count), then zeros; nothing beyond them is read.
 template <class T>
 inline Vec<T> load_part(const T* p, int64_t count) {
   if (count >= lanes_of<T>) return load<Vec<T>>(p);
@@ -70,7 +69,7 @@ inline VecI widen(const int16_t* p) {
 #endif
 }
 inline void store_integers(int32_t* p, VecI v) { store(p, v); }
-inline void store_integers(int16_t* p, VecI v) {  // values of 16 bits
+inline void store_integers(int16_t* p, VecI v) {  // each value fits in 16 bits
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
 #elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
@@ -122,98 +121,6 @@ inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
 #endif
 }
 
-// Bit l of less / equal: byte l of `bytes` against the top byte of thresholds[l], l < 32.
-inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uint32_t& less, uint32_t& equal) {
-#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
-  const __m128i t0 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[0], 24));
-  const __m128i t1 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[1], 24));
-  const __m256i t = _mm256_inserti128_si256(_mm256_castsi128_si256(t0), t1, 1);
-  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
-  less = _mm256_cmplt_epu8_mask(r, t);
-  equal = _mm256_cmpeq_epi8_mask(r, t);
-#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
-  const __m256i a =
-      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
-  const __m256i b =
-      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[2], 24), _mm256_srli_epi32((__m256i)thresholds[3], 24));
-  // the packs interleave 128-bit halves: undo that once, in dwords
-  const __m256i t = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
-  equal = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(r, t)));
-  less = ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(r, t), r)));
-#elif GIBBS_X86
-  less = equal = 0;
-  for (int half = 0; half < 2; ++half) {
-    const VecU* th = thresholds + 4 * half;
-    const __m128i a = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[0], 24), _mm_srli_epi32((__m128i)th[1], 24));
-    const __m128i b = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[2], 24), _mm_srli_epi32((__m128i)th[3], 24));
-    const __m128i t = _mm_packus_epi16(a, b), r = _mm_loadu_si128((const __m128i*)(bytes + 16 * half));
-    equal |= uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(r, t))) << 16 * half;
-    less |= (0xffffu & ~uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(r, t), r)))) << 16 * half;
-  }
-#else
-  less = equal = 0;
-  for (int l = 0; l < 32; ++l) {
-    const uint32_t t = thresholds[l / kLanes][l % kLanes] >> 24;
-    less |= uint32_t(bytes[l] < t) << l;
-    equal |= uint32_t(bytes[l] == t) << l;
-  }
-#endif
-}
-
-// Philox for kLanes consecutive groups. Counters are kept as 64-bit lanes (even and odd ones apart), of which a widening multiply
-// reads the low halves only: no lane has to be moved between rounds.
-struct PhiloxVectors {
-  VecU word[4];
-};
-inline void philox_rounds(VecU& c0, VecU& c1, VecU& c2, VecU& c3, uint32_t k0, uint32_t k1) {
-  const VecU m0 = splat(kPhiloxMultiplier0), m1 = splat(kPhiloxMultiplier1);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const Vec<uint64_t> p0 = multiply_even(c0, m0), p1 = multiply_even(c2, m1);
-    c0 = (VecU)(p1 >> 32) ^ c1 ^ splat(k0);
-    c2 = (VecU)(p0 >> 32) ^ c3 ^ splat(k1);
-    c1 = (VecU)p1;
-    c3 = (VecU)p0;
-    k0 += kPhiloxWeyl0;
-    k1 += kPhiloxWeyl1;
-  }
-}
-inline PhiloxVectors philox_of_halves(VecU (&even)[4], VecU (&odd)[4], uint32_t k0, uint32_t k1) {
-  philox_rounds(even[0], even[1], even[2], even[3], k0, k1);
-  philox_rounds(odd[0], odd[1], odd[2], odd[3], k0, k1);
-  PhiloxVectors out;
-  for (int q = 0; q < 4; ++q) out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
-  return out;
-}
-inline VecU odd_lanes(VecU v) { return (VecU)((Vec<uint64_t>)v >> 32); }
-// The groups of one chain.
-inline PhiloxVectors philox_vectors(const RandomStream& s, VecU groups) {
-  VecU even[4] = {groups, splat(s.c1), splat(s.c2), splat(s.c3)};
-  VecU odd[4] = {odd_lanes(groups), even[1], even[2], even[3]};
-  return philox_of_halves(even, odd, s.k0, s.k1);
-}
-
-// A chain in each lane.
-struct LaneStreams {
-  VecU c1, c3;
-  uint32_t c2, k0, k1;
-};
-inline LaneStreams lane_streams(uint64_t seed, const uint64_t* chains, uint64_t sweep) {
-  const RandomStream s = random_stream(seed, 0, sweep);
-  LaneStreams out = {{}, {}, s.c2, s.k0, s.k1};
-  for (int l = 0; l < kLanes; ++l) {
-    const RandomStream of_chain = random_stream(seed, chains[l], sweep);
-    out.c1[l] = of_chain.c1;
-    out.c3[l] = of_chain.c3;
-  }
-  return out;
-}
-inline PhiloxVectors philox_lanes(const LaneStreams& s, VecU groups) {
-  VecU even[4] = {groups, s.c1, splat(s.c2), s.c3};
-  VecU odd[4] = {odd_lanes(groups), odd_lanes(s.c1), even[2], odd_lanes(s.c3)};
-  return philox_of_halves(even, odd, s.k0, s.k1);
-}
-
 inline bool any_equal(VecU a, VecU b) {
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
@@ -227,4 +134,116 @@ inline bool any_equal(VecU a, VecU b) {
   for (int l = 0; l < kLanes; ++l) found |= equal[l];
   return found;
 #endif
+}
+
+template <class V>
+inline V vector_max(V a, V b) {
+  return a > b ? a : b;
+}
+template <class T>
+inline T horizontal_sum(Vec<T> v) {
+  T total = 0;
+  for (int l = 0; l < lanes_of<T>; ++l) total += v[l];
+  return total;
+}
+
+inline VecI gather(const int32_t* base, VecI index) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  return (VecI)_mm512_i32gather_epi32((__m512i)index, base, 4);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  return (VecI)_mm256_i32gather_epi32(base, (__m256i)index, 4);
+#else
+  VecI out;
+  for (int l = 0; l < kLanes; ++l) out[l] = base[index[l]];
+  return out;
+#endif
+}
+
+// Takes kCount vectors step by step: the chains of operations are long, and a processor looks ahead by less than two of them.
+#define GIBBS_EACH _Pragma("GCC unroll 8") for (int k = 0; k < kCount; ++k)
+
+// The places of each byte's set bits, and their number.
+struct BitPositions {
+  uint8_t of[256][8] = {}, count[256] = {};
+  constexpr BitPositions() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) of[byte][count[byte]++] = uint8_t(bit);
+  }
+};
+[[maybe_unused]] constexpr BitPositions kBitPositions;
+
+// Lists the positions of a word's set bits, counted from `first`; returns the end of the list, beyond which up to 16 entries are
+// overwritten. With AVX no branch depends on the bits: a misprediction for every word would cost as much as drawing it.
+inline int32_t* list_bits(uint32_t word, int32_t first, int32_t* out) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  const __m512i low =
+      _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word), low));
+  out += __builtin_popcount(word & 0xffff);
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(word >> 16), _mm512_add_epi32(low, _mm512_set1_epi32(16))));
+  return out + __builtin_popcount(word >> 16);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  for (int byte = 0; byte < 4; ++byte, word >>= 8, first += 8) {
+    const __m256i position = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kBitPositions.of[word & 0xff]));
+    _mm256_storeu_si256((__m256i*)out, _mm256_add_epi32(position, _mm256_set1_epi32(first)));
+    out += kBitPositions.count[word & 0xff];
+  }
+  return out;
+#else
+  for (; word; word &= word - 1) *out++ = first + __builtin_ctz(word);
+  return out;
+#endif
+}
+
+// out[c][r] = in[r][c], r and c below kSquare
+constexpr int kSquare = 8;
+template <class E>
+inline void transpose_square(const E* const (&in)[kSquare], E* const (&out)[kSquare]) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+  if constexpr (sizeof(E) == 4) {
+    __m256i row[8], pair[8], four[8];
+    for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_si256((const __m256i*)in[r]);
+    for (int r = 0; r < 8; r += 2) {
+      pair[r] = _mm256_unpacklo_epi32(row[r], row[r + 1]);
+      pair[r + 1] = _mm256_unpackhi_epi32(row[r], row[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+      for (int h = 0; h < 2; ++h) {
+        four[r + 2 * h] = _mm256_unpacklo_epi64(pair[r + h], pair[r + 2 + h]);
+        four[r + 2 * h + 1] = _mm256_unpackhi_epi64(pair[r + h], pair[r + 2 + h]);
+      }
+    for (int c = 0; c < 4; ++c) {
+      _mm256_storeu_si256((__m256i*)out[c], _mm256_permute2x128_si256(four[c], four[c + 4], 0x20));
+      _mm256_storeu_si256((__m256i*)out[c + 4], _mm256_permute2x128_si256(four[c], four[c + 4], 0x31));
+    }
+    return;
+  } else if constexpr (sizeof(E) == 2) {
+    __m128i row[8], pair[8], four[8];
+    for (int r = 0; r < 8; ++r) row[r] = _mm_loadu_si128((const __m128i*)in[r]);
+    for (int r = 0; r < 8; r += 2) {  // pair[r], pair[r + 1]: columns 0..3 and 4..7 of two rows
+      pair[r] = _mm_unpacklo_epi16(row[r], row[r + 1]);
+      pair[r + 1] = _mm_unpackhi_epi16(row[r], row[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+      for (int h = 0; h < 2; ++h) {  // four[r + 2h + q]: columns 4h + 2q, 4h + 2q + 1 of four rows
+        four[r + 2 * h] = _mm_unpacklo_epi32(pair[r + h], pair[r + 2 + h]);
+        four[r + 2 * h + 1] = _mm_unpackhi_epi32(pair[r + h], pair[r + 2 + h]);
+      }
+    for (int c = 0; c < 4; ++c) {
+      _mm_storeu_si128((__m128i*)out[2 * c], _mm_unpacklo_epi64(four[c], four[c + 4]));
+      _mm_storeu_si128((__m128i*)out[2 * c + 1], _mm_unpackhi_epi64(four[c], four[c + 4]));
+    }
+    return;
+  }
+#endif
+  for (int r = 0; r < kSquare; ++r)
+    for (int c = 0; c < kSquare; ++c) out[c][r] = in[r][c];
+}
+template <class E>
+inline void transpose_square(const E* in, int64_t in_stride, E* out, int64_t out_stride) {
+  const E* from[kSquare];
+  E* to[kSquare];
+  for (int r = 0; r < kSquare; ++r) from[r] = in + r * in_stride, to[r] = out + r * out_stride;
+  transpose_square(from, to);
 }

@@ -5,7 +5,7 @@
 
 #include "core/outcome.h"
 
-// What the CPU kernels of all models share. Plain structs, as in cpu/kernels/bipartite_types.h.
+// Arguments that the CPU kernels of all models share, as plain as those in cpu/kernels/bipartite_types.h.
 namespace gibbs {
 
 enum class CouplingStatus { kOk, kNonFinite, kTooLarge };

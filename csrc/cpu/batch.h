@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/outcome.h"
+
+namespace gibbs {
+
+// A batch of chains, row by row over `sizes`. Loops go through the dimensions along which the model changes first, so that a model's
+// couplings are rounded once.
+class Batch {
+ public:
+  Batch() = default;
+  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim) : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
+    int64_t stride = 1;
+    for (size_t d = sizes_.size(); d-- > 0; stride *= sizes_[d]) contiguous_[d] = stride;
+    for (size_t d = 0; d < sizes_.size(); ++d) {
+      (is_model_dim[d] ? model_dims_ : chain_dims_).push_back(int(d));
+      (is_model_dim[d] ? num_models_ : chains_per_model_) *= sizes_[d];
+    }
+  }
+  int64_t num_models() const { return num_models_; }
+  int64_t chains_per_model() const { return chains_per_model_; }
+  // Offset of (model, chain) in an operand with these batch strides, one per dimension, 0 along dimensions that are broadcast.
+  int64_t offset(const std::vector<int64_t>& strides, int64_t model, int64_t chain) const {
+    int64_t at = 0;
+    for (size_t i = model_dims_.size(); i-- > 0; model /= sizes_[size_t(model_dims_[i])])
+      at += model % sizes_[size_t(model_dims_[i])] * strides[size_t(model_dims_[i])];
+    for (size_t i = chain_dims_.size(); i-- > 0; chain /= sizes_[size_t(chain_dims_[i])])
+      at += chain % sizes_[size_t(chain_dims_[i])] * strides[size_t(chain_dims_[i])];
+    return at;
+  }
+  // Number of (model, chain), row by row.
+  int64_t linear(int64_t model, int64_t chain) const { return offset(contiguous_, model, chain); }
+
+ private:
+  std::vector<int64_t> sizes_, contiguous_;
+  std::vector<int> model_dims_, chain_dims_;
+  int64_t num_models_ = 1, chains_per_model_ = 1;
+};
+
+// A tensor with the batch's strides; element strides of its own last dimension(s).
+struct Operand {
+  const void* data = nullptr;
+  std::vector<int64_t> batch_strides;
+  int64_t stride = 1;      // stride of the last dimension: a weight's columns
+  int64_t row_stride = 0;  // stride of a weight's rows
+};
+
+// Arguments of a call that do not depend on the kind of model.
+struct SweepCall {
+  Batch batch;
+  bool is_double;                   // dtype of the parameters
+  const int64_t* chains = nullptr;  // chain numbers; null: chain_offset + linear number
+  std::vector<int64_t> chains_strides;
+  int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;
+  uint64_t seed = 0;
+  std::vector<double> beta;  // 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+
+  int64_t num_relaxed_sweeps = 0;
+  Relaxation relaxation = kPwl;
+  double sharpness = 4;
+  bool slope_gradient = true;
+};
+
+inline uint64_t chain_number(const SweepCall& call, int64_t model, int64_t chain) {
+  return uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)]
+                              : call.chain_offset + call.batch.linear(model, chain));
+}
+
+// The first element of an operand for (model, chain).
+template <class T>
+const T* row_of(const Batch& batch, const Operand& operand, int64_t model, int64_t chain) {
+  return static_cast<const T*>(operand.data) + batch.offset(operand.batch_strides, model, chain);
+}
+
+inline double largest_magnitude(const std::vector<double>& values) {
+  double largest = 0;
+  for (double value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+}  // namespace gibbs

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/bipartite_couplings.h"
+#include "cpu/worst_rounding.h"
+
+// Binary sweeps of groups of chains that share a bipartite model.
+namespace gibbs {
+
+// Padded float32 copies of the biases of a group's chains. Chains whose bias lies at the same place share one copy.
+template <class T>
+class BiasCache {
+ public:
+  BiasCache(int64_t n, int64_t capacity) : n_(n), padded_(padded_side(n)), values_(capacity * padded_) {}
+  void clear() { used_ = 0, last_ = nullptr; }
+  // Null if a value is not finite in float32.
+  const float* add(const T* bias, int64_t stride) {
+    if (bias == last_) return values_.get() + (used_ - 1) * padded_;
+    float* out = values_.get() + used_++ * padded_;
+    last_ = bias;
+    if (stride == 1)
+      std::copy_n(bias, n_, out);
+    else
+      for (int64_t i = 0; i < n_; ++i) out[i] = float(bias[i * stride]);
+    bool finite = true;
+    for (int64_t i = 0; i < n_; ++i) finite &= std::fabs(out[i]) <= std::numeric_limits<float>::max();
+    return finite ? out : nullptr;
+  }
+
+ private:
+  int64_t n_, padded_, used_ = 0;
+  const T* last_ = nullptr;
+  Buffer<float> values_;
+};
+
+// Scratch memory and code of one thread, for groups of up to `capacity` chains.
+template <class T>
+class BinaryRunner {
+ public:
+  BinaryRunner(const BipartiteCall& call, int64_t capacity, WorstRounding& worst, Progress& progress)
+      : call_(call),
+        worst_(worst),
+        progress_(progress),
+        chains_(size_t(capacity)),
+        left_bias_(call.n1, capacity),
+        right_bias_(call.n2, capacity),
+        base_left_bias_(call.n1, call.log_weights ? capacity : 0),
+        base_right_bias_(call.n2, call.log_weights ? capacity : 0),
+        acc_left_(capacity * padded_side(call.n1)),
+        acc_right_(capacity * padded_side(call.n2)),
+        bytes_(group_random_bytes(call.n1 + call.n2, capacity)),
+        raised_(std::max(call.n1, call.n2) + 16),
+        lowered_(std::max(call.n1, call.n2) + 16),
+        table_(kTableInts),
+        beta_(call.beta.begin(), call.beta.end()) {}
+
+  // False if the call failed.
+  bool run(int64_t model, Interval group, const RoundedModel& coupling) {
+    const int64_t left_words = state_words(call_.n1), right_words = state_words(call_.n2), count = group.end - group.begin;
+    left_bias_.clear(), right_bias_.clear(), base_left_bias_.clear(), base_right_bias_.clear();
+    const auto load = [&](BiasCache<T>& cache, const Operand& bias, int64_t chain, Outcome fault) {
+      const float* values = cache.add(row_of<T>(call_.batch, bias, model, chain), bias.stride);
+      if (!values) progress_.fail(fault);
+      return values;
+    };
+    for (int64_t chain = group.begin; chain < group.end; ++chain) {
+      const int64_t linear = call_.batch.linear(model, chain);
+      BinaryChain& c = chains_[size_t(chain - group.begin)];
+      c = {};
+      c.left = call_.left_bits + linear * left_words;
+      c.right = call_.right_bits + linear * right_words;
+      if (call_.clamp_left) c.clamp_left = call_.clamp_left + linear * left_words;
+      if (call_.clamp_right) c.clamp_right = call_.clamp_right + linear * right_words;
+      c.number = chain_number(call_, model, chain);
+      c.left_bias = load(left_bias_, call_.left_bias, chain, Outcome::kNonFiniteLeftBias);
+      c.right_bias = load(right_bias_, call_.right_bias, chain, Outcome::kNonFiniteRightBias);
+      if (call_.log_weights) {
+        c.base_left_bias = load(base_left_bias_, call_.base_left_bias, chain, Outcome::kNonFiniteBaseLeftBias);
+        c.base_right_bias = load(base_right_bias_, call_.base_right_bias, chain, Outcome::kNonFiniteBaseRightBias);
+        c.log_weight = call_.log_weights + linear;
+      }
+    }
+    if (progress_.stop()) return false;
+    note_biases(count, coupling.wide.scale);
+    const BinarySweeps sweeps = {call_.n1,
+                                 call_.n2,
+                                 call_.num_sweeps,
+                                 call_.seed,
+                                 uint64_t(call_.sweep_offset),
+                                 beta_.data(),
+                                 beta_.size() > 1 ? 1 : 0,
+                                 coupling.wide,
+                                 coupling.narrow,
+                                 coupling.weight,
+                                 coupling.k,
+                                 call_.log_weights != nullptr,
+                                 call_.allow_tables,
+                                 progress_.check()};
+    (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(
+        sweeps, chains_.data(), count,
+        {acc_left_.get(), acc_right_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
+    return !progress_.stop();
+  }
+
+ private:
+  void note_biases(int64_t count, float scale) {
+    const auto note = [&](int64_t n, const float* bias, const float* base) {
+      worst_.note_biases(&scale, 1, n, bias, base ? base : bias);
+    };
+    const BinaryChain* before = nullptr;  // which may have the same biases
+    for (const BinaryChain* c = chains_.data(); c < chains_.data() + count; before = c++) {
+      if (!before || before->left_bias != c->left_bias || before->base_left_bias != c->base_left_bias)
+        note(call_.n1, c->left_bias, c->base_left_bias);
+      if (!before || before->right_bias != c->right_bias || before->base_right_bias != c->base_right_bias)
+        note(call_.n2, c->right_bias, c->base_right_bias);
+    }
+  }
+
+  const BipartiteCall& call_;
+  WorstRounding& worst_;
+  Progress& progress_;
+  std::vector<BinaryChain> chains_;
+  BiasCache<T> left_bias_, right_bias_, base_left_bias_, base_right_bias_;
+  Buffer<int32_t> acc_left_, acc_right_;
+  Buffer<uint8_t> bytes_;
+  Buffer<int32_t> raised_, lowered_, table_;
+  std::vector<float> beta_;
+};
+
+}  // namespace gibbs

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/graph_groups.h"
+#include "cpu/worst_rounding.h"
+
+// Binary sweeps of graphs by the route "tables": groups of 64 chains.
+namespace gibbs {
+
+// Bit i of word k becomes bit k of word i.
+inline void transpose_bits(uint32_t* word) {
+  uint32_t mask = 0xffff;
+  for (int j = 16; j; j >>= 1, mask ^= mask << j)
+    for (int k = 0; k < 32; k = (k + j + 1) & ~j) {
+      const uint32_t swapped = ((word[k] >> j) ^ word[k + j]) & mask;
+      word[k] ^= swapped << j;
+      word[k + j] ^= swapped;
+    }
+}
+
+// Rows of bits of up to 64 chains, in the order of a table group's bits. They become words [n] of 64 chains, and back.
+template <class Word>
+struct TableRows {
+  Word* row[kTableGroup];  // null where the group has no chain
+};
+inline void words_from_rows(const TableRows<const uint32_t>& rows, int64_t n, uint64_t* out) {
+  for (int64_t w = 0; w < state_words(n); ++w) {
+    uint32_t half[2][32];
+    for (int p = 0; p < kTableGroup; ++p) half[p / 32][p % 32] = rows.row[p] ? rows.row[p][w] : 0;
+    transpose_bits(half[0]), transpose_bits(half[1]);
+    const int64_t count = std::min<int64_t>(32, n - 32 * w);
+    for (int64_t i = 0; i < count; ++i) out[32 * w + i] = half[0][i] | uint64_t{half[1][i]} << 32;
+  }
+}
+inline void rows_from_words(const uint64_t* words, int64_t n, const TableRows<uint32_t>& rows) {
+  for (int64_t w = 0; w < state_words(n); ++w) {
+    uint32_t half[2][32] = {};
+    const int64_t count = std::min<int64_t>(32, n - 32 * w);
+    for (int64_t i = 0; i < count; ++i) half[0][i] = uint32_t(words[32 * w + i]), half[1][i] = uint32_t(words[32 * w + i] >> 32);
+    transpose_bits(half[0]), transpose_bits(half[1]);
+    for (int p = 0; p < kTableGroup; ++p)
+      if (rows.row[p]) rows.row[p][w] = half[p / 32][p % 32];
+  }
+}
+
+constexpr int64_t kLargestTable = int64_t{1} << 26;  // bytes
+
+inline int table_degree(const GraphView& g) { return int(std::max<int64_t>(g.max_degree, kMinTableDegree)); }
+
+// Number of runs of equal beta, each of which needs tables of its own.
+inline int64_t num_segments(const std::vector<float>& beta) {
+  int64_t count = 1;
+  for (size_t i = 1; i < beta.size(); ++i) count += beta[i] != beta[i - 1];
+  return count;
+}
+
+// Whether tables serve a model's chains, `chains` of them in each thread.
+inline bool use_tables(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
+  const GraphView& g = call.graph;
+  if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights) return false;
+  if (call.route != GraphRoute::kAuto && call.route != GraphRoute::kTables) return false;
+  for (int64_t c = 1; c < call.batch.chains_per_model(); ++c)
+    if (call.batch.offset(call.bias.batch_strides, 0, c) != call.batch.offset(call.bias.batch_strides, 0, 0)) return false;
+  if (g.num_nodes << table_degree(g) > kLargestTable) return false;
+  if (call.route == GraphRoute::kTables) return true;
+  // A table of 32 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
+  const int64_t groups = (chains + kTableGroup - 1) / kTableGroup;
+  return chains >= 32 && double(call.num_sweeps) * double(groups) * 32 >= double(num_segments(beta) << table_degree(g));
+}
+
+// One model, as groups of 64 chains read it.
+class TablesData {
+ public:
+  TablesData(const GraphCall& call)
+      : call_(call),
+        degree_(table_degree(call.graph)),
+        neighbors_(call.graph.num_nodes * degree_),
+        coupling_(call.graph.num_nodes * degree_),
+        bias_(call.graph.num_nodes) {
+    const GraphView& g = call.graph;
+    for (int64_t pos = 0; pos < g.num_nodes; ++pos)
+      for (int k = 0; k < degree_; ++k) {
+        const int64_t h = g.row_offsets[pos] + k;
+        neighbors_.get()[pos * degree_ + k] = h < g.row_offsets[pos + 1] ? g.neighbors[h] : int32_t(g.num_nodes);
+      }
+  }
+  template <class T>
+  bool load(int64_t model, const SharedCoupling<T>& coupling, WorstRounding& worst, Progress& progress) {
+    const GraphView& g = call_.graph;
+    for (int64_t pos = 0; pos < g.num_nodes; ++pos)
+      for (int k = 0; k < degree_; ++k) {
+        const int64_t h = g.row_offsets[pos] + k;
+        coupling_.get()[pos * degree_ + k] = h < g.row_offsets[pos + 1] ? coupling.rounded()[h] : 0;
+      }
+    scale_ = coupling.scale();
+    const T* row = row_of<T>(call_.batch, call_.bias, model, 0);
+    if (!copy_finite(row, g.num_nodes, call_.bias.stride, bias_.get())) return progress.fail(Outcome::kNonFiniteBias), false;
+    worst.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
+    return true;
+  }
+  TableModel model() const { return {call_.graph, degree_, neighbors_.get(), coupling_.get(), bias_.get(), scale_, call_.seed}; }
+
+ private:
+  const GraphCall& call_;
+  int degree_;
+  Buffer<int32_t> neighbors_, coupling_;
+  Buffer<float> bias_;
+  float scale_ = 0;
+};
+
+// Scratch memory and code of one thread, which sweeps up to `most` of one model's groups. All groups make the sweeps at one beta before
+// the tables of the next are built.
+class TablesRunner {
+ public:
+  TablesRunner(const GraphCall& call, const std::vector<float>& beta, int64_t most, Progress& progress)
+      : call_(call),
+        progress_(progress),
+        beta_(beta),
+        state_(most * (call.graph.num_nodes + 1)),
+        clamp_(call.clamp ? most * call.graph.num_nodes : 0),
+        bytes_(table_random_bytes(call.graph.num_nodes)),
+        state_bytes_((call.graph.num_nodes + 1) * kTableGroup),
+        ties_(call.graph.num_nodes + 1),
+        table_(call.graph.num_nodes << table_degree(call.graph)) {}
+
+  void run(int64_t model, Interval groups, const TablesData& data) {
+    const int64_t n = call_.graph.num_nodes;
+    const TableModel table_model = data.model();
+    std::vector<TableGroup> all;
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t at = group - groups.begin;
+      TableGroup g = {};
+      for (int l = 0; l < kTableGroup; ++l) {
+        const int64_t chain = group * kTableGroup + l;
+        g.number[l] = chain < call_.batch.chains_per_model() ? chain_number(call_, model, chain) : 0;
+      }
+      g.state = state_.get() + at * (n + 1);
+      words_from_rows(rows<const uint32_t>(call_.bits, model, group), n, g.state);
+      if (call_.clamp) {
+        uint64_t* clamp = clamp_.get() + at * n;
+        words_from_rows(rows(call_.clamp, model, group), n, clamp);
+        g.clamp = clamp;
+      }
+      g.bytes = bytes_.get();
+      g.state_bytes = state_bytes_.get();
+      g.ties = ties_.get();
+      all.push_back(g);
+    }
+    const auto beta_at = [&](int64_t sweep) { return beta_.size() > 1 ? beta_[size_t(sweep)] : beta_[0]; };
+    for (int64_t sweep = 0, end; sweep < call_.num_sweeps; sweep = end) {
+      end = beta_.size() > 1 ? sweep + 1 : call_.num_sweeps;
+      while (end < call_.num_sweeps && beta_at(end) == beta_at(sweep)) ++end;
+      kernels().build_tables(table_model, beta_at(sweep), table_.get());
+      for (const TableGroup& g : all) {
+        kernels().sweep_tables(table_model, table_.get(), beta_at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
+                               progress_.check());
+        if (progress_.stop()) return;
+      }
+    }
+    for (int64_t group = groups.begin; group < groups.end; ++group)
+      rows_from_words(all[size_t(group - groups.begin)].state, n, rows(call_.bits, model, group));
+  }
+
+ private:
+  template <class Word>
+  TableRows<Word> rows(Word* bits, int64_t model, int64_t group) const {
+    TableRows<Word> out;
+    for (int p = 0; p < kTableGroup; ++p) {
+      const int64_t chain = group * kTableGroup + kernels().chain_of_table_bit(p);
+      out.row[p] = chain < call_.batch.chains_per_model()
+                       ? bits + call_.batch.linear(model, chain) * state_words(call_.graph.num_nodes)
+                       : nullptr;
+    }
+    return out;
+  }
+
+  const GraphCall& call_;
+  Progress& progress_;
+  const std::vector<float>& beta_;
+  Buffer<uint64_t> state_, clamp_;
+  Buffer<uint8_t> bytes_, state_bytes_;
+  Buffer<Tie> ties_;
+  Buffer<uint8_t> table_;
+};
+
+}  // namespace gibbs

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// No include guard: see instruction_set.h. The scale of a coupling matrix, and the matrix rounded to it (core/fixed_point.h).
+
+// One pass over a model's couplings: the largest magnitude_bits(), and the largest sum of |w| over a row or a column in floating
+// point. column_sums: [padded_row(n2)]
+template <class T>
+struct CouplingScan {
+  typename FloatBits<T>::Int largest_bits;
+  T largest_sum;
+};
+template <class T>
+inline CouplingScan<T> scan_couplings(const CouplingView& w, T* column_sums) {
+  using Int = typename FloatBits<T>::Int;
+  Vec<Int> lane_max = {};
+  CouplingScan<T> out = {0, 0};
+  for (int64_t j = 0; j < w.n2; ++j) column_sums[j] = 0;
+  for (int64_t i = 0; i < w.n1; ++i) {
+    const T* row = (const T*)w.data + i * w.row_stride;
+    Vec<T> lane_sum = {};
+    T row_sum = 0;
+    if (w.column_stride == 1) {
+      for (int64_t j = 0; j < w.n2; j += lanes_of<T>) {
+        const int64_t left_over = w.n2 - j;
+        const Vec<Int> bits = bit_cast<Vec<Int>>(load_part(row + j, left_over)) & FloatBits<T>::kMagnitude;
+        lane_max = vector_max(lane_max, bits);
+        const Vec<T> magnitude = bit_cast<Vec<T>>(bits);
+        lane_sum += magnitude;
+        store_part(column_sums + j, load_part(column_sums + j, left_over) + magnitude, left_over);
+      }
+      for (int l = 0; l < lanes_of<T>; ++l) row_sum += lane_sum[l];
+    } else {
+      for (int64_t j = 0; j < w.n2; ++j) {
+        const Int bits = magnitude_bits(row[j * w.column_stride]);
+        T magnitude;
+        __builtin_memcpy(&magnitude, &bits, sizeof bits);
+        out.largest_bits = bits > out.largest_bits ? bits : out.largest_bits;
+        row_sum += magnitude;
+        column_sums[j] += magnitude;
+      }
+    }
+    out.largest_sum = row_sum > out.largest_sum ? row_sum : out.largest_sum;
+  }
+  for (int l = 0; l < lanes_of<T>; ++l) out.largest_bits = lane_max[l] > out.largest_bits ? lane_max[l] : out.largest_bits;
+  for (int64_t j = 0; j < w.n2; ++j) out.largest_sum = column_sums[j] > out.largest_sum ? column_sums[j] : out.largest_sum;
+  return out;
+}
+
+// The largest sum of ceil(|w| * factor) over a row or a column, which defines the scale.
+template <class T>
+inline int64_t largest_rounded_up_sum(const CouplingView& w, T factor, int32_t* column_sums) {
+  for (int64_t j = 0; j < w.n2; ++j) column_sums[j] = 0;
+  int32_t largest = 0;
+  for (int64_t i = 0; i < w.n1; ++i) {
+    const T* row = (const T*)w.data + i * w.row_stride;
+    int32_t row_sum = 0;
+    for (int64_t j = 0; j < w.n2; ++j) {
+      const T signed_x = row[j * w.column_stride] * factor, x = signed_x < 0 ? -signed_x : signed_x;
+      int32_t q = int32_t(x);
+      q += T(q) < x;
+      row_sum += q;
+      column_sums[j] += q;
+    }
+    largest = row_sum > largest ? row_sum : largest;
+  }
+  for (int64_t j = 0; j < w.n2; ++j) largest = column_sums[j] > largest ? column_sums[j] : largest;
+  return largest;
+}
+
+// sums: [padded_row(n2)] of 8 bytes each
+template <class T>
+inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* k, T* largest) {
+  *k = kMaxScaleExponent;
+  const CouplingScan<T> scan = scan_couplings<T>(w, (T*)sums);
+  __builtin_memcpy(largest, &scan.largest_bits, sizeof(T));
+  const int64_t degree = w.n1 > w.n2 ? w.n1 : w.n2;
+  const LargestCoupling most = largest_coupling<T>(scan.largest_bits, degree);
+  if (most.status != CouplingStatus::kOk || most.fits) return most.status;
+  const int e = most.exponent;
+  // The floating-point sum bounds the integer one to within its rounding errors and the degree, which nearly always settles k.
+  const T factor = power_of_two<T>(coupling_sum_bits(degree) - e);
+  const double sum = double(scan.largest_sum) * double(factor), slack = sum * double(degree) * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
+  if (!(sum + slack < 0x1p40)) {  // the sum left the floating-point range
+    *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
+    return CouplingStatus::kOk;
+  }
+  const int64_t low = int64_t(sum - slack), high = int64_t(sum + slack) + degree + 1;
+  *k = scale_exponent(low > 0 ? low : 0, degree, e);
+  if (*k != scale_exponent(high, degree, e)) *k = scale_exponent(largest_rounded_up_sum<T>(w, factor, (int32_t*)sums), degree, e);
+  return CouplingStatus::kOk;
+}
+template <class T>
+inline CouplingStatus choose_scale(const CouplingView& w, void* sums, int* k, int* shift) {
+  T largest;
+  const CouplingStatus status = scale_exponent_of<T>(w, sums, k, &largest);
+  *shift = 0;
+  if (status == CouplingStatus::kOk)
+    while (__builtin_rint(double(largest) * power_of_two<double>(*k - *shift)) > 0x7fff) ++*shift;
+  return status;
+}
+CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k, int* shift) {
+  return w.is_double ? choose_scale<double>(w, sums, k, shift) : choose_scale<float>(w, sums, k, shift);
+}
+
+// rows[i][j] = rounded(w[i][j], 2^exponent), which must fit in E; columns is the transpose.
+template <class T, class E>
+inline void round_couplings_of(const CouplingView& w, int exponent, E* rows, E* columns) {
+  const int64_t ld1 = padded_row(w.n1), ld2 = padded_row(w.n2);
+  const T factor = power_of_two<T>(exponent);
+  // 16 rows are transposed at a time: they fill a cache line of each column.
+  for (int64_t begin = 0; begin < w.n1; begin += 16) {
+    const int64_t end = begin + 16 < w.n1 ? begin + 16 : w.n1;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = (const T*)w.data + i * w.row_stride;
+      E* to = rows + i * ld2;
+      int64_t j = 0;
+      if constexpr (sizeof(T) == 4)
+        if (w.column_stride == 1)
+          for (; j < w.n2; j += kLanes) store_integers(to + j, round_to_int(load_part(row + j, w.n2 - j) * factor));
+      for (; j < w.n2; ++j) to[j] = E(rounded(row[j * w.column_stride], factor));
+      for (; j < ld2; ++j) to[j] = 0;
+    }
+    int64_t j = 0;
+    if (end == begin + 16)
+      for (; j + kSquare <= w.n2; j += kSquare)
+        for (int64_t i = begin; i < end; i += kSquare) transpose_square(rows + i * ld2 + j, ld2, columns + j * ld1 + i, ld1);
+    for (; j < w.n2; ++j)
+      for (int64_t i = begin; i < begin + 16; ++i) columns[j * ld1 + i] = i < end ? rows[i * ld2 + j] : E(0);
+  }
+}
+void round_couplings_kernel(const CouplingView& w, int k, const RoundedCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k, out.rows, out.columns) : round_couplings_of<float>(w, k, out.rows, out.columns);
+}
+void round_narrow_couplings_kernel(const CouplingView& w, int k, const NarrowCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k - out.shift, out.rows, out.columns)
+              : round_couplings_of<float>(w, k - out.shift, out.rows, out.columns);
+}

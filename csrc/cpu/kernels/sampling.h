@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// No include guard: see instruction_set.h. Random words, thresholds and acceptances (core/philox.h, core/threshold.h) by the vector.
+
+// ---- random words ----------------------------------------------------------------------------------------------------------------
+
+// Philox for kLanes counters. They are kept as 64-bit lanes, even and odd ones apart: a widening multiply reads only the low halves,
+// so no lane has to be moved between rounds.
+struct PhiloxVectors {
+  VecU word[4];
+};
+inline void philox_rounds(VecU& c0, VecU& c1, VecU& c2, VecU& c3, uint32_t k0, uint32_t k1) {
+  const VecU m0 = splat(kPhiloxMultiplier0), m1 = splat(kPhiloxMultiplier1);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const Vec<uint64_t> p0 = multiply_even(c0, m0), p1 = multiply_even(c2, m1);
+    c0 = (VecU)(p1 >> 32) ^ c1 ^ splat(k0);
+    c2 = (VecU)(p0 >> 32) ^ c3 ^ splat(k1);
+    c1 = (VecU)p1;
+    c3 = (VecU)p0;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
+  }
+}
+inline PhiloxVectors philox_of_halves(VecU (&even)[4], VecU (&odd)[4], uint32_t k0, uint32_t k1) {
+  philox_rounds(even[0], even[1], even[2], even[3], k0, k1);
+  philox_rounds(odd[0], odd[1], odd[2], odd[3], k0, k1);
+  PhiloxVectors out;
+  for (int q = 0; q < 4; ++q) out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
+  return out;
+}
+inline VecU odd_lanes(VecU v) { return (VecU)((Vec<uint64_t>)v >> 32); }
+// Counters of one chain.
+inline PhiloxVectors philox_vectors(const RandomStream& s, VecU counters) {
+  VecU even[4] = {counters, splat(s.c1), splat(s.c2), splat(s.c3)};
+  VecU odd[4] = {odd_lanes(counters), even[1], even[2], even[3]};
+  return philox_of_halves(even, odd, s.k0, s.k1);
+}
+
+// A chain in each lane.
+struct LaneStreams {
+  VecU c1, c3;
+  uint32_t c2, k0, k1;
+};
+inline LaneStreams lane_streams(uint64_t seed, const uint64_t* chains, uint64_t sweep) {
+  const RandomStream s = random_stream(seed, 0, sweep);
+  LaneStreams out = {{}, {}, s.c2, s.k0, s.k1};
+  for (int l = 0; l < kLanes; ++l) {
+    const RandomStream of_chain = random_stream(seed, chains[l], sweep);
+    out.c1[l] = of_chain.c1;
+    out.c3[l] = of_chain.c3;
+  }
+  return out;
+}
+inline PhiloxVectors philox_lanes(const LaneStreams& s, VecU counters) {
+  VecU even[4] = {counters, s.c1, splat(s.c2), s.c3};
+  VecU odd[4] = {odd_lanes(counters), odd_lanes(s.c1), even[2], odd_lanes(s.c3)};
+  return philox_of_halves(even, odd, s.k0, s.k1);
+}
+
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+// The low 24 random bits of a vector of units and chains that are picked one by one.
+struct PickedLanes {
+  // Lane l: the word of `unit` in the chain with these counter words.
+  void set(int l, int64_t unit, uint32_t of_c1, uint32_t of_c3) {
+    counter[l] = kLowPlane | uint32_t((unit >> 5) * 8 + (unit & 7));
+    word[l] = int32_t(unit >> 3 & 3);
+    c1[l] = of_c1, c3[l] = of_c3;
+  }
+  VecU low_bits(uint32_t c2, uint32_t k0, uint32_t k1) const {
+    const PhiloxVectors r = philox_lanes({load<VecU>(c1), load<VecU>(c3), c2, k0, k1}, load<VecU>(counter));
+    const VecI w = load<VecI>(word);
+    return (w < 2 ? (w == 0 ? r.word[0] : r.word[1]) : (w == 2 ? r.word[2] : r.word[3])) & 0xffffff;
+  }
+  alignas(64) uint32_t counter[kLanes] = {}, c1[kLanes] = {}, c3[kLanes] = {};
+  alignas(64) int32_t word[kLanes] = {};
+};
+#endif
+
+// High bytes of units 128 begin .. 128 end - 1, from out[0] on; up to 128 more may be written.
+inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint8_t* out) {
+  constexpr int kPart = kLanes < 8 ? kLanes : 8;  // lanes whose units are consecutive
+  VecU counters = splat(uint32_t(begin * 8));
+  for (int l = 0; l < kLanes; ++l) counters[l] += uint32_t(l);
+  for (int64_t g = 0; g < (end - begin) * 8; g += kLanes, counters += splat(uint32_t(kLanes))) {
+    const PhiloxVectors r = philox_vectors(s, counters);
+    for (int q = 0; q < 4; ++q)
+      for (int part = 0; part < kLanes / kPart; ++part) {
+        const int64_t at = g + part * kPart;
+        __builtin_memcpy(out + (at >> 3) * 128 + q * 32 + 4 * (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
+      }
+  }
+}
+
+// Whole random words of units 0 .. units - 1, in order. words, bytes: [random_bytes_capacity(units)]
+inline void random_words_of(const RandomStream& s, int64_t units, uint32_t* words, uint8_t* bytes) {
+  random_bytes(s, 0, (units + 127) / 128, bytes);
+  constexpr int kPart = kLanes < 8 ? kLanes : 8;
+  VecU counters = splat(kLowPlane);
+  for (int l = 0; l < kLanes; ++l) counters[l] += uint32_t(l);
+  for (int64_t g = 0; g < (units + 31) / 32 * 8; g += kLanes, counters += splat(uint32_t(kLanes))) {
+    const PhiloxVectors r = philox_vectors(s, counters);
+    for (int q = 0; q < 4; ++q)
+      for (int part = 0; part < kLanes / kPart; ++part) {
+        const int64_t at = g + part * kPart;
+        __builtin_memcpy(words + (at >> 3) * 32 + q * 8 + (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
+      }
+  }
+  for (int64_t i = 0; i < units; ++i) words[i] = uint32_t(bytes[i]) << 24 | (words[i] & 0xffffff);
+}
+void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes) {
+  random_words_of(random_stream(seed, chain, sweep), units, words, bytes);
+}
+
+// ---- thresholds and acceptances --------------------------------------------------------------------------------------------------
+
+// exp(-a) for 0 <= a <= kThresholdLimit, as core/threshold.h spells it out.
+template <int kCount>
+__attribute__((always_inline)) inline void exp_of_negatives(VecF (&a)[kCount]) {
+  VecI n[kCount];
+  VecF r[kCount], p[kCount];
+  GIBBS_EACH n[k] = (VecI)truncate_to_unsigned(a[k] * kLog2e + 0.5f);
+  GIBBS_EACH r[k] = to_float(n[k]) * kLn2High - a[k];
+  GIBBS_EACH r[k] = r[k] + to_float(n[k]) * kLn2Low;
+  GIBBS_EACH p[k] = r[k] * kExp0 + kExp1;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp2;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp3;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp4;
+  GIBBS_EACH p[k] = p[k] * r[k] + kExp5;
+  GIBBS_EACH p[k] = p[k] * (r[k] * r[k]);
+  GIBBS_EACH p[k] = p[k] + r[k];
+  GIBBS_EACH p[k] = p[k] + 1.0f;
+  GIBBS_EACH a[k] = p[k] * (VecF)(((127 - n[k]) << 23) & (n[k] < 127));
+}
+inline VecF exp_of_negative(VecF a) {
+  VecF one[1] = {a};
+  exp_of_negatives(one);
+  return one[0];
+}
+inline VecF clipped_magnitude(VecF x) {
+  const VecF magnitude = bit_cast<VecF>((VecI)x & 0x7fffffff);
+  return magnitude < kThresholdLimit ? magnitude : splat(kThresholdLimit);
+}
+template <int kCount>
+__attribute__((always_inline)) inline void threshold_vectors(const VecF (&x)[kCount], VecU (&out)[kCount]) {
+  VecF e[kCount];
+  GIBBS_EACH e[k] = clipped_magnitude(x[k]);
+  exp_of_negatives(e);
+  GIBBS_EACH e[k] = e[k] / (1.0f + e[k]);
+  GIBBS_EACH out[k] = truncate_to_unsigned(e[k] * 4294967296.0f);
+  GIBBS_EACH out[k] = x[k] > 0.0f ? (0u - out[k]) | (VecU)(out[k] == 0) : out[k];
+}
+inline VecU threshold_vector(VecF x) {
+  const VecF in[1] = {x};
+  VecU out[1];
+  threshold_vectors(in, out);
+  return out[0];
+}
+void thresholds_kernel(const float* logits, int64_t count, uint32_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, threshold_vector(load<VecF>(logits + i)));
+}
+
+template <int kCount>
+__attribute__((always_inline)) inline void acceptance_vectors(const VecF (&x)[kCount], VecU (&out)[kCount]) {
+  VecF e[kCount];
+  GIBBS_EACH e[k] = clipped_magnitude(x[k]);
+  exp_of_negatives(e);
+  GIBBS_EACH {
+    const VecI is_below_one = e[k] < 1.0f;
+    out[k] = __builtin_convertvector(is_below_one ? e[k] * 4294967296.0f : VecF{}, VecU) | (VecU)~is_below_one;
+  }
+}
+void acceptances_kernel(const float* x, int64_t count, uint32_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const VecF in[1] = {load<VecF>(x + i)};
+    VecU acceptances[1];
+    acceptance_vectors(in, acceptances);
+    store(out + i, acceptances[0]);
+  }
+}
+
+// Bit l of `less` and `equal` compares byte l with the high byte of thresholds[l], l < 32.
+inline void compare_high_bytes(const VecU* thresholds, const uint8_t* bytes, uint32_t& less, uint32_t& equal) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  const __m128i t0 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[0], 24));
+  const __m128i t1 = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)thresholds[1], 24));
+  const __m256i t = _mm256_inserti128_si256(_mm256_castsi128_si256(t0), t1, 1);
+  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
+  less = _mm256_cmplt_epu8_mask(r, t);
+  equal = _mm256_cmpeq_epi8_mask(r, t);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  const __m256i a =
+      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[0], 24), _mm256_srli_epi32((__m256i)thresholds[1], 24));
+  const __m256i b =
+      _mm256_packus_epi32(_mm256_srli_epi32((__m256i)thresholds[2], 24), _mm256_srli_epi32((__m256i)thresholds[3], 24));
+  // the packs interleave 128-bit halves: undo that once, in dwords
+  const __m256i t = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m256i r = _mm256_loadu_si256((const __m256i*)bytes);
+  equal = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(r, t)));
+  less = ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(r, t), r)));
+#elif GIBBS_X86
+  less = equal = 0;
+  for (int half = 0; half < 2; ++half) {
+    const VecU* th = thresholds + 4 * half;
+    const __m128i a = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[0], 24), _mm_srli_epi32((__m128i)th[1], 24));
+    const __m128i b = _mm_packs_epi32(_mm_srli_epi32((__m128i)th[2], 24), _mm_srli_epi32((__m128i)th[3], 24));
+    const __m128i t = _mm_packus_epi16(a, b), r = _mm_loadu_si128((const __m128i*)(bytes + 16 * half));
+    equal |= uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(r, t))) << 16 * half;
+    less |= (0xffffu & ~uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(r, t), r)))) << 16 * half;
+  }
+#else
+  less = equal = 0;
+  for (int l = 0; l < 32; ++l) {
+    const uint32_t t = thresholds[l / kLanes][l % kLanes] >> 24;
+    less |= uint32_t(bytes[l] < t) << l;
+    equal |= uint32_t(bytes[l] == t) << l;
+  }
+#endif
+}

@@ -11,8 +11,8 @@
 
 namespace gibbs {
 
-// A batch of chains, row by row over `sizes`. Loops go through the dimensions along which the model changes first, so that a model's
-// couplings are rounded once.
+// A batch of chains, row by row over `sizes`. Loops go through the dimensions along which the model changes first, so that a
+// model's couplings are rounded once.
 class Batch {
  public:
   Batch() = default;
@@ -44,7 +44,7 @@ class Batch {
   int64_t num_models_ = 1, chains_per_model_ = 1;
 };
 
-// A tensor with the batch's strides; element strides of its own last dimension(s).
+// A tensor with its strides along the batch dimensions and along its own last one or two.
 struct Operand {
   const void* data = nullptr;
   std::vector<int64_t> batch_strides;

@@ -37,7 +37,8 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
   if (models * chains == 0) return Outcome::kOk;
   Progress progress(runtime);
   WorstRounding worst(call, std::max(call.n1, call.n2), call.log_weights);
-  // If there are enough models, each thread takes whole models, whose couplings stay in its cache; else threads share a model's groups.
+  // If there are enough models, each thread takes whole models, whose couplings stay in its cache; else threads share a model's
+  // groups.
   const bool by_model = models >= runtime.num_threads || chains == 1;
   int64_t size = std::min(chains, group_size(call));
   if (!by_model) size = std::min(size, (chains + runtime.num_threads - 1) / runtime.num_threads);

@@ -27,8 +27,8 @@ struct BipartiteCall : SweepCall {
   void* fields = nullptr;  // [num_relaxed_sweeps, linear number, n2 + n1]
 };
 
-// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`; if
-// num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest.
+// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`;
+// if num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest.
 Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
 
 struct BipartiteBackwardCall {

@@ -37,8 +37,8 @@ struct GraphCall : SweepCall {
   void* fields = nullptr;  // [num_relaxed_sweeps, linear number, num_nodes]
 };
 
-// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`; if
-// num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest, 0 without binary sweeps.
+// Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`;
+// if num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest, 0 without binary sweeps.
 Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding);
 
 struct GraphBackwardCall {

@@ -29,8 +29,8 @@ struct Group {
   }
 };
 
-// Models of few chains share a group, so that no lanes are left empty; models of many have groups of their own, and couplings that need
-// no copy for each lane.
+// Models of few chains share a group, so that no lanes are left empty; models of many have groups of their own, and couplings that
+// need no copy for each lane.
 inline bool mixes_models(const Batch& batch) {
   const int64_t models = batch.num_models(), chains = batch.chains_per_model();
   return models > 1 && chains <= kGroup / 2 && models * chains > kFewChains;

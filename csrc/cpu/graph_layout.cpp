@@ -64,7 +64,7 @@ struct Rows {
   }
 };
 
-// Breadth first; empty if some cycle is odd.
+// Colours breadth first. Empty if some cycle is odd.
 Numbers two_colors(const Rows& rows) {
   Numbers colors(size_t(rows.num_nodes), -1), queue;
   queue.reserve(size_t(rows.num_nodes));
@@ -83,9 +83,10 @@ Numbers two_colors(const Rows& rows) {
   return colors;
 }
 
-// DSATUR (Brelaz 1979) with queues for a heap: next comes the node with most colours among its neighbours, of those the first to get
-// there, and at the start those of most neighbours; it takes the lowest colour free. Every push but the first of a node is paid for
-// by a half-edge, hence linear time. On whole Pegasus graphs it finds 4 colours, the least there are, on Zephyr 5.
+// DSATUR (Brelaz 1979) with queues instead of a heap. The next node is the one with most colours among its neighbours; among equals
+// it is the first to get there, and at the start the one with most neighbours. It takes the lowest free colour. Every push but the
+// first of a node belongs to a half-edge, hence linear time. It finds 4 colours on whole Pegasus graphs, the fewest possible, and 5
+// on Zephyr.
 Numbers greedy_colors(const Rows& rows) {
   const int64_t n = rows.num_nodes;
   Numbers by_degree(static_cast<size_t>(n)), colors(size_t(n), -1), saturation(size_t(n), 0);
@@ -102,7 +103,7 @@ Numbers greedy_colors(const Rows& rows) {
   };
   std::vector<Queue> queues(size_t(max_degree) + 1);  // by saturation; a node that moved on is skipped when met
   queues[0].nodes = std::move(by_degree);
-  // Whether a neighbour has colour c: bit offsets[v] + v + c. Colours beyond v's degree cannot stand in its way.
+  // Bit offsets[v] + v + c says whether a neighbour of v has colour c. Colours beyond v's degree are never needed.
   std::vector<bool> taken(rows.neighbors.size() + size_t(n));
   const auto bit = [&](int64_t v, int32_t color) { return size_t(rows.offsets[v]) + size_t(v) + size_t(color); };
   for (int64_t top = 0; top >= 0;) {
@@ -131,7 +132,7 @@ Numbers given_colors(const Rows& rows, std::span<const int64_t> given) {
   if (int64_t(given.size()) != n) fail("colors must have one entry per node, ", n, ", got ", given.size());
   Numbers number(size_t(n) + 1, 0), colors(static_cast<size_t>(n));
   for (int64_t v = 0; v < n; ++v) {
-    // Up to n, so that counting from 1 is as good as from 0.
+    // n is allowed, so that colours may be counted from 1.
     if (given[v] < 0 || given[v] > n) fail("colors must lie in 0 .. num_nodes = ", n, ", got ", given[v], " of node ", v);
     number[given[v]] = 1;
   }

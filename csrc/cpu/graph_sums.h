@@ -11,8 +11,8 @@
 // Binary sweeps of graphs by the route "sums", and Metropolis sweeps: groups of 16 chains.
 namespace gibbs {
 
-// threshold() is within 178 of a function that rises: at a larger logit it is at most 356 less. The bounds keep more than ten times that
-// distance.
+// threshold() is within 178 of a function that rises: at a larger logit it is at most 356 less. The bounds keep more than ten times
+// that distance.
 inline const LogitBounds& logit_bounds() {
   static const LogitBounds bounds = [] {
     constexpr int64_t kSpare = 4096;
@@ -95,7 +95,8 @@ class SumsRunner {
  private:
   int64_t lane_size() const { return call_.graph.num_nodes * kGroup; }
 
-  // Loads biases in float32, one for each lane. If `shared` is given and all chains have the same bias, sets it and loads one for all.
+  // Loads biases in float32, one for each lane. If `shared` is given and all chains have the same bias, sets it and loads one for
+  // all.
   bool load_bias(const Operand& bias, const Group& group, float* out, bool* shared, Outcome fault) {
     const T* rows[kGroup] = {};
     for (int l = 0; l < group.count; ++l) rows[l] = row_of<T>(call_.batch, bias, group.model[l], group.chain[l]);

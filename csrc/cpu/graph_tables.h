@@ -108,8 +108,8 @@ class TablesData {
   float scale_ = 0;
 };
 
-// Scratch memory and code of one thread, which sweeps up to `most` of one model's groups. All groups make the sweeps at one beta before
-// the tables of the next are built.
+// Scratch memory and code of one thread, which sweeps up to `most` of one model's groups. All groups make the sweeps at one beta
+// before the tables of the next are built.
 class TablesRunner {
  public:
   TablesRunner(const GraphCall& call, const std::vector<float>& beta, int64_t most, Progress& progress)

@@ -55,9 +55,9 @@ class Progress {
   std::atomic<Outcome> outcome_{Outcome::kOk};
 };
 
-// Runs worker(0) .. worker(num_tasks - 1), where each thread makes a worker of its own. Threads take tasks in turn, because costs differ;
-// results do not depend on which thread runs which task. When no tasks are left, the calling thread goes on asking the host whether to
-// stop until the other threads have finished.
+// Runs worker(0) .. worker(num_tasks - 1), where each thread makes a worker of its own. Threads take tasks in turn, because costs
+// differ; results do not depend on which thread runs which task. When no tasks are left, the calling thread goes on asking the host
+// whether to stop until the other threads have finished.
 template <class MakeWorker>
 void for_each_task(const Runtime& runtime, int64_t num_tasks, Progress& progress, const MakeWorker& make_worker) {
   const int64_t workers = std::min<int64_t>(runtime.num_threads, num_tasks);

@@ -21,8 +21,8 @@ class WorstRounding {
     for (Rounding seen = most_.load(); field_error(rounding, degree_) > field_error(seen, degree_);)
       if (most_.compare_exchange_weak(seen, rounding)) return;
   }
-  // Notes the biases [units, models] of `models` models. base: see cancelling_bias(). The loop over models runs only if some bias is large
-  // enough to matter.
+  // Notes the biases [units, models] of `models` models. base: see cancelling_bias(). The loop over models runs only if some bias
+  // is large enough to matter.
   void note_biases(const float* scale, int models, int64_t units, const float* bias, const float* base) {
     const float coarsest = *std::max_element(scale, scale + models);
     const double error = kResolutionLimit / largest_beta_ - field_error({coarsest, 0}, degree_);  // the error that float32 may add

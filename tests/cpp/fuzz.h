@@ -18,7 +18,7 @@
 #include "cpu/kernels/table.h"
 #include "cpu/threads.h"
 
-// What the fuzz programs share: random batches of tensors, and the ways to run a call.
+// Random batches of tensors, and ways to run a call, for all fuzz programs.
 namespace gibbs {
 
 inline std::mt19937_64 rng;
@@ -73,7 +73,7 @@ struct Tensor {
       stride = stride * sizes[d] + (one_in(4) ? 3 : 0);
     }
     const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-    // what lies in the gaps must not matter
+    // The contents of the gaps must not matter.
     const T gap = std::numeric_limits<T>::has_quiet_NaN ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::min();
     data.assign(size_t(empty ? 0 : last + 1), gap);
     std::vector<bool> filled(data.size());
@@ -183,7 +183,7 @@ inline int scale_exponent_of(const std::vector<double>& couplings, int64_t num_u
   return scale_exponent(*std::max_element(sums.begin(), sums.end()), degree, e);
 }
 
-// One relaxed update in double. `frozen`: the update at another point, from which comes what is to carry no gradient.
+// One relaxed update in double. frozen: the update at another point, which supplies the factors that carry no gradient.
 struct RelaxedUpdate {
   double q, slope, value;
   int piece;  // of the piecewise linear one

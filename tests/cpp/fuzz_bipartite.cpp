@@ -245,7 +245,7 @@ static void fuzz_relaxed() {
   });
 }
 
-// Each fault is reported as what it is, from whatever thread, and nothing is read or written out of bounds on the way.
+// Each fault is reported as itself, whichever thread sees it, and nothing is read or written out of bounds on the way.
 template <class T>
 static void fuzz_faults() {
   Problem<T> p = random_problem<T>(0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random graphs, batches, strides and values through graph_layout.h and cpu/graph.h. Binary sweeps and annealed ones are
-// compared to the bit with the scalar functions of core/, on every instruction set, number of threads and route; relaxed ones in double
-// with a plain rewriting, and their gradients with its differences.
+// Random graphs, batches, strides and values through graph_layout.h and cpu/graph.h. Binary sweeps and annealed ones are compared
+// to the bit with the scalar functions of core/, on every instruction set, number of threads and route; relaxed ones in double with
+// a plain rewriting, and their gradients with its differences.
 #include <stdexcept>
 #include <string>
 
@@ -13,7 +13,7 @@ using namespace gibbs;
 
 // ---- layouts -------------------------------------------------------------------------------------------------------------------
 
-// Everything that core/graph_view.h and graph_layout.h say of a layout, from the list of edges alone.
+// Checks everything that core/graph_view.h and graph_layout.h promise of a layout, from the list of edges alone.
 static void check_layout(const Graph& graph) {
   const int64_t n = graph.num_nodes, edges = graph.num_edges();
   CHECK(int64_t(graph.layout.size()) >= kLayoutHeader);
@@ -175,7 +175,7 @@ struct Problem : RandomBatch {
   uint64_t number(int64_t chain) const { return uint64_t(call.chains ? at(numbers, chain, {}) : call.chain_offset + chain); }
 };
 
-// What a temperature may be at the next sweep: often what it was.
+// Draws a schedule in which beta often stays the same from one sweep to the next.
 static void draw_schedule(std::vector<double>& betas, const std::function<double()>& value) {
   for (size_t i = 0; i < betas.size(); ++i) betas[i] = i > 0 && one_in(2) ? betas[i - 1] : value();
 }
@@ -264,7 +264,7 @@ static Result reference(const Problem<T>& p, bool annealed, std::vector<double>*
       const float x = binary_logit(int32_t(sum), scale, bias(p.bias, node), beta);
       return annealed ? x + (1.0f - beta) * bias(p.base_bias, node) : x;
     };
-    // log of what the units but those of colour 0 weigh
+    // log of the weight of all units but those of colour 0
     const auto log_weight_of_rest = [&](float beta) {
       std::vector<bool> rest(size_t(n), true);
       double total = 0;
@@ -369,7 +369,7 @@ static void fuzz_binary() {
 
 // ---- relaxed sweeps ------------------------------------------------------------------------------------------------------------
 
-// What a chain's relaxed sweeps depend on, and what comes of them.
+// Inputs and results of a chain's relaxed sweeps.
 struct Point {
   std::vector<double> start, bias, coupling;
 };
@@ -406,7 +406,7 @@ struct Gradients {
   std::vector<T> state, bias, coupling;
 };
 
-// A few of the gradients against central differences, except across a kink.
+// Compares a few of the gradients with central differences, except across a kink.
 static void check_gradients(const Problem<double>& p, const std::vector<Point>& points, const std::vector<Trace>& traces,
                             const Gradients<double>& g, const char* name) {
   const size_t n = size_t(p.graph.num_nodes), edges = size_t(p.graph.num_edges());
@@ -552,7 +552,7 @@ static void fuzz_relaxed() {
 
 // ---- faults, interrupts --------------------------------------------------------------------------------------------------------
 
-// Each fault is reported as what it is, from whatever thread, and nothing is read or written out of bounds on the way.
+// Each fault is reported as itself, whichever thread sees it, and nothing is read or written out of bounds on the way.
 template <class T>
 static void fuzz_faults() {
   Problem<T> p = random_problem<T>(0);
@@ -618,7 +618,7 @@ static void check_interrupt(GraphRoute route, int threads) {
   CHECK(outcome == Outcome::kInterrupted, "outcome %d", int(outcome));
 }
 
-// One chain of four nodes, for long enough to be asked.
+// Runs one chain of four nodes for long enough to be interrupted.
 static void check_relaxed_interrupt() {
   Graph graph = complete(4).graph();
   graph.make_layout();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routes of binary sweeps of graphs against each other, to the bit, over enough updates to meet many ties of high bytes, one update
-// in 256: blocks, tables and single chains, on every instruction set. "test_graph_routes 20": 20 times as many sweeps.
+// Compares the routes of binary sweeps of graphs (sums, tables and units) to the bit on every instruction set, over enough updates
+// to meet many ties of high bytes, one update in 256. "test_graph_routes 20" makes 20 times as many sweeps.
 #include "cpu/graph.h"
 #include "random_graph.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routes of binary sweeps against each other, to the bit, over enough updates to meet the rare units that a route's shortcut does
-// not decide: wide couplings by flipped rows, by tables, and narrow couplings. "test_routes 20": 20 times as many sweeps.
+// Compares the routes of binary sweeps (flipped rows, tables, narrow couplings) to the bit, over enough updates to meet the rare
+// units that a route's shortcut does not decide. "test_routes 20" makes 20 times as many sweeps.
 #include <math.h>
 
 #include <algorithm>
@@ -22,7 +22,7 @@ struct Model {
   double beta;
 };
 
-// Couplings all of which lose nearly half a narrow unit, in the same direction: the sums are as far off as they can be.
+// Makes every coupling lose nearly half a narrow unit in the same direction, so that sums are as far off as they can be.
 template <class T>
 static void make_worst(std::vector<T>& weight, double largest) {
   const double unit = exp2(ceil(log2(largest)) - 15);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// threshold() against 2^32 * sigmoid and acceptance() against 2^32 * exp in double. By default every 1009th float; "test_threshold 1" takes all and prints the errors.
+// threshold() against 2^32 * sigmoid and acceptance() against 2^32 * exp in double. By default every 1009th float; "test_threshold
+// 1" takes all and prints the errors.
 #include <math.h>
 #include <string.h>
 

@@ -83,8 +83,8 @@ inline void add_rows(const E* rows, int64_t ld, const int32_t* raised, int64_t n
   }
 }
 
-// Sums of all active rows by table: the 16 subset sums of each 4 rows are built once and looked up by every chain of the group ("four
-// Russians"). It handles a strip of kVectors vectors of columns; kTablesAtOnce tables stay in the first-level cache.
+// Sums of all active rows by table: the 16 subset sums of each 4 rows are built once and looked up by every chain of the group
+// ("four Russians"). It handles a strip of kVectors vectors of columns; kTablesAtOnce tables stay in the first-level cache.
 template <int kVectors>
 inline void table_sums_strip(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count,
                              int32_t* acc, int64_t acc_stride, int32_t* table) {
@@ -172,7 +172,8 @@ inline double linear_difference(int64_t n, const uint32_t* bits, const float* bi
   return (double(next_beta) - double(beta)) * sum;
 }
 
-// One side of every chain of a group: the integer sums that its bits are drawn from, and the rows that they add to the other side's sums.
+// One side of every chain of a group: the integer sums that its bits are drawn from, and the rows that they add to the other side's
+// sums.
 struct GroupSide {
   int64_t n, first_unit;
   int32_t* acc;         // [count, padded_side(n)]
@@ -198,9 +199,9 @@ inline void propagate_by_rows(const GroupSide& from, const uint32_t* bits, int32
   add_rows(from.rows, from.ld, active, end - active, nullptr, 0, acc);
 }
 
-// A side's sums are either updated by the rows of the units that flipped, or computed afresh by tables once all chains are drawn. Sums
-// of integers are the same either way. The flips of the sweep before predict which is faster: looking up four rows costs as much as
-// 0.75 of a flipped row (bench/NOTES.md).
+// A side's sums are either updated by the rows of the units that flipped, or computed afresh by tables once all chains are drawn.
+// Sums of integers are the same either way. The flips of the sweep before predict which is faster: looking up four rows costs as
+// much as 0.75 of a flipped row (bench/NOTES.md).
 inline bool tables_win(int64_t flips, int64_t count, int64_t n) { return flips * 16 > count * n * 3; }
 
 template <bool kAnnealed>

@@ -5,12 +5,12 @@
 
 #include "cpu/kernels/types.h"
 
-// Arguments of the CPU kernels of bipartite models: plain structs of pointers without containers, whose inline functions, if compiled for
-// AVX-512, could be the copy that the linker keeps for every CPU.
+// Arguments of the CPU kernels of bipartite models: plain structs of pointers without containers, whose inline functions, if
+// compiled for AVX-512, could be the copy that the linker keeps for every CPU.
 namespace gibbs {
 
-// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to the units of whole
-// 32-bit words of state bits. Padded fields may hold anything; state bits beyond the last unit are always 0.
+// Sizes are padded so that a vector never straddles two rows: rounded couplings to 16 integers, fields and biases to the units of
+// whole 32-bit words of state bits. Padded fields may hold anything; state bits beyond the last unit are always 0.
 inline int64_t padded_row(int64_t n) { return round_up(n, 16); }
 inline int64_t padded_side(int64_t n) { return round_up(n, 32); }
 // Kernels write high random bytes for 128 units at a time, and for up to 128 more than asked for.
@@ -29,8 +29,8 @@ struct RoundedCoupling {
   float scale;       // 2^-k
 };
 
-// The same couplings rounded to 16 bits, which halve the memory traffic of an update. Their sums bound a unit's threshold; the few units
-// that the bounds leave open take exact sums from the caller's couplings, so the resulting bits are the same.
+// The same couplings rounded to 16 bits, which halve the memory traffic of an update. Their sums bound a unit's threshold; the few
+// units that the bounds leave open take exact sums from the caller's couplings, so the resulting bits are the same.
 struct NarrowCoupling {
   int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
   int16_t* columns;  // [n2, padded_row(n1)]

@@ -54,7 +54,7 @@ inline void draw_words(const GroupStreams& s, int64_t num_nodes, uint32_t* words
 
 // ---- rows and lanes ------------------------------------------------------------------------------------------------------------
 
-// out [n, kGroup] = the transpose of kGroup rows [n]. False where a value is not finite.
+// out [n, kGroup] = the transpose of kGroup rows [n]. False if a value is not finite.
 template <class T>
 bool lanes_from_rows_kernel(const T* const* rows, int64_t n, T* out) {
   using Bits = FloatBits<T>;
@@ -128,8 +128,10 @@ inline VecF group_logit(VecI acc, VecF scale, VecF bias, float beta, const float
 template <bool kShared>
 __attribute__((always_inline)) inline void add_neighbors(const GraphView& g, const SumsGroup& b, int64_t position,
                                                          VecI (&acc)[kGroupVectors]) {
-  for (int64_t h = g.row_offsets[position], end = g.row_offsets[position + 1]; h < end; ++h)
+  const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
+  const int32_t* neighbors = g.neighbors;
+  for (int64_t h = begin; h < end; ++h)
 #pragma GCC unroll 4
     for (int v = 0; v < kGroupVectors; ++v)
-      acc[v] += coupling_vector<kShared>(b.coupling, g, h, v) & load<VecI>(b.state + int64_t{g.neighbors[h]} * kGroup + v * kLanes);
+      acc[v] += coupling_vector<kShared>(b.coupling, g, h, v) & load<VecI>(b.state + int64_t{neighbors[h]} * kGroup + v * kLanes);
 }

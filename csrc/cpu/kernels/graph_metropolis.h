@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: see instruction_set.h. Metropolis sweeps of a group of 16 chains (csrc/README.md, 2.6). Unlike Gibbs sweeps they draw
-// whole words and decide nothing later: that is simpler, and as fast with AVX-512.
+// No include guard: see instruction_set.h. Metropolis sweeps of a group of 16 chains (csrc/README.md, 2.6). Unlike Gibbs sweeps
+// they draw whole words and decide nothing later: that is simpler, and as fast with AVX-512.
 
 // Updates kUnits units of one colour, from position `first` on, step by step together: they are independent of each other.
 template <bool kSharedCoupling, int kUnits>

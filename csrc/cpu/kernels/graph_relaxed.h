@@ -79,9 +79,9 @@ void relaxed_graph_backward_begin_kernel(const RelaxedGraphSweep<T>& last, const
   for (; from < size; from += kL) last_values<T, 1>(last, b, from);
 }
 
-// The chain rule through the updates of one sweep in reverse. `value` holds the states from before the update at hand: once a unit's
-// update is undone, its value and slope become those of the sweep before, made from that sweep's fields and random words; before the
-// first sweep they become the starting values.
+// The chain rule through the updates of one sweep in reverse. `value` holds the states from before the update at hand: once a
+// unit's update is undone, its value and slope become those of the sweep before, made from that sweep's fields and random words;
+// before the first sweep they become the starting values.
 template <class T, bool kShared>
 void relaxed_graph_backward_of(const GraphView& g, const RelaxedGraphSweep<T>* before, const RelaxedBackwardGroup<T>& b,
                                bool last) {

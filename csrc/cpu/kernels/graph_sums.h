@@ -30,7 +30,8 @@ class GroupSoftplus {
   VecF linear_[kGroupVectors], above_[kGroupVectors], below_[kGroupVectors];
 };
 
-// log f_{next}(rest) - log f_{beta}(rest) but for the part of colour 0, which is summed out: energies of the units of the other colours.
+// log f_{next}(rest) - log f_{beta}(rest) but for the part of colour 0, which is summed out: energies of the units of the other
+// colours.
 template <bool kShared>
 inline void add_energy_difference(const GraphSweeps& p, const SumsGroup& b, float beta, float next_beta) {
   const GraphView& g = p.graph;
@@ -56,8 +57,8 @@ inline void add_energy_difference(const GraphSweeps& p, const SumsGroup& b, floa
   for (int l = 0; l < kGroup; ++l) b.log_weight[l] += (double(next_beta) - double(beta)) * sum[l];
 }
 
-// Units some of whose chains the first bits of their words leave open. As ties are unpredictable, they are appended without a branch, with
-// their logits or thresholds; at the end of the colour the rest of their words is drawn.
+// Units some of whose chains the first bits of their words leave open. As ties are unpredictable, they are appended without a
+// branch, with their logits or thresholds; at the end of the colour the rest of their words is drawn.
 struct OpenUnits {
   OpenUnit* unit;  // [num_nodes + 1]
   int64_t count;
@@ -65,8 +66,8 @@ struct OpenUnits {
 
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
 
-// Most logits need no sigmoid: they are compared with the bounds for the six highest bits of the word. One chain in 64 stays open; vectors
-// of such chains, of any units, compute thresholds and draw low bits.
+// Most logits need no sigmoid: they are compared with the bounds for the six highest bits of the word. One chain in 64 stays open;
+// vectors of such chains, of any units, compute thresholds and draw low bits.
 struct Bounds {
   explicit Bounds(const LogitBounds& b) {
     for (int i = 0; i < 4; ++i) zero[i] = _mm512_loadu_ps(b.zero + 16 * i), one[i] = _mm512_loadu_ps(b.one + 16 * i);

@@ -10,8 +10,8 @@ constexpr int kTableHalf = 4 * kLanes;  // chains whose bytes fill a vector
 inline int chain_of_byte(int p) { return p / kTableHalf * kTableHalf + p % 4 * kLanes + p % kTableHalf / 4; }
 int chain_of_table_bit_kernel(int bit) { return chain_of_byte(bit); }
 
-// Draws the high bytes [num_nodes, 64] of all units. Four vectors of words hold four units' bytes of 4 kLanes chains; transposing the
-// bytes within each lane separates the units.
+// Draws the high bytes [num_nodes, 64] of all units. Four vectors of words hold four units' bytes of 4 kLanes chains; transposing
+// the bytes within each lane separates the units.
 inline void draw_table_bytes(uint64_t seed, const uint64_t* chains, uint64_t sweep, int64_t num_nodes, uint8_t* bytes) {
   LaneStreams streams[kTableVectors];
   for (int v = 0; v < kTableVectors; ++v) streams[v] = lane_streams(seed, chains + v * kLanes, sweep);
@@ -36,7 +36,8 @@ inline void draw_table_bytes(uint64_t seed, const uint64_t* chains, uint64_t swe
   }
 }
 
-// Tabulates the high bytes of the thresholds of the unit at each position, [num_nodes, 2^degree]: bit k of the index is neighbour k.
+// Tabulates the high bytes of the thresholds of the unit at each position, [num_nodes, 2^degree]: bit k of the index is neighbour
+// k.
 void build_tables_kernel(const TableModel& m, float beta, uint8_t* table) {
   constexpr int kParts = 16 / kLanes, kVectors = kParts < 4 ? 4 : kParts;
   const VecF scale = splat(m.scale);
@@ -168,8 +169,8 @@ inline uint64_t update_by_table(TableStates& s, int64_t node, const int32_t* nei
 
 #endif
 
-// Units whose high byte equals their threshold's, one in 256. Their bits stay 0 until the end of their colour, none of whose units depends
-// on them; then vectors of them draw low bits and compute whole thresholds.
+// Units whose high byte equals their threshold's, one in 256. Their bits stay 0 until the end of their colour, none of whose units
+// depends on them; then vectors of them draw low bits and compute whole thresholds.
 template <int kDegree>
 class Ties {
  public:

@@ -9,15 +9,15 @@
 // Arguments of the CPU kernels of coloured graphs, as plain as those in cpu/kernels/bipartite_types.h.
 namespace gibbs {
 
-// ---- groups of 16 chains side by side in the lanes, with couplings of their own or shared ----------------------------------------
+// ---- groups of 16 chains side by side in the lanes, with couplings of their own or shared ---------------------------------------
 
 constexpr int kGroup = 16;
 
 // Number of random counters that supply the high bytes of one sweep, 16 units each.
 inline int64_t high_byte_counters(int64_t num_nodes) { return (num_nodes + 127) / 128 * 8; }
 
-// Bounds for each value of a random word's six highest bits: a unit whose logit is less than `zero` draws 0, and one whose logit is at
-// least `one` draws 1 (core/threshold.h). In between, for one word in 64, the whole word and the whole threshold decide.
+// Bounds for each value of a random word's six highest bits: a unit whose logit is less than `zero` draws 0, and one whose logit is
+// at least `one` draws 1 (core/threshold.h). In between, for one word in 64, the whole word and the whole threshold decide.
 struct LogitBounds {
   float zero[64], one[64];
 };
@@ -60,7 +60,7 @@ struct SumsGroup {
 // Size of the whole words of every unit, followed by their high bytes.
 inline int64_t whole_words(int64_t num_nodes) { return (round_up(num_nodes, 32) + high_byte_counters(num_nodes) * 4) * kGroup; }
 
-// ---- single chains: 16 units of one colour side by side --------------------------------------------------------------------------
+// ---- single chains: 16 units of one colour side by side -------------------------------------------------------------------------
 
 constexpr int kUnitsRow = 16;
 
@@ -82,7 +82,7 @@ struct SingleChain {
   uint8_t* bytes;        // scratch: [random_bytes_capacity(num_nodes) + 16]
 };
 
-// ---- relaxed sweeps of groups of 16 ----------------------------------------------------------------------------------------------
+// ---- relaxed sweeps of groups of 16 ---------------------------------------------------------------------------------------------
 
 template <class T>
 struct RelaxedGraphSweep {
@@ -113,7 +113,7 @@ struct RelaxedBackwardGroup {
   const T* coupling;
   const T* fields;     // [num_nodes, kGroup] of the sweep that is recomputed
   const T* start;      // [num_nodes, kGroup] value before the first sweep
-  T* grad_value;       // [num_nodes, kGroup], in: of the final value; out: of the starting one
+  T* grad_value;       // [num_nodes, kGroup], in: gradient of the final value; out: of the value before the first sweep
   const T* grad_mean;  // [num_nodes, kGroup] of the last sweep's means
   T* grad_bias;        // [num_nodes, kGroup]
   T* grad_coupling;    // [num_edges, kGroup], added to
@@ -121,10 +121,10 @@ struct RelaxedBackwardGroup {
   uint32_t* words;     // scratch: [whole_words(num_nodes)]
 };
 
-// ---- groups of 64 chains that share couplings and biases: probabilities by table -------------------------------------------------
+// ---- groups of 64 chains that share couplings and biases: probabilities by table ------------------------------------------------
 
-// A unit's neighbours have at most 2^degree joint states. The high byte of the unit's threshold in each is tabulated once for each beta,
-// and 64 chains look theirs up at a time.
+// A unit's neighbours have at most 2^degree joint states. The high byte of the unit's threshold in each is tabulated once for each
+// beta, and 64 chains look theirs up at a time.
 constexpr int kTableGroup = 64;
 constexpr int kMaxTableDegree = 8, kMinTableDegree = 4;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: all kernels of one instruction set, in an anonymous namespace. The including file defines GIBBS_ISA (a namespace),
-// GIBBS_ISA_NAME and GIBBS_VECTOR_BYTES, opens a target pragma, and includes the system's headers before that pragma.
+// No include guard: all kernels of one instruction set, in an anonymous namespace. The including file defines GIBBS_ISA (a
+// namespace), GIBBS_ISA_NAME and GIBBS_VECTOR_BYTES, opens a target pragma, and includes the system's headers before that pragma.
 namespace gibbs {
 namespace GIBBS_ISA {
 namespace {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: see instruction_set.h. Floating-point numbers by their bits, for the rounding of couplings (core/fixed_point.h).
+// No include guard: see instruction_set.h. Floating-point numbers by their bits, for the rounding of couplings
+// (core/fixed_point.h).
 
 template <class T>
 struct FloatBits;
@@ -39,7 +40,7 @@ inline int32_t rounded(T w, T factor) {
   return int32_t(__builtin_rint(double(w * factor)));
 }
 
-// What the largest magnitude of a model's couplings says of its scale.
+// The consequences of the largest magnitude of a model's couplings for their scale.
 struct LargestCoupling {
   CouplingStatus status;
   int exponent;  // max |w| < 2^exponent

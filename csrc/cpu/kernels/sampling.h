@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: see instruction_set.h. Random words, thresholds and acceptances (core/philox.h, core/threshold.h) by the vector.
+// No include guard: see instruction_set.h. Random words, thresholds and acceptances (core/philox.h, core/threshold.h) by the
+// vector.
 
-// ---- random words ----------------------------------------------------------------------------------------------------------------
+// ---- random words ---------------------------------------------------------------------------------------------------------------
 
-// Philox for kLanes counters. They are kept as 64-bit lanes, even and odd ones apart: a widening multiply reads only the low halves,
-// so no lane has to be moved between rounds.
+// Philox for kLanes counters. They are kept as 64-bit lanes, even and odd ones apart: a widening multiply reads only the low
+// halves, so no lane has to be moved between rounds.
 struct PhiloxVectors {
   VecU word[4];
 };
@@ -110,7 +111,7 @@ void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t 
   random_words_of(random_stream(seed, chain, sweep), units, words, bytes);
 }
 
-// ---- thresholds and acceptances --------------------------------------------------------------------------------------------------
+// ---- thresholds and acceptances -------------------------------------------------------------------------------------------------
 
 // exp(-a) for 0 <= a <= kThresholdLimit, as core/threshold.h spells it out.
 template <int kCount>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No include guard: see instruction_set.h. Vectors of GIBBS_VECTOR_BYTES: 16 (baseline), 32 (AVX2) or 64 (AVX-512). GCC's and Clang's
-// generic vectors carry the arithmetic; the few operations that they lack are intrinsics with a portable twin.
+// No include guard: see instruction_set.h. Vectors of GIBBS_VECTOR_BYTES: 16 (baseline), 32 (AVX2) or 64 (AVX-512). GCC's and
+// Clang's generic vectors carry the arithmetic; the few operations that they lack are intrinsics with a portable twin.
 
 template <class T>
 struct VectorOf {

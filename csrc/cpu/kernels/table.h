@@ -27,8 +27,8 @@ struct TypedKernels {
   // k [models] and out [num_edges, models] (null: k only) for couplings w [num_edges, models]; models: 1 or kGroup.
   CouplingStatus (*round_graph_couplings)(const GraphView&, const T* w, int models, int* k, int32_t* out);
   void (*relaxed_graph)(const RelaxedGraphSweep<T>&, const RelaxedGroup<T>&);
-  // The backward pass begins with the last sweep and its fields. Each further call undoes a sweep, given the sweep before it (null if the
-  // first sweep is undone) and the fields of that.
+  // The backward pass begins with the last sweep and its fields. Each further call undoes a sweep, given the sweep before it (null
+  // if the first sweep is undone) and the fields of that.
   void (*relaxed_graph_backward_begin)(const RelaxedGraphSweep<T>&, const RelaxedBackwardGroup<T>&);
   void (*relaxed_graph_backward)(const GraphView&, const RelaxedGraphSweep<T>* before, const RelaxedBackwardGroup<T>&, bool last);
 };

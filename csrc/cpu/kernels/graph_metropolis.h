@@ -4,7 +4,8 @@
 
 // Updates kUnits units of one colour, from position `first` on, step by step together: they are independent of each other.
 template <bool kSharedCoupling, int kUnits>
-inline void flip_units(const GraphView& g, const SumsGroup& b, float beta, const VecF (&scale)[kGroupVectors], int64_t first) {
+__attribute__((always_inline)) inline void flip_units(const GraphView& g, const SumsGroup& b, float beta,
+                                                      const VecF (&scale)[kGroupVectors], int64_t first) {
   constexpr int kCount = kUnits * kGroupVectors;
   int64_t at[kCount];
   VecF x[kCount];

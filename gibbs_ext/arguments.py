@@ -28,8 +28,8 @@ def _constant(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tenso
     """A tensor of one value, which must not be mutated.
 
     Making it takes a microsecond. The last ones are kept, because many calls have the same beta and, when they continue
-    a run, the same seed. A tensor that is fake, traced, wrapped by a transform of torch.func or of torch.inference_mode is
-    not kept: it fits no other call.
+    a run, the same seed. A tensor is not kept if it fits no other call because it is fake, traced, wrapped by a
+    transform of torch.func, or made in torch.inference_mode.
     """
     is_special = (
         torch.compiler.is_compiling()

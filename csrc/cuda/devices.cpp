@@ -37,7 +37,7 @@ int ask_for_clusters(const void* kernel, const LaunchShape& shape) {
   one.num_ctas = shape.cluster_size;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, LaunchConfig(one, nullptr).get()) == cudaSuccess) return clusters;
-  cudaGetLastError();  // clears CUDA's copy of the error, which the next caller would get
+  cudaGetLastError();  // CUDA remembers it, and the next caller would get it
   return 0;
 }
 

@@ -67,7 +67,7 @@ using Stream = cudaStream_t;
 
 inline void check_cuda(cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // clears CUDA's copy of the error, which the next caller would get
+  cudaGetLastError();  // CUDA remembers it too, and the next caller would get it
   throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 

@@ -116,9 +116,10 @@ class GraphBoltzmann(Boltzmann):
     def _sweep_relaxed(
         self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return graph_gibbs_relaxed(
+        z, mean, start = graph_gibbs_relaxed(
             state, self.bias, self.coupling, self.graph, num_sweeps, num_relaxed_sweeps, return_state=True, **options
         )
+        return z, mean, start
 
     def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
         last = self.graph.units_of_color(-1, z.device)

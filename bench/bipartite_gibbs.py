@@ -136,5 +136,6 @@ def cases() -> Iterator[Case]:
     for num_sweeps in (50, 10):
         yield case(128, 1, 100, 100, num_sweeps, 3)
         yield case(128, 1, 200, 200, num_sweeps, 10)
+    yield case(32, 1, 784, 500, 50)
     yield case(1, 1024, 200, 200, 100, 3)
     yield case(1, 512, 784, 500, 10, 2)

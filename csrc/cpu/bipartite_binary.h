@@ -56,7 +56,7 @@ class BinaryRunner {
         bytes_(group_random_bytes(call.n1 + call.n2, capacity)),
         raised_(std::max(call.n1, call.n2) + 16),
         lowered_(std::max(call.n1, call.n2) + 16),
-        table_(kTableInts),
+        table_(table_size(capacity)),
         beta_(call.beta.begin(), call.beta.end()) {}
 
   // False if the call failed.

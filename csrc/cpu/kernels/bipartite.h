@@ -209,7 +209,7 @@ inline void sweep_group_of(const BinarySweeps& p, const BinaryChain* chains, int
   const GroupSide left = {p.n1, 0, scratch.acc_left, p.coupling.rows, padded_row(p.n2)};
   const GroupSide right = {p.n2, p.n1, scratch.acc_right, p.coupling.columns, padded_row(p.n1)};
   const int64_t left_stride = padded_side(p.n1), right_stride = padded_side(p.n2);
-  const bool may_use_tables = p.allow_tables && count >= 32;
+  const bool may_use_tables = p.allow_tables && count >= kMinTableChains;
   const auto left_bits = [&](int64_t c) { return chains[c].left; };
   const auto right_bits = [&](int64_t c) { return chains[c].right; };
   // Small models keep both sides' bytes from one pass over the counters; those of large models would leave the cache.

@@ -66,7 +66,7 @@ struct GroupScratch {
   int32_t *acc_left, *acc_right;  // [count, padded_side(n)]
   uint8_t* bytes;                 // [group_random_bytes(n1 + n2, count)]
   int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that flipped to 1 and to 0
-  int32_t* table;                 // [kTableInts]
+  int32_t* table;                 // [table_size(count)]
 };
 // Number of high random bytes kept for a group: those of all its chains if the model is small, else those of one chain.
 constexpr int64_t kOneDrawUnits = 512;
@@ -75,7 +75,10 @@ inline int64_t group_random_bytes(int64_t units, int64_t count) {
 }
 
 constexpr int kTablesAtOnce = 4, kTableRows = 4, kTableColumns = 64;
-constexpr int64_t kTableInts = int64_t{kTablesAtOnce} * (1 << kTableRows) * kTableColumns;
+constexpr int64_t kMinTableChains = 32;  // fewer chains do not look up often enough
+inline int64_t table_size(int64_t count) {
+  return count < kMinTableChains ? 0 : int64_t{kTablesAtOnce} * (1 << kTableRows) * kTableColumns;
+}
 
 // Relaxed sweeps of a few chains that share a model, for T = float or double. Rows of `weight` are contiguous.
 template <class T>

@@ -28,7 +28,7 @@ namespace {
 // An exception that a signal handler, or a warning turned into an error, raised while an op ran. The dispatcher would replace it by a
 // RuntimeError of its own, so it waits here for gibbs_ext/ops.py.
 PyObject* pending_exception = nullptr;
-PyObject* resolution_warning = nullptr;
+PyObject* warn_function = nullptr;
 
 void keep_exception() {
   PyObject *type, *value, *traceback;
@@ -49,8 +49,9 @@ bool interrupted() {
 
 bool warn(const char* message) {
   const py::gil_scoped_acquire gil;
-  constexpr int kStackLevel = 5;  // the warning points to the caller of gibbs_ext's function
-  if (PyErr_WarnEx(resolution_warning ? resolution_warning : PyExc_UserWarning, message, kStackLevel) == 0) return true;
+  PyObject* done = warn_function ? PyObject_CallFunction(warn_function, "s", message) : nullptr;
+  Py_XDECREF(done);
+  if (done || !PyErr_Occurred()) return true;
   keep_exception();
   return false;
 }
@@ -204,8 +205,8 @@ PYBIND11_MODULE(_C, m) {
     if (!pending_exception) return py::none();
     return py::reinterpret_steal<py::object>(std::exchange(pending_exception, nullptr));
   });
-  m.def("set_resolution_warning", [](const py::object& category) {
-    Py_XDECREF(resolution_warning);
-    resolution_warning = py::object(category).release().ptr();
+  m.def("set_warn", [](const py::object& function) {
+    Py_XDECREF(warn_function);
+    warn_function = py::object(function).release().ptr();
   });
 }

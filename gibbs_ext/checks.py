@@ -6,9 +6,13 @@ An error text begins with the name of the function that was called, names the ar
 
 import contextlib
 import numbers
+import os
 import re
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_INNER_FILES = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Gives a warning that names the line which called this package, also if PyTorch's code stands in between."""
+    level, frame = 1, sys._getframe()  # Only from Python 3.12 on can warnings.warn skip files by itself.
+    while frame.f_back and frame.f_code.co_filename.startswith(_INNER_FILES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def shown(value: object) -> str:

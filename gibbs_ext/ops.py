@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, library
 
+from gibbs_ext.checks import warn
+
 try:
     from gibbs_ext import _C
 except ImportError as error:
@@ -44,7 +46,7 @@ class CouplingResolutionWarning(UserWarning):
     """
 
 
-_C.set_resolution_warning(CouplingResolutionWarning)
+_C.set_warn(lambda message: warn(message, CouplingResolutionWarning))
 
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 
@@ -168,8 +170,7 @@ def call_without_gradient(name: str, *args: Any) -> Any:
         with torch.no_grad():
             return call(name, *args)
     with torch._C._AutoDispatchBelowAutograd():  # torch.no_grad() takes a microsecond longer.
-        # Not by call(): a warning names the caller of gibbs_ext's function, which is found by the number of frames.
-        return _call(getattr(torch.ops.gibbs_ext, name).default, *args)
+        return call(name, *args)
 
 
 def coupling_resolution(weight: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from gibbs_ext import (
     graph_metropolis,
     ising_to_boltzmann,
 )
-from gibbs_ext.checks import check_integers, reported_as, shown
+from gibbs_ext.checks import check_integers, reported_as, shown, warn
 from gibbs_ext.log_partition.machine import check_model
 
 try:
@@ -233,7 +233,7 @@ def _interrupts(interrupt_function: Callable[[], bool]) -> bool:
         return bool(interrupt_function())
     except Exception as error:
         text = f"interrupt_function raised {type(error).__name__}({error}); the reads done so far are returned"
-        warnings.warn(f"{_NAME}: {text}", RuntimeWarning, stacklevel=3)
+        warn(f"{_NAME}: {text}", RuntimeWarning)
         return True
 
 
@@ -465,12 +465,11 @@ def _warn_of_rounding(error: Floats, smallest: Floats, beta: torch.Tensor) -> No
         is_off |= (error > 2 * _TERM_TOLERANCE * smallest) | (smallest * _LARGEST_BETA < _DECISIVE_LOGIT)
     if is_off.any():
         worst = float((error[is_off] / smallest[is_off]).max()) / 2
-        warnings.warn(
+        warn(
             f"{_NAME}: bqm has terms too small beside others for so large a beta: at {np.count_nonzero(is_off)} of the "
             f"variables rounding may shift logits by more than {_LOGIT_TOLERANCE:g}, and terms by up to {worst:.2g} of "
             "themselves",
             CouplingResolutionWarning,
-            stacklevel=4,
         )
 
 

@@ -3,7 +3,6 @@
 
 import math
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from gibbs_ext.arguments import as_beta, as_seed
-from gibbs_ext.checks import check_all, check_integers, expand_to, is_readable, reported_as, shown
+from gibbs_ext.checks import check_all, check_integers, expand_to, is_readable, reported_as, shown, warn
 from gibbs_ext.log_partition.machine import Machine, check_model
 
 # The number of steps, or the schedule.
@@ -49,12 +48,11 @@ def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor,
     log_partition = base_log_partition - log_ratio if reverse else base_log_partition + log_ratio
     effective = 1 / log_weights.softmax(0).square().sum(0)
     if is_readable(effective) and bool((effective < min(10, len(log_weights) / 4)).any()):
-        warnings.warn(
+        warn(
             f"annealed_importance_sampling: the weights of few chains dominate: of {len(log_weights)} as many as "
             f"{float(effective.min()):.1f} count; log_partition and standard_error are not to be believed (take more "
             "betas, more chains or another base)",
             EffectiveSampleSizeWarning,
-            stacklevel=3,
         )
     return AISResult(log_partition, standard_error, log_weights, samples, effective)
 

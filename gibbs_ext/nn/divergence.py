@@ -6,14 +6,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gibbs_ext.checks import reported_as
-from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.models import Boltzmann
 from gibbs_ext.nn.posterior import BoltzmannSample
 from gibbs_ext.nn.prior import BoltzmannPrior
 
 
 def kl_divergence(
     sample: BoltzmannSample,
-    prior: BoltzmannPrior | BipartiteBoltzmann | GraphBoltzmann,
+    prior: BoltzmannPrior | Boltzmann,
     *,
     log_partition_gradient: bool = True,
     generator: torch.Generator | None = None,
@@ -59,7 +59,7 @@ def kl_divergence(
     name = "kl_divergence"
     if not isinstance(sample, BoltzmannSample):
         raise TypeError(f"{name}: sample must be a BoltzmannSample or a GraphSample, got {type(sample).__name__}")
-    if not isinstance(prior, (BoltzmannPrior, BipartiteBoltzmann, GraphBoltzmann)):
+    if not isinstance(prior, (BoltzmannPrior, Boltzmann)):
         wanted = "prior must be a BoltzmannPrior, a BipartiteBoltzmann or a GraphBoltzmann"
         raise TypeError(f"{name}: {wanted}, got {type(prior).__name__}")
     model = prior.distribution() if isinstance(prior, BoltzmannPrior) else prior

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/graph.h"
 
+#include <atomic>
+#include <cstring>
 #include <optional>
 
 #include "cpu/graph_relaxed.h"

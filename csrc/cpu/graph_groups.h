@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
-#include <vector>
 
 #include "cpu/graph.h"
 #include "cpu/kernels/table.h"

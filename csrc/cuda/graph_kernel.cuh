@@ -11,7 +11,6 @@
 namespace gibbs {
 
 constexpr int kGraphThreads = 512;
-constexpr int kGraphWarps = kGraphThreads / kWarpSize;
 constexpr int kMaxTableDegree = 6;
 constexpr int kTableEntries = 1 << kMaxTableDegree;
 

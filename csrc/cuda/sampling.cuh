@@ -25,11 +25,6 @@ GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const
   for (int w = 0; w < 4; ++w) words[at + 8 * w] = r.word[w];
 }
 
-template <class Words>
-GIBBS_DEVICE uint32_t random_byte(const Words& words, int64_t unit) {
-  return words[unit >> 2] >> (8 * (unit & 3)) & 0xff;
-}
-
 // The stream is passed by value, because an argument that a call gets by reference lies in local memory.
 GIBBS_DEVICE_CALL uint32_t draw_low_bits(RandomStream s, uint32_t unit) { return random_low_bits(s, unit); }
 

@@ -16,10 +16,8 @@
 #include <span>
 #include <sstream>
 #include <string>
-#include <tuple>
 #include <vector>
 
-#include "core/graph_view.h"
 #include "core/outcome.h"
 #include "core/philox.h"
 #include "ops/faults.h"

@@ -225,9 +225,12 @@ def may_import(start: str, target: str) -> bool:
 
 
 def used(tree: ast.AST, module: str) -> set[str]:
-    """Dotted names that a module imports or reaches as attributes; `import gibbs_ext as gx` is undone."""
+    """Dotted names that a module imports or reaches as attributes. Names that imports give are undone."""
     nodes = list(ast.walk(tree))
     aliases = {a.asname: a.name for node in nodes if isinstance(node, ast.Import) for a in node.names if a.asname}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            aliases |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
     dotted = [ast.unparse(node).split(".") for node in nodes if isinstance(node, ast.Attribute)]
     return imported(tree, module) | {".".join([aliases.get(first, first), *others]) for first, *others in dotted}
 
@@ -339,6 +342,10 @@ PLANTED_IMPORTS = """
     undirected_vae.vae      | from gibbs_ext.nn.prior import _secret               | undirected_vae.vae: nn.prior._secret
     undirected_vae.vae      | from gibbs_ext.models import Model                   | undirected_vae.vae: models.Model
     undirected_vae.vae      | gx.Model._secret(gx.nn.Prior)                        | undirected_vae.vae: Model._secret
+    undirected_vae.vae      | from gibbs_ext import nn as q; q.prior._secret       | undirected_vae.vae: nn.prior._secret
+    undirected_vae.vae      | from gibbs_ext import Model as M; M._sweep           | undirected_vae.vae: Model._sweep
+    functional              | from gibbs_ext import ops as o; o._C                 | functional: ops._C
+    functional              | from torch import ops as o; o.gibbs_ext.graph_gibbs  | functional: torch.ops.gibbs_ext
     examples.spin_glass     | from gibbs_ext.functional import graph_gibbs         | examples.spin_glass: functional.graph_gibbs
     examples.spin_glass     | from gibbs_ext.interop.dimod import _schedule        | examples.spin_glass: interop.dimod._schedule
     examples.spin_glass     | from gibbs_ext.reference import philox               | examples.spin_glass: reference.philox

@@ -2,6 +2,8 @@
 // The bipartite ops on the CPU, against libtorch's stable ABI, and the schemas of all ops. twin: csrc/ops/cuda/bipartite.cpp
 #include "cpu/bipartite.h"
 
+#include <tuple>
+
 #include "ops/arguments.h"
 #include "ops/cpu/tensors.h"
 

@@ -2,6 +2,9 @@
 // The ops on coloured graphs on the CPU, against libtorch's stable ABI. twin: csrc/ops/cuda/graph.cpp
 #include "cpu/graph.h"
 
+#include <tuple>
+
+#include "core/graph_view.h"
 #include "cpu/graph_fields.h"
 #include "ops/arguments.h"
 #include "ops/cpu/tensors.h"

@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/bipartite.h"
+#include "core/fixed_point.h"
+#include "cpu/batch.h"
+#include "cpu/threads.h"
 #include "ops/arguments.h"
 
 namespace gibbs {

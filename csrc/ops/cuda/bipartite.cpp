@@ -2,6 +2,8 @@
 // The bipartite ops on CUDA devices, against libtorch's stable ABI. twin: csrc/ops/cpu/bipartite.cpp
 #include "cuda/bipartite.h"
 
+#include <tuple>
+
 #include "ops/arguments.h"
 #include "ops/cuda/call.h"
 #include "ops/cuda/routes.h"

@@ -2,6 +2,9 @@
 // The ops on coloured graphs on CUDA devices, against libtorch's stable ABI. twin: csrc/ops/cpu/graph.cpp
 #include "cuda/graph.h"
 
+#include <tuple>
+
+#include "core/graph_view.h"
 #include "cuda/graph_fields.h"
 #include "ops/arguments.h"
 #include "ops/cuda/call.h"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of models whose couplings fit only in the shared memory of several CTAs, a thread-block cluster (compute capability 9.0 and later).
+// Binary sweeps of models whose couplings fit only in the shared memory of several CTAs, which form a thread-block cluster (compute
+// capability 9.0 and later).
 #include "cuda/bipartite_kernel.cuh"
 #include "cuda/cluster.cuh"
 
@@ -9,7 +10,7 @@ namespace gibbs {
 
 constexpr int kClusterThreads = 256;
 
-// The number of units of a side that a CTA of the cluster has, in whole words.
+// The number of units of a side that a CTA of the cluster has, rounded up to whole words.
 GIBBS_HOST_DEVICE int64_t cluster_share(int64_t n, int cluster_size) {
   return round_up((n + cluster_size - 1) / cluster_size, kWarpSize);
 }
@@ -42,17 +43,18 @@ struct BipartiteClusterParams {
 
 #if defined(GIBBS_DEVICE)
 
-// Older devices have no clusters, and nvcc does not compile them for those.
+// Older devices have no clusters, and nvcc does not compile clusters for them.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// A CTA owns: of some chains of one model, a range of left units with their rows of the weight, and a range of right units.
-// Shared memory: its rows, int32, of odd length; of each chain the bits, flips, clamps and fields of its units, all right bits and flips, and what its
-// own left units' flips add to every right field.
-// Synchronisation: two cluster barriers a sweep. (A) all partial sums are there, before their owners add them up; (B) right is drawn, before its bits
-// are copied and partial sums written anew. One more before the CTA leaves, as others may still copy its bits.
-// Traffic: the weight once a cluster (and once more by each CTA, from L2, for its scale); per sweep and chain 4 n2 bytes and the bits over distributed
-// shared memory. A random byte is a Philox counter of its own: what counts here is latency.
-// Computes: as bipartite_resident_kernel does.
+// A CTA owns a range of left units, with their rows of the weight, and a range of right units, both of some chains of one model.
+// Shared memory holds its rows, as int32 and of odd length. For each chain it holds the bits, flips, clamps and fields of the CTA's
+// units, all right bits and flips, and the sums that the flips of the CTA's own left units add to all right fields.
+// Synchronisation: A sweep has two cluster barriers. At (A) all partial sums are there, before the owners of right units add them
+// up. At (B) right is drawn, before its bits are copied and partial sums are written anew. A last one comes before the CTA leaves,
+// because others may still copy its bits.
+// Traffic: A cluster reads the weight once, and each CTA reads it once more, from L2, for its scale. Per sweep and chain 4 n2 bytes
+// and the bits pass over distributed shared memory. A random byte takes a Philox counter of its own, because latency counts here.
+// It computes the same as bipartite_resident_kernel.
 class ClusterCta {
  public:
   GIBBS_DEVICE ClusterCta(const BipartiteClusterParams& params, SharedMemory& memory)
@@ -110,9 +112,9 @@ class ClusterCta {
 
  private:
   struct Side {
-    int64_t n, first, count, words, first_unit;  // the whole side's units; the CTA's
+    int64_t n, first, count, words, first_unit;  // n, first_unit: of the whole side; others: of the CTA
     Shared<uint32_t> state, flips, clamp;        // [chain, word]
-    Shared<int32_t> acc;                         // [chain, unit], whole words of units
+    Shared<int32_t> acc;                         // [chain, unit], in whole words of units
   };
 
   GIBBS_DEVICE Side side(SharedMemory& memory, int64_t n, int64_t share, int64_t words, int64_t first_unit) const {
@@ -160,7 +162,7 @@ class ClusterCta {
       for (int j = lane(); j < int(p_.n2); j += kWarpSize) weight_[i * int(odd(p_.n2)) + j] = rounded_weight(left_.first + i, j);
   }
 
-  // Computes what the flips of the CTA's left units add to all of right's fields. Lanes lie along columns.
+  // Computes the sums that the flips of the CTA's left units add to all right fields. Lanes lie along columns.
   GIBBS_DEVICE void sum_partially(bool is_first) const {
     for (int64_t item = warp(); item < chains_ * layout_.right_words; item += num_warps()) {
       const int64_t chain = item / layout_.right_words, j = item % layout_.right_words * kWarpSize + lane();

@@ -23,7 +23,7 @@ struct BipartiteBackwardKernelParams {
   bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
 };
 
-// Arrays of the forward pass: the weight (first rounded, then as given), those of binary sweeps, values of both sides.
+// Arrays of the forward pass: the weight (first rounded, then as given), the arrays of binary sweeps, and the values of both sides.
 template <class T>
 struct RelaxedLayout {
   int64_t weight, values;
@@ -33,8 +33,8 @@ struct RelaxedLayout {
   GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + binary.bytes() + shared_bytes<T>(values); }
 };
 
-// Arrays of the backward pass: the weight and each chain's gradients of left values (both only if they fit, else in global memory); each chain's
-// factors of both sides, [2 num_relaxed_sweeps, n].
+// Arrays of the backward pass: the weight and each chain's gradients of left values, which are in global memory if they do not fit;
+// and each chain's factors of both sides, [2 num_relaxed_sweeps, n].
 template <class T>
 struct BackwardLayout {
   int64_t weight, grads, left_factors, right_factors;
@@ -66,7 +66,7 @@ struct RelaxedWeight<T, false> {
   GIBBS_DEVICE T operator()(int i, int j) const { return global_load(weight + i * row_stride + j * stride); }
 };
 
-// sum over i of value(i) coupling(i), in four interleaved parts: their loads wait together.
+// Returns the sum over i of value(i) coupling(i). It has four interleaved parts, so that their loads wait together.
 template <class T, class Value, class Coupling>
 GIBBS_DEVICE T dot(int n, const Value& value, const Coupling& coupling) {
   T sum[4] = {};
@@ -80,7 +80,7 @@ GIBBS_DEVICE T dot(int n, const Value& value, const Coupling& coupling) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// out(chain, j) of  sum_i value(chain, i) W_ij  for every right unit, lanes along j.
+// Calls out(chain, j, sum over i of value(chain, i) W_ij) for every right unit. Lanes lie along j.
 template <class T, class Weight, class Value, class Out>
 GIBBS_DEVICE void to_right(const Weight& weight, int n1, int n2, int chains, const Value& value, const Out& out) {
   for (int item = threadIdx.x; item < chains * n2; item += blockDim.x) {
@@ -88,8 +88,8 @@ GIBBS_DEVICE void to_right(const Weight& weight, int n1, int n2, int chains, con
     out(c, j, dot<T>(n1, [&](int i) { return value(c, i); }, [&](int i) { return weight(i, j); }));
   }
 }
-// out(chain, i) of  sum_j W_ij value(chain, j)  for every left unit: lanes along i where couplings in a column are in different banks, a warp
-// for each i where a row is what is coalesced.
+// Calls out(chain, i, sum over j of W_ij value(chain, j)) for every left unit. Lanes lie along i if the couplings of a column are
+// in different banks; a warp takes each i if only the loads of a row are coalesced.
 template <class T, bool kResident, class Weight, class Value, class Out>
 GIBBS_DEVICE void to_left(const Weight& weight, int n1, int n2, int chains, const Value& value, const Out& out) {
   if constexpr (kResident) {
@@ -129,8 +129,8 @@ GIBBS_DEVICE_CALL uint32_t relaxed_word(const SweepView& s, uint64_t chain, int6
   return random_word(random_stream(seed_of(s), chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
 }
 
-// Runs binary sweeps, of which only the left bits remain, in p.state. Their arrays lie in shared memory from `binary_at` on, or in the workspace.
-// Not inlined, because it is the same code for both dtypes and the larger part of a kernel.
+// Runs binary sweeps and keeps only their left bits, in p.state. Their arrays lie in shared memory from `binary_at` on, or in the
+// workspace. The function is not inlined, because it is the same code for both dtypes and the larger part of a kernel.
 template <bool kResident>
 GIBBS_DEVICE_CALL void sweep_before(const BipartiteRelaxedParams& params, int64_t model, int64_t first_chain, int num_chains,
                                     unsigned char* shared, int64_t binary_at) {
@@ -170,13 +170,14 @@ GIBBS_DEVICE_CALL void sweep_before(const BipartiteRelaxedParams& params, int64_
   }
 }
 
-// A CTA owns: some chains of one model. First their binary sweeps, by the code of bipartite_kernel.cuh, then the relaxed ones.
-// Shared memory (resident): the weight, int32 for the binary sweeps and then T in its place; values of both sides. Not resident: the weight
-// stays in global memory, values in the outputs.
-// Synchronisation: a barrier after each half sweep, between the values that it writes and the products that read them.
-// Traffic: the weight twice (the second time from L2), fields and values once. An update reads one coupling and one value (a broadcast) from shared
-// memory per unit of the other side, and draws two Philox counters.
-// Computes: field_j = bias_j + sum_i zeta_i W_ij,  zeta_j = relax(field_j, u_j).
+// A CTA owns some chains of one model. It makes their binary sweeps first, by the code of bipartite_kernel.cuh, and then the
+// relaxed ones.
+// Shared memory (resident) holds the weight, as int32 for the binary sweeps and then as T in its place, and the values of both
+// sides. Otherwise the weight stays in global memory, and the values are in the outputs.
+// Synchronisation: A barrier follows each half sweep, between the values that it writes and the products that read them.
+// Traffic: The weight is read twice (the second time from L2); fields and values pass once. An update reads one coupling and one
+// value (a broadcast) from shared memory per unit of the other side, and draws two Philox counters.
+// It computes field_j = bias_j + sum_i zeta_i W_ij and zeta_j = relax(field_j, u_j).
 template <class T, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_relaxed_kernel(const __grid_constant__ BipartiteRelaxedParams params) {
@@ -206,7 +207,8 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
 
   const Shared<T> weight_array = kResident ? shared_array<T>(shared, n1 * odd(n2)) : Shared<T>();
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
-  // Values, (chain, unit), of each side. The outputs hold them too, and only the outputs if shared memory has no room.
+  // The values, (chain, unit), of each side are in shared memory and in the outputs, or only in the outputs if shared memory has no
+  // room.
   const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
   const Shared<T> values =
       kResident ? shared_array<T>(shared + weight_bytes + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
@@ -253,13 +255,15 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   }
 }
 
-// A CTA owns: some chains of one model, through all relaxed sweeps in reverse. For each sweep it leaves two pairs of factors, whose outer
-// products sum to the weight's gradient: (d loss / d left field, right values) and (left values that right saw, d loss / d right field).
-// Shared memory: the weight (resident), gradients of left values; the factors, if the CTA has all chains of its model: then it also sums their
-// products. Else factors lie in the workspace, and outer_products_kernel sums them.
-// Synchronisation: a barrier between each product's factors and the product.
-// Traffic: fields, gradients and the weight once, its gradient once; random words are drawn again.
-// Computes: g_field = g_zeta d zeta / d field;  g_right = W^T g_left_field;  g_left = W g_right_field.
+// A CTA owns some chains of one model, and goes through all relaxed sweeps in reverse. For each sweep it leaves two pairs of
+// factors, whose outer products sum to the weight's gradient: (d loss / d left field, right values) and (left values that right
+// saw, d loss / d right field).
+// Shared memory holds the weight and the gradients of left values (resident). It also holds the factors if the CTA has all chains
+// of its model; then the CTA sums their products, too. Otherwise factors lie in the workspace, and outer_products_kernel sums their
+// products.
+// Synchronisation: A barrier lies between each product's factors and the product.
+// Traffic: Fields, gradients and the weight are read once, and the weight's gradient is written once. Random words are drawn again.
+// It computes g_field = g_zeta d zeta / d field, g_right = W^T g_left_field and g_left = W g_right_field.
 template <class T, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_backward_kernel(const __grid_constant__ BipartiteBackwardKernelParams params) {
@@ -275,7 +279,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   SharedMemory memory(shared);
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
   const Shared<T> grads = memory.template take<T>(layout.grads);
-  // Factors of chain c, [2 sweeps, n], in shared memory or in the workspace, where chains are in the order of their models.
+  // The factors of chain c, [2 sweeps, n], lie in shared memory or in the workspace, where chains are in the order of their models.
   T *left_factors, *right_factors;
   if (params.sums_outer) {
     left_factors = shared_pointer(memory.template take<T>(layout.left_factors));
@@ -299,7 +303,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   for_each(n1, [&](int c, int i) {
     grad_value(c, i) = in(p.grad_left, c, n1)[i];
     out(p.grad_left_bias, c, n1)[i] = 0;
-    left_factor(c, 1)[i] = in(p.state, c, n1)[i];  // what right saw in the first sweep
+    left_factor(c, 1)[i] = in(p.state, c, n1)[i];  // right saw this value in the first sweep
   });
   for_each(n2, [&](int c, int j) { out(p.grad_right_bias, c, n2)[j] = 0; });
   __syncthreads();  // gradients and weight are there
@@ -318,7 +322,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
       if (last)
         grad += in(p.grad_left_mean, c, n1)[i] * unit.mean_slope;
       else
-        left_factor(c, 2 * sweep + 3)[i] = unit.value;  // what right saw in the next sweep
+        left_factor(c, 2 * sweep + 3)[i] = unit.value;  // right saw this value in the next sweep
       left_factor(c, 2 * sweep)[i] = grad;
       out(p.grad_left_bias, c, n1)[i] += grad;
     });
@@ -349,10 +353,10 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
           dot<T>(factors, [&](int f) { return left_factors[f * n1 + i]; }, [&](int f) { return right_factors[f * n2 + j]; });
 }
 
-// A CTA owns: 32 x 32 of one model's gradient; a thread four rows of a column.
-// Shared memory: 32 factors of either side. Synchronisation: barriers between loading and using them.
-// Traffic: factors n2 / 32 and n1 / 32 times, the gradient once.
-// Computes: grad_ij = sum over chains and sweeps, in their order, of left_i right_j.
+// A CTA owns 32 x 32 elements of one model's gradient, and a thread owns four rows of a column.
+// Shared memory holds 32 factors of either side. Synchronisation: Barriers lie between loading and using them.
+// Traffic: Factors are read n2 / 32 and n1 / 32 times, and the gradient is written once.
+// It computes grad_ij = sum over chains and sweeps, in their order, of left_i right_j.
 template <class T>
 __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ BipartiteBackwardParams p) {
   GIBBS_DYNAMIC_SHARED(shared);
@@ -378,7 +382,7 @@ __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __g
     for (int f = 0; f < kOuterTile; ++f)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) sum[r] += left[f * kOuterTile + row + r] * right[f * kOuterTile + column];
-    __syncthreads();  // and have been used
+    __syncthreads();  // the factors have been used
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r)

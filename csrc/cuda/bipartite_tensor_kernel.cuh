@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of many chains that share a weight: fields as integer matrix products on tensor cores, exact modulo 2^32.
+// Binary sweeps of many chains that share a weight: fields are integer matrix products on tensor cores, exact modulo 2^32.
 //
-// Why, by numbers (an H100's SM; 100 + 100 units; a quarter of the units flip in a sweep): an update by flipped rows is 25 loads from shared
-// memory, a wavefront for 32 chains' worth each: 0.8 clocks a unit. Tables of 16 entries for 4 rows are 25 loads as well, flips or not. On
-// tensor cores it is 100 units x 4 slices of 8 bits = 400 multiply-adds, at 2048 a clock 0.2 clocks, plus, for 16 x 16 couplings and 32 chains, 8
-// wavefronts of slices and 4 of states for 8 products. Drawing a unit (threshold, an eighth of a Philox counter, comparison; about 60 instructions) is
-// 0.5 clocks either way.
+// The reason, in numbers for an SM of an H100, 100 + 100 units, and a quarter of the units flipping in a sweep: An update by
+// flipped rows makes 25 loads from shared memory, each of which is a wavefront for 32 chains; this is 0.8 clocks a unit. Tables of
+// 16 entries for 4 rows take 25 loads as well, whether units flip or not. Tensor cores make 100 units x 4 slices of 8 bits = 400
+// multiply-adds, which take 0.2 clocks at 2048 a clock. They also read 8 wavefronts of slices and 4 wavefronts of states for the 8
+// products of 16 x 16 couplings and 32 chains. Drawing a unit (threshold, an eighth of a Philox counter, comparison; about 60
+// instructions) takes 0.5 clocks either way.
 //
-// A weight too large for shared memory is sliced once, into device memory, by a launch of its own, and then read from L2 in each half sweep: 4 n1 n2
-// bytes for all chains of a CTA, which therefore are 64 where there are as many, and whose units are shared out over a cluster where there are fewer
-// CTAs than multiprocessors.
+// A weight that is too large for shared memory is sliced once, into device memory, by a launch of its own. Each half sweep then
+// reads 4 n1 n2 bytes of slices from L2 for all chains of a CTA. Therefore a CTA has 64 chains if there are as many, and the CTAs
+// of a cluster share out the units of the same chains if there would be fewer CTAs than multiprocessors.
 //
-// Slices and states lie in memory tile by tile, K innermost, so that a lane's part of a fragment is whole words; for that slices are kept twice, as
-// left updates and as right updates multiply by them.
+// Slices and states lie in memory tile by tile, with K innermost, so that a lane's part of a fragment is whole words. For that
+// reason slices are kept twice, once as left updates multiply by them and once as right updates do.
 #include "cuda/bipartite_kernel.cuh"
 #include "cuda/cluster.cuh"
 
@@ -26,21 +27,21 @@ namespace gibbs {
 
 constexpr int kTensorThreads = 256;
 constexpr int kTensorWarps = kTensorThreads / kWarpSize;
-constexpr int kTensorTile = 16;  // number of units, wmma's M and K, and of chains, its N
+constexpr int kTensorTile = 16;  // number of units (wmma's M and K) and of chains (its N)
 constexpr int kSlices = 4;       // signed digits of 8 bits in an int32 coupling
 constexpr int kSliceThreads = 512;
 constexpr int kTileCouplings = kTensorTile * kTensorTile;
-constexpr int64_t kSlicesAlignment = 256;  // bytes before a model's slices in device memory, where its k is
+constexpr int64_t kSlicesAlignment = 256;  // bytes before a model's slices in device memory; they begin with its k
 
 GIBBS_HOST_DEVICE int64_t tensor_tiles(int64_t n) { return (n + kTensorTile - 1) / kTensorTile; }
-// Slices of both kinds, one after the other: for left updates and for right updates.
+// Bytes of a model's slices: the slices for left updates are followed by the slices for right updates.
 GIBBS_HOST_DEVICE int64_t slice_bytes(const BipartiteParams& p) {
   return 2 * kSlices * kTileCouplings * tensor_tiles(p.n1) * tensor_tiles(p.n2);
 }
 // Device memory holds k, then the slices.
 GIBBS_HOST_DEVICE int64_t sliced_model_bytes(const BipartiteParams& p) { return kSlicesAlignment + slice_bytes(p); }
 
-// 16 units of a chain, a byte each.
+// The values of 16 units of a chain, with a byte for each.
 struct alignas(16) UnitTile {
   uint32_t word[4];
 };
@@ -48,11 +49,11 @@ struct alignas(16) UnitTile {
 struct TensorLayout {
   int64_t slices, left_biases, right_biases, words, terms, scratch;
   int64_t left_tiles, right_tiles;
-  int chains, stage_stride;  // from unit to unit
+  int chains, stage_stride;  // stage_stride: from unit to unit
   bool has_clamps, is_annealed;
   GIBBS_HOST_DEVICE TensorLayout(const BipartiteParams& p, bool is_resident, int chains_per_cta)
       : slices(is_resident ? slice_bytes(p) : 0),
-        words(2 * kTensorTile * kTensorWarps / 4),  // a round's units may begin within 128 of them
+        words(2 * kTensorTile * kTensorWarps / 4),  // a round may begin between multiples of 128 units
         scratch(is_resident ? scale_scratch(p.n2) : 0),
         left_tiles(tensor_tiles(p.n1)),
         right_tiles(tensor_tiles(p.n2)),
@@ -88,21 +89,22 @@ struct BipartiteSliceParams {
 
 #if defined(GIBBS_DEVICE)
 
-// Coupling (i, j) of a model in fixed point; 0 outside the weight.
+// Returns coupling (i, j) of a model in fixed point, or 0 if it lies outside the weight.
 GIBBS_DEVICE int32_t tensor_coupling(const BipartiteParams& p, const void* weight, int k, int i, int j) {
   if (i >= int(p.n1) || j >= int(p.n2)) return 0;
   const int64_t at = i * p.weight.row_stride + j * p.weight.stride;
   return p.is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k))
                      : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k));
 }
-// Takes off the lowest digit of -128 .. 127. Only sums of the four digits modulo 2^32 matter.
+// Takes the lowest digit, -128 .. 127, off `rest`. Only sums of the four digits modulo 2^32 matter.
 GIBBS_DEVICE int8_t take_digit(int32_t& rest) {
   const auto digit = int8_t(uint32_t(rest) & 0xff);
   rest = int32_t(uint32_t(rest) - uint32_t(int32_t(digit))) >> 8;
   return digit;
 }
 
-// Writes a model's slices, or one of `parts` of them: words of four couplings along K; store(at, word). Lanes along the weight's rows as it is read.
+// Writes a model's slices, or one of `parts` parts of them, by calls of store(at, word). A word holds a digit of four couplings
+// along K. Lanes lie along the rows of the weight while it is read.
 template <class Store>
 GIBBS_DEVICE void slice_weight(const BipartiteParams& p, int64_t model, int k, int part, int parts, const Store& store) {
   const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
@@ -126,14 +128,15 @@ GIBBS_DEVICE void slice_weight(const BipartiteParams& p, int64_t model, int k, i
   }
 }
 
-// A CTA owns: 32 or 64 chains of one model, and the units of its part of a cluster's, for all sweeps.
-// Shared memory: all states as bytes; the couplings' slices (kResident; else they are in device memory); random bytes of a round of
-// tiles, biases, a tile of fields a warp.
-// Synchronisation: a barrier, of the cluster where there is one, after each half sweep; one of the CTA after a round's random bytes. A warp multiplies a
-// tile of 16 units and draws it, with __syncwarp between what lanes write for each other.
-// Traffic: a weight once (or its slices in each half sweep, from L2); see above for wavefronts. In a cluster every bit is written to each CTA, as a
-// byte.
-// Computes: acc = sum over slices s of 2^(8 s) W_s z;  z' = [word < threshold(beta (acc 2^-k + bias))].
+// A CTA owns 32 or 64 chains of one model for all sweeps. In a cluster it owns a part of the units of the cluster's chains.
+// Shared memory holds all states as bytes, the random bytes of a round of tiles, the biases, and a tile of fields for each warp. It
+// also holds the couplings' slices if kResident; otherwise they are in device memory.
+// Synchronisation: A barrier follows each half sweep, a barrier of the cluster if there is one. A barrier of the CTA follows the
+// random bytes of a round. A warp multiplies a tile of 16 units and draws it, with __syncwarp between the writes of lanes and the
+// reads of others.
+// Traffic: The weight is read once, or its slices are read from L2 in each half sweep. The wavefronts are counted above. In a
+// cluster every bit is written to each CTA, as a byte.
+// It computes acc = sum over slices s of 2^(8 s) W_s z and z' = [word < threshold(beta (acc 2^-k + bias))].
 template <bool kAnnealed, bool kResident, int kChains>
 class TensorCta {
   static constexpr int kChainTiles = kChains / kTensorTile, kStageStride = kChains + 4;
@@ -187,7 +190,7 @@ class TensorCta {
       k = *reinterpret_cast<const int32_t*>(slices_ - kSlicesAlignment);
     }
     const float scale = FloatTraits<float>::power(-k);
-    sync();  // what was loaded is there
+    sync();  // all arrays are loaded
     report_biases(left_, scale);
     report_biases(right_, scale);
     if (kAnnealed) weigh_left(0);
@@ -211,7 +214,7 @@ class TensorCta {
     int n, tiles;
     int64_t first_unit;
     bool is_shared;                 // one bias for all chains
-    Shared<UnitTile> state, clamp;  // a tile of 16 units and 16 chains after the other, chains innermost
+    Shared<UnitTile> state, clamp;  // tiles of 16 units and 16 chains, chains innermost
     Shared<float> bias, base_bias;  // [unit] or [unit, chain]
     GIBBS_DEVICE int bias_at(int unit, int chain) const { return is_shared ? unit : unit * kChains + chain; }
     GIBBS_DEVICE int at(int tile, int chain) const {
@@ -236,7 +239,7 @@ class TensorCta {
   GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
   GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
   GIBBS_DEVICE bool has_clamps() const { return p_.clamp_left.data || p_.clamp_right.data; }
-  // A barrier of all threads that share the chains.
+  // Waits for all threads that share the chains.
   GIBBS_DEVICE void sync() const {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     if (size_ > 1) return cooperative_groups::this_cluster().sync();
@@ -244,7 +247,7 @@ class TensorCta {
     __syncthreads();
   }
 
-  // Bits 0 .. 15 as bytes.
+  // Spreads bits 0 .. 15 into bytes.
   GIBBS_DEVICE static UnitTile spread(uint32_t bits) {
     UnitTile out;
 #pragma unroll
@@ -290,8 +293,8 @@ class TensorCta {
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
-  // Draws the random bytes of at most 128 units, first .. end - 1, of a sweep: word q of four units of a chain is bytes_[q, chain], where q
-  // counts from the 128 units of the first.
+  // Draws a sweep's random bytes of the units first .. end - 1, of which there are at most 128. Word bytes_[q, chain] has the bytes
+  // of four units of a chain. Words are counted from the multiple of 128 units at or before `first`.
   GIBBS_DEVICE void draw_bytes(int64_t first, int64_t end, int64_t sweep) {
     const int64_t begin = first >> 7 << 3;
     const int counters = int(((end - 1) >> 7) + 1 - (first >> 7)) * 8;
@@ -348,9 +351,9 @@ class TensorCta {
       const int round_end = first + kTensorWarps < end ? first + kTensorWarps : end;
       const int64_t first_unit = to.first_unit + first * kTensorTile;
       const int64_t units_end = to.first_unit + (round_end * kTensorTile < to.n ? round_end * kTensorTile : to.n);
-      if (first > begin) __syncthreads();  // nobody reads the bytes before any more
+      if (first > begin) __syncthreads();  // the last round's bytes have been read
       draw_bytes(first_unit, units_end, sweep);
-      __syncthreads();  // random bytes are there
+      __syncthreads();  // the random bytes are there
       const int tile = first + warp();
       if (tile >= round_end) continue;
       multiply<kRight>(from, to, tile);
@@ -397,10 +400,10 @@ class TensorCta {
       for (int rank = 0; rank < size_; ++rank) cluster_array(to.state, unsigned(rank))[state_at] = drawn;
   }
 
-  // Terms of the sweep's starting left bits, which it reads while the next sweep's are written.
+  // Returns the terms of the left bits with which a sweep starts. The sweep reads them while the next sweep's terms are written.
   GIBBS_DEVICE Shared<double> left_terms(int64_t sweep) const { return left_terms_ + (sweep & 1) * left_.tiles * kChains; }
 
-  // Terms of left bits, tile by tile.
+  // Writes the terms of left bits, tile by tile.
   GIBBS_DEVICE void weigh_left(int64_t sweep) {
     const int c = lane();
     for (int tile = warp(); tile < left_.tiles; tile += kTensorWarps) {
@@ -422,18 +425,18 @@ class TensorCta {
   }
 
   GIBBS_DEVICE void store_side(const Side& side, const StateOutput& out) const {
-    for (int c = rank_ + warp() * size_; c < chains_.count; c += kTensorWarps * size_) {  // each CTA its share of the chains
+    for (int c = rank_ + warp() * size_; c < chains_.count; c += kTensorWarps * size_) {  // each CTA stores its share
       const int64_t row = linear_number(p_.sweep.batch, chains_.model, chains_.first + c) * side.n;
       for (int i = lane(); i < side.n; i += kWarpSize) store_bit(out, row + i, side.bit(i, c));
     }
   }
 
   const BipartiteParams& p_;
-  const int size_, rank_;  // of the cluster
+  const int size_, rank_;  // the cluster's size, the CTA's rank in it
   const CtaChains chains_;
   Side left_, right_;
   Shared<uint32_t> shared_slices_;
-  const signed char* slices_;  // there, or in device memory
+  const signed char* slices_;  // in shared or in device memory
   Shared<int32_t> stage_;
   Shared<uint32_t> bytes_, scratch_;
   Shared<uint64_t> number_;
@@ -448,8 +451,8 @@ __global__ void __launch_bounds__(kTensorThreads, 1) bipartite_tensor_kernel(con
   cta.run();
 }
 
-// A CTA owns: a part of a model's slices, which it writes to device memory, the first one also k. Barriers: those of the scale. Traffic: the weight
-// once or twice by each CTA, for the scale, and its part of the slices.
+// A CTA owns a part of a model's slices, which it writes to device memory; the first CTA also writes k. The only barriers are the
+// scale's. Traffic: Each CTA reads the weight once or twice for the scale, and then writes its part of the slices.
 __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const __grid_constant__ BipartiteSliceParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   const BipartiteParams& p = params.call;

@@ -4,8 +4,8 @@
 // Relaxed sweeps of coloured graphs, the binary ones before them, and the chain rule through them (csrc/README.md, 4).
 // twin: csrc/cpu/kernels/graph_relaxed.h
 //
-// A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. As many neighbouring lanes share a unit, each with a chain of the tile,
-// so the graph is read once for all of them and a thread keeps its chain.
+// A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. Neighbouring lanes, one for each chain of the tile, share
+// a unit, so that the graph is read once for all of them and a thread keeps its chain.
 #include "cuda/graph_cta.cuh"
 #include "cuda/relaxation.cuh"
 
@@ -25,7 +25,7 @@ struct GraphRelaxedBackwardParams {
 };
 
 // Numbers of elements in shared memory: values of the dtype (states forward, gradients of fields backward), random words by low
-// bits and high bytes, scratch, couplings (in binary sweeps rounded, and no larger), and the sums of their gradients.
+// bits and high bytes, scratch, couplings (rounded in binary sweeps, and no larger then), and the sums of their gradients.
 struct GraphRelaxedLayout {
   int64_t values = 0, low_words = 0, high_words = 0, scratch = 0, couplings = 0, sums = 0;
 
@@ -79,7 +79,7 @@ struct GraphTileChain {
   }
 };
 
-// A number of the thread's chain for each node: in shared memory [node, tile], else in the row of device memory.
+// The numbers of the thread's chain, one for each node. They are in shared memory, [node, tile], or in the row of device memory.
 template <class T, bool kInShared>
 struct GraphTileValues {
   Shared<T> shared;
@@ -101,14 +101,15 @@ struct GraphTileValues {
   }
 };
 
-// Random words of the tile's chains for one sweep, [unit, tile]: low bits, and high bytes of four units a word. Where the values
-// are not in shared memory there is no room for them either, and each is drawn alone.
+// Random words of the tile's chains for one sweep, [unit, tile]: low bits, and the high bytes of four units in each word. There is
+// no room for the words if the values are not in shared memory; each word is drawn alone then.
 template <bool kInShared>
 struct GraphTileWords {
   Shared<uint32_t> low, high;
   GraphTileThread thread;
 
-  // One of random_byte_counters, or of as many as 4 units each ask for. Output w goes 8 w places on.
+  // Draws and stores one Philox counter. High bytes take random_byte_counters of them, low bits one for every 4 units. Output w
+  // goes 8 w places on.
   GIBBS_DEVICE void store(const RandomStream& s, uint32_t plane, int counter, uint32_t bits, Shared<uint32_t> out) const {
     const PhiloxOutput r = philox4x32(plane | uint32_t(counter), s.c1, s.c2, s.c3, s.k0, s.k1);
     const int at = (counter >> 3) * 32 + (counter & 7);
@@ -168,8 +169,8 @@ GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64
 }
 
 // Runs the binary sweeps of the CTA's chains and leaves the states in start_out. All of the CTA's shared memory may be used for
-// something else after the next barrier. Barriers and layout are those of the relaxed sweeps, but words are high bytes and
-// couplings rounded.
+// something else after the next barrier. Barriers and layout are the same as in relaxed sweeps, but words are high bytes and
+// couplings are rounded.
 template <class T, bool kInShared>
 GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& plan, const GraphCtaChains& own,
                                       unsigned char* base) {
@@ -204,12 +205,12 @@ GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& 
       const float beta = float(beta_at(s, sweep));
       const RandomStream stream = random_stream(seed_of(s), chain.number, uint64_t(s.sweep_offset + sweep));
       if constexpr (kInShared) words.draw_high_bytes(stream, n);
-      __syncthreads();  // states, bytes, and before the first sweep the couplings, are whole
+      __syncthreads();  // states, bytes and, before the first sweep, couplings are whole
       for (int64_t color = 0; color < g.num_colors; ++color) {
         const int end = g.color_offsets[color + 1];
         for (int pos = g.color_offsets[color] + thread.group; pos < end && chain.is_active; pos += thread.num_groups) {
           const int node = global_load(g.order + pos), row_end = global_load(g.row_offsets + pos + 1);
-          uint32_t acc = 0;  // no undefined overflow where a fault has been reported
+          uint32_t acc = 0;  // unsigned: it may overflow after a reported fault
           for (int h = global_load(g.row_offsets + pos); h < row_end; ++h) {
             if (value.load(global_load(g.neighbors + h)) == 0) continue;
             const int edge = global_load(g.edge_of + h);
@@ -228,14 +229,15 @@ GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& 
   }
 }
 
-// A CTA owns chains of one model. Tile by tile it runs their binary sweeps, if any, then the relaxed ones from the states in start_out.
-// Shared memory: the tile's states and random words, and the model's couplings; as far as they do not fit, states are in
-// start_out and `relaxed`, words drawn alone, couplings read where they are.
-// Barriers: a sweep's words are drawn before they are read; a colour is whole before the next one reads it or words are drawn
-// anew.
-// Traffic of an update: bias in, field out (8 bytes of float); from the caches 8 bytes of graph a half-edge and tile, from shared
-// memory a coupling and a state a half-edge; 0.3 Philox counters. C16 in float: 96 KB for a tile of 4.
-// field_i = bias_i + sum_j coupling_ij value_j, value_i = relax(beta field_i, u_i).
+// A CTA owns chains of one model. Tile by tile it runs their binary sweeps, if any, and then the relaxed ones from the states in
+// start_out.
+// Shared memory holds the tile's states and random words, and the model's couplings, as far as they fit. Otherwise states are in
+// start_out and `relaxed`, words are drawn alone, and couplings are read where they are.
+// Barriers: A sweep's words are drawn before they are read. A colour is whole before the next one reads it or words are drawn anew.
+// Traffic of an update: The bias is read and the field is written (8 bytes of float). The caches give 8 bytes of graph per
+// half-edge and tile, and shared memory gives a coupling and a state per half-edge. An update takes 0.3 Philox counters. C16 in
+// float takes 96 KB for a tile of 4.
+// It computes field_i = bias_i + sum_j coupling_ij value_j and value_i = relax(beta field_i, u_i).
 template <class T, bool kInShared>
 __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(const __grid_constant__ GraphRelaxedParams p) {
   GIBBS_DYNAMIC_SHARED(base);
@@ -321,17 +323,17 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
 // ---- backward ------------------------------------------------------------------------------------------------------------------
 
 // A CTA owns chains of one model. Tile by tile it goes from the last relaxed sweep back to the state that they began with.
-// Shared memory: the tile's gradients of fields and random words, the model's couplings and the sums of their gradients; as far
-// as they do not fit, gradients are in the workspace, words drawn alone, couplings read where they are and summed where the sums
-// are to go.
-// Barriers: words as in the forward pass; a colour's gradients and sums are whole before the next one reads or adds to them (of
-// an edge's two ends one at most has the colour at hand, so its sum has one writer).
-// Traffic of an update: field in, grad_bias in and out (12 bytes of float); from the caches 8 bytes of graph a half-edge and
-// tile, from shared memory a coupling and a gradient a half-edge, a sum in and out a half-edge and tile; 0.3 Philox counters. C16
-// in float: 119 KB for a tile of 4.
-// grad_value_i = sum_j coupling_ij grad_field_j, j's latest update that saw this value; grad_coupling_ij += value_i grad_field_j;
-// grad_field_i = grad_value_i d value_i / d field_i. All who saw a value follow it in the sweeps' order, so one pass over a
-// unit's neighbours gathers both, and no value is kept.
+// Shared memory holds the tile's gradients of fields and random words, the model's couplings, and the sums of the couplings'
+// gradients, as far as they fit. Otherwise gradients are in the workspace, words are drawn alone, and couplings are read where they
+// are and their gradients are summed where the sums are to go.
+// Barriers: Words are as in the forward pass. A colour's gradients and sums are whole before the next one reads or adds to them.
+// (The colour at hand has at most one of an edge's two ends, so the edge's sum has one writer.)
+// Traffic of an update: The field is read, and grad_bias is read and written (12 bytes of float). The caches give 8 bytes of graph
+// per half-edge and tile, and shared memory gives a coupling and a gradient per half-edge; a sum is read and written per half-edge
+// and tile. An update takes 0.3 Philox counters. C16 in float takes 119 KB for a tile of 4.
+// It computes grad_value_i = sum_j coupling_ij grad_field_j, where grad_field_j belongs to j's latest update that saw this value;
+// grad_coupling_ij += value_i grad_field_j; and grad_field_i = grad_value_i d value_i / d field_i. All updates that saw a value
+// follow it in the sweeps' order, so one pass over a unit's neighbours gathers both, and no value is kept.
 template <class T, bool kInShared>
 __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     graph_backward_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
@@ -378,11 +380,11 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     const GraphTileValues<T, kInShared> grad_field = {grad_fields, grad_field_row, thread, chain.is_active};
     for (int node = thread.group; node < n; node += thread.num_groups) grad_field.store(node, 0);
     const int64_t last = s.num_relaxed_sweeps - 1;
-    for (int64_t sweep = last; sweep >= -1; --sweep) {  // -1: the state before any
+    for (int64_t sweep = last; sweep >= -1; --sweep) {  // -1: the state before all sweeps
       const T beta = sweep < 0 ? T(0) : T(beta_at(s, s.num_sweeps + sweep));
       const RandomStream stream = chain.stream(s, sweep);
       if (kInShared && s.relaxation != kMeanField && sweep >= 0) words.draw(stream, n);
-      __syncthreads();  // words, and before the first sweep couplings, sums and gradients, are whole
+      __syncthreads();  // words and, before the first sweep, couplings, sums and gradients are whole
       for (int64_t color = g.num_colors - 1; color >= 0; --color) {
         const int end = g.color_offsets[color + 1];
         for (int pos = g.color_offsets[color] + thread.group; pos < end; pos += thread.num_groups) {
@@ -419,10 +421,10 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = sums[e];
 }
 
-// A CTA owns 32 edges of one model. Its warps each add every eighth partial sum, then their sums are added, always in the same
+// A CTA owns 32 edges of one model. Each of its warps adds every eighth partial sum; then their sums are added, always in the same
 // order.
-// Shared memory: the warps' sums. The barrier: they are whole before they are added.
-// Traffic: each partial sum once. grad_coupling_e = sum of the partial sums of the model's CTAs.
+// Shared memory holds the warps' sums. The barrier makes them whole before they are added.
+// Traffic: Each partial sum is read once. It computes grad_coupling_e = sum of the partial sums of the model's CTAs.
 template <class T>
 __global__ void __launch_bounds__(kEdgeSumThreads) graph_edge_sum_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
   GIBBS_DYNAMIC_SHARED(base);

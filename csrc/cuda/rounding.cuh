@@ -42,7 +42,7 @@ GIBBS_DEVICE int32_t rounded(double w, double factor) {
   return fabs(x) < 2147483648.0 ? __double2int_rn(x) : 0;
 }
 
-// What follows from the stored exponent of the largest |w| before any sum is known.
+// Conclusions from the stored exponent of the largest |w|, before any sum is known.
 struct LargestCoupling {
   bool settled;  // k is known
   int exponent;  // max |w| < 2^exponent

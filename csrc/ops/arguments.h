@@ -84,7 +84,7 @@ inline bool is_half_type(ScalarType type) { return type == ScalarType::Half || t
 inline bool is_parameter_type(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || is_half_type(type);
 }
-// Of states that hold 0 and 1 whatever their bytes.
+// Whether states of this type hold 0 and 1, whatever their bytes are.
 inline bool is_bit_type(ScalarType type) { return type == ScalarType::Bool || type == ScalarType::Byte; }
 inline bool is_state_type(ScalarType type) { return is_parameter_type(type) || is_bit_type(type); }
 

@@ -8,7 +8,7 @@
 #include "core/fixed_point.h"
 #include "core/outcome.h"
 
-// What a user is told: errors, warnings, and the hooks by which they reach Python. Every message starts with the op's name and names the
+// Messages to users: errors, warnings, and the hooks by which they reach Python. Every message starts with the op's name and names the
 // argument.
 namespace gibbs {
 

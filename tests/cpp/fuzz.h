@@ -125,7 +125,7 @@ struct RandomBatch {
     all.insert(all.end(), tail);
     return all;
   }
-  // Where element `tail` of a chain lies in a tensor.
+  // The place of element `tail` of a chain in a tensor.
   template <class T>
   size_t offset(const Tensor<T>& t, int64_t chain, std::initializer_list<int64_t> tail) const {
     int64_t at = 0;

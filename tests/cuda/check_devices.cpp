@@ -17,7 +17,7 @@
 
 using namespace gibbs;
 
-// What f throws; "" for nothing.
+// The text of the exception that f throws; "" if it throws none.
 static std::string thrown(const std::function<void()>& f) {
   try {
     f();

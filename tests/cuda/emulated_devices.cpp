@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the emulator answers for csrc/cuda/devices.cpp: device 0, of a kind that tests choose.
+// The emulator's answers in place of csrc/cuda/devices.cpp: there is device 0, of a kind that tests choose.
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -51,7 +51,7 @@ extern "C" __attribute__((visibility("default"))) void emulator_count(int64_t mo
   cuda_emulator::options().most_ctas = most_ctas;
   cuda_emulator::launches().clear();
 }
-// Those launches, as JSON; kernels by the name that nvcc gives them too. Counting ends.
+// Returns the counted launches as JSON, with kernels by the name that nvcc gives them too, and ends the counting.
 extern "C" __attribute__((visibility("default"))) const char* emulator_launches() {
   static std::string text;
   text = "[";

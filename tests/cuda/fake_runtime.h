@@ -43,7 +43,7 @@ inline cudaError_t result(cudaError_t error) {
 }
 inline Device& device() { return devices[current_device]; }
 
-// What may not be done while a graph is captured.
+// Whether a capture is under way that forbids unsafe calls.
 inline bool is_forbidden() { return is_capturing && capture_mode != cudaStreamCaptureModeRelaxed; }
 
 inline cudaError_t load(const void* kernel) {
@@ -170,7 +170,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return fake::result(fake::is_forbidden() ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
 }
 
-// What nvcc's code calls before main(), to name its kernels; and what kernels that are launched by <<<>>> would call.
+// Functions that nvcc's code calls before main() to name its kernels, and that kernels launched by <<<>>> would call.
 void** __cudaRegisterFatBinary(void*) { return nullptr; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}

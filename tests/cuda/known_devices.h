@@ -7,7 +7,7 @@
 // architecture whitepapers (number of SMs).
 namespace gibbs {
 
-// DeviceLimits::active_clusters of a device that runs clusters of up to so many CTAs, as many as it has multiprocessors for.
+// DeviceLimits::active_clusters of a device that runs clusters of at most `most` CTAs, as many clusters as it has multiprocessors for.
 template <int most>
 int clusters_of_up_to(const DeviceLimits& limits, const void*, const LaunchShape& shape) {
   return shape.cluster_size <= most ? limits.num_sms / shape.cluster_size : 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels store while the host takes what they have found: nothing is lost, nothing is found twice, a word is never mixed from two.
+// Kernels store faults while the host takes them: no fault is lost, none is found twice, and a word is never mixed from two faults.
 #include <sched.h>
 
 #include <atomic>

@@ -155,7 +155,7 @@ class Call {
       fail_at_runtime("cannot allocate " + text(shape) + " " + name_of(type) + " on " + device_name(like) + ": " + error.what());
     }
   }
-  // Of the dtype in which the op computes.
+  // An output of the dtype in which the op computes.
   Tensor output(const Shape& shape) const { return allocate(p_.coupling(), shape, p_.type()); }
   Tensor state_output(const Part& part, const Tensor& like) const {
     return allocate(like, p_.with_batch({part.size}), like.scalar_type());

@@ -9,8 +9,9 @@ namespace gibbs {
 
 struct CudaLibrary {
   void (*set_hooks)(const Hooks&);
-  const char* architectures;  // what the kernels are compiled for, "75;80;...": machine code, and PTX of the last generation
-  // What kernels on a device have found wrong since it was last asked; null: nothing. Valid until the thread's next call.
+  const char* architectures;  // architectures of the kernels, "75;80;...": machine code, and PTX of the last generation
+  // Returns the faults that kernels on a device have found since its last call, or null if there are none. The text is valid until the
+  // thread's next call.
   const char* (*take_fault)(int device);
   // The name of route number `index` of binary sweeps; null: there are no more. Number 0 is "auto", which takes the fastest.
   const char* (*route_name)(int index);

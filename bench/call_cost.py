@@ -38,7 +38,7 @@ def torch_relaxed(
 
 
 def family_cases(
-    what: str,
+    family: str,
     op: Callable[[], object],
     binary: Callable[[], object],
     relaxed: Callable[[], tuple[Tensor, ...]],
@@ -60,7 +60,7 @@ def family_cases(
     }
     for name, (ours, peer) in rows.items():
         # A CUDA graph would hide the cost that is measured here.
-        yield Case(f"tiny {what}, {name}", {OURS: ours, "torch.rand": peer}, is_capturable=False)
+        yield Case(f"tiny {family}, {name}", {OURS: ours, "torch.rand": peer}, is_capturable=False)
 
 
 def cases(chains: int = 4) -> Iterator[Case]:

@@ -121,7 +121,7 @@ def as_counters(
     """An op's seed, chains and chain_offset.
 
     Args:
-        name: The function that errors name.
+        name: Name of the function, with which errors begin.
         generator: Supplies the seed if there is none.
         seed: A 64-bit integer or None.
         chain_offset: Number of the first chain, or the numbers of all chains.
@@ -129,16 +129,16 @@ def as_counters(
         given: Tensors with batch dims, by argument.
     """
     chains, first_chain = as_chains(name, chain_offset)
-    of_call = as_seed(name, generator, seed, device)
-    if seed is not None or chains is not None or not is_mapped(of_call):
-        return of_call, chains, first_chain
+    call_seed = as_seed(name, generator, seed, device)
+    if seed is not None or chains is not None or not is_mapped(call_seed):
+        return call_seed, chains, first_chain
     # The seed was drawn inside torch.vmap(randomness="different"). One call can make all rows if they share one seed
     # and the chains of each row have the numbers after those of the row before.
     try:
         batch = ops.batch_shape(given)
     except RuntimeError:
-        return of_call, None, first_chain  # The op says what does not fit.
-    one_seed, row = autograd.OneSeed.apply(of_call)  # type: ignore[no-untyped-call]
+        return call_seed, None, first_chain  # The op says what does not fit.
+    one_seed, row = autograd.OneSeed.apply(call_seed)  # type: ignore[no-untyped-call]
     count = math.prod(batch)
     numbers = torch.arange(count, device=device).reshape(batch)
     return one_seed, first_chain + row.to(device) * count + numbers, 0

@@ -23,13 +23,18 @@ from gibbs_ext.models import Boltzmann
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Eight bits a byte, the first in the lowest place.
+    """Packs eight bits into each byte, the first bit into the lowest place.
 
     Args:
         bits: [..., n] of any dtype, values 0 and 1.
 
     Returns:
         [..., ceil(n / 8)] uint8, the last byte filled up with zeros.
+
+    Raises:
+        TypeError, ValueError: ``bits`` is no tensor, or has values other than 0 and 1. The message begins with
+            ``pack_bits:``.
+        IndexError: ``bits`` has no dims. The message is Python's.
     """
     check_bits("pack_bits", "bits", bits)
     return _pack(bits)
@@ -44,9 +49,11 @@ def _pack(bits: Tensor) -> Tensor:
 def unpack_bits(packed: Tensor, num_bits: int) -> Tensor:
     """Inverse of :func:`pack_bits`.
 
+    Arguments are not checked: a ``num_bits`` that does not fit ``packed`` is no error, and all errors are PyTorch's.
+
     Args:
         packed: [..., ceil(num_bits / 8)] uint8.
-        num_bits: n.
+        num_bits: n, number of bits in each row of ``packed``.
 
     Returns:
         [..., n] uint8, values 0 and 1.
@@ -157,6 +164,13 @@ class PersistentChains(nn.Module):
 
         Returns:
             uint8 [C, *batch_shape, n], or [C, B, n] with ``index``, where C is the length of ``part`` if that is given.
+
+        Raises:
+            TypeError: ``index`` is no tensor, or ``part`` is no slice of integers of step 1.
+            ValueError: ``index`` is missing, is not wanted, is not int64 [B] or is out of range; or ``part`` is not
+                wanted or selects no chain.
+
+            The messages begin with ``PersistentChains:``.
         """
         self._check_index(index)
         part = self._check_part(part)
@@ -170,7 +184,14 @@ class PersistentChains(nn.Module):
             state: Bits of any dtype, of the shape that :meth:`state` returns.
             index: [B] int64 data points, with ``dataset_size`` only. A point that is named more than once gets any one
                 of its states.
-            part: As in :meth:`state`.
+            part: Selects some of the C chains per model, without ``dataset_size`` only; all by default.
+
+        Raises:
+            TypeError: As in :meth:`state`; or ``state`` is no tensor.
+            ValueError: As in :meth:`state`; or ``state`` has another shape or values other than 0 and 1.
+            NotImplementedError: The call is made inside a transform of torch.func.
+
+            The messages begin with ``PersistentChains:``.
         """
         self._check_index(index)
         part = self._check_part(part)
@@ -224,6 +245,15 @@ class PersistentChains(nn.Module):
         Returns:
             z [C, *batch_shape, N], bits of the parameters' dtype, without gradient; of a bipartite model left before
             right. C is the length of ``part`` if that is given.
+
+        Raises:
+            TypeError: As in :meth:`state`; or ``model`` is no model, or ``num_sweeps``, ``generator`` or ``seed`` has a
+                wrong type.
+            ValueError: As in :meth:`state`; or ``num_sweeps`` is less than 1, ``generator`` and ``seed`` are both
+                given, the model's units or batch shape do not fit the chains, or a parameter is not finite.
+            NotImplementedError: The call is made inside a transform of torch.func.
+
+            The messages begin with ``PersistentChains:``. After an error on the CPU, ``bits`` are as before the call.
         """
         check_model("PersistentChains", model)
         check_integers("PersistentChains", 1, num_sweeps=num_sweeps)

@@ -99,7 +99,7 @@ def annealed_importance_sampling(
 ) -> AISResult:
     """:func:`gibbs_ext.annealed_importance_sampling` with its chains shared out. A collective call.
 
-    All processes give the same arguments, which are as there, and get the same result.
+    All processes give the same arguments, which mean the same as for that function, and get the same result.
 
     Args:
         model: A model of any batch shape.

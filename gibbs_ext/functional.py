@@ -513,7 +513,7 @@ def _read(
     """Checks arguments, and returns them as the op takes them, in the op's order.
 
     Args:
-        name: Name of the op, and of the function that errors name.
+        name: Name of the op and of the function, with which errors begin.
         tensors: State, biases, coupling and base biases, by argument.
         graph: The graph of a model that has ``coupling``.
         beta: beta, and the argument's name.

@@ -238,7 +238,7 @@ def test_chains_are_no_buffers_and_move_and_load_as_such():
 
 
 def test_chains_of_another_number_of_units_do_not_load():
-    """Of 13 and of 16 units, which take as many bytes."""
+    """Chains of 13 units take as many bytes as chains of 16."""
     saved, other = PersistentChains(6, model_of()), PersistentChains(6, model_of(n1=16))
     with pytest.raises(RuntimeError, match="num_units: the state is that of chains of 13 units, these have 16"):
         other.load_state_dict(saved.state_dict())

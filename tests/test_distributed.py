@@ -86,7 +86,7 @@ def test_what_is_refused(call: Any, message: str) -> None:
 
 
 def in_parts(fault: str = "") -> dict[str, Any]:
-    """What a process has once the others' parts are there."""
+    """The results of a process once the others' parts are there."""
     found: dict[str, Any] = {}
     for name, model in models().items():
         mine = gx.distributed.share(7)

@@ -173,7 +173,7 @@ def test_greedy_colors_of_well_known_graphs(make, size):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nodes_of_few_edges_beside_colors_they_cannot_have(seed):
-    """Of a clique with tails the clique's later colours are beyond the degree of a tail's nodes."""
+    """The later colours of a clique with tails are beyond the degree of a tail's nodes."""
     nodes = np.random.default_rng(seed).permutation(24)
     edges = [(i, j) for i in range(8) for j in range(i)] + [(i, i + 8) for i in range(16)]
     graph = ColoredGraph(24, nodes[np.array(edges)])
@@ -219,7 +219,7 @@ def test_a_fault_in_a_graph_is_seen(fault):
         assert_consistent(graph)
 
 
-# What makes a graph -----------------------------------------------------------------------------------------------
+# Arguments that make a graph --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def _rising(name: str, schedule: Tensor) -> Tensor:
     falls = (~(schedule.diff() >= 0)).nonzero().flatten()
     if not len(falls) and len(schedule) > 1 and schedule[0] == 0 and schedule[-1] == 1:
         return schedule
-    shown = schedule[falls[0] : falls[0] + 2] if len(falls) else schedule[[0, -1][: len(schedule)]]
-    got = (" then " if len(falls) else " to ").join(f"{value:g}" for value in shown.tolist())
+    wrong = schedule[falls[0] : falls[0] + 2] if len(falls) else schedule[[0, -1][: len(schedule)]]
+    got = (" then " if len(falls) else " to ").join(f"{value:g}" for value in wrong.tolist())
     raise ValueError(f"{name}: betas must rise from 0 to 1, got {got or 'none'}")
 
 

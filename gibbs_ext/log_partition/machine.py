@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What log_partition asks of a model, so that it works on every kind of model and imports none."""
+"""The members that log_partition needs of a model, so that it works on every kind of model and imports none."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -102,7 +102,7 @@ def mapped_first(tensors: Iterable[Tensor], in_dims: Iterable[int | None]) -> li
 
 
 def alternative(name: str, sweeps: str) -> str:
-    """What an error recommends where a model is too large for the function ``name``."""
+    """The function that an error recommends where a model is too large for the function ``name``."""
     estimates = {
         "exact_log_partition": "annealed_importance_sampling",
         "mean": "the mean of samples, an estimate",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the models have in common: validation, samples, probabilities and exact answers."""
+"""The base class of all models: validation, samples, probabilities and exact answers."""
 
 import contextlib
 import copy
@@ -29,6 +29,12 @@ def coupling_resolution(model: "Boltzmann | Tensor") -> Tensor:
 
     Returns:
         [...] float64. The field of a unit, before beta, is off by at most half of this per neighbour that is 1.
+
+    Raises:
+        TypeError: ``model`` is neither a model nor a tensor.
+        ValueError: The weight has a wrong dtype or shape; or a coupling is not finite or is 2^127 or more in magnitude.
+
+        The messages begin with ``coupling_resolution:``, or ``graph_coupling_resolution:`` on the couplings of a graph.
     """
     if isinstance(model, Tensor):
         return ops.coupling_resolution(model.detach())
@@ -152,7 +158,7 @@ class Boltzmann(Distribution, Machine):
         """In the dtype that energies are computed in: the parameters', float32 for half types."""
         return tensor.to(ops.computed_dtype(self._couplings))
 
-    # What a subclass defines, beside the members of Machine that are missing here -----------------------------
+    # Methods that a subclass defines, beside the members of Machine that are missing here ---------------------
 
     def _edges(self) -> Tensor:
         """The pairs of units [E, 2] that the couplings, in their order, couple."""
@@ -170,6 +176,12 @@ class Boltzmann(Distribution, Machine):
         Returns:
             [...] energies, computed in the parameters' dtype, half types in float32, whatever autocast says.
             Differentiable in z and the parameters.
+
+        Raises:
+            TypeError: z is no tensor. The message begins with the class' name.
+            ValueError: The last dim of z is not N (the message begins with the class' name); or, on a graph, batch dims
+                do not broadcast (it begins with ``graph_fields:``).
+            RuntimeError: Batch dims do not broadcast, on a bipartite model. The message is PyTorch's.
         """
         raise NotImplementedError
 
@@ -181,6 +193,9 @@ class Boltzmann(Distribution, Machine):
 
         Returns:
             [...], of the dtype of :meth:`energy`. Differentiable in the state and the parameters.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: The state does not fit, as z in :meth:`energy`.
         """
         raise NotImplementedError
 
@@ -251,11 +266,19 @@ class Boltzmann(Distribution, Machine):
                 not given.
             chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
             generator: Supplies the seed.
-            seed: A 64-bit integer, instead of a generator.
+            seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
             [*sample_shape, *batch_shape, num_units] bits of the parameters' dtype, without gradient. Seed and
-            randomness as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
+            randomness are as in :func:`gibbs_ext.bipartite_gibbs`; uniform starts take one sweep number more.
+
+        Raises:
+            TypeError: ``sample_shape`` is no sequence of integers, or another argument has a wrong type.
+            ValueError: A number is negative or too large, ``initial`` or ``chain_offset`` does not broadcast,
+                ``initial`` has values other than 0 and 1, both ``generator`` and ``seed`` are given, or a parameter is
+                not finite.
+
+            The messages begin with the class' name and ``.sample:``.
         """
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
@@ -282,11 +305,27 @@ class Boltzmann(Distribution, Machine):
         """Binary sweeps, then relaxed ones through which gradient flows.
 
         The values lie in [0, 1] and follow the law of the relaxation, not the model's: the gradient of E[f] that they
-        give is biased by the difference. Arguments are as in :meth:`sample` and
-        :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+        give is biased by the difference.
+
+        Args:
+            sample_shape: Shape of the chains of each model.
+            num_sweeps: Number of binary sweeps, at least 0.
+            num_relaxed_sweeps: Number of relaxed sweeps that follow, at least 1.
+            relaxation: Name of the relaxation; see :func:`gibbs_ext.bipartite_gibbs_relaxed`.
+            sharpness: Sharpness of the relaxation, positive and finite.
+            slope_gradient: Whether the relaxation ``"pwl"`` lets gradient through its slope.
+            initial: States to start from, as in :meth:`sample`. Without binary sweeps they may have values other than 0
+                and 1, and gradient flows into them. Uniform bits when not given.
+            chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
+            generator: Supplies the seed.
+            seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
-            [*sample_shape, *batch_shape, num_units], differentiable in the parameters.
+            [*sample_shape, *batch_shape, num_units] of the parameters' dtype, differentiable in the parameters.
+
+        Raises:
+            TypeError, ValueError: As in :meth:`sample`; or ``relaxation`` is unknown, or ``sharpness`` is no positive
+                finite number. The messages begin with the class' name and ``.rsample:``.
         """
         name = f"{type(self).__name__}.rsample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
@@ -344,6 +383,13 @@ class Boltzmann(Distribution, Machine):
             With ``return_error`` a pair: log Z, and its standard error [*batch_shape] float64, without gradient. The
             error is 0 where log Z is exact. The error of AIS is as in :class:`gibbs_ext.AISResult`, nan with one chain,
             and too small where the chains miss a part of the states.
+
+        Raises:
+            TypeError: An argument of AIS has a wrong type.
+            ValueError: ``method`` is neither ``"exact"`` nor ``"ais"``, the model is too large for ``"exact"``, an
+                argument of AIS does not fit, or a parameter is not finite.
+
+            The messages begin with the class' name and ``.log_partition:``.
         """
         name = f"{type(self).__name__}.log_partition"
         if method == "exact":
@@ -373,8 +419,11 @@ class Boltzmann(Distribution, Machine):
             [...] float64. Differentiable in the parameters.
 
         Raises:
-            ValueError: z has other values than 0 and 1 (when validating), or log Z is not given and the model is too
-                large to compute it.
+            TypeError: z is no tensor.
+            ValueError: z has values other than 0 and 1 or does not broadcast (when validating), or its last dim is not
+                num_units; or log Z is not given and the model is too large to compute it (the message begins with the
+                class' name and ``.log_prob:``).
+            RuntimeError: The shape of ``log_partition`` does not broadcast. The message is PyTorch's.
         """
         if self._validate_args and not is_mapped(z):
             self._validate_sample(z)
@@ -415,14 +464,14 @@ class Boltzmann(Distribution, Machine):
             ValueError: The model is too large (``log_partition("ais")`` plus the mean energy of samples is an
                 estimate), or a parameter is not finite.
         """
-        own = tuple(range(-self._dims[[*self._dims][-1]], 0))
+        own = tuple(range(-list(self._dims.values())[-1], 0))
 
-        def of(log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
+        def entropy_of(log_partition: Tensor, single: Tensor, pair: Tensor) -> Tensor:
             bias = torch.cat([bias.double().expand(*self.batch_shape, -1) for bias in self._biases], -1)
             energy = -(bias * single).sum(-1) - (self._couplings.double() * pair).sum(own)
             return (log_partition + energy).clamp(min=0)  # rounding may have made it negative
 
-        return self._exact("entropy", of)
+        return self._exact("entropy", entropy_of)
 
     def _exact(self, method: str, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """``function`` of log Z and the two marginals, for the method of that name."""

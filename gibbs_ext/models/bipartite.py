@@ -81,16 +81,37 @@ class BipartiteBoltzmann(Boltzmann):
             return [(bias + s / 2).to(self.dtype) for bias, s in zip(self._biases, sums, strict=True)]
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z [..., n1 + n2] as views left [..., n1] and right [..., n2]."""
+        """The two sides of z.
+
+        Args:
+            z: [..., n1 + n2], of any dtype.
+
+        Returns:
+            Views left [..., n1] and right [..., n2].
+
+        Raises:
+            TypeError, ValueError: z is no tensor, or its last dim is not n1 + n2. The message begins with
+                ``BipartiteBoltzmann:``.
+        """
         check_units("BipartiteBoltzmann", "z", z, self.num_left + self.num_right)
         left, right = z.split((self.num_left, self.num_right), dim=-1)
         return left, right
 
     @with_all_digits
     def fields_of_right(self, left: Tensor) -> Tensor:
-        """``right_bias + left^T weight``: logits of right given left [..., n1], as [..., n2]. Differentiable.
+        """``right_bias + left^T weight``: logits of right given left.
 
-        Computed and returned in the parameters' dtype, half types in float32, whatever autocast says.
+        Args:
+            left: [..., n1] bits or relaxed values of any dtype; batch dims broadcast against the model's.
+
+        Returns:
+            [..., n2], computed in the parameters' dtype, half types in float32, whatever autocast says. Differentiable
+            in left and the parameters.
+
+        Raises:
+            TypeError, ValueError: Left is no tensor, or its last dim is not n1. The message begins with
+                ``BipartiteBoltzmann:``.
+            RuntimeError: Batch dims do not broadcast. The message is PyTorch's.
         """
         check_units("BipartiteBoltzmann", "left", left, self.num_left)
         # einsum, unlike matmul, never materialises a weight that broadcasts over the state's dims.
@@ -99,7 +120,20 @@ class BipartiteBoltzmann(Boltzmann):
 
     @with_all_digits
     def energy_of(self, left: Tensor, right: Tensor) -> Tensor:
-        """:meth:`energy` of the two sides given apart: left [..., n1], right [..., n2], in [0, 1] (relaxed or not)."""
+        """:meth:`energy` of two sides that are given apart.
+
+        Args:
+            left: [..., n1] bits or relaxed values of any dtype; batch dims broadcast against right's and the model's.
+            right: [..., n2] bits or relaxed values of any dtype.
+
+        Returns:
+            [...], of the dtype of :meth:`energy`. Differentiable in left, right and the parameters.
+
+        Raises:
+            TypeError, ValueError: A side is no tensor, or its last dim is not its number of units. The message begins
+                with ``BipartiteBoltzmann:``.
+            RuntimeError: Batch dims do not broadcast. The message is PyTorch's.
+        """
         fields = self.fields_of_right(left)
         check_units("BipartiteBoltzmann", "right", right, self.num_right)
         on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))
@@ -113,10 +147,15 @@ class BipartiteBoltzmann(Boltzmann):
         """``- log sum_right exp(-energy(left, right))``: right summed out exactly.
 
         Args:
-            left: [..., n1], of any dtype.
+            left: [..., n1] bits or relaxed values of any dtype; batch dims broadcast against the model's.
 
         Returns:
             [...], of the dtype of :meth:`energy`. Differentiable in left and the parameters.
+
+        Raises:
+            TypeError, ValueError: Left is no tensor, or its last dim is not n1. The message begins with
+                ``BipartiteBoltzmann:``.
+            RuntimeError: Batch dims do not broadcast. The message is PyTorch's.
         """
         fields = self.fields_of_right(left)
         on_left = torch.einsum("...i,...i->...", self._computed(left), self._computed(self.left_bias))

@@ -80,6 +80,11 @@ class GraphBoltzmann(Boltzmann):
 
         Returns:
             [..., N], of the parameters' dtype, float32 for half types. Differentiable in z and the parameters.
+
+        Raises:
+            TypeError: z is no tensor. The message begins with ``GraphBoltzmann:``.
+            ValueError: The last dim of z is not N (the message begins with ``GraphBoltzmann:``); or batch dims do not
+                broadcast, or z is on another device than the parameters (it begins with ``graph_fields:``).
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
         return graph_fields(z, self.bias, self.coupling, self.graph)
@@ -95,10 +100,14 @@ class GraphBoltzmann(Boltzmann):
         """``- log sum_(units of colour 0) exp(-energy(z))``: colour 0 summed out exactly, given the rest of z.
 
         Args:
-            z: [..., N], of any dtype. Values of colour 0 do not matter.
+            z: [..., N] bits or relaxed values of any dtype; batch dims broadcast against the model's. Values of colour
+                0 do not matter.
 
         Returns:
             [...], of the dtype of :meth:`energy`. Differentiable in the rest of z and the parameters.
+
+        Raises:
+            TypeError, ValueError: As in :meth:`fields`.
         """
         check_units("GraphBoltzmann", "z", z, self.num_units)
         first = self.graph.units_of_color(0, z.device)

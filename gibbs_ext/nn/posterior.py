@@ -148,12 +148,17 @@ class BoltzmannPosterior(MachineModule):
         """The posterior's parameters.
 
         Args:
-            features: [B, F].
+            features: [B, F], of the dtype of this module's parameters. In training mode, B = 1 is an error where
+                couplings are computed from the features, because they are normalised over the batch.
 
         Returns:
             left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared coupling); or, on a
             graph, bias [B, N] and coupling [B, E] ([E]). All carry gradient. In training mode, the moving averages of
             the batch normalisation are updated.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: The features are no tensor, or their shape or dtype does not fit. The
+                message is PyTorch's.
         """
         t, structure = self.spin_beta, self.structure
         bias = t * self.bias(features)
@@ -170,7 +175,18 @@ class BoltzmannPosterior(MachineModule):
         return structure.centered(bias, coupling)
 
     def distribution(self, features: Tensor) -> BipartiteBoltzmann | GraphBoltzmann:
-        """The posteriors of features [B, F] as a distribution of batch shape [B]."""
+        """The posteriors of the data points as a distribution.
+
+        Args:
+            features: [B, F], as in :meth:`parameters_of`.
+
+        Returns:
+            A model of batch shape [B], which does not check values. Gradient flows into the features and this module's
+            parameters. In training mode, the moving averages of the batch normalisation are updated.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As in :meth:`parameters_of`.
+        """
         return self.structure.model(self.parameters_of(features))
 
     def forward(
@@ -185,7 +201,7 @@ class BoltzmannPosterior(MachineModule):
         """A relaxed sample of each posterior, differentiable in the features and in this module's parameters.
 
         Args:
-            features: [B, F].
+            features: [B, F], as in :meth:`parameters_of`.
             index: [B] int64 numbers of these data points. Sweeps start from their persistent chains, which in training
                 mode are replaced by the binary state before the relaxed sweeps (mutates ``chains``). If None, sweeps
                 start from uniform bits.
@@ -199,6 +215,15 @@ class BoltzmannPosterior(MachineModule):
 
         Returns:
             :class:`BoltzmannSample`; ``model.energy(z_mean)`` is the energy with the units updated last integrated out.
+
+        Raises:
+            TypeError: ``index`` is no tensor, or ``chain_offset``, ``generator`` or ``seed`` has a wrong type.
+            ValueError: ``index`` is given without ``dataset_size`` or is not [B]; ``chain_offset`` does not fit; both
+                ``generator`` and ``seed`` are given; or features have made a parameter that is not finite. The messages
+                begin with ``BoltzmannPosterior:``; those on the dtype and the range of ``index`` begin with
+                ``PersistentChains:``.
+
+            Features that do not fit raise the errors of :meth:`parameters_of`.
         """
         model = self.distribution(features)
         num_sweeps, num_relaxed_sweeps = self.num_sweeps, self.num_relaxed_sweeps

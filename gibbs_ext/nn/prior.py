@@ -62,15 +62,28 @@ class BoltzmannPrior(MachineModule):
         self.chains = PersistentChains(num_chains, self.distribution())
 
     def distribution(self) -> BipartiteBoltzmann | GraphBoltzmann:
-        """The model of the current parameters; gradient flows into them."""
+        """The model of the current parameters, which does not check values.
+
+        Returns:
+            A model of batch shape []. Its parameters are this module's own tensors, so that gradient flows into them.
+        """
         return self.structure.model(getattr(self, name) for name in self.structure.parameter_names)
 
     def energy(self, z: Tensor, right: Tensor | None = None) -> Tensor:
-        """Energies [...] of bits or relaxed values. Differentiable in them and in the parameters.
+        """Energies of bits or relaxed values.
 
         Args:
-            z: [..., N]; of a bipartite prior left and right joined, [..., n1 + n2].
+            z: [..., N], of any dtype; of a bipartite prior left and right joined, [..., n1 + n2].
             right: [..., n2], of a bipartite prior only: z is then left alone, [..., n1].
+
+        Returns:
+            [...], differentiable in z, right and this module's parameters.
+
+        Raises:
+            TypeError: z or right is no tensor.
+            ValueError: The last dim of z or right does not fit, or right is given on a graph. The message begins with
+                ``BoltzmannPrior:`` if right is given on a graph, otherwise with the name of the model's class.
+            RuntimeError: Batch dims of z and right do not broadcast. The message is PyTorch's.
         """
         model = self.distribution()
         if right is None:
@@ -98,6 +111,10 @@ class BoltzmannPrior(MachineModule):
 
         Returns:
             [], differentiable in this module's parameters, the chains held fixed.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: As in :meth:`gibbs_ext.PersistentChains.advance_`; the messages
+                begin with ``PersistentChains:``.
         """
         model = self.distribution()
         z = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)

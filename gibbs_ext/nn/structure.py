@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What posterior and prior are made on: two sides of which every pair is coupled, or the edges of a graph."""
+"""Structures of posterior and prior: two sides of which every pair is coupled, or the edges of a graph."""
 
 import math
 from collections.abc import Iterable, Mapping

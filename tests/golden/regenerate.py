@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes bipartite.txt and graph.txt from the Python reference.
 
-What it holds is the sampling contract: a line that changes is a breaking change, which CHANGELOG.md must name. Run
+The files hold the sampling contract: a line that changes is a breaking change, which CHANGELOG.md must name. Run
 ``python tests/golden/regenerate.py`` then, and at no other time.
 """
 
@@ -88,7 +88,7 @@ def graph_vectors(gibbs, metropolis, ais, resolution) -> Iterator[str]:
 
 
 def digest(state: torch.Tensor) -> str:
-    """Of all chains; the last one's bits tell more."""
+    """A hash of all chains, and the bits of the last one, which tell more."""
     packed = pack_bits(state).numpy().tobytes()
     return f"{hashlib.sha256(packed).hexdigest()[:16]} {hexadecimal(state.reshape(-1, state.shape[-1])[-1])}"
 

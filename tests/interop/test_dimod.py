@@ -607,7 +607,7 @@ def test_reads_of_other_updates_depend_on_the_seed_alone(randomize_order):
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0, 1))
 def test_layers_keep_the_random_order(seed, num_variables, density):
-    """Those that touch, or are the same, come in the order in which they were drawn; those of one layer do neither."""
+    """Variables that touch or are equal come in the order in which they were drawn, and never in the same layer."""
     random = np.random.default_rng(seed)
     u, v = np.triu_indices(num_variables, 1)
     edges = np.stack((u, v), 1)[random.random(len(u)) < density]
@@ -921,7 +921,7 @@ def test_dense_models_at_moderate_beta_are_not_warned_of(vartype):
 
 
 def test_the_rounding_of_many_interactions_adds_up():
-    """That of each alone is below a hundredth of the hub's field, that of all of them is not."""
+    """The rounding of each alone is below a hundredth of the hub's field; the rounding of all of them is not."""
     random = np.random.default_rng(0)
     J = {("hub", i): random.normal() for i in range(400)}
     with pytest.warns(CouplingResolutionWarning, match="at [0-9]+ of the variables"):

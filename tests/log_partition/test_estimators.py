@@ -43,7 +43,7 @@ GRAPHS = {"chimera": ChimeraGraph(3), "K8": complete_graph(8)}
 
 
 def make_graph(name, batches=((), ()), **kwargs):
-    """Of a generator of its own, so that the power of the tests does not depend on the seed."""
+    """It has a generator of its own, so that the power of the tests does not depend on the seed."""
     options = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(3)} | kwargs
     return GraphBoltzmann(GRAPHS[name], *random_graph_parameters(GRAPHS[name], batches, **options))
 

@@ -14,7 +14,7 @@ from gibbs_ext import ChimeraGraph, GraphBoltzmann, exact_marginals, exact_sampl
 
 CHAINS, SWEEPS, BETA = 30_000, 15, 0.5
 GRAPH = ChimeraGraph(4)
-# Of a generator of their own, so that the power of the tests does not depend on the seed.
+# They have a generator of their own, so that the power of the tests does not depend on the seed.
 PARAMETERS = random_graph_parameters(GRAPH, generator=torch.Generator().manual_seed(3))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both kinds of models have in common: identities against sums over all states, samples, copies, exact answers."""
+"""Members that both kinds of models have: identities against sums over all states, samples, copies, exact answers."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ GRAPH = random_graph(9, 20, seed=4)
 
 
 def bipartite(batches=((), (), ()), **options):
-    """Of 4 + 3 units."""
+    """A model of 4 + 3 units."""
     parameters = random_parameters(4, 3, batches, dtype=torch.float64, **options)
     return BipartiteBoltzmann(*parameters, validate_args=True)
 
 
 def on_graph(batches=((), ()), **options):
-    """Of 9 units."""
+    """A model of 9 units."""
     parameters = random_graph_parameters(GRAPH, batches, dtype=torch.float64, **options)
     return GraphBoltzmann(GRAPH, *parameters, validate_args=True)
 

@@ -73,7 +73,7 @@ def test_gradient_of_the_posterior_is_the_exact_one(posterior_kind, prior_kind, 
 
 @pytest.mark.parametrize(("posterior_kind", "prior_kind"), PAIRS)
 def test_value_is_the_divergence_but_for_the_partition_functions(posterior_kind, prior_kind):
-    """Of bits, so that no relaxation is in the way."""
+    """Samples are bits, so that no relaxation is in the way."""
     posterior, prior, features = make(posterior_kind, prior_kind, relaxation="straight_through")
     q, p = posterior.distribution(features), prior.distribution()
     expected = exact_kl(q, p) + exact_log_partition(q) - exact_log_partition(p)

@@ -408,7 +408,7 @@ RELAXED = {
 
 
 def relaxed_loss(name, relaxation="pwl", is_linear=False, **options):
-    """Of all outputs, differentiable in all of RELAXED's arguments."""
+    """A loss of all outputs, differentiable in all of RELAXED's arguments."""
 
     def loss(*tensors):
         arguments = dict(zip(RELAXED[name], tensors, strict=True))
@@ -498,7 +498,7 @@ def test_starting_state_may_be_overwritten_before_backward(name):
         assert_same_bits(actual, wanted)
 
 
-# What is refused by name -------------------------------------------------------------------------------------------
+# Refusals by name --------------------------------------------------------------------------------------------------
 
 
 def forward_derivative(function, tensor):

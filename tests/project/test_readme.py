@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README shows, works: its example, its commands, its figures."""
+"""The example, the commands and the figures of README are right."""
 
 import re
 import subprocess
@@ -56,7 +56,7 @@ def test_plain_pytorch_does_the_same_as_the_example(tmp_path: Path) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    """What only shows part of a program is no python block."""
+    """Text that shows only part of a program is no python block."""
     texts_with_blocks = {path.relative_to(ROOT).as_posix() for path in DOCS if blocks(str(path.relative_to(ROOT)))}
     assert texts_with_blocks == {"README.md", "docs/library.md"}
 

@@ -54,7 +54,7 @@ def test_settings_that_fit_together_only_when_all_are_known(tmp_path):
         ({"left": 12, "right": 8, "chimera_rows": 9}, 20),  # no Chimera
         ({"posterior": "directed", "left": 12, "right": 8}, 20),
         ({"posterior": "chimera", "prior": "chimera"}, 200),
-        # No bipartite machine: its sides are of no account, as the rank is of a coupling that has none.
+        # There is no bipartite machine, so the numbers of its sides do not matter.
         ({"posterior": "chimera", "prior": "chimera", "chimera_rows": 2, "chimera_shore": 3, "left": 7}, 60),
         ({"posterior": "directed", "prior": "chimera", "chimera_rows": 1, "chimera_cols": 1, "left": 7}, 8),
         ({"prior": "chimera"}, 200),

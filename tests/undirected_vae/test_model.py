@@ -95,7 +95,7 @@ def test_beside_a_bipartite_machine_chimera_is_numbered_as_left_then_right():
     assert graph.colors.equal(left.long())
     # Couplings go from left to right only: the energies of all models are linear in left.
     assert (left[graph.edges].sum(1) == 1).all()
-    # Of each colour, in their own order.
+    # The nodes of each colour keep their own order.
     number = torch.cat([(original.colors == color).nonzero()[:, 0] for color in (1, 0)])
     assert {frozenset(edge) for edge in number[graph.edges].tolist()} == set(map(frozenset, original.edges.tolist()))
 

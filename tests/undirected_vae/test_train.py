@@ -457,7 +457,7 @@ def test_devices(kernels, gpus, name, found, monkeypatch):
         return
     assert find_device(name) == found
     assert chosen == ([found.index] if found.type == "cuda" else [])
-    # Of several processes each has a GPU of its own, unless one is named.
+    # Each of several processes has a GPU of its own, unless one is named.
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert find_device(name).index == (1 if name in ("auto", "cuda") and found.type == "cuda" else found.index)
 

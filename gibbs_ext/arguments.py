@@ -17,8 +17,11 @@ from gibbs_ext.graphs import ColoredGraph
 Beta = float | Sequence[float] | Tensor
 
 
+_full = torch.full  # Libraries that load models replace the function for a while.
+
+
 def _make_tensor(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, value, dtype=dtype, device="cpu")  # in half the time of torch.tensor
+    return _full(shape, value, dtype=dtype, device="cpu")  # in half the time of torch.tensor
 
 
 _kept_tensor = functools.lru_cache(_make_tensor)
@@ -29,15 +32,23 @@ def _constant(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tenso
 
     Making it takes a microsecond. The last ones are kept, because many calls have the same beta and, when they continue
     a run, the same seed. A tensor is not kept if it fits no other call because it is fake, traced, wrapped by a
-    transform of torch.func, or made in torch.inference_mode.
+    transform of torch.func, or made in torch.inference_mode or another mode.
     """
     is_special = (
         torch.compiler.is_compiling()
         or torch.is_inference_mode_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
     )
-    return (_make_tensor if is_special else _kept_tensor)(shape, value, dtype)
+    if is_special:
+        return _make_tensor(shape, value, dtype)
+    tensor = _kept_tensor(shape, value, dtype)
+    if tensor._version:  # Someone has found it among the saved tensors of a graph, and mutated it.
+        _kept_tensor.cache_clear()
+        tensor = _kept_tensor(shape, value, dtype)
+    return tensor
 
 
 def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:

@@ -103,7 +103,7 @@ class BoltzmannPosterior(MachineModule):
         name = "BoltzmannPosterior"
         check_integers(name, 1, in_features=in_features, rank=rank)
         structure = structure_of(name, num_left, num_right, graph)
-        shape = structure.coupling_shape
+        self.coupling_shape = shape = structure.coupling_shape
         super().__init__(structure)
         check_integers(name, 0, num_sweeps=num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps, chains_per_point=chains_per_point)
@@ -168,7 +168,7 @@ class BoltzmannPosterior(MachineModule):
         else:
             strength = scale * self.norm(self.head(features))
             if self.coupling == "per_sample":
-                coupling = strength.unflatten(-1, structure.coupling_shape)
+                coupling = strength.unflatten(-1, self.coupling_shape)
             else:
                 coupling = structure.low_rank({name: getattr(self, name) for name in self._factors}, strength)
         # t sum_j J_ij is half of the sum of a unit's couplings.

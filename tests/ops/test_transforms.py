@@ -10,7 +10,7 @@ from support import assert_close, assert_same_bits, random_bits, random_paramete
 from torch import func
 
 import gibbs_ext as gx
-from gibbs_ext import arguments, ops
+from gibbs_ext import ops
 from gibbs_ext.log_partition import machine
 
 ROWS = 3
@@ -762,25 +762,3 @@ def test_derivatives_of_an_estimated_log_partition(graph):
     assert covariance.any()
     for way in (func.hessian, lambda f: func.jacrev(func.jacrev(f))):
         assert_close(way(log_partition)(coupling).reshape(size, size), covariance, 1e-12)
-
-
-@pytest.mark.parametrize("transform", ["grad", "jvp", "functionalize"])
-def test_a_seed_first_used_inside_a_transform_is_a_plain_seed_afterwards(transform: str) -> None:
-    """Tensors of seeds and betas are kept for the next call, which must not get one that a transform has wrapped."""
-    seed, beta = 987_654_321 + len(transform), 0.875 + 0.001 * len(transform)
-    parameters = torch.zeros(3), torch.zeros(2), torch.ones(3, 2)
-
-    def loss(bias: torch.Tensor) -> torch.Tensor:
-        drawn, _ = gx.bipartite_gibbs(torch.zeros(5, 3), *parameters, 2, beta=beta, seed=seed)
-        return (drawn * bias).sum()
-
-    one = torch.ones(3)
-    if transform == "jvp":
-        torch.func.jvp(loss, (one,), (one,))
-    else:
-        getattr(torch.func, transform)(loss)(one)
-    for kept in (arguments.as_seed("test", None, seed), arguments.as_beta("test", beta)):
-        assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
-    left, _ = gx.bipartite_gibbs(torch.zeros(5, 3), *parameters, 2, beta=beta, seed=seed)
-    expected, _ = gx.bipartite_gibbs(torch.zeros(5, 3), *parameters, 2, beta=beta, seed=torch.tensor(seed))
-    assert left.equal(expected)

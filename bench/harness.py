@@ -38,6 +38,7 @@ class Case:
     updates: int | None = None  # updates of units per call; None if the time of a call is shown instead of a rate
     wanted: float | None = None  # the ratio to the best peer that is the goal
     rivals: dict[str, float] = field(default_factory=dict)  # peers that have a row and a goal of their own
+    calls: int = 1  # number of times that a contender does the task; figures are those of one time
     is_capturable: bool = True  # whether a CUDA graph can hold the call
     # Samples [n] of some quantities, made from a contender's result; their means must agree with those of OURS.
     statistics: Callable[[Any], Sequence[Tensor]] | None = None
@@ -142,7 +143,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     while time.perf_counter() < end or len(times[OURS]) < 5:
         for name, call in repeated.items():
             times[name].append(timed(call)[0])
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = {name: statistics.median(values) / case.calls for name, values in times.items()}
     peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING, *case.rivals)}
     best = min(peers, key=peers.__getitem__)
     return {

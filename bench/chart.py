@@ -51,7 +51,7 @@ def draw(path: Path = CHART) -> None:
             y = position + height * (number - (len(ratios) - 1) / 2)
             axes.barh(y, ratio - 1, height, left=1, color=COLORS[label])  # a logarithmic axis has no 0
             axes.text(ratio * 1.03, y, f"{ratio:.1f}", va="center", fontsize=7)
-    axes.set(xscale="log", xlim=(1, 100), xticks=[1, 2, 5, 10, 20, 50, 100], yticks=range(len(bars)))
+    axes.set(xscale="log", xlim=(1, 150), xticks=[1, 2, 5, 10, 20, 50, 100], yticks=range(len(bars)))
     axes.set_xticklabels(["1", "2", "5", "10", "20", "50", "100"])
     axes.set_yticklabels([bar.case for bar in bars], fontsize=8)
     axes.minorticks_off()

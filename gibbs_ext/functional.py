@@ -167,9 +167,11 @@ def bipartite_gibbs_relaxed(
     """
     model = {"left": left, "left_bias": left_bias, "right_bias": right_bias, "weight": weight}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
-    options = (*as_relaxation("bipartite_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
-    args = _read("bipartite_gibbs_relaxed", model, None, (beta, "beta"), {}, (generator, seed, chain_offset), numbers)
-    *outputs, binary_state, _fields = autograd.relaxed_sweeps("bipartite_gibbs_relaxed", *args, *options)
+    args = _read(
+        "bipartite_gibbs_relaxed", model, None, (beta, "beta"), {},
+        (generator, seed, chain_offset), numbers, (relaxation, sharpness, slope_gradient),
+    )  # fmt: skip
+    *outputs, binary_state, _fields = autograd.relaxed_sweeps("bipartite_gibbs_relaxed", *args)
     return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
@@ -415,9 +417,11 @@ def graph_gibbs_relaxed(
     """
     model = {"state": state, "bias": bias, "coupling": coupling}
     numbers = {"sweep_offset": sweep_offset, "num_sweeps": num_sweeps, "num_relaxed_sweeps": num_relaxed_sweeps}
-    options = (*as_relaxation("graph_gibbs_relaxed", relaxation, sharpness), bool(slope_gradient))
-    args = _read("graph_gibbs_relaxed", model, graph, (beta, "beta"), {}, (generator, seed, chain_offset), numbers)
-    *outputs, binary_state, _fields = autograd.relaxed_sweeps("graph_gibbs_relaxed", *args, *options)
+    args = _read(
+        "graph_gibbs_relaxed", model, graph, (beta, "beta"), {},
+        (generator, seed, chain_offset), numbers, (relaxation, sharpness, slope_gradient),
+    )  # fmt: skip
+    *outputs, binary_state, _fields = autograd.relaxed_sweeps("graph_gibbs_relaxed", *args)
     return (*outputs, binary_state) if return_state else tuple(outputs)
 
 
@@ -509,6 +513,7 @@ def _read(
     optional: dict[str, Tensor | None],
     counters: tuple[torch.Generator | None, int | Tensor | None, int | Tensor],
     numbers: dict[str, int],
+    how: tuple[str, float, bool] | None = None,
 ) -> list[Any]:
     """Checks arguments, and returns them as the op takes them, in the op's order.
 
@@ -520,14 +525,16 @@ def _read(
         optional: Tensors that may be None, by argument.
         counters: generator, seed and chain_offset.
         numbers: Integers, by argument.
+        how: relaxation, sharpness and slope_gradient of relaxed sweeps.
     """
     given = tensors | {argument: tensor for argument, tensor in optional.items() if tensor is not None}
     check_tensors(name, **given)
-    check_integers(name, **numbers)
     state, *parameters = tensors.values()
     if "coupling" in tensors:
         layout = check_graph(name, graph).layout_on(state.device)
         parameters.insert(2, layout)  # after bias and coupling
+    check_integers(name, **numbers)
+    options = (*as_relaxation(name, *how[:2]), bool(how[2])) if how else ()
     betas = as_beta(name, *beta, state.device)
     seed, chains, chain_offset = as_counters(name, *counters, state.device, given)
-    return [state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values()]
+    return [state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]

@@ -150,3 +150,10 @@ def test_what_it_refuses():
     ]:
         with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^graph_fields: {message}"):
             gx.graph_fields(*arguments)
+
+
+def test_an_allocation_that_fails_is_an_error_in_the_ops_name() -> None:
+    graph = gx.ColoredGraph(2, [(0, 1)])
+    states = torch.zeros(1, 1).expand(2**45, 2)
+    with pytest.raises(RuntimeError, match=r"graph_fields: cannot allocate \[35184372088832, 2\] float32"):
+        gx.graph_fields(states, torch.zeros(2), torch.zeros(1), graph)

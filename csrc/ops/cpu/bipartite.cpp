@@ -66,9 +66,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   check_unread(p, num_sweeps);
 
   const Shape left_shape = p.with_batch({p.left().size}), right_shape = p.with_batch({p.right().size});
-  const Tensor state = empty(left_shape, p.type()), left_out = empty(left_shape, p.type()),
-               right_out = empty(right_shape, p.type()), mean = empty(left_shape, p.type()),
-               fields = empty(p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
+  const Tensor state = empty(p, left_shape, p.type()), left_out = empty(p, left_shape, p.type()),
+               right_out = empty(p, right_shape, p.type()), mean = empty(p, left_shape, p.type()),
+               fields = empty(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
   Bits left_bits = read_start(p, p.left(), num_sweeps, state);
   Bits right_bits = num_sweeps ? pack_state(p, p.right()) : Bits();
   call.left_bits = left_bits.data();
@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
       {{"grad_left", grad_left, n1}, {"grad_right", grad_right, n2}, {"grad_left_mean", grad_left_mean, n1}, {"state", state, n1}},
       fields, counters, how);
   const Tensor saved = as_contiguous(fields);
-  const Tensor grad_state = empty(p.with_batch({n1}), p.type()), grad_left_bias = empty(p.with_batch({n1}), p.type()),
-               grad_right_bias = empty(p.with_batch({n2}), p.type()), grad_weight = empty(shape_of(weight), p.type());
+  const Tensor grad_state = empty(p, p.with_batch({n1}), p.type()), grad_left_bias = empty(p, p.with_batch({n1}), p.type()),
+               grad_right_bias = empty(p, p.with_batch({n2}), p.type()), grad_weight = empty(p, shape_of(weight), p.type());
   BipartiteBackwardCall back{};
   back.forward = describe(p, counters);
   set_relaxation(back.forward, how);
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
-  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p, p.with_batch({}), ScalarType::Double);
   check(p, run_coupling_resolution(p.left().size, p.right().size, batch(p), p.is_double(), coupling_operand(p),
                                    static_cast<double*>(out.mutable_data_ptr())));
   return out;

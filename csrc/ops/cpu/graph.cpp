@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   check_unread(p, num_sweeps);
 
   const Shape shape = p.with_batch({p.num_units()});
-  const Tensor start = empty(shape, p.type()), relaxed = empty(shape, p.type()), mean = empty(shape, p.type()),
-               fields = empty(p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
+  const Tensor start = empty(p, shape, p.type()), relaxed = empty(p, shape, p.type()), mean = empty(p, shape, p.type()),
+               fields = empty(p, p.with_batch({p.num_units()}, {num_relaxed_sweeps}), p.type());
   Bits bits = read_start(p, p.nodes(), num_sweeps, start);
   call.bits = bits.data();
   call.state = start.mutable_data_ptr();
@@ -125,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
   const std::vector<Tensor> rows = check_backward(
       p, {{"grad_relaxed", grad_relaxed, n}, {"grad_mean", grad_mean, n}, {"state", state, n}}, fields, counters, how);
   const Tensor saved = as_contiguous(fields);
-  const Tensor grad_state = empty(p.with_batch({n}), p.type()), grad_bias = empty(p.with_batch({n}), p.type()),
-               grad_coupling = empty(shape_of(coupling), p.type());
+  const Tensor grad_state = empty(p, p.with_batch({n}), p.type()), grad_bias = empty(p, p.with_batch({n}), p.type()),
+               grad_coupling = empty(p, shape_of(coupling), p.type());
   GraphBackwardCall back{};
   back.forward = describe(p, graph, counters);
   set_relaxation(back.forward, how);
@@ -163,7 +163,7 @@ Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   const GraphView graph = read_layout(kGraphCouplingResolution, layout);
   Problem p(kGraphCouplingResolution, coupling, layout, size_of(graph));
   p.finish(true);
-  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p, p.with_batch({}), ScalarType::Double);
   check(p, run_graph_coupling_resolution(graph, batch(p), p.is_double(), coupling_operand(p),
                                          static_cast<double*>(out.mutable_data_ptr())));
   return out;
@@ -173,7 +173,7 @@ Tensor graph_fields(const Tensor& state, const Tensor& bias, const Tensor& coupl
   const GraphView graph = read_layout(kGraphFields, layout);
   Problem p(kGraphFields, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
   check_graph_fields(p);
-  const Tensor out = empty(p.with_batch({p.num_units()}), p.type());
+  const Tensor out = empty(p, p.with_batch({p.num_units()}), p.type());
   check(p, run_graph_fields({graph, batch(p), p.is_double(), operand(p, &state), operand(p, p.nodes().bias), coupling_operand(p),
                              out.mutable_data_ptr()},
                             runtime()));
@@ -184,7 +184,7 @@ Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& 
   const GraphView graph = read_layout(kGraphEdgeSums, layout);
   Problem p(kGraphEdgeSums, coupling, layout, size_of(graph));
   check_graph_edge_sums(p, first, second);
-  const Tensor out = empty(shape_of(coupling), p.type());
+  const Tensor out = empty(p, shape_of(coupling), p.type());
   check(p, run_graph_edge_sums({graph, batch(p), p.is_double(), operand(p, &first), operand(p, &second), out.mutable_data_ptr()},
                                runtime()));
   return out;

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "core/fixed_point.h"
 #include "cpu/batch.h"
@@ -114,26 +116,26 @@ inline Bits pack_clamp(const Problem& p, const Part& part) {
 }
 
 // A contiguous tensor, uninitialised. torch::stable::new_empty does the same by way of the dispatcher and takes half a microsecond longer.
-inline Tensor empty(const Shape& shape, ScalarType type) {
+inline Tensor empty(const Problem& p, const Shape& shape, ScalarType type) {
   Shape strides(shape.size());
   int64_t stride = 1;
   for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(shape[d], 1)) strides[d] = stride;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
-                                                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), cpu = aoti_torch_device_type_cpu();
+  if (aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), code, cpu, 0, &handle))
+    throw std::runtime_error(std::string(p.op()) + ": cannot allocate " + text(shape) + " " + name_of(type));
   return Tensor(handle);
 }
 
 inline Tensor unpack(const Problem& p, const Part& part, const Bits& bits, ScalarType type) {
-  const Tensor out = empty(p.with_batch({part.size}), type);
+  const Tensor out = empty(p, p.with_batch({part.size}), type);
   unpack(bits, part.size, out);
   return out;
 }
 
 // One zero for each chain, to which annealed sweeps add.
 inline Tensor zero_log_weights(const Problem& p) {
-  const Tensor out = empty(p.with_batch({}), ScalarType::Double);
+  const Tensor out = empty(p, p.with_batch({}), ScalarType::Double);
   std::memset(out.mutable_data_ptr(), 0, size_t(p.num_chains()) * sizeof(double));
   return out;
 }

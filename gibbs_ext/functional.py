@@ -529,12 +529,12 @@ def _read(
     """
     given = tensors | {argument: tensor for argument, tensor in optional.items() if tensor is not None}
     check_tensors(name, **given)
-    state, *parameters = tensors.values()
+    of_model = list(tensors.values())  # not by unpacking, which makes a tuple when PyTorch 2.10 compiles it
+    device = of_model[0].device
     if "coupling" in tensors:
-        layout = check_graph(name, graph).layout_on(state.device)
-        parameters.insert(2, layout)  # after bias and coupling
+        of_model.insert(3, check_graph(name, graph).layout_on(device))  # after state, bias and coupling
     check_integers(name, **numbers)
     options = (*as_relaxation(name, *how[:2]), bool(how[2])) if how else ()
-    betas = as_beta(name, *beta, state.device)
-    seed, chains, chain_offset = as_counters(name, *counters, state.device, given)
-    return [state, *parameters, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]
+    betas = as_beta(name, *beta, device)
+    seed, chains, chain_offset = as_counters(name, *counters, device, given)
+    return [*of_model, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]

@@ -70,7 +70,7 @@ endif
 	else \
 	  echo 'Installing PyTorch $(TORCH_VERSION) for the CPU'; \
 	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) 'torch==$(TORCH_VERSION)+cpu' 2> .venv/torch.log || { \
-	    grep -q 'No matching distribution' .venv/torch.log || { cat .venv/torch.log >&2; exit 1; }; \
+	    grep -qE 'No matching distribution|ResolutionImpossible' .venv/torch.log || { cat .venv/torch.log >&2; exit 1; }; \
 	    echo 'pip finds no CPU build (name an index that has one with make TORCH_INDEX=...): taking the default build' >&2; \
 	    $(PIP) 'torch==$(TORCH_VERSION)'; }; \
 	fi

@@ -513,7 +513,7 @@ def _read(
     optional: dict[str, Tensor | None],
     counters: tuple[torch.Generator | None, int | Tensor | None, int | Tensor],
     numbers: dict[str, int],
-    how: tuple[str, float, bool] | None = None,
+    relaxation: tuple[str, float, bool] | None = None,
 ) -> list[Any]:
     """Checks arguments, and returns them as the op takes them, in the op's order.
 
@@ -525,16 +525,16 @@ def _read(
         optional: Tensors that may be None, by argument.
         counters: generator, seed and chain_offset.
         numbers: Integers, by argument.
-        how: relaxation, sharpness and slope_gradient of relaxed sweeps.
+        relaxation: The relaxation's name, sharpness and slope_gradient, of relaxed sweeps.
     """
     given = tensors | {argument: tensor for argument, tensor in optional.items() if tensor is not None}
     check_tensors(name, **given)
-    of_model = list(tensors.values())  # not by unpacking, which makes a tuple when PyTorch 2.10 compiles it
-    device = of_model[0].device
+    from_model = list(tensors.values())  # not by unpacking, which makes a tuple when PyTorch 2.10 compiles it
+    device = from_model[0].device
     if "coupling" in tensors:
-        of_model.insert(3, check_graph(name, graph).layout_on(device))  # after state, bias and coupling
+        from_model.insert(3, check_graph(name, graph).layout_on(device))  # after state, bias and coupling
     check_integers(name, **numbers)
-    options = (*as_relaxation(name, *how[:2]), bool(how[2])) if how else ()
+    options = (*as_relaxation(name, *relaxation[:2]), bool(relaxation[2])) if relaxation else ()
     betas = as_beta(name, *beta, device)
     seed, chains, chain_offset = as_counters(name, *counters, device, given)
-    return [*of_model, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]
+    return [*from_model, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]

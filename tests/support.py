@@ -152,6 +152,23 @@ def gradients(
     return outputs, torch.autograd.grad(loss, [x for x in inputs if x.requires_grad], allow_unused=True)
 
 
+def assert_only_wanted_gradients(
+    function: Callable[..., Sequence[Tensor]], parameters: Sequence[Tensor], expected: Sequence[Tensor]
+) -> None:
+    """Whichever of the parameters require grad, these get the gradients of :func:`gradients`, and the others none."""
+    for wanted in itertools.product([False, True], repeat=len(parameters)):
+        leaves = [x.clone().requires_grad_(w) for x, w in zip(parameters, wanted, strict=True)]
+        outputs = function(*leaves)
+        assert all(out.requires_grad == any(wanted) for out in outputs)
+        if any(wanted):
+            generator = torch.Generator().manual_seed(7)
+            sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator)).sum() for o in outputs).backward()
+        for leaf, wants, gradient in zip(leaves, wanted, expected, strict=True):
+            assert (leaf.grad is not None) == wants
+            if wants:
+                assert_same_bits(leaf.grad, gradient)
+
+
 def assert_gradients_close(actual: Any, expected: Any, tolerance: float) -> None:
     """Results of :func:`gradients`: the same are missing, and the others are close."""
     for a, e in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):

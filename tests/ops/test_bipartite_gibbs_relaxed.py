@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relaxed sweeps: values and gradients against float64 autograd through the reference, and against differences."""
 
-import itertools
-
 import pytest
 import torch
 from support import (
@@ -12,6 +10,7 @@ from support import (
     Parameters,
     assert_close,
     assert_gradients_close,
+    assert_only_wanted_gradients,
     assert_same_bits,
     awkward,
     gradients,
@@ -116,17 +115,7 @@ def test_only_some_gradients():
     p = random_parameters(7, 9, ((4,), (4,), (4,)), dtype=torch.float64)
     left = random_bits(4, 7, dtype=torch.float64)
     everything = gradients(bipartite_gibbs_relaxed, left, p, 1, seed=1)[1][1:]
-    for wanted in itertools.product([False, True], repeat=3):
-        leaves = [x.clone().requires_grad_(w) for x, w in zip(p, wanted, strict=True)]
-        outputs = bipartite_gibbs_relaxed(left, *leaves, 1, seed=1)
-        assert all(out.requires_grad == any(wanted) for out in outputs)
-        if any(wanted):
-            generator = torch.Generator().manual_seed(7)
-            sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator)).sum() for o in outputs).backward()
-        for leaf, wants, expected in zip(leaves, wanted, everything, strict=True):
-            assert (leaf.grad is not None) == wants
-            if wants:
-                assert_same_bits(leaf.grad, expected)
+    assert_only_wanted_gradients(lambda *leaves: bipartite_gibbs_relaxed(left, *leaves, 1, seed=1), p, everything)
 
 
 # float64: gradients against differences ---------------------------------------------------------------------------

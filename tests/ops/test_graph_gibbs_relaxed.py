@@ -21,6 +21,7 @@ from support import (
     SMOOTH,
     assert_close,
     assert_gradients_close,
+    assert_only_wanted_gradients,
     assert_same_bits,
     awkward,
     gradients,
@@ -198,17 +199,9 @@ def test_only_some_gradients():
     p = random_graph_parameters(graph, ((4,), (4,)), dtype=F64)
     state = torch.rand(4, 32, dtype=F64)
     everything = gradients(graph_gibbs_relaxed, state, p, graph, 0, seed=1)[1]
-    for wanted in itertools.product([False, True], repeat=3):
-        leaves = [x.clone().requires_grad_(w) for x, w in zip((state, *p), wanted, strict=True)]
-        outputs = graph_gibbs_relaxed(*leaves, graph, 0, seed=1)
-        assert all(out.requires_grad == any(wanted) for out in outputs)
-        if any(wanted):
-            generator = torch.Generator().manual_seed(7)
-            sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator)).sum() for o in outputs).backward()
-        for leaf, wants, expected in zip(leaves, wanted, everything, strict=True):
-            assert (leaf.grad is not None) == wants
-            if wants:
-                assert_same_bits(leaf.grad, expected)
+    assert_only_wanted_gradients(
+        lambda *leaves: graph_gibbs_relaxed(*leaves, graph, 0, seed=1), (state, *p), everything
+    )
 
 
 # float64: gradients against differences ---------------------------------------------------------------------------

@@ -131,7 +131,11 @@ def test_planted_fault_a_promise_is_noticed(extra: str) -> None:
 
 @pytest.mark.parametrize(
     ("complaint", "falls_back"),
-    [("ERROR: No matching distribution found for torch", True), ("ERROR: No space left on device", False)],
+    [
+        ("ERROR: No matching distribution found for torch", True),
+        ("ERROR: ResolutionImpossible: for help visit", True),
+        ("ERROR: No space left on device", False),
+    ],
 )
 def test_make_takes_the_default_torch_only_where_there_is_no_cpu_build(
     tmp_path: Path, complaint: str, falls_back: bool

@@ -64,8 +64,12 @@ class BoltzmannPosterior(MachineModule):
         graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
         coupling: ``"per_sample"`` computes every coupling from the features, as the paper does (n1 * n2 or E outputs);
             ``"shared"`` learns couplings for all data points together; ``"low_rank"`` has ``J ~ U diag(s(x)) V^T`` with
-            s from the features (on a graph U = V, [N, rank], and only the entries at the edges count).
+            s from the features (on a graph U = V, [N, rank], and only the entries at the edges count); ``"none"`` has
+            no couplings, so that q is factorial: the control that shows what couplings are worth.
         rank: Length of s, for ``"low_rank"``.
+        coupling_init: Start value, at least 0, of the batch normalisation's scale, the standard deviation of the raw
+            couplings of ``"per_sample"`` (of s, of ``"low_rank"``); a shared coupling starts at N(0, 0.01^2) in any
+            case. The paper starts at 1: with 100 + 100 units that is a spin glass, in which chains do not mix.
         spin_beta: t, the inverse temperature of the spin couplings.
         num_sweeps: Number of binary sweeps from the chain's state, without gradient.
         num_relaxed_sweeps: Number of relaxed sweeps that follow, with gradient.
@@ -91,6 +95,7 @@ class BoltzmannPosterior(MachineModule):
         graph: ColoredGraph | None = None,
         coupling: str = "per_sample",
         rank: int = 16,
+        coupling_init: float = 0.1,
         spin_beta: float = 2.0,
         num_sweeps: int = 10,
         num_relaxed_sweeps: int = 1,
@@ -112,9 +117,11 @@ class BoltzmannPosterior(MachineModule):
         _, sharpness = as_relaxation(name, relaxation, sharpness)
         if not 0 < sharpness <= torch.finfo(torch.float32).max:
             raise ValueError(f"{name}: sharpness must be positive and finite, got {sharpness}")
-        outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank}
+        outputs = {"per_sample": math.prod(shape), "shared": 0, "low_rank": rank, "none": 0}
         if coupling not in outputs:
             raise ValueError(f"{name}: coupling must be one of {', '.join(outputs)}, got {shown(coupling)}")
+        if not 0 <= coupling_init <= torch.finfo(torch.float32).max:
+            raise ValueError(f"{name}: coupling_init must be finite and at least 0, got {coupling_init}")
         self.num_left, self.num_right = num_left, num_right
         self.coupling = coupling
         self.spin_beta = spin_beta
@@ -126,11 +133,15 @@ class BoltzmannPosterior(MachineModule):
             of_norm = (f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
             self._along_edges = ("raw_coupling", "head.weight", *of_norm)
         self.bias = nn.Linear(in_features, sum(structure.sizes))
-        self.raw_coupling: nn.Parameter | None = None
+        self.raw_coupling: Tensor | None = None
         if outputs[coupling]:
             # Batch normalisation subtracts the mean, and with it any bias.
             self.head = nn.Linear(in_features, outputs[coupling], bias=False)
             self.norm = nn.BatchNorm1d(outputs[coupling], eps=1e-2, momentum=0.01)
+            nn.init.constant_(self.norm.weight, coupling_init)
+        elif coupling == "none":
+            del self.raw_coupling
+            self.register_buffer("raw_coupling", torch.zeros(shape), persistent=False)
         else:  # also per_sample on a graph without edges
             self.raw_coupling = nn.Parameter(0.01 * torch.randn(shape))
         self._factors: tuple[str, ...] = ()
@@ -152,8 +163,8 @@ class BoltzmannPosterior(MachineModule):
                 couplings are computed from the features, because they are normalised over the batch.
 
         Returns:
-            left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared coupling); or, on a
-            graph, bias [B, N] and coupling [B, E] ([E]). All carry gradient. In training mode, the moving averages of
+            left_bias [B, n1], right_bias [B, n2] and weight [B, n1, n2] ([n1, n2] for a shared or no coupling); or, on
+            a graph, bias [B, N] and coupling [B, E] ([E]). All carry gradient. In training mode, the moving averages of
             the batch normalisation are updated.
 
         Raises:

@@ -37,12 +37,22 @@ class Config:
         0.5, "strength of the training images' random shifts, turns and scalings at the start; falls to 0", 0
     )
     # Model
-    posterior: Literal["undirected", "directed", "chimera"] = _setting(
-        "undirected", "bipartite Boltzmann machine, factorial (L = 1) baseline, or Boltzmann machine on a Chimera graph"
+    task: Literal["density", "structured"] = _setting(
+        "density",
+        "learn p(x), or predict an image's lower half from its upper half (the posterior is then the model of the"
+        " latents itself, without a prior)",
     )
+    posterior: Literal["undirected", "directed", "chimera"] = _setting(
+        "undirected",
+        "bipartite Boltzmann machine, directed baseline of --groups, or Boltzmann machine on a Chimera graph",
+    )
+    groups: int = _setting(1, "groups of units of a directed posterior, each given the ones before (the paper's L)", 1)
     prior: Literal["bipartite", "chimera"] = _setting("bipartite", "Boltzmann machine, bipartite or on a Chimera graph")
-    coupling: Literal["shared", "low_rank", "per_sample"] = _setting(
+    coupling: Literal["shared", "low_rank", "per_sample", "none"] = _setting(
         "shared", "where the couplings of an undirected or chimera posterior come from"
+    )
+    coupling_init: float = _setting(
+        0.1, "standard deviation of raw per_sample or low_rank couplings at the start (the paper: 1)", 0
     )
     rank: int = _setting(16, "rank of the low_rank coupling", 1)
     left: int = _setting(100, "latent bits on the left side of a bipartite machine", 1)
@@ -53,15 +63,20 @@ class Config:
     encoder: tuple[int, ...] = _setting((300, 300), "widths of the encoder's hidden layers", 1)
     decoder: tuple[int, ...] = _setting((300, 300), "widths of the decoder's hidden layers", 1)
     dropout: float = _setting(0.0, "dropout probability after each hidden layer", 0, 0.99)
-    relaxation: Literal["pwl", "concrete", "straight_through", "mean_field"] = _setting(
-        "pwl", "relaxation of the latent bits in training"
+    relaxation: Literal["pwl", "concrete", "straight_through", "mean_field", "power_function"] = _setting(
+        "pwl", "relaxation of the latent bits in training; power_function is for a directed posterior"
     )
     sharpness: float = _setting(
-        1.5, "sharpness of the relaxation (the paper: pwl 4 for MNIST, 3 for OMNIGLOT; concrete 10)", 1e-3
+        1.5,
+        "sharpness of the relaxation (the paper: pwl 4 for MNIST, 3 for OMNIGLOT; concrete 10; power_function 30)",
+        1e-3,
     )
     slope_gradient: bool = _setting(True, "whether gradients pass through the slope of pwl")
     spin_beta: float = _setting(
-        2.0, "inverse temperature at which the encoder's outputs are read as spin couplings", 1e-3
+        2.0,
+        "inverse temperature at which the encoder's outputs are read as fields and couplings of spins; a factor of a"
+        " directed posterior's logits",
+        1e-3,
     )
     posterior_sweeps: int = _setting(10, "binary sweeps of the posterior's persistent chains per step", 0)
     relaxed_sweeps: int = _setting(1, "relaxed sweeps, which carry the gradient", 1)
@@ -74,7 +89,16 @@ class Config:
     schedule: Literal["paper", "cosine"] = _setting("cosine", "schedule of the learning rate")
     adam_eps: float = _setting(1e-3, "Adam's epsilon", 1e-12)
     weight_decay: float = _setting(1e-4, "L2 penalty of weight matrices and couplings", 0)
-    kl_warmup: float = _setting(0.3, "fraction of the steps over which the weight of the KL term rises to 1", 0, 1)
+    train_samples: int = _setting(1, "samples of the importance-weighted objective of training for each image", 1)
+    kl_warmup: float = _setting(
+        0.3,
+        "fraction of the steps over which the weight of the KL term rises to 1 (structured: that of the entropy falls)",
+        0,
+        1,
+    )
+    entropy_weight: float = _setting(
+        0.05, "weight of the latents' entropy in structured prediction, which falls from 1 to this", 0
+    )
     average: float = _setting(
         0.999, "decay of the moving average of the parameters, which is evaluated; 0 keeps no average", 0, 0.999999
     )
@@ -91,6 +115,7 @@ class Config:
     prior_ais_chains: int = _setting(1024, "chains of the annealing to the prior", 2)
 
     def __post_init__(self) -> None:
+        """Checks values and what they need of each other."""
         hints = typing.get_type_hints(Config)
         for field in dataclasses.fields(self):
             value = checked(
@@ -103,6 +128,18 @@ class Config:
                 f"left, right: expected {half}, {half}, half of the Chimera's {2 * half} latent bits each "
                 f"(posterior {self.posterior}, prior {self.prior}), got {self.left}, {self.right}"
             )
+        if self.groups > 1 and self.posterior != "directed":
+            raise ConfigError(f"groups: expected 1 for the {self.posterior} posterior, got {self.groups}")
+        if self.groups > self.num_latents:
+            raise ConfigError(f"groups: expected at most the {self.num_latents} latent bits, got {self.groups}")
+        if self.relaxation == "power_function":
+            if self.posterior != "directed" or self.prior != "bipartite":
+                raise ConfigError(
+                    "relaxation: power_function expects a directed posterior and a bipartite prior, "
+                    f"got {self.posterior} and {self.prior}"
+                )
+            if self.sharpness < 1:
+                raise ConfigError(f"sharpness: expected at least 1 for power_function, got {self.sharpness}")
 
     @property
     def has_chimera(self) -> bool:
@@ -132,6 +169,8 @@ class Config:
 _PAPER: dict[str, Any] = {
     "augment": 0.0,
     "coupling": "per_sample",
+    "coupling_init": 1.0,
+    "spin_beta": 2.0,
     "encoder": (200, 200),
     "decoder": (200, 200),
     "dropout": 0.0,

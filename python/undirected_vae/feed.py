@@ -18,7 +18,7 @@ class Row(NamedTuple):
     """The numbers of one step; a table of several steps has a first dimension of size ROWS."""
 
     rate: Tensor  # [] learning rate
-    kl_weight: Tensor  # [] weight of the KL term
+    weight: Tensor  # [] weight of the KL term, or of the entropy in structured prediction
     average_weight: Tensor  # [] weight of the new parameters in their moving average
     seeds: Tensor  # [3] int64: seeds of the images' bits, the posterior's sampler and the prior's sampler
     indices: Tensor  # [B] int64: numbers of the training images
@@ -79,7 +79,7 @@ class Feed:
             noise = strength[:, None, None] * torch.stack(draws)
         return Row(
             torch.tensor([config.learning_rate * learning_rate(config.schedule, part) for part in progress]),
-            torch.tensor([kl_weight(config.kl_warmup, part) for part in progress]),
+            torch.tensor([term_weight(config, part) for part in progress]),
             # The first steps take a plain mean, because a fixed decay would keep the random start for long.
             torch.tensor([1 - min(config.average, step / (step + 10)) for step in steps]),
             torch.stack(seeds),
@@ -106,8 +106,10 @@ def learning_rate(schedule: str, progress: float) -> float:
     return 1 / 33
 
 
-def kl_weight(warmup: float, progress: float) -> float:
-    return min(1.0, progress / warmup) if warmup else 1.0
+def term_weight(config: Config, progress: float) -> float:
+    """The weight of the KL term, which rises to 1, or of the entropy in structured prediction, which falls from 1."""
+    part = min(1.0, progress / config.kl_warmup) if config.kl_warmup else 1.0
+    return part if config.task == "density" else 1 - part * (1 - config.entropy_weight)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -151,7 +151,7 @@ class Trainer:
         terms: Terms = self._forward(
             self.images,
             index,
-            row.kl_weight,
+            row.weight,
             seeds=row.seeds[1:],
             first=self.batch.start,
             batch_size=self.config.batch_size,
@@ -225,8 +225,9 @@ class Trainer:
 
         Its tensors are on the CPU. If the run is on the CPU too, they are the run's own and change with the next step.
         """
-        bits = self.model.prior.chains.bits
-        bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
+        if self.model.prior:
+            bits = self.model.prior.chains.bits
+            bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
         averaged = None
         if self.average:
             averaged = dict(self.average.named_parameters()) | dict(self.average.named_buffers())

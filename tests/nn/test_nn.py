@@ -11,6 +11,8 @@ from gibbs_ext import ColoredGraph, exact_log_partition
 from gibbs_ext.nn import BoltzmannPosterior, BoltzmannPrior
 
 COUPLINGS = ["per_sample", "shared", "low_rank"]
+ALL_COUPLINGS = [*COUPLINGS, "none"]
+FOR_ALL = ("shared", "none")  # couplings that all data points share
 SIDES = {"num_left": 5, "num_right": 4}
 # Two colours, and three.
 ON_GRAPHS = ["chimera with holes", "odd ring"]
@@ -26,16 +28,17 @@ def complete_bipartite(n1, n2):
     return ColoredGraph(n1 + n2, edges, [1] * n1 + [0] * n2)
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("coupling", ALL_COUPLINGS)
 def test_parameters_are_those_of_the_method(coupling):
     """weight = 2 t J, left_bias = t (b1 - sum_j J), right_bias = t (b2 - sum_i J), J = 1.5 / sqrt(n1) * raw."""
-    posterior = BoltzmannPosterior(7, 5, 4, coupling=coupling, rank=3, spin_beta=2.0).double()
+    posterior = BoltzmannPosterior(7, 5, 4, coupling=coupling, rank=3, coupling_init=0.3, spin_beta=2.0).double()
     features = torch.randn(6, 7, dtype=torch.float64)
-    if coupling == "shared":
+    if coupling in FOR_ALL:
         raw = posterior.raw_coupling.expand(6, 5, 4)
     else:
         out = features @ posterior.head.weight.mT
-        out = (out - out.mean(0)) / (out.var(0, correction=0) + 1e-2).sqrt()
+        assert_close(posterior.norm.weight, torch.full_like(posterior.norm.weight, 0.3), 1e-7)
+        out = posterior.norm.weight * (out - out.mean(0)) / (out.var(0, correction=0) + 1e-2).sqrt()
         if coupling == "per_sample":
             raw = out.reshape(6, 5, 4)
         else:
@@ -43,8 +46,9 @@ def test_parameters_are_those_of_the_method(coupling):
     spin = 1.5 / math.sqrt(5) * raw
     b1, b2 = posterior.bias(features).split((5, 4), -1)
     left_bias, right_bias, weight = posterior.parameters_of(features)
-    assert weight.shape == ((5, 4) if coupling == "shared" else (6, 5, 4))
+    assert weight.shape == ((5, 4) if coupling in FOR_ALL else (6, 5, 4))
     assert_close(weight.expand(6, 5, 4), 4 * spin, 1e-12)
+    assert (weight.abs().sum() == 0) == (coupling == "none")
     assert_close(left_bias, 2 * (b1 - spin.sum(-1)), 1e-12)
     assert_close(right_bias, 2 * (b2 - spin.sum(-2)), 1e-12)
     # Without biases, flipping every bit leaves the energy: the units are fair.
@@ -55,7 +59,7 @@ def test_parameters_are_those_of_the_method(coupling):
     assert_close(flat.energy(1 - z), flat.energy(z), 1e-12)
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("coupling", ALL_COUPLINGS)
 @pytest.mark.parametrize("kind", ON_GRAPHS)
 def test_parameters_on_a_graph(kind, coupling):
     """coupling = 2 t J, bias_i = t (b_i - sum of J at i), J = 1.5 / sqrt(largest degree) * raw."""
@@ -63,11 +67,11 @@ def test_parameters_on_a_graph(kind, coupling):
     posterior = BoltzmannPosterior(7, graph=graph, coupling=coupling, rank=3, spin_beta=2.0).double()
     features = torch.randn(6, 7, dtype=torch.float64)
     u, v = graph.edges.T
-    if coupling == "shared":
+    if coupling in FOR_ALL:
         raw = posterior.raw_coupling.expand(6, -1)
     else:
         raw = features @ posterior.head.weight.mT
-        raw = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-2).sqrt()
+        raw = posterior.norm.weight * (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-2).sqrt()
         if coupling == "low_rank":
             raw = torch.einsum("er,br,er->be", posterior.factor[u], raw, posterior.factor[v])
     spin = 1.5 / math.sqrt(graph.max_degree) * raw
@@ -76,7 +80,7 @@ def test_parameters_on_a_graph(kind, coupling):
         at_units[:, i] += spin[:, e]
         at_units[:, j] += spin[:, e]
     bias, strength = posterior.parameters_of(features)
-    assert strength.shape == ((graph.num_edges,) if coupling == "shared" else (6, graph.num_edges))
+    assert strength.shape == ((graph.num_edges,) if coupling in FOR_ALL else (6, graph.num_edges))
     assert_close(strength.expand(6, -1), 4 * spin, 1e-12)
     assert_close(bias, 2 * (posterior.bias(features) - at_units), 1e-12)
     # Without biases, flipping every bit leaves the energy: the units are fair.
@@ -239,13 +243,13 @@ def test_persistent_chains_are_continued_in_training_only(kind):
     with pytest.raises(ValueError, match=r"^BoltzmannPosterior: index needs"):
         BoltzmannPosterior(7, **units(kind))(features, index)
     with pytest.raises(ValueError, match=r"^BoltzmannPosterior: coupling must be one of"):
-        BoltzmannPosterior(7, **units(kind), coupling="none")
+        BoltzmannPosterior(7, **units(kind), coupling="all")
 
 
 @pytest.mark.parametrize(
     "change",
     [{"chains_per_point": 0}, {"num_left": 0}, {"num_sweeps": -1}, {"num_relaxed_sweeps": 0}, {"dataset_size": 0},
-     {"num_right": 2.5}, {"rank": 0}],
+     {"num_right": 2.5}, {"rank": 0}, {"coupling_init": -0.5}, {"coupling_init": math.inf}],
 )  # fmt: skip
 def test_bad_posterior(change):
     ((name, value),) = change.items()
@@ -356,7 +360,7 @@ def machine(module, coupling, edges, num_nodes=5):
     return posterior.eval()
 
 
-MACHINES = pytest.mark.parametrize(("module", "coupling"), [("prior", ""), *(("posterior", c) for c in COUPLINGS)])
+MACHINES = pytest.mark.parametrize(("module", "coupling"), [("prior", ""), *(("posterior", c) for c in ALL_COUPLINGS)])
 
 
 @MACHINES

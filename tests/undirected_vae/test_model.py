@@ -16,9 +16,10 @@ from support import FALSE_ALARM, assert_close
 import gibbs_ext as gx
 from undirected_vae.config import Config
 from undirected_vae.data import Dataset
+from undirected_vae.directed import log_bernoulli
 from undirected_vae.evaluate import compare, evaluate
 from undirected_vae.runs import RunError
-from undirected_vae.vae import VAE, chimera, log_bernoulli
+from undirected_vae.vae import VAE, chimera
 
 # 8 latents, 4 of each colour; the bipartite machine beside it has as many on each side.
 CHIMERA = {"chimera_rows": 1, "chimera_cols": 2, "chimera_shore": 2, "left": 4, "right": 4}
@@ -32,6 +33,25 @@ KINDS = {
     "chimera-bipartite-low_rank": {"posterior": "chimera", "coupling": "low_rank", "rank": 2, **CHIMERA},
     "undirected-chimera": {"prior": "chimera", **CHIMERA},
     "directed-chimera": {"posterior": "directed", "prior": "chimera", **CHIMERA},
+    "none": {"coupling": "none"},
+    "directed-2-groups": {"posterior": "directed", "groups": 2},
+    "directed-4-groups-concrete": {
+        "posterior": "directed", "groups": 4, "relaxation": "concrete", "sharpness": 10, "encoder": (),
+    },
+    "power_function": {"posterior": "directed", "relaxation": "power_function", "sharpness": 30},
+    "power_function-2-groups": {
+        "posterior": "directed", "groups": 2, "relaxation": "power_function", "sharpness": 30,
+    },
+    "per_sample-3-samples": {"train_samples": 3, "coupling": "per_sample"},
+    "directed-3-samples": {"posterior": "directed", "groups": 2, "train_samples": 3},
+    "power_function-3-samples": {
+        "posterior": "directed", "relaxation": "power_function", "sharpness": 30, "train_samples": 3,
+    },
+}
+STRUCTURED = {
+    f"structured-{name}": {**settings, "task": "structured", "train_samples": 3}
+    for name, settings in KINDS.items()
+    if name in ("per_sample", "none", "directed", "directed-2-groups", "power_function")
 }
 
 
@@ -71,9 +91,10 @@ def test_evaluate_agrees_with_enumeration(kind):
     assert results[0]["elbo"] < exact - 0.1  # the posterior is random: its bound is far from tight
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *STRUCTURED])
 def test_objective_has_gradients_everywhere_and_keeps_chains(kind):
-    _config, data, model = small(**KINDS[kind])
+    settings = {**KINDS, **STRUCTURED}[kind]
+    _config, data, model = small(**settings)
     model.train()
     terms = model(data.binary("train"), torch.arange(12), 0.5)
     terms.loss.backward()
@@ -83,7 +104,7 @@ def test_objective_has_gradients_everywhere_and_keeps_chains(kind):
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
     chains = [name for name in model.state_dict() if name.endswith("chains.bits")]
-    assert len(chains) == (1 if kind.startswith("directed") else 2)
+    assert len(chains) == (settings.get("posterior") != "directed") + (settings.get("task") != "structured")
 
 
 def test_beside_a_bipartite_machine_chimera_is_numbered_as_left_then_right():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m undirected_vae train | evaluate | sample | info
+"""python -m undirected_vae train | evaluate | sample | info | compare
 
 train and evaluate may be started by torchrun, in several processes that share the work.
 """
@@ -7,6 +7,7 @@ train and evaluate may be started by torchrun, in several processes that share t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ import gibbs_ext as gx
 from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
 from .data import SPLITS, DataError, Dataset, load
 from .processes import agreed, find_device, processes, require_shares
-from .runs import Run, RunError, new_folder
+from .runs import Diverged, Run, RunError, new_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +90,20 @@ def parser() -> argparse.ArgumentParser:
         "info", help="print a run's settings, size and results; without a run, the build and the presets"
     )
     info.add_argument("path", type=Path, metavar="RUN", nargs="?")
+
+    compare = commands.add_parser(
+        "compare",
+        help="train and evaluate a grid of settings and seeds, with one table and one plot",
+        description="Cells run in parallel, each in a process of one thread. Stopped or killed, it goes on when it is "
+        "started again. Flags of settings are those of all cells.",
+    )
+    compare.add_argument("grid", metavar="GRID", help="a .toml or .yaml file, or the name of a grid of the package")
+    compare.add_argument("--folder", type=Path, help="folder of the runs and tables (default: runs/ and the grid)")
+    compare.add_argument("--processes", type=int, help="cells at a time (default: the number of processors)")
+    compare.add_argument("--baseline", metavar="ROW", help="row to which the others are compared (default: the grid's)")
+    compare.add_argument("--retry", action="store_true", help="train cells anew that have diverged")
+    compare.add_argument("--tables-only", action="store_true", help="train nothing; write the tables of what is done")
+    add_flags(compare)
     return top
 
 
@@ -106,10 +121,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command == "info":
             _info(arguments)
+        elif command == "compare":
+            return _compare(arguments)
         else:
             device = find_device(arguments.pop("device"))
             with processes(device):
                 run[command](arguments, device)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3  # so that `compare` can tell it from other errors
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -221,6 +241,26 @@ def _evaluate(arguments: dict[str, Any], device: torch.device) -> None:
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
         _say(f"NLL of {run.path} minus {other.path}, paired: {difference}")
+
+
+def _compare(arguments: dict[str, Any]) -> int:
+    from . import compare
+
+    name, folder, num_processes, baseline, retry, tables_only = (
+        arguments.pop(name) for name in ("grid", "folder", "processes", "baseline", "retry", "tables_only")
+    )
+    path = compare.find_grid(name)
+    folder = folder or Path("runs") / path.stem
+    num_processes = os.cpu_count() or 1 if num_processes is None else num_processes
+    checked("processes", num_processes, int, 1, 1000)
+    grid = compare.read_grid(path, folder, arguments, baseline)
+    with compare.locked(folder):
+        num_failed = 0 if tables_only else compare.compare(grid, folder, num_processes, retry)
+        written = compare.write_tables(grid, folder)
+    print(compare.markdown(grid), end="")
+    for file in written:
+        print(file)
+    return 1 if num_failed else 0
 
 
 def _say(text: str) -> None:

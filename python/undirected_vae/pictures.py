@@ -49,6 +49,30 @@ def pairs(path: Path, originals: Tensor, reconstructions: Tensor, shape: tuple[i
     return grid(path, torch.cat(blocks), shape, columns)
 
 
+def differences(path: Path, panels: Mapping[str, Sequence[tuple[str, float, float]]], label: str) -> Path:
+    """Writes a plot of differences with error bars: one panel for each group, one line for each (name, value, error).
+
+    A value that is NaN is that of the row to which the others are compared.
+    """
+    names = list(dict.fromkeys(name for rows in panels.values() for name, *_ in rows))
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 1.2 + 0.32 * len(names)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (group, rows) in zip(all_axes, panels.items(), strict=True):
+        for name, value, error in rows:
+            middle, bar = (0.0 if math.isnan(number) else number for number in (value, error))
+            axes.errorbar(middle, names.index(name), xerr=bar, fmt="o", color="C0", capsize=3)
+        axes.axvline(0, color="gray", linewidth=1)
+        axes.set_title(group)
+        axes.grid(alpha=0.3)
+    all_axes[0].set_yticks(range(len(names)), names)
+    all_axes[0].invert_yaxis()
+    figure.supxlabel(label, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    atomic_write(path, buffer.getvalue())
+    return path
+
+
 def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
     """Writes a plot of the ELBO of training and validation images over the steps."""
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -30,6 +30,10 @@ class RunError(RuntimeError):
     """A run folder that cannot be used. The message names the folder or file and says why."""
 
 
+class Diverged(RunError):
+    """A training whose loss or parameters became infinite or NaN."""
+
+
 @contextmanager
 def blaming(path: Path, problem: str, errors: type[Exception] = Exception) -> Iterator[None]:
     """Turns each exception inside into a RunError that names `path` and `problem`."""

@@ -30,7 +30,7 @@ from .config import Config
 from .data import Binariser, Dataset, augment
 from .feed import Feed, step_seed
 from .processes import any_of, share_batch_norms
-from .runs import Run, RunError
+from .runs import Diverged, Run, RunError
 from .vae import VAE, Terms
 
 WARM_UP = 3  # number of steps before the capture: they allocate, compile and load, which a captured step may not
@@ -415,11 +415,11 @@ def _metrics(run: Run, start: int) -> Iterator[Any]:
 
 @contextmanager
 def _divergence(step: int) -> Iterator[None]:
-    """Turns the samplers' error about parameters that are not finite into a RunError."""
+    """Turns the samplers' error about parameters that are not finite into Diverged."""
     try:
         yield
     except ValueError as error:
-        raise RunError(f"training diverged at step {step} ({error}); a smaller learning_rate may help") from error
+        raise Diverged(f"training diverged at step {step} ({error}); a smaller learning_rate may help") from error
 
 
 @contextmanager

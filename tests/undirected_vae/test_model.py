@@ -36,16 +36,26 @@ KINDS = {
     "none": {"coupling": "none"},
     "directed-2-groups": {"posterior": "directed", "groups": 2},
     "directed-4-groups-concrete": {
-        "posterior": "directed", "groups": 4, "relaxation": "concrete", "sharpness": 10, "encoder": (),
+        "posterior": "directed",
+        "groups": 4,
+        "relaxation": "concrete",
+        "sharpness": 10,
+        "encoder": (),
     },
     "power_function": {"posterior": "directed", "relaxation": "power_function", "sharpness": 30},
     "power_function-2-groups": {
-        "posterior": "directed", "groups": 2, "relaxation": "power_function", "sharpness": 30,
+        "posterior": "directed",
+        "groups": 2,
+        "relaxation": "power_function",
+        "sharpness": 30,
     },
     "per_sample-3-samples": {"train_samples": 3, "coupling": "per_sample"},
     "directed-3-samples": {"posterior": "directed", "groups": 2, "train_samples": 3},
     "power_function-3-samples": {
-        "posterior": "directed", "relaxation": "power_function", "sharpness": 30, "train_samples": 3,
+        "posterior": "directed",
+        "relaxation": "power_function",
+        "sharpness": 30,
+        "train_samples": 3,
     },
 }
 STRUCTURED = {

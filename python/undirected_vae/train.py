@@ -30,6 +30,7 @@ from .config import Config
 from .data import Binariser, Dataset, augment
 from .feed import Feed, step_seed
 from .processes import any_of, share_batch_norms
+from .products import fast_products
 from .runs import Diverged, Run, RunError
 from .vae import VAE, Terms
 
@@ -113,7 +114,7 @@ class Trainer:
         stream = self._stream
         if stream:
             stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream) if stream else nullcontext():
+        with fast_products(self.device), torch.cuda.stream(stream) if stream else nullcontext():
             for _ in range(num_steps):
                 if self.config.dropout:  # all other random numbers have seeds of their own
                     # The masks differ from process to process.

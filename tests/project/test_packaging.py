@@ -39,7 +39,8 @@ def test_the_wheel_holds_both_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for name, folder in PACKAGES.items():
-        expected = {str(Path(name) / p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in {".py", ".pyi"}}
+        paths = (path for path in folder.rglob("*") if path.suffix in {".py", ".pyi", ".yaml"})
+        expected = {str(Path(name) / path.relative_to(folder)) for path in paths}
         assert expected
         assert expected <= names
     assert "gibbs_ext/py.typed" in names

@@ -72,7 +72,9 @@ class BoltzmannPosterior(MachineModule):
             case. The paper starts at 1: with 100 + 100 units that is a spin glass, in which chains do not mix.
         spin_beta: t, the inverse temperature of the spin couplings.
         num_sweeps: Number of binary sweeps from the chain's state, without gradient.
-        num_relaxed_sweeps: Number of relaxed sweeps that follow, with gradient.
+        num_relaxed_sweeps: Number r of relaxed sweeps that follow, with gradient. It is the gradient of ``E_q[f] -
+            E_q[K^r f]`` with the sweep's kernel K held fixed: close to that of E_q[f] for weak couplings, far from it
+            for strong ones, where more sweeps add noise; see :func:`gibbs_ext.bipartite_gibbs_relaxed`.
         relaxation: Name of the relaxation; see :func:`gibbs_ext.bipartite_gibbs_relaxed`.
         sharpness: Sharpness of the relaxation, positive and finite.
         slope_gradient: Whether the relaxation ``"pwl"`` lets gradient through its slope.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m undirected_vae train | evaluate | sample | info | compare
+"""python -m undirected_vae train | evaluate | sample | info | compare | estimator
 
 train and evaluate may be started by torchrun, in several processes that share the work.
 """
@@ -18,6 +18,7 @@ import torch
 
 import gibbs_ext as gx
 
+from . import estimator
 from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
 from .data import SPLITS, DataError, Dataset, load
 from .processes import agreed, find_device, processes, require_shares
@@ -104,6 +105,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--retry", action="store_true", help="train cells anew that have diverged")
     compare.add_argument("--tables-only", action="store_true", help="train nothing; write the tables of what is done")
     add_flags(compare)
+
+    estimator.add_flags(
+        commands.add_parser("estimator", help="bias and noise of the gradient through relaxed sweeps, by enumeration")
+    )
     return top
 
 
@@ -123,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _info(arguments)
         elif command == "compare":
             return _compare(arguments)
+        elif command == "estimator":
+            estimator.run(arguments)
         else:
             device = find_device(arguments.pop("device"))
             with processes(device):

@@ -67,10 +67,7 @@ def differences(path: Path, panels: Mapping[str, Sequence[tuple[str, float, floa
     all_axes[0].set_yticks(range(len(names)), names)
     all_axes[0].invert_yaxis()
     figure.supxlabel(label, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    atomic_write(path, buffer.getvalue())
-    return path
+    return save(path, figure)
 
 
 def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
@@ -88,6 +85,11 @@ def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
     axes.set(xlabel="step", ylabel="ELBO [nats]")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    return save(path, figure)
+
+
+def save(path: Path, figure: Figure) -> Path:
+    """Writes a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     atomic_write(path, buffer.getvalue())

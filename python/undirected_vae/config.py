@@ -110,7 +110,17 @@ class Config:
     # Evaluation
     test_images: int | None = _setting(None, "evaluate only this number of images, the first of the split", 1)
     samples: int = _setting(1000, "samples of the importance-weighted bound for each image", 1)
+    max_looseness: float = _setting(
+        0.0, "take 4, 16, ... times the samples until the bound is loose by less than this, in nats; 0 does not", 0
+    )
+    max_samples: int = _setting(64_000, "largest number of samples that max_looseness may lead to", 1)
+    check_images: int = _setting(
+        25, "images on which the bound's looseness is measured and the posterior's modes are counted; 0 for neither", 0
+    )
     posterior_betas: int = _setting(100, "steps of the annealing to each image's posterior", 1)
+    posterior_max_betas: int = _setting(
+        1600, "an image where the annealing fails gets 4, 16, ... times the steps, up to this number", 1
+    )
     prior_betas: int = _setting(10_000, "steps of the annealing to the prior", 1)
     prior_ais_chains: int = _setting(1024, "chains of the annealing to the prior", 2)
 
@@ -191,11 +201,22 @@ _PAPER: dict[str, Any] = {
     "checkpoint_every": 10_000,
     "samples": 4000,
     "posterior_betas": 500,
+    "posterior_max_betas": 8000,
     "prior_betas": 10_000,
     "prior_ais_chains": 1024,
 }
 # Settings that `evaluate` may change.
-EVALUATION = ("test_images", "samples", "posterior_betas", "prior_betas", "prior_ais_chains")
+EVALUATION = (
+    "test_images",
+    "samples",
+    "max_looseness",
+    "max_samples",
+    "check_images",
+    "posterior_betas",
+    "posterior_max_betas",
+    "prior_betas",
+    "prior_ais_chains",
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper-mnist-200": _PAPER | {"left": 100, "right": 100},

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,37 @@ from .runs import DAMAGED, Run, RunError, atomic_write, blaming
 from .vae import VAE
 
 SETTINGS = (*EVALUATION, "data_seed", "seed")
+# A few chains for each image show whether the annealing to its posterior suffices.
+PILOT_CHAINS = 64
+# It does not if less than this part of the chains counts (their effective number; a quarter of the steps would be as
+# good as that), ...
+MIN_EFFECTIVE = 0.25
+# ... or if the mean log-weight is below log Z by more than this number of nats: many chains end where q has no mass.
+MAX_GAP = 1.0
+# The factor between one number of steps, or of samples, and the next.
+GROWTH = 4
+# The bound's looseness is measured by this number of times the samples.
+LOOSENESS_FACTOR = 10
+# The paper's number of mean-field sweeps, which take each sample to a mode of the posterior.
+MODE_SWEEPS = 40
+# The plain figure is called wrong where it differs from the bound by more nats than this, and significantly.
+MAX_DISAGREEMENT = 0.1
+
+
+class AnnealingWarning(gx.EffectiveSampleSizeWarning):
+    """The annealing to the posterior fails for some images, however many steps it may take."""
+
+
+class Estimates(NamedTuple):
+    """Estimates for each image from rounds of samples of its posterior, all [rounds, images] float64."""
+
+    log_likelihood: Tensor  # the importance-weighted bound, without log Z_theta, as are the next three
+    log_square: Tensor  # the logarithm of the mean of the squared importance weights
+    plain: Tensor
+    elbo: Tensor
+    effective: Tensor  # the part, from 0 to 1, of the chains of AIS that counts: their effective number per chain
+    gap: Tensor  # log Z_phi(x) of AIS minus the mean log-weight of its chains
+    modes: Tensor  # number of the posterior's modes; nan if they are not counted
 
 
 @torch.no_grad()
@@ -33,55 +66,188 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
 
     `nll` is -log of the mean over samples of p(x, z) / q(z), with the weights of AIS for q. Its mean over repetitions
     is an upper bound of the true value for any annealing. `nll_plain` takes the samples of AIS as exact samples of
-    q and its log Z_phi(x) as exact, as Vahdat et al. do. The two agree if the annealing is long enough. Both share
-    log Z_theta, whose AIS estimate is low by about half its squared error.
+    q and its log Z_phi(x) as exact, as Vahdat et al. do. It bounds nothing, and is wrong by many nats where the
+    annealing is too short. Both share log Z_theta, whose AIS estimate is low by about half its squared error.
+
+    A few chains find out beforehand how many steps the annealing to each image's posterior needs, and some images how
+    many samples the bound needs. All estimates come from new samples, so these choices do not bias them.
+
+    `looseness` is the mean of the bound with ten times the samples minus the bound with the samples, so it is less
+    than the distance from the true value. `effective_sample_size` is that of the weights p(x, z) / q(z).
+
+    Warns:
+        AnnealingWarning: The annealing fails for some images even with `posterior_max_betas` steps.
     """
     began = time.perf_counter()
     require_shares(config, "prior_ais_chains")
     model.eval()
-    # Each piece of work has a seed of its own, which does not depend on the process that does it.
-    seed = config.seed << 32
     log_partition, error = model.prior_log_partition(
-        config.prior_ais_chains, config.prior_betas, seed, gx.distributed.annealed_importance_sampling
+        config.prior_ais_chains, config.prior_betas, config.seed << 32, gx.distributed.annealed_importance_sampling
     )
     images = data.binary(split, config.test_images, config.data_seed)
-    # Chunks of this size keep the decoder's activations at some 50 MB.
-    size = max(1, 16_000_000 // (config.samples * images.shape[1]))
-    chunks = images.split(size)
-    mine = gx.distributed.share(len(chunks))
-    # Each chunk has three estimates for each image; the last chunk may be smaller.
-    estimates = torch.full((mine.stop - mine.start, 3, size), math.nan, dtype=torch.float64, device=model.device)
-    progress = tqdm(
-        range(mine.start, mine.stop), desc="evaluate", unit=" chunks", leave=False, disable=gx.distributed.rank() > 0
-    )
-    for number in progress:
-        chunk = chunks[number].to(model.device)
-        proposal = model.propose(chunk, config.samples, config.posterior_betas, seed + 1 + number)
-        log_joint = model.log_joint(chunk, proposal.z) - log_partition
-        estimates[number - mine.start, :, : len(chunk)] = torch.stack(
-            [
-                _log_mean_exp(log_joint + proposal.log_weight),
-                _log_mean_exp(log_joint - proposal.log_q),
-                (log_joint - proposal.log_q).mean(0),
-            ]
-        )
-    # [3, images]
-    estimates = gx.distributed.gather(estimates, len(chunks)).movedim(1, 0).flatten(1)[:, : len(images)].cpu()
-    log_likelihood, plain, elbo = estimates
-    return {
+    work = _Work(model, images, config)
+    betas, failed = _choose_betas(work)
+    factor, looseness, modes = _check(work, betas)
+    estimates = work.estimates(torch.arange(len(images)), betas, config.samples, factor, "evaluate")
+    log_likelihood = _log_mean_exp(estimates.log_likelihood) - log_partition
+    plain = _log_mean_exp(estimates.plain) - log_partition
+    samples = factor * config.samples
+    effective = samples * (2 * _log_mean_exp(estimates.log_likelihood) - _log_mean_exp(estimates.log_square)).exp()
+    difference = plain - log_likelihood
+    is_wrong = difference.mean().abs() > MAX_DISAGREEMENT + 3 * _standard_error(difference)
+    result = {
         "split": split,
         "nll": -log_likelihood.mean().item(),
         "nll_standard_error": _standard_error(log_likelihood),
         "nll_plain": -plain.mean().item(),
-        "elbo": elbo.mean().item(),
+        "nll_plain_is_wrong": bool(is_wrong),
+        "elbo": (estimates.elbo.mean() - log_partition).item(),
+        "samples": samples,
+        "looseness": looseness,
+        "modes": modes,
+        "annealing": None,
         "log_partition": log_partition,
         "log_partition_standard_error": error,
         "images": len(images),
         "fingerprint": fingerprint(images),
         "settings": settings(config),
         "seconds": time.perf_counter() - began,
-        "log_likelihood": [round(value, 4) for value in log_likelihood.tolist()],
+        "log_likelihood": _rounded(log_likelihood, 4),
+        "effective_sample_size": _rounded(effective, 1),
     }
+    if work.is_annealed:
+        result["annealing"] = {
+            "images_at_betas": {str(count): int((betas == count).sum()) for count in betas.unique().tolist()},
+            "failed": int(failed.sum()),
+            "effective_sample_size": _rounded(samples * estimates.effective.mean(0), 1),
+        }
+        if failed.any() and gx.distributed.rank() == 0:
+            warnings.warn(_failure(result), AnnealingWarning, stacklevel=2)
+    return result
+
+
+class _Work:
+    """Estimates of some images of a split, made by all processes together."""
+
+    def __init__(self, model: VAE, images: Tensor, config: Config) -> None:
+        self.model, self.images, self.config = model, images, config
+        self.is_annealed = isinstance(model.posterior, gx.nn.BoltzmannPosterior)
+        self._stage = -1
+
+    def estimates(
+        self, index: Tensor, betas: Tensor, num_samples: int, rounds: int, label: str, count_modes: bool = False
+    ) -> Estimates:
+        """Estimates from new samples. A collective call.
+
+        Args:
+            index: [n] int64, the images' numbers.
+            betas: [n] int64, the number of steps of the annealing to each image's posterior.
+            num_samples: Samples of each image and round.
+            rounds: Number of rounds.
+            label: Name of this work, for the progress bar.
+            count_modes: Whether to count the modes that the samples lead to.
+        """
+        self._stage += 1
+        device = self.model.device
+        # Chunks of this size keep the decoder's activations at some 50 MB.
+        size = max(1, 16_000_000 // (num_samples * self.images.shape[1]))
+        pieces = [
+            (number, part)
+            for number in range(rounds)
+            for count in betas.unique()
+            for part in (betas == count).nonzero()[:, 0].split(size)
+        ]
+        # Pieces of the same cost are neighbours. In a random order all processes have about as much to do.
+        order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
+        mine = order[gx.distributed.share(len(pieces))]
+        values = torch.full((len(mine), len(Estimates._fields), size), math.nan, dtype=torch.float64, device=device)
+        # Each piece has a seed of its own, which does not depend on the process that does it.
+        seed = (self.config.seed << 32) + (self._stage << 24) + 1
+        progress = tqdm(mine, desc=label, unit=" chunks", leave=False, disable=gx.distributed.rank() > 0)
+        for row, number in zip(values, progress, strict=True):
+            _, part = pieces[number]
+            chunk = self.images[index[part]].to(device)
+            row[:, : len(part)] = _estimate(
+                self.model, chunk, num_samples, int(betas[part[0]]), seed + number, count_modes
+            )
+        result = torch.full((len(Estimates._fields), rounds, len(index)), math.nan, dtype=torch.float64)
+        for row, number in zip(gx.distributed.gather(values, len(pieces)).cpu(), order, strict=True):
+            round_number, part = pieces[number]
+            result[:, round_number, part] = row[:, : len(part)]
+        return Estimates(*result)
+
+
+def _estimate(model: VAE, images: Tensor, num_samples: int, num_betas: int, seed: int, count_modes: bool) -> Tensor:
+    """The values of :class:`Estimates` [7, B] of one round for images [B, pixels]."""
+    with warnings.catch_warnings():
+        # The callers judge the weights themselves.
+        warnings.simplefilter("ignore", gx.EffectiveSampleSizeWarning)
+        proposal = model.propose(images, num_samples, num_betas, seed)
+    log_joint = model.log_joint(images, proposal.z)
+    log_weight, log_bound = proposal.log_ratio.double(), (log_joint + proposal.log_weight).double()
+    values = Estimates(
+        log_likelihood=_log_mean_exp(log_bound),
+        log_square=_log_mean_exp(2 * log_bound),
+        plain=_log_mean_exp((log_joint - proposal.log_q).double()),
+        elbo=proposal.mean(log_joint - proposal.log_q).double(),
+        effective=(-_log_mean_exp(2 * log_weight)).exp(),
+        gap=-log_weight.mean(0),
+        modes=_count_modes(model, images, proposal.z) if count_modes else log_weight.new_full((len(images),), math.nan),
+    )
+    return torch.stack(values)
+
+
+def _count_modes(model: VAE, images: Tensor, z: Tensor) -> Tensor:
+    """The number [B] of distinct points to which mean-field sweeps from bits z [K, B, N] lead, rounded to bits."""
+    posterior = model.posterior.distribution(model.encoder(images))  # type: ignore[operator]
+    start = posterior.split(z)[0] if isinstance(posterior, gx.BipartiteBoltzmann) else z
+    points = posterior.rsample((len(z),), 0, MODE_SWEEPS, relaxation="mean_field", initial=start, seed=0) > 0.5
+    return torch.tensor([len(of_image.unique(dim=0)) for of_image in points.unbind(1)]).to(z.device, torch.float64)
+
+
+def _choose_betas(work: _Work) -> tuple[Tensor, Tensor]:
+    """The number of steps [images] of the annealing to each posterior, and where even the largest number fails."""
+    betas = torch.full((len(work.images),), work.config.posterior_betas)
+    failed = torch.full((len(work.images),), work.is_annealed)
+    while failed.any():
+        index = failed.nonzero()[:, 0]
+        pilot = work.estimates(index, betas[index], PILOT_CHAINS, 1, "pilot")
+        failed[index] = ((pilot.effective < MIN_EFFECTIVE) | (pilot.gap > MAX_GAP))[0]
+        if GROWTH * int(betas.max()) > work.config.posterior_max_betas:
+            break
+        betas[failed] *= GROWTH
+    return betas, failed
+
+
+def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+    """By how many times `samples` the bound's looseness is small enough, that looseness, and the number of modes."""
+    config, num_images = work.config, len(work.images)
+    count = min(config.check_images, num_images)
+    if not count:
+        return 1, None, None
+    # Images from all over the split, because the images of MNIST are in an order.
+    index = torch.arange(count) * num_images // count
+    first = work.estimates(index, betas[index], config.samples, 1, "modes", work.is_annealed)
+    bounds, factor = first.log_likelihood, 1
+    while True:
+        rounds = LOOSENESS_FACTOR * factor - len(bounds)
+        more = work.estimates(index, betas[index], config.samples, rounds, "looseness")
+        bounds = torch.cat([bounds, more.log_likelihood])
+        grouped = _log_mean_exp(bounds.view(factor, LOOSENESS_FACTOR, count))
+        looseness = _log_mean_exp(grouped) - grouped.mean(0)
+        is_small = looseness.mean() <= config.max_looseness
+        if not config.max_looseness or is_small or GROWTH * factor * config.samples > config.max_samples:
+            break
+        factor *= GROWTH
+    measured = {
+        "mean": looseness.mean().item(),
+        "standard_error": _standard_error(looseness),
+        "images": count,
+        "is_small_enough": bool(is_small) if config.max_looseness else None,
+    }
+    if not work.is_annealed:  # A factorial posterior has one mode.
+        return factor, measured, None
+    return factor, measured, {"mean": first.modes.mean().item(), "maximum": int(first.modes.max()), "images": count}
 
 
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -168,14 +334,56 @@ def _path(run: Run, split: str) -> Path:
 
 
 def summary(result: dict[str, Any]) -> str:
+    """One line. Evaluations of earlier versions lack the clauses on the samples of the posterior."""
     used = result["settings"]
-    ais = f"{used['prior_ais_chains']} chains x {used['prior_betas']} betas"
+    ais = f"by AIS, {used['prior_ais_chains']} chains x {used['prior_betas']} betas"
+    prior = f"log Z of the prior {result['log_partition']:.2f} +- {result['log_partition_standard_error']:.2f} {ais}"
+    clauses = [
+        f"{result['images']} images, {result.get('samples', used['samples'])} samples each",
+        *_clauses(result),
+        prior,
+        f"{result['seconds']:.0f} s",
+    ]
     return (
         f"{result['split']} NLL {result['nll']:.2f} +- {result['nll_standard_error']:.2f} nats, "
-        f"ELBO {result['elbo']:.2f} ({result['images']} images, {used['samples']} samples each; "
-        f"log Z of the prior {result['log_partition']:.2f} +- {result['log_partition_standard_error']:.2f} "
-        f"by AIS, {ais}; {result['seconds']:.0f} s)"
+        f"ELBO {result['elbo']:.2f} ({'; '.join(clauses)})"
     )
+
+
+def _clauses(result: dict[str, Any]) -> list[str]:
+    """What the samples of the posterior are worth."""
+    clauses = []
+    looseness, annealing, modes = (result.get(name) for name in ("looseness", "annealing", "modes"))
+    if looseness:
+        size = f"{looseness['mean']:.3f} +- {looseness['standard_error']:.3f}"
+        missed = ", more than max_looseness" if looseness["is_small_enough"] is False else ""
+        clauses.append(f"10 times the samples raise the bound by {size} on {looseness['images']} of them{missed}")
+    if annealing:
+        steps = annealing["images_at_betas"]
+        sizes = annealing["effective_sample_size"]
+        numbers = f"{', '.join(steps)} betas" + (
+            f" for {', '.join(map(str, steps.values()))}" if len(steps) > 1 else ""
+        )
+        clauses.append(
+            f"AIS to the posterior: {numbers}, {min(sizes):.0f} or more samples count, median {median(sizes):.0f}"
+        )
+        if annealing["failed"]:
+            clauses.append(_failure(result))
+    if modes:
+        clauses.append(f"{modes['mean']:.1f} posterior modes, at most {modes['maximum']}")
+    if result.get("nll_plain_is_wrong"):
+        clauses.append(f"WARNING: AIS samples taken as exact would give {result['nll_plain']:.2f}, which is wrong")
+    return clauses
+
+
+def _failure(result: dict[str, Any]) -> str:
+    steps = max(map(int, result["annealing"]["images_at_betas"]))
+    count = f"{result['annealing']['failed']} of {result['images']} images"
+    return f"WARNING: AIS to the posterior fails for {count} with {steps} betas, so their bound is loose"
+
+
+def _rounded(values: Tensor, digits: int) -> list[float]:
+    return [round(value, digits) for value in values.tolist()]
 
 
 def _log_mean_exp(values: Tensor) -> Tensor:

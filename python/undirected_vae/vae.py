@@ -42,6 +42,15 @@ class Proposal(NamedTuple):
     # log q(z | x) [K, B], of an undirected posterior with the AIS estimate of log Z_phi(x); 0 in structured prediction
     log_q: Tensor
 
+    @property
+    def log_ratio(self) -> Tensor:
+        """[K, B] logarithms of the weights of AIS, which are scaled to have mean 1; 0 for exact samples."""
+        return self.log_weight + self.log_q
+
+    def mean(self, values: Tensor) -> Tensor:
+        """An estimate [B] of E_q of values [K, B] that belong to the samples."""
+        return (self.log_ratio.exp() * values).mean(0)
+
 
 def chimera(config: Config) -> gx.ColoredGraph:
     """The Chimera graph. If the other machine is bipartite, units of colour 1 come first, in place of its left units.
@@ -242,7 +251,7 @@ class VAE(nn.Module):
         """An estimate of each image's ELBO with binary samples, [B]; of E[log p(y | z)] in structured prediction."""
         proposal = self.propose(images, num_samples, num_betas, seed)
         log_joint = self.log_joint(images, proposal.z) - log_partition
-        return (log_joint - proposal.log_q).mean(0)
+        return proposal.mean(log_joint - proposal.log_q)
 
 
 def _log_mean_exp(values: Tensor) -> Tensor:

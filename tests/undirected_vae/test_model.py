@@ -68,7 +68,8 @@ STRUCTURED = {
 def small(**settings):
     """A model of 4 + 3 latents (or 8) for 9 pixels, far from its initial values, and 12 images."""
     size = {"left": 4, "right": 3, "encoder": (5,), "decoder": (6,)}
-    config = Config(samples=5000, posterior_betas=20, prior_betas=200, **{**size, **settings})
+    sizes = {"samples": 5000, "check_images": 0, "posterior_betas": 20, "prior_betas": 200}
+    config = Config(**{**sizes, **size, **settings})
     torch.manual_seed(1)
     images = (torch.rand(12, 9) < 0.4).to(torch.uint8) * 255
     data = Dataset(images, images, images, (3, 3), "test")

@@ -22,7 +22,7 @@ from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
 from .processes import require_shares
 from .runs import DAMAGED, Run, RunError, atomic_write, blaming
-from .vae import VAE
+from .vae import VAE, log_mean_exp
 
 SETTINGS = (*EVALUATION, "data_seed", "seed")
 # A few chains for each image show whether the annealing to its posterior suffices.
@@ -72,8 +72,10 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     A few chains find out beforehand how many steps the annealing to each image's posterior needs, and some images how
     many samples the bound needs. All estimates come from new samples, so these choices do not bias them.
 
-    `looseness` is the mean of the bound with ten times the samples minus the bound with the samples, so it is less
-    than the distance from the true value. `effective_sample_size` is that of the weights p(x, z) / q(z).
+    `looseness` is the mean of the bound with ten times the samples minus the bound with the samples, on the first
+    `check_images` of evenly spaced images; it is less than the distance from the true value. `effective_sample_size` is
+    that of the weights p(x, z) / q(z), `effective_sample_size_min` the least of the weights of AIS, over the number of
+    samples. Directed posteriors, whose samples are exact, have no `annealing`.
 
     Warns:
         AnnealingWarning: The annealing fails for some images even with `posterior_max_betas` steps.
@@ -87,12 +89,12 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     images = data.binary(split, config.test_images, config.data_seed)
     work = _Work(model, images, config)
     betas, failed = _choose_betas(work)
-    factor, looseness, modes = _check(work, betas)
+    factor, checks = _check(work, betas)
     estimates = work.estimates(torch.arange(len(images)), betas, config.samples, factor, "evaluate")
-    log_likelihood = _log_mean_exp(estimates.log_likelihood) - log_partition
-    plain = _log_mean_exp(estimates.plain) - log_partition
+    log_likelihood = log_mean_exp(estimates.log_likelihood) - log_partition
+    plain = log_mean_exp(estimates.plain) - log_partition
     samples = factor * config.samples
-    effective = samples * (2 * _log_mean_exp(estimates.log_likelihood) - _log_mean_exp(estimates.log_square)).exp()
+    effective = samples * (2 * log_mean_exp(estimates.log_likelihood) - log_mean_exp(estimates.log_square)).exp()
     difference = plain - log_likelihood
     is_wrong = difference.mean().abs() > MAX_DISAGREEMENT + 3 * _standard_error(difference)
     result = {
@@ -103,14 +105,13 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
         "nll_plain_is_wrong": bool(is_wrong),
         "elbo": (estimates.elbo.mean() - log_partition).item(),
         "samples": samples,
-        "looseness": looseness,
-        "modes": modes,
-        "annealing": None,
+        "effective_sample_size_min": estimates.effective.min().item(),
         "log_partition": log_partition,
         "log_partition_standard_error": error,
         "images": len(images),
         "fingerprint": fingerprint(images),
         "settings": settings(config),
+        **checks,
         "seconds": time.perf_counter() - began,
         "log_likelihood": _rounded(log_likelihood, 4),
         "effective_sample_size": _rounded(effective, 1),
@@ -186,11 +187,11 @@ def _estimate(model: VAE, images: Tensor, num_samples: int, num_betas: int, seed
     log_joint = model.log_joint(images, proposal.z)
     log_weight, log_bound = proposal.log_ratio.double(), (log_joint + proposal.log_weight).double()
     values = Estimates(
-        log_likelihood=_log_mean_exp(log_bound),
-        log_square=_log_mean_exp(2 * log_bound),
-        plain=_log_mean_exp((log_joint - proposal.log_q).double()),
+        log_likelihood=log_mean_exp(log_bound),
+        log_square=log_mean_exp(2 * log_bound),
+        plain=log_mean_exp((log_joint - proposal.log_q).double()),
         elbo=proposal.mean(log_joint - proposal.log_q).double(),
-        effective=(-_log_mean_exp(2 * log_weight)).exp(),
+        effective=(-log_mean_exp(2 * log_weight)).exp(),
         gap=-log_weight.mean(0),
         modes=_count_modes(model, images, proposal.z) if count_modes else log_weight.new_full((len(images),), math.nan),
     )
@@ -199,7 +200,7 @@ def _estimate(model: VAE, images: Tensor, num_samples: int, num_betas: int, seed
 
 def _count_modes(model: VAE, images: Tensor, z: Tensor) -> Tensor:
     """The number [B] of distinct points to which mean-field sweeps from bits z [K, B, N] lead, rounded to bits."""
-    posterior = model.posterior.distribution(model.encoder(images))  # type: ignore[operator]
+    posterior = model.posterior.distribution(model.encoder(model.seen(images)))  # type: ignore[operator]
     start = posterior.split(z)[0] if isinstance(posterior, gx.BipartiteBoltzmann) else z
     points = posterior.rsample((len(z),), 0, MODE_SWEEPS, relaxation="mean_field", initial=start, seed=0) > 0.5
     return torch.tensor([len(of_image.unique(dim=0)) for of_image in points.unbind(1)]).to(z.device, torch.float64)
@@ -219,12 +220,12 @@ def _choose_betas(work: _Work) -> tuple[Tensor, Tensor]:
     return betas, failed
 
 
-def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
-    """By how many times `samples` the bound's looseness is small enough, that looseness, and the number of modes."""
+def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
+    """By how many times `samples` the bound is tight enough; its looseness then, and the number of modes."""
     config, num_images = work.config, len(work.images)
     count = min(config.check_images, num_images)
     if not count:
-        return 1, None, None
+        return 1, {}
     # Images from all over the split, because the images of MNIST are in an order.
     index = torch.arange(count) * num_images // count
     first = work.estimates(index, betas[index], config.samples, 1, "modes", work.is_annealed)
@@ -233,21 +234,21 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any] | None, dict
         rounds = LOOSENESS_FACTOR * factor - len(bounds)
         more = work.estimates(index, betas[index], config.samples, rounds, "looseness")
         bounds = torch.cat([bounds, more.log_likelihood])
-        grouped = _log_mean_exp(bounds.view(factor, LOOSENESS_FACTOR, count))
-        looseness = _log_mean_exp(grouped) - grouped.mean(0)
+        grouped = log_mean_exp(bounds.view(factor, LOOSENESS_FACTOR, count))
+        looseness = log_mean_exp(grouped) - grouped.mean(0)
         is_small = looseness.mean() <= config.max_looseness
         if not config.max_looseness or is_small or GROWTH * factor * config.samples > config.max_samples:
             break
         factor *= GROWTH
-    measured = {
-        "mean": looseness.mean().item(),
-        "standard_error": _standard_error(looseness),
-        "images": count,
-        "is_small_enough": bool(is_small) if config.max_looseness else None,
+    checks = {
+        "looseness": looseness.mean().item(),
+        "looseness_standard_error": _standard_error(looseness),
+        "looseness_images": count,
+        "looseness_is_reached": bool(is_small) if config.max_looseness else None,
     }
-    if not work.is_annealed:  # A factorial posterior has one mode.
-        return factor, measured, None
-    return factor, measured, {"mean": first.modes.mean().item(), "maximum": int(first.modes.max()), "images": count}
+    if work.is_annealed:  # A factorial posterior has one mode.
+        checks |= {"modes": first.modes.mean().item(), "modes_max": int(first.modes.max())}
+    return factor, checks
 
 
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -353,11 +354,13 @@ def summary(result: dict[str, Any]) -> str:
 def _clauses(result: dict[str, Any]) -> list[str]:
     """What the samples of the posterior are worth."""
     clauses = []
-    looseness, annealing, modes = (result.get(name) for name in ("looseness", "annealing", "modes"))
-    if looseness:
-        size = f"{looseness['mean']:.3f} +- {looseness['standard_error']:.3f}"
-        missed = ", more than max_looseness" if looseness["is_small_enough"] is False else ""
-        clauses.append(f"10 times the samples raise the bound by {size} on {looseness['images']} of them{missed}")
+    annealing = result.get("annealing")
+    if "looseness" in result:
+        size = f"{result['looseness']:.3f} +- {result['looseness_standard_error']:.3f}"
+        missed = ", more than max_looseness" if result["looseness_is_reached"] is False else ""
+        clauses.append(
+            f"10 times the samples raise the bound by {size} on {result['looseness_images']} of them{missed}"
+        )
     if annealing:
         steps = annealing["images_at_betas"]
         sizes = annealing["effective_sample_size"]
@@ -369,8 +372,8 @@ def _clauses(result: dict[str, Any]) -> list[str]:
         )
         if annealing["failed"]:
             clauses.append(_failure(result))
-    if modes:
-        clauses.append(f"{modes['mean']:.1f} posterior modes, at most {modes['maximum']}")
+    if "modes" in result:
+        clauses.append(f"{result['modes']:.1f} posterior modes, at most {result['modes_max']}")
     if result.get("nll_plain_is_wrong"):
         clauses.append(f"WARNING: AIS samples taken as exact would give {result['nll_plain']:.2f}, which is wrong")
     return clauses
@@ -384,10 +387,6 @@ def _failure(result: dict[str, Any]) -> str:
 
 def _rounded(values: Tensor, digits: int) -> list[float]:
     return [round(value, digits) for value in values.tolist()]
-
-
-def _log_mean_exp(values: Tensor) -> Tensor:
-    return torch.logsumexp(values, 0) - math.log(len(values))
 
 
 def _standard_error(values: Tensor) -> float:

@@ -172,7 +172,7 @@ class VAE(nn.Module):
         divergence = self._divergence(sample)
         samples = reconstruction.view(-1, len(images))
         if self.is_structured:
-            loss = (weight * divergence.view_as(samples).mean(0) - _log_mean_exp(samples)).sum() / whole
+            loss = (weight * divergence.view_as(samples).mean(0) - log_mean_exp(samples)).sum() / whole
         else:
             objective = (reconstruction - weight * divergence).view_as(samples)
             if self.num_samples > 1 and isinstance(self.posterior, gx.nn.BoltzmannPosterior):
@@ -181,7 +181,7 @@ class VAE(nn.Module):
             num_chains = len(self.prior.chains.bits)
             share = 1.0 if part is None else (part.stop - part.start) / num_chains
             log_partition = share * self.prior.log_partition_surrogate(part=part, seed=prior_seed)
-            loss = weight * log_partition - _log_mean_exp(objective).sum() / whole
+            loss = weight * log_partition - log_mean_exp(objective).sum() / whole
         return Terms(loss, samples.detach().mean(0), divergence.detach().view_as(samples).mean(0))
 
     def _divergence(self, sample: DirectedSample | gx.nn.BoltzmannSample) -> Tensor:
@@ -254,7 +254,7 @@ class VAE(nn.Module):
         return proposal.mean(log_joint - proposal.log_q)
 
 
-def _log_mean_exp(values: Tensor) -> Tensor:
+def log_mean_exp(values: Tensor) -> Tensor:
     """The log of the mean of exp over the first dim."""
     return torch.logsumexp(values, 0) - math.log(len(values))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m undirected_vae train | evaluate | sample | info | compare | estimator
+"""python -m undirected_vae train | evaluate | sample | info | compare | gap | estimator
 
 train and evaluate may be started by torchrun, in several processes that share the work.
 """
@@ -106,6 +106,19 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--tables-only", action="store_true", help="train nothing; write the tables of what is done")
     add_flags(compare)
 
+    gap = commands.add_parser(
+        "gap",
+        help="split the KL of a run's posterior into amortisation and family, by fits to single images",
+        description="The result is saved with the run.",
+    )
+    gap.add_argument("path", type=Path, metavar="RUN")
+    gap.add_argument("--images", type=int, default=20, help="images, evenly spaced in the split (default: 20)")
+    gap.add_argument("--steps", type=int, default=2000, help="steps of each fit (default: 2000)")
+    gap.add_argument("--samples", type=int, default=128, help="samples of each image and step (default: 128)")
+    gap.add_argument("--seed", type=int, default=0)
+    gap.add_argument("--split", choices=SPLITS, default="test")
+    add_device(gap)
+
     estimator.add_flags(
         commands.add_parser("estimator", help="bias and noise of the gradient through relaxed sweeps, by enumeration")
     )
@@ -122,7 +135,12 @@ def add_device(command: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     command = arguments.pop("command")
-    run: dict[str, Callable[..., None]] = {"train": _train, "evaluate": _evaluate, "sample": _sample}
+    run: dict[str, Callable[..., None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "sample": _sample,
+        "gap": _gap,
+    }
     try:
         if command == "info":
             _info(arguments)
@@ -285,6 +303,27 @@ def _sample(arguments: dict[str, Any], device: torch.device) -> None:
         return
     for picture in sample_run(run, run.load_data(), count=count, seed=seed, device=device):
         print(picture)
+
+
+def _gap(arguments: dict[str, Any], device: torch.device) -> None:
+    from .gap import gap_run, table
+
+    limits = {"images": (1, 10**6), "steps": (1, 10**7), "samples": (2, 10**6), "seed": (0, MAX_SEED)}
+    images, steps, samples, seed = (checked(name, arguments[name], int, *limit) for name, limit in limits.items())
+    run = Run.open(arguments["path"])
+    if gx.distributed.rank() > 0:
+        return
+    result = gap_run(
+        run,
+        run.load_data(),
+        split=arguments["split"],
+        num_images=images,
+        steps=steps,
+        num_samples=samples,
+        seed=seed,
+        device=device,
+    )
+    print(table(result))
 
 
 def _info(arguments: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ import json
 import math
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -44,6 +45,14 @@ MAX_DISAGREEMENT = 0.1
 
 class AnnealingWarning(gx.EffectiveSampleSizeWarning):
     """The annealing to the posterior fails for some images, however many steps it may take."""
+
+
+@contextmanager
+def suppressed_annealing_warnings() -> Iterator[None]:
+    """Leaves out the sampler's own warnings where its weights are judged by other means."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gx.EffectiveSampleSizeWarning)
+        yield
 
 
 class Estimates(NamedTuple):
@@ -96,11 +105,11 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     samples = factor * config.samples
     effective = samples * (2 * log_mean_exp(estimates.log_likelihood) - log_mean_exp(estimates.log_square)).exp()
     difference = plain - log_likelihood
-    is_wrong = difference.mean().abs() > MAX_DISAGREEMENT + 3 * _standard_error(difference)
+    is_wrong = difference.mean().abs() > MAX_DISAGREEMENT + 3 * standard_error(difference)
     result = {
         "split": split,
         "nll": -log_likelihood.mean().item(),
-        "nll_standard_error": _standard_error(log_likelihood),
+        "nll_standard_error": standard_error(log_likelihood),
         "nll_plain": -plain.mean().item(),
         "nll_plain_is_wrong": bool(is_wrong),
         "elbo": (estimates.elbo.mean() - log_partition).item(),
@@ -180,9 +189,7 @@ class _Work:
 
 def _estimate(model: VAE, images: Tensor, num_samples: int, num_betas: int, seed: int, count_modes: bool) -> Tensor:
     """The values of :class:`Estimates` [7, B] of one round for images [B, pixels]."""
-    with warnings.catch_warnings():
-        # The callers judge the weights themselves.
-        warnings.simplefilter("ignore", gx.EffectiveSampleSizeWarning)
+    with suppressed_annealing_warnings():
         proposal = model.propose(images, num_samples, num_betas, seed)
     log_joint = model.log_joint(images, proposal.z)
     log_weight, log_bound = proposal.log_ratio.double(), (log_joint + proposal.log_weight).double()
@@ -242,7 +249,7 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
         factor *= GROWTH
     checks = {
         "looseness": looseness.mean().item(),
-        "looseness_standard_error": _standard_error(looseness),
+        "looseness_standard_error": standard_error(looseness),
         "looseness_images": count,
         "looseness_is_reached": bool(is_small) if config.max_looseness else None,
     }
@@ -262,7 +269,7 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         "difference": difference.mean().item(),
-        "standard_error": _standard_error(difference),
+        "standard_error": standard_error(difference),
         "images": len(difference),
     }
 
@@ -389,5 +396,5 @@ def _rounded(values: Tensor, digits: int) -> list[float]:
     return [round(value, digits) for value in values.tolist()]
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan

@@ -64,6 +64,18 @@ def chimera(config: Config) -> gx.ColoredGraph:
     return gx.ColoredGraph(graph.num_nodes, order.argsort()[graph.edges], graph.colors[order])
 
 
+def anneal(
+    model: gx.BipartiteBoltzmann | gx.GraphBoltzmann, num_samples: int, num_betas: int, seed: int | None = None
+) -> Proposal:
+    """Samples of B posteriors by AIS, which starts from the factorial model with the fields of their spins."""
+    result = gx.annealed_importance_sampling(model, num_samples, num_betas, seed=seed)
+    z = result.samples
+    energy, log_partition = model.energy(z), result.log_partition.to(z)
+    # The weights are scaled so that their mean is Z_phi.
+    scaled = torch.log_softmax(result.log_weights, 0).to(z) + math.log(num_samples) + log_partition
+    return Proposal(z, scaled + energy, -energy - log_partition)
+
+
 class VAE(nn.Module):
     @property
     def device(self) -> torch.device:
@@ -214,14 +226,7 @@ class VAE(nn.Module):
             z, log_q = self.posterior.sample(features, seen, num_samples, seed)
             log_weight = -log_q
         else:
-            model = self.posterior.distribution(features)
-            # AIS starts from the factorial model with the fields of the spins that the encoder's outputs stand for.
-            result = gx.annealed_importance_sampling(model, num_samples, num_betas, seed=seed)
-            z = result.samples
-            energy, log_partition = model.energy(z), result.log_partition.to(z)
-            # The weights are scaled so that their mean is Z_phi.
-            scaled = torch.log_softmax(result.log_weights, 0).to(z) + math.log(num_samples) + log_partition
-            log_q, log_weight = -energy - log_partition, scaled + energy
+            z, log_weight, log_q = anneal(self.posterior.distribution(features), num_samples, num_betas, seed)
         if self.is_structured:
             return Proposal(z, log_weight + log_q, torch.zeros_like(log_q))
         return Proposal(z, log_weight, log_q)

@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     )
     gap.add_argument("path", type=Path, metavar="RUN")
     gap.add_argument("--images", type=int, default=20, help="images, evenly spaced in the split (default: 20)")
-    gap.add_argument("--steps", type=int, default=2000, help="steps of each fit (default: 2000)")
+    gap.add_argument("--steps", type=int, default=1000, help="steps of each fit (default: 1000)")
     gap.add_argument("--samples", type=int, default=128, help="samples of each image and step (default: 128)")
     gap.add_argument("--seed", type=int, default=0)
     gap.add_argument("--split", choices=SPLITS, default="test")
@@ -266,6 +266,10 @@ def _evaluate(arguments: dict[str, Any], device: torch.device) -> None:
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
         _say(f"NLL of {run.path} minus {other.path}, paired: {difference}")
+        if paired["looseness"] > abs(paired["difference"]) / 10:
+            _say(
+                f"That is less than ten times the looseness of a bound, {paired['looseness']:.3f}: see --max-looseness"
+            )
 
 
 def _compare(arguments: dict[str, Any]) -> int:

@@ -132,7 +132,7 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
             "effective_sample_size": _rounded(samples * estimates.effective.mean(0), 1),
         }
         if failed.any() and gx.distributed.rank() == 0:
-            warnings.warn(_failure(result), AnnealingWarning, stacklevel=2)
+            warnings.warn(_failure(result), AnnealingWarning, stacklevel=3)
     return result
 
 
@@ -259,7 +259,10 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
 
 
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The paired difference of two evaluations on the same images: nll of `result` minus nll of `other`."""
+    """The paired difference of two evaluations on the same images: nll of `result` minus nll of `other`.
+
+    Their bounds are loose by up to `looseness`, as far as it was measured.
+    """
     if result["fingerprint"] != other["fingerprint"]:
         raise RunError(
             "the two runs were not evaluated on the same images (data, data_seed and the number of images must agree)"
@@ -271,6 +274,7 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "difference": difference.mean().item(),
         "standard_error": standard_error(difference),
         "images": len(difference),
+        "looseness": max(found.get("looseness", 0.0) for found in (result, other)),
     }
 
 

@@ -288,7 +288,7 @@ def gap_run(
     *,
     split: str = "test",
     num_images: int = 20,
-    steps: int = 2000,
+    steps: int = 1000,
     num_samples: int = 128,
     seed: int = 0,
     device: torch.device | None = None,

@@ -19,7 +19,7 @@ from undirected_vae.__main__ import parser
 from undirected_vae.config import EVALUATION, PRESETS, Config, resolve
 from undirected_vae.data import Dataset
 from undirected_vae.directed import log_bernoulli
-from undirected_vae.evaluate import AnnealingWarning, evaluate, read, summary
+from undirected_vae.evaluate import AnnealingWarning, compare, evaluate, read, summary
 from undirected_vae.runs import Run, RunError
 from undirected_vae.vae import VAE
 
@@ -219,6 +219,13 @@ def test_samples_are_raised_until_the_bound_is_tight():
     assert capped["samples"] == 12
     assert capped["looseness_is_reached"] is False
     assert "more than max_looseness" in summary(capped)
+
+
+def test_a_comparison_knows_the_looser_bound():
+    one = {"fingerprint": "a", "log_likelihood": [-1.0, -2.0]}
+    assert compare(one, one)["looseness"] == 0  # not measured
+    assert compare(one | {"looseness": 0.1}, one | {"looseness": 0.3})["looseness"] == 0.3
+    assert compare(one | {"looseness": 0.1}, one)["looseness"] == 0.1
 
 
 # Modes --------------------------------------------------------------------------------------------------------------

@@ -525,12 +525,15 @@ def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, mon
 
     capsys.readouterr()
     assert main(["evaluate", "undirected", "--against", str(directed)]) == 0
-    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(40 images\)", capsys.readouterr().out)
+    output = capsys.readouterr().out
+    paired = re.search(r"paired: ([+-][\d.]+) \+- ([\d.]+) \(40 images\)", output)
     assert (directed / "evaluation.json").read_text() == full  # used as it is
     first = json.loads(Path("undirected/evaluation.json").read_text())
     difference = torch.tensor(second["log_likelihood"]) - torch.tensor(first["log_likelihood"])
     assert abs(float(paired[1]) - difference.mean().item()) < 0.006
     assert abs(float(paired[2]) - difference.std().item() / 40**0.5) < 0.006
+    loose = max(first["looseness"], second["looseness"])
+    assert ("ten times the looseness of a bound" in output) == (loose > abs(difference.mean().item()) / 10)
 
     assert main(["info", str(directed)]) == 0
     output = capsys.readouterr().out

@@ -15,29 +15,44 @@ inline VecF logit_vector(const int32_t* acc, const float* bias, const float* bas
   return logit;
 }
 
-// New bits of units i .. i + 31 of one side of a chain. bytes: high random bytes of the side.
-template <bool kAnnealed>
-inline uint32_t sample_word(const HalfSweep& h, int64_t i, const int32_t* acc, const float* bias, const float* base_bias,
-                            const uint8_t* bytes, const uint32_t* clamp, const uint32_t* bits) {
-  constexpr int kVectors = 32 / kLanes;
+// New bits of units i .. i + 32 kWordsAtOnce - 1 of one side of a chain, of which only those in the first kVectors vectors exist.
+// bytes: high random bytes of the side. The chain of operations from a sum to its bit is so long that a processor needs several
+// vectors at a time to be busy.
+constexpr int kWordVectors = 32 / kLanes, kWordsAtOnce = GIBBS_VECTOR_BYTES == 64 ? 4 : 1;
+template <bool kAnnealed, int kVectors>
+inline void sample_words_of(const HalfSweep& h, int64_t i, const int32_t* acc, const float* bias, const float* base_bias,
+                            const uint8_t* bytes, const uint32_t* clamp, const uint32_t* bits, uint32_t* out) {
+  constexpr int kWords = (kVectors + kWordVectors - 1) / kWordVectors;
   VecF logits[kVectors];
-  VecU thresholds[kVectors];
+  union {
+    VecU used[kVectors];
+    VecU all[kWords * kWordVectors];
+  } thresholds;
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = i + v * kLanes;
     logits[v] = logit_vector<kAnnealed>(acc + at, bias + at, kAnnealed ? base_bias + at : nullptr, h.beta, h.scale);
   }
-  threshold_vectors(logits, thresholds);
-  uint32_t less, equal;
-  compare_high_bytes(thresholds, bytes + i, less, equal);
-  const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;
-  for (equal &= valid; equal; equal &= equal - 1) {  // one unit in 256 needs its low bits
-    const int l = __builtin_ctz(equal);
-    uint32_t low_threshold;
-    __builtin_memcpy(&low_threshold, (const char*)thresholds + 4 * l, 4);
-    less |= uint32_t(random_low_bits(h.random, uint32_t(h.first_unit + i + l)) < (low_threshold & 0xffffff)) << l;
+  threshold_vectors(logits, thresholds.used);
+  for (int v = kVectors; v < kWords * kWordVectors; ++v) thresholds.all[v] = VecU{};
+  for (int w = 0; w < kWords; ++w, i += 32) {
+    uint32_t less, equal;
+    compare_high_bytes(thresholds.all + w * kWordVectors, bytes + i, less, equal);
+    const uint32_t valid = h.n - i >= 32 ? 0xffffffffu : (1u << (h.n - i)) - 1;
+    for (equal &= valid; equal; equal &= equal - 1) {  // one unit in 256 needs its low bits
+      const int l = __builtin_ctz(equal);
+      uint32_t low_threshold;
+      __builtin_memcpy(&low_threshold, (const char*)(thresholds.all + w * kWordVectors) + 4 * l, 4);
+      less |= uint32_t(random_low_bits(h.random, uint32_t(h.first_unit + i + l)) < (low_threshold & 0xffffff)) << l;
+    }
+    less &= valid;
+    out[w] = clamp ? (less & ~clamp[i / 32]) | (bits[i / 32] & clamp[i / 32]) : less;
   }
-  less &= valid;
-  return clamp ? (less & ~clamp[i / 32]) | (bits[i / 32] & clamp[i / 32]) : less;
+}
+template <bool kAnnealed, int kVectors, class... Arguments>
+inline void sample_words(int64_t vectors, const HalfSweep& h, int64_t i, Arguments... arguments) {
+  if constexpr (kVectors > 1)
+    if (vectors < kVectors) return sample_words<kAnnealed, kVectors - 1>(vectors, h, i, arguments...);
+  sample_words_of<kAnnealed, kVectors>(h, i, arguments...);
 }
 
 // acc += rows of `raised` - rows of `lowered`, a strip of kStrip vectors of columns at a time in registers.
@@ -229,8 +244,14 @@ inline void sweep_group_of(const BinarySweeps& p, const BinaryChain* chains, int
                         const uint8_t* bytes, const uint32_t* clamp, uint32_t* bits, int32_t* to_acc) {
     int64_t flips = 0;
     int32_t *raised = scratch.raised, *lowered = scratch.lowered;
+    uint32_t drawn[kWordsAtOnce];
     for (int64_t i = 0; i < from.n; i += 32) {
-      const uint32_t before = bits[i / 32], now = sample_word<kAnnealed>(h, i, acc, bias, base_bias, bytes, clamp, bits);
+      const int64_t w = i / 32 % kWordsAtOnce;
+      if (w == 0) {
+        const int64_t vectors = (from.n - i + kLanes - 1) / kLanes;
+        sample_words<kAnnealed, kWordsAtOnce * kWordVectors>(vectors, h, i, acc, bias, base_bias, bytes, clamp, bits, drawn);
+      }
+      const uint32_t before = bits[i / 32], now = drawn[w];
       bits[i / 32] = now;
       if (to_acc) {
         raised = list_bits(now & ~before, int32_t(i), raised);

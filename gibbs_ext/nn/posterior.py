@@ -179,7 +179,9 @@ class BoltzmannPosterior(MachineModule):
         if self.raw_coupling is not None:
             coupling = scale * self.raw_coupling
         else:
-            strength = scale * self.norm(self.head(features))
+            # As the weight and the bias of the normalisation are scaled, no pass over the couplings scales them.
+            scaled = {"weight": scale * self.norm.weight, "bias": scale * self.norm.bias}
+            strength = torch.func.functional_call(self.norm, scaled, self.head(features))
             if self.coupling == "per_sample":
                 coupling = strength.unflatten(-1, self.coupling_shape)
             else:

@@ -222,5 +222,5 @@ def test_the_grids_of_the_package_are_valid(tmp_path):
     for name in names:
         grid = compare.read_grid(compare.find_grid(name), tmp_path, {})
         assert len({cell.run.path for cell in grid.cells}) == len(grid.cells) > 2
-    with pytest.raises(ConfigError, match=r"grid: expected a \.toml or \.yaml file or one of paper"):
+    with pytest.raises(ConfigError, match=r"grid: expected a \.toml or \.yaml file or one of digits, paper"):
         compare.find_grid("other")

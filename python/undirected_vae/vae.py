@@ -261,6 +261,8 @@ class VAE(nn.Module):
 
 def log_mean_exp(values: Tensor) -> Tensor:
     """The log of the mean of exp over the first dim."""
+    if len(values) == 1:  # a step of training with one sample is launches of a GPU, and these are saved
+        return values[0]
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 

@@ -160,7 +160,7 @@ class _Work:
         self._stage += 1
         device = self.model.device
         # Chunks of this size keep the decoder's activations at some 50 MB.
-        size = max(1, 16_000_000 // (num_samples * self.images.shape[1]))
+        size = max(1, min(len(index), 16_000_000 // (num_samples * self.images.shape[1])))
         pieces = [
             (number, part)
             for number in range(rounds)

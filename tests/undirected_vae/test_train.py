@@ -402,7 +402,7 @@ def test_bad_evaluation(tmp_path, uninterrupted, capsys, content):
 def test_divergence_is_one_error_and_leaves_a_sound_checkpoint(tmp_path, capsys):
     flags = ("--learning-rate", 1e30, "--steps", 50)
     for name, more in (("logged", ("--log-every", 1)), ("saved", ("--checkpoint-every", 1)), ("neither", ())):
-        assert train(tmp_path / name, *flags, *more) == 2
+        assert train(tmp_path / name, *flags, *more) == 3
         assert re.search(r"training diverged at step \d+ \(.*\); a smaller learning_rate may help", one_error(capsys))
         model = Run.open(tmp_path / name).load_checkpoint()["model"]
         assert all(value.isfinite().all() for value in model.values())

@@ -209,7 +209,8 @@ def _train(arguments: dict[str, Any], device: torch.device) -> None:
                 print(note, file=sys.stderr)
             raise KeyboardInterrupt from None
         if finish:
-            result = evaluate_run(run, data, model)
+            # The settings of the run are those of its evaluation, also if they were changed to fewer images.
+            result = evaluate_run(run, data, model, keep_larger=False)
             if is_first:
                 print(summary(result))
                 for picture in sample_run(run, data, model):

@@ -285,8 +285,9 @@ def evaluate_run(
     split: str = "test",
     replace: bool = True,
     device: torch.device | None = None,
+    keep_larger: bool = True,
 ) -> dict[str, Any]:
-    """Evaluates a run with its own settings and saves the result, but never in place of an evaluation of more images.
+    """Evaluates a run with its own settings and saves the result.
 
     Args:
         run: The run to evaluate.
@@ -295,6 +296,7 @@ def evaluate_run(
         split: Split of the images, one of SPLITS.
         replace: Whether the result may replace an earlier evaluation of the same checkpoint.
         device: Device of a model that is loaded; the CPU by default.
+        keep_larger: Whether an earlier evaluation of more images of the same checkpoint stays.
 
     Returns:
         The result of :func:`evaluate`, with the step of the checkpoint.
@@ -304,7 +306,8 @@ def evaluate_run(
         model or run.load_model(data, state).to(device or "cpu"), data, run.config, split
     )
     earlier = saved(run, split, state["step"])
-    if gx.distributed.rank() == 0 and (earlier is None or (replace and earlier["images"] <= result["images"])):
+    is_kept = earlier is not None and (not replace or (keep_larger and earlier["images"] > result["images"]))
+    if gx.distributed.rank() == 0 and not is_kept:
         path = _path(run, split)
         try:
             atomic_write(path, (json.dumps(result) + "\n").encode())

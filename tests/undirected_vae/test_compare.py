@@ -183,6 +183,18 @@ def test_a_full_disk_is_told_and_a_later_call_goes_on(tmp_path):
     assert [cell["state"] for cell in cells_of(folder)] == ["done"]
 
 
+def test_other_settings_of_the_evaluation_evaluate_the_same_runs_anew(tmp_path):
+    grid, folder = write_grid(tmp_path, rows={"none": {"coupling": "none"}}, seeds=[0]), tmp_path / "runs"
+    path = folder / "none" / "seed-0"
+    results = []
+    for flags in ([], ["--test-images", "20"], ["--samples", "40"]):  # fewer images, too
+        assert main(["compare", str(grid), "--folder", str(folder), *flags]) == 0
+        assert [cell["state"] for cell in cells_of(folder)] == ["done"]
+        results.append(json.loads((path / "evaluation.json").read_text()))
+    assert [result["images"] for result in results] == [30, 20, 30]
+    assert [result["samples"] for result in results] == [20, 20, 40]
+
+
 def test_a_folder_of_other_settings_is_refused(done, capsys):
     grid, folder, *_ = done
     assert main(["compare", str(grid), "--folder", str(folder), "--steps", "31", "--left", "4"]) == 2

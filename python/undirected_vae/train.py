@@ -229,12 +229,14 @@ class Trainer:
         if self.model.prior:
             bits = self.model.prior.chains.bits
             bits.copy_(gx.distributed.gather(bits[self.prior_part], len(bits)))
-        averaged = None
+        model, averaged = self.model.state_dict(), None
         if self.average:
-            averaged = dict(self.average.named_parameters()) | dict(self.average.named_buffers())
+            # Not its chains, which nothing moves, nor buffers that no state holds.
+            named = dict(self.average.named_parameters()) | dict(self.average.named_buffers())
+            averaged = {name: value for name, value in named.items() if name in model}
         state = {
             "step": self.step,
-            "model": self.model.state_dict(),
+            "model": model,
             "average": averaged,
             "optimizer": self.optimizer.state_dict(),
         }

@@ -193,9 +193,21 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves(tmp_path, stopped, uninterrupted):
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("prior", ["chimera", "bipartite"])
-def test_resume_on_a_chimera_equals_uninterrupted(tmp_path, monkeypatch, prior):
-    flags = ["--posterior", "chimera", "--prior", prior, *CHIMERA, "--steps", 16, "--log-every", 4]
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("--posterior", "chimera", "--prior", "chimera", *CHIMERA),
+        ("--posterior", "chimera", "--prior", "bipartite", *CHIMERA),
+        ("--coupling", "none"),
+        ("--posterior", "directed", "--groups", 3),
+        ("--posterior", "directed", "--relaxation", "power_function", "--sharpness", 30),
+        ("--coupling", "per_sample", "--train-samples", 2),
+        ("--task", "structured", "--coupling", "low_rank", "--train-samples", 2),
+        ("--task", "structured", "--posterior", "directed", "--groups", 2),
+    ],
+)
+def test_resume_of_every_kind_of_model_equals_uninterrupted(tmp_path, monkeypatch, kind):
+    flags = [*kind, "--steps", 16, "--log-every", 4]
     assert train(tmp_path / "whole", *flags) == 0
     save = Run.save_checkpoint
 

@@ -35,6 +35,12 @@ CONFIGS = {
     if posterior != "directed" or coupling == "shared"
 } | {
     "plain": Config(augment=0.0, average=0.0, coupling="per_sample", relaxation="concrete", **SIZES),
+    "none": Config(coupling="none", **SIZES),
+    "groups": Config(posterior="directed", groups=3, **SIZES),
+    "power_function": Config(posterior="directed", relaxation="power_function", sharpness=30, **SIZES),
+    "samples": Config(coupling="per_sample", train_samples=3, **SIZES),
+    "structured": Config(task="structured", coupling="per_sample", train_samples=3, **SIZES),
+    "structured-groups": Config(task="structured", posterior="directed", groups=2, train_samples=3, **SIZES),
     "dropout": Config(dropout=0.1, relaxed_sweeps=2, kl_warmup=0.0, schedule="paper", **SIZES),
 }
 

@@ -22,6 +22,7 @@ import gibbs_ext as gx
 from .config import EVALUATION, Config
 from .data import Dataset, fingerprint
 from .processes import require_shares
+from .products import fast_products
 from .runs import DAMAGED, Run, RunError, atomic_write, blaming
 from .vae import VAE, log_mean_exp
 
@@ -191,7 +192,8 @@ def _estimate(model: VAE, images: Tensor, num_samples: int, num_betas: int, seed
     """The values of :class:`Estimates` [7, B] of one round for images [B, pixels]."""
     with suppressed_annealing_warnings():
         proposal = model.propose(images, num_samples, num_betas, seed)
-    log_joint = model.log_joint(images, proposal.z)
+    with fast_products(images.device):
+        log_joint = model.log_joint(images, proposal.z)
     log_weight, log_bound = proposal.log_ratio.double(), (log_joint + proposal.log_weight).double()
     values = Estimates(
         log_likelihood=log_mean_exp(log_bound),

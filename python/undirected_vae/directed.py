@@ -130,6 +130,19 @@ class DirectedPosterior(nn.Module):
             zs.append(z)
         return torch.cat(zs, -1), log_q
 
+    def log_table(self, features: Tensor, images: Tensor) -> Tensor:
+        """log q(z | x) of all 2^N states, [2^N, B], in the order of all_bits(N)."""
+        table = features.new_zeros(1, len(features))
+        before = features.new_zeros(1, len(features), 0)  # the states of the groups before, [prefixes, B, n]
+        for number, size in enumerate(self.sizes):
+            bits = all_bits(size).to(features)[:, None]
+            logits = self._logits(number, features, images, [before])
+            logits = logits.view(-1, 1, *logits.shape[-2:])  # [prefixes, or 1 for the first group, 1, B, size]
+            table = (table[:, None] + log_bernoulli(logits, bits)).flatten(0, 1)
+            pairs = (len(before), len(bits), len(features))
+            before = torch.cat((before[:, None].expand(*pairs, -1), bits.expand(*pairs, -1)), -1).flatten(0, 1)
+        return table
+
     def _logits(self, number: int, features: Tensor, images: Tensor, before: list[Tensor]) -> Tensor:
         if number == 0:
             logits: Tensor = self.logits(features)
@@ -161,6 +174,11 @@ class DirectedPosterior(nn.Module):
 def _drawn(seed: int | Tensor | None) -> int | Tensor:
     """The seed, drawn from the default generator if there is none: all groups share it."""
     return int(torch.randint(-(2**63), 2**63 - 1, ())) if seed is None else seed
+
+
+def all_bits(num_units: int) -> Tensor:
+    """All states of n bits, [2^n, n]; the last bit changes fastest."""
+    return torch.cartesian_prod(*[torch.tensor((0.0, 1.0))] * num_units).view(-1, num_units)
 
 
 def log_bernoulli(logits: Tensor, bits: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m undirected_vae train | evaluate | sample | info | compare | gap | estimator
+"""python -m undirected_vae train | evaluate | sample | info | compare | gap | estimator | toys
 
 train and evaluate may be started by torchrun, in several processes that share the work.
 """
@@ -22,7 +22,7 @@ from . import estimator
 from .config import EVALUATION, MAX_SEED, PRESETS, Config, ConfigError, add_flags, checked, resolve
 from .data import SPLITS, DataError, Dataset, load
 from .processes import agreed, find_device, processes, require_shares
-from .runs import Diverged, Run, RunError, new_folder
+from .runs import Diverged, Run, RunError, blaming, new_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +122,17 @@ def parser() -> argparse.ArgumentParser:
     estimator.add_flags(
         commands.add_parser("estimator", help="bias and noise of the gradient through relaxed sweeps, by enumeration")
     )
+
+    toys = commands.add_parser(
+        "toys",
+        help="train posteriors of small models whose exact posteriors are known; one table and one plot",
+        description="Prints the table of exact KL divergences, and writes toys.md, toys.csv and toys.png.",
+    )
+    toys.add_argument("--folder", type=Path, default=Path("runs/toys"), help="(default: %(default)s)")
+    toys.add_argument("--toys", nargs="+", metavar="TOY", help="xor, noisy_or, linear, mlp (default: all)")
+    toys.add_argument("--seeds", type=int, default=3, help="trainings of each kind, from seed 0 (default: 3)")
+    toys.add_argument("--steps", type=int, default=600, help="steps of each training (default: 600)")
+    toys.add_argument("--processes", type=int, default=2, help="trainings at a time (default: 2)")
     return top
 
 
@@ -148,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compare(arguments)
         elif command == "estimator":
             estimator.run(arguments)
+        elif command == "toys":
+            _toys(arguments)
         else:
             device = find_device(arguments.pop("device"))
             with processes(device):
@@ -291,6 +304,24 @@ def _compare(arguments: dict[str, Any]) -> int:
     for file in written:
         print(file)
     return 1 if num_failed else 0
+
+
+def _toys(arguments: dict[str, Any]) -> None:
+    from . import toys
+
+    folder, names = arguments["folder"], arguments["toys"] or list(toys.TOYS)
+    unknown = [name for name in names if name not in toys.TOYS]
+    if unknown:
+        raise ConfigError(f"toys: expected some of {', '.join(toys.TOYS)}, got {', '.join(unknown)}")
+    seeds = checked("seeds", arguments["seeds"], int, 2, 1000)  # one seed has no standard error
+    steps = checked("steps", arguments["steps"], int, 1, 10**9)
+    num_processes = checked("processes", arguments["processes"], int, 1, 1000)
+    with blaming(folder, "the folder cannot be written", OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    results = toys.run(list(dict.fromkeys(names)), seeds, steps, num_processes)
+    print(toys.markdown(results), end="")  # first, because writing may fail
+    for file in toys.write(results, folder):
+        print(file)
 
 
 def _say(text: str) -> None:

@@ -256,12 +256,12 @@ def _start(cell: Cell) -> tuple[subprocess.Popen[bytes], TextIO]:
         stderr=log,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     return process, log
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Makes the kernel send SIGTERM to this process when its parent dies: it then saves a checkpoint and leaves."""
     set_death_signal = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)

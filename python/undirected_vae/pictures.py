@@ -70,6 +70,36 @@ def differences(path: Path, panels: Mapping[str, Sequence[tuple[str, float, floa
     return save(path, figure)
 
 
+def dots(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[str, float, float]]]], label: str) -> Path:
+    """Writes a plot of positive values with error bars.
+
+    There is one panel for each toy, one marker for each series in it, and one line for each (name, value, error).
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for rows in series.values() for name, *_ in rows))
+    figure = Figure(figsize=(2 + 2.6 * len(panels), 1.6 + 0.42 * len(names)), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
+        for number, (kind, rows) in enumerate(series.items()):
+            places = [names.index(name) + 0.18 * (number - (len(series) - 1) / 2) for name, *_ in rows]
+            values, errors = [value for _, value, _ in rows], [error for *_, error in rows]
+            axes.errorbar(
+                values, places, xerr=errors, fmt="os^D"[number % 4], label=kind, capsize=3, markersize=5, linewidth=1
+            )
+        axes.set_title(title)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3, axis="x")
+        for place in range(1, len(names)):
+            axes.axhline(place - 0.5, color="0.85", linewidth=0.8)
+    all_axes[0].set_yticks(range(len(names)), names)
+    all_axes[0].invert_yaxis()
+    figure.supxlabel(label, fontsize=10)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    atomic_write(path, buffer.getvalue())
+    return path
+
+
 def curves(path: Path, metrics: Sequence[Mapping[str, float]]) -> Path:
     """Writes a plot of the ELBO of training and validation images over the steps."""
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -102,6 +102,26 @@ def test_spin_glass_refuses(monkeypatch, capsys, option, value):
     assert re.search(rf"error: --{option} must .*, got {value}", capsys.readouterr().err)
 
 
+def test_xor_posterior(tmp_path):
+    out = run(EXAMPLES / "xor_posterior.py", "--folder", tmp_path / "a" / "b", cwd=tmp_path)
+    (without,) = re.findall(r"^without couplings: KL\(q \|\| p\) = ([\d.]+) nats$", out, re.MULTILINE)
+    (coupled,) = re.findall(r"^with couplings: KL\(q \|\| p\) = ([\d.]+) nats$", out, re.MULTILINE)
+    # The best that independent bits can do is 2.99.
+    assert 2.98 < float(without) < 3.5
+    assert float(coupled) < 0.2
+    (picture,) = (tmp_path / "a" / "b").iterdir()
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(("option", "value"), [("steps", 0), ("seed", -1), ("seed", 2**32)])
+def test_xor_posterior_refuses(monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["xor_posterior.py", f"--{option}={value}"])
+    with pytest.raises(SystemExit) as stop:
+        load("xor_posterior").main()
+    assert stop.value.code == 2
+    assert re.search(rf"error: --{option} must .*, got {value}", capsys.readouterr().err)
+
+
 def test_spin_glass_is_interrupted_in_one_line(tmp_path):
     arguments = ("--size=8", "--reads=1000", "--sweeps=1000000", f"--folder={tmp_path}")
     with subprocess.Popen(

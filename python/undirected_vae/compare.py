@@ -349,11 +349,11 @@ def summarise(grid: Grid) -> list[Summary]:
                     row,
                     len(found),
                     diverged.count((group, row)),
-                    *_mean_and_error([result["nll"] for result in found.values()]),
-                    *_mean_and_error([result["elbo"] for result in found.values()]),
-                    *(_mean_and_error(differences) if has_pairs else (math.nan, math.nan)),
-                    _mean_and_error(list(np.mean(of_images, 0)))[1] if has_pairs else math.nan,
-                    _mean_and_error([result.get("looseness", math.nan) for result in found.values()])[0],
+                    *mean_and_error([result["nll"] for result in found.values()]),
+                    *mean_and_error([result["elbo"] for result in found.values()]),
+                    *(mean_and_error(differences) if has_pairs else (math.nan, math.nan)),
+                    mean_and_error(list(np.mean(of_images, 0)))[1] if has_pairs else math.nan,
+                    mean_and_error([result.get("looseness", math.nan) for result in found.values()])[0],
                     _least(result.get("effective_sample_size_min", math.nan) for result in found.values()),
                 )
             )
@@ -364,7 +364,8 @@ def _least(values: Iterable[float]) -> float:
     return min(values, default=math.nan)
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error, which needs two values; NaN stands for what cannot be known."""
     if not values:
         return math.nan, math.nan
     return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan

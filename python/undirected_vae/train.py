@@ -403,7 +403,8 @@ def _metrics(run: Run, start: int) -> Iterator[Any]:
     with (
         run.writing(),
         open(run.metrics_path, "a") as file,
-        SummaryWriter(str(run.path), purge_step=start + 1 if start else None) as events,
+        # Stopped amid a write, its thread may keep the program from ending until the next flush.
+        SummaryWriter(str(run.path), purge_step=start + 1 if start else None, flush_secs=10) as events,
     ):
 
         def write(line: dict[str, float]) -> None:
@@ -435,8 +436,9 @@ def _ctrl_c() -> Iterator[Any]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        # torchrun passes on a signal that the terminal may have sent to this process already.
-        if received and gx.distributed.world_size() == 1:
+        # torchrun passes on a signal that the terminal may have sent to this process already. SIGTERM may come several
+        # times from a parent that dies, once for each of its threads.
+        if received and number == signal.SIGINT and gx.distributed.world_size() == 1:
             raise KeyboardInterrupt
         received = True
 

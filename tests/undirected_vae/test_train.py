@@ -224,6 +224,22 @@ def test_resume_of_every_kind_of_model_equals_uninterrupted(tmp_path, monkeypatc
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_sigterm_saves_a_checkpoint_even_if_it_comes_several_times(tmp_path, monkeypatch, capsys):
+    """As it does from a parent that is killed, once for each of its threads."""
+    save = Run.save_checkpoint
+
+    def killed_save(run, state):
+        if state["step"] == 7:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return save(run, state)
+
+    monkeypatch.setattr(Run, "save_checkpoint", killed_save)
+    assert train(tmp_path / "run", "--steps", 16, "--checkpoint-every", 7) == 130
+    assert "interrupted; the checkpoint is saved" in capsys.readouterr().err
+    assert Run.open(tmp_path / "run").load_checkpoint()["step"] in (7, 8)
+
+
 def test_ctrl_c_during_the_last_step_is_heeded(tmp_path, monkeypatch):
     save = Run.save_checkpoint
 

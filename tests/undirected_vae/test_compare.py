@@ -133,11 +133,12 @@ def test_a_kill_at_any_moment_loses_no_cell(tmp_path):
     settings, folder = SETTINGS | {"steps": 200, "checkpoint_every": 20}, tmp_path / "runs"
     grid = write_grid(tmp_path, rows=rows, settings=settings)
     first = start(grid, folder, "--processes", 2)
-    # A cell is done, and the next one has begun.
-    wait_for(lambda: any(folder.glob("*/seed-3/evaluation.json")) and any(folder.glob("*/seed-4/metrics.jsonl")), first)
+    wait_for(lambda: any(folder.glob("*/seed-3/cell.yaml")), first)
     second = start(grid, folder)
     assert second.wait(60) == 2
     assert f"error: {folder}: another process is comparing there" in second.stderr.read()
+    # A cell is done, and the next one has begun.
+    wait_for(lambda: any(folder.glob("*/seed-3/evaluation.json")) and any(folder.glob("*/seed-4/metrics.jsonl")), first)
     first.kill()
     first.communicate()
     kept = {path: path.read_text() for path in folder.glob("*/*/evaluation.json")}

@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +326,9 @@ class Summary:
     difference_error: float  # over seeds
     paired_error: float  # over images, of the mean over seeds
     looseness: float  # of the importance-weighted bound, mean over seeds
-    effective_sample_size: float  # the least over images and seeds, over the number of samples
+    is_loose: bool  # whether the looseness of the row or of the baseline is not known to be below a tenth of difference
+    effective_samples: float  # effective number of the bound's samples, median over images, mean over seeds
+    num_failed: int  # images and seeds for which the annealing to the posterior failed
 
 
 def summarise(grid: Grid) -> list[Summary]:
@@ -342,6 +344,9 @@ def summarise(grid: Grid) -> list[Summary]:
             ]
             has_pairs = row != grid.baseline and pairs
             differences = [paired_difference(result, other)["difference"] for result, other in pairs]
+            difference = mean_and_error(differences) if has_pairs else (math.nan, math.nan)
+            # A loose bound of the baseline flatters the row.
+            worst = [max(_looseness(result), _looseness(other)) for result, other in pairs]
             of_images = [np.subtract(other["log_likelihood"], result["log_likelihood"]) for result, other in pairs]
             summaries.append(
                 Summary(
@@ -351,17 +356,19 @@ def summarise(grid: Grid) -> list[Summary]:
                     diverged.count((group, row)),
                     *mean_and_error([result["nll"] for result in found.values()]),
                     *mean_and_error([result["elbo"] for result in found.values()]),
-                    *(mean_and_error(differences) if has_pairs else (math.nan, math.nan)),
+                    *difference,
                     mean_and_error(list(np.mean(of_images, 0)))[1] if has_pairs else math.nan,
                     mean_and_error([result.get("looseness", math.nan) for result in found.values()])[0],
-                    _least(result.get("effective_sample_size_min", math.nan) for result in found.values()),
+                    bool(has_pairs) and not sum(worst) / len(worst) <= abs(difference[0]) / 10,
+                    mean_and_error([float(np.median(result["effective_sample_size"])) for result in found.values()])[0],
+                    sum(result.get("annealing", {}).get("failed", 0) for result in found.values()),
                 )
             )
     return summaries
 
 
-def _least(values: Iterable[float]) -> float:
-    return min(values, default=math.nan)
+def _looseness(result: Mapping[str, Any]) -> float:
+    return float(result.get("looseness", math.inf))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -379,7 +386,8 @@ COLUMNS = {
     "difference": "minus {baseline}: over seeds",
     "paired_error": "over images",
     "looseness": "looseness",
-    "effective_sample_size": "least ESS",
+    "effective_samples": "effective samples",
+    "num_failed": "AIS failed",
 }
 
 
@@ -395,9 +403,10 @@ def markdown(grid: Grid) -> str:
         parts.append(f"### {group}\n\n{table}" if group else table)
     note = (
         '`+-` is a standard error: over seeds, except in the column "over images", where it is that of the paired '
-        "difference on the same images (mean over seeds). A star marks a difference of which a tenth is less than the "
-        "looseness of the bound: the mean, over some images, of the bound with ten times as many samples minus the "
-        "bound itself."
+        "difference on the same images (mean over seeds). Looseness is the mean, over some images, of the bound with "
+        "ten times as many samples minus the bound itself; a star marks a difference of which a tenth is not above the "
+        "looseness of both rows. Effective samples are those of the bound's weights, for the median image. AIS failed "
+        "for that many images, of all seeds together."
     )
     return "\n\n".join([*parts, note]) + "\n"
 
@@ -409,15 +418,15 @@ def _entries(row: Summary) -> Iterator[str]:
     def with_error(value: float, error: float, form: str = ".2f") -> str:
         return number(value, form) + ("" if math.isnan(error) else f" +- {error:.2f}")
 
-    is_loose = row.looseness > abs(row.difference) / 10
     yield row.row
     yield f"{row.num_seeds}" + (f", {row.num_diverged} diverged" if row.num_diverged else "")
     yield with_error(row.nll, row.nll_error)
     yield with_error(row.elbo, row.elbo_error)
-    yield with_error(row.difference, row.difference_error, "+.2f") + ("*" if is_loose else "")
+    yield with_error(row.difference, row.difference_error, "+.2f") + ("*" if row.is_loose else "")
     yield number(row.paired_error)
     yield number(row.looseness, ".3f")
-    yield number(row.effective_sample_size, ".2f")
+    yield number(row.effective_samples, ".0f")
+    yield str(row.num_failed)
 
 
 def write_tables(grid: Grid, folder: Path) -> list[Path]:
@@ -436,7 +445,11 @@ def write_tables(grid: Grid, folder: Path) -> list[Path]:
         return text.getvalue().encode()
 
     summaries = summarise(grid)
-    of_result = ("nll", "nll_standard_error", "nll_plain", "elbo", "looseness", "log_partition", "images", "step")
+    of_result = (
+        *("nll", "nll_standard_error", "nll_plain", "nll_plain_is_wrong", "elbo", "samples"),
+        *("looseness", "looseness_standard_error", "looseness_is_reached", "effective_sample_size_min"),
+        *("log_partition", "log_partition_standard_error", "images", "step"),
+    )
     cells = [
         {"group": cell.group, "row": cell.row, "seed": cell.run.config.seed, "state": "done"} | result
         if (result := cell.result())

@@ -75,9 +75,10 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     Processes share the work; each returns the whole result, which does not depend on their number.
 
     `nll` is -log of the mean over samples of p(x, z) / q(z), with the weights of AIS for q. Its mean over repetitions
-    is an upper bound of the true value for any annealing. `nll_plain` takes the samples of AIS as exact samples of
-    q and its log Z_phi(x) as exact, as Vahdat et al. do. It bounds nothing, and is wrong by many nats where the
-    annealing is too short. Both share log Z_theta, whose AIS estimate is low by about half its squared error.
+    is an upper bound of the true value for any annealing (but for undirected models in structured prediction).
+    `nll_plain` takes the samples of AIS as exact samples of q and its log Z_phi(x) as exact, as Vahdat et al. do. It
+    bounds nothing, and is wrong by many nats where the annealing is too short. Both share log Z_theta, whose AIS
+    estimate is low by about half its squared error.
 
     A few chains find out beforehand how many steps the annealing to each image's posterior needs, and some images how
     many samples the bound needs. All estimates come from new samples, so these choices do not bias them.

@@ -37,7 +37,8 @@ class Proposal(NamedTuple):
     """Binary samples of q(z | x), with the weights that the importance-weighted bound needs."""
 
     z: Tensor  # [K, B, N]
-    # The mean over k of exp(log_weight) * f(z) estimates sum_z f(z), without bias (structured: sum_z q(z | x) f(z)).
+    # The mean over k of exp(log_weight) * f(z) estimates sum_z f(z), without bias. In structured prediction it
+    # estimates sum_z q(z | x) f(z), for an undirected q with normalised weights, whose bias falls with K.
     log_weight: Tensor  # [K, B]
     # log q(z | x) [K, B], of an undirected posterior with the AIS estimate of log Z_phi(x); 0 in structured prediction
     log_q: Tensor

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("mlxtend")
@@ -30,6 +31,15 @@ SETTINGS = {
     "log_every": 10, "posterior_sweeps": 2, "samples": 20, "posterior_betas": 10, "prior_betas": 50,
     "prior_ais_chains": 20, "test_images": 30, "augment": 0,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the cells have, because the order of sums depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_grid(folder, **contents):
@@ -126,6 +136,27 @@ def test_tables_hold_means_and_both_kinds_of_errors(done):
     assert main(["compare", str(grid), "--folder", str(folder), "--tables-only", "--baseline", "L = 1"]) == 0
     line = line_of(folder, "B", "none")
     assert math.isclose(float(line["difference"]), -difference.mean(), rel_tol=1e-6, abs_tol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("of_row", "of_baseline", "star"), [(0.01, 0.01, ""), (0.2, 0.01, "*"), (0.01, 0.2, "*"), (None, 0.01, "*")]
+)
+def test_a_star_marks_a_difference_that_looseness_may_explain(done, monkeypatch, of_row, of_baseline, star):
+    """Looseness of the baseline flatters the other rows; what was not measured may be large."""
+    grid = compare.read_grid(done[0], done[1], {})
+    result, loosenesses = compare.Cell.result, {"L = 1": of_row, "none": of_baseline}
+
+    def changed(cell):
+        found = result(cell)
+        if found:
+            level = 99.0 if cell.row == "none" else 100.0
+            found |= {"log_likelihood": [-level] * 30, "nll": level, "looseness": loosenesses[cell.row]}
+            if found["looseness"] is None:
+                del found["looseness"]
+        return found
+
+    monkeypatch.setattr(compare.Cell, "result", changed)
+    assert f"| +1.00 +- 0.00{star} |" in compare.markdown(grid)
 
 
 def test_a_kill_at_any_moment_loses_no_cell(tmp_path):

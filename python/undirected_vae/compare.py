@@ -95,7 +95,6 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    name: str
     baseline: str
     rows: tuple[str, ...]
     groups: tuple[str, ...]
@@ -148,7 +147,14 @@ def read_grid(path: Path, folder: Path, flags: Mapping[str, Any], baseline: str 
     folders = [cell.run.path for cell in cells]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"{path}: rows, groups: expected names that differ in letters and digits, got {list(rows)}")
-    return Grid(path.stem, baseline, tuple(rows), tuple(groups), tuple(cells))
+    for group in groups:
+        images = {
+            (c.run.config.data, c.run.config.data_seed, c.run.config.test_images) for c in cells if c.group == group
+        }
+        if len(images) > 1:
+            found = "; ".join(f"data {data}, data_seed {seed}, test_images {count}" for data, seed, count in images)
+            raise ConfigError(f"{path}: rows: expected the same images in all rows that are compared, got {found}")
+    return Grid(baseline, tuple(rows), tuple(groups), tuple(cells))
 
 
 def slug(name: str) -> str:
@@ -465,10 +471,10 @@ def write_tables(grid: Grid, folder: Path) -> list[Path]:
     with blaming(folder, "the folder of the grid cannot be written", OSError):
         for name, content in contents.items():
             atomic_write(folder / name, content)
-        panels: dict[str, list[tuple[str, float, float]]] = {group: [] for group in grid.groups}
-        for row in summaries:
-            if row.num_seeds:
-                panels[row.group].append((row.row, row.difference, row.difference_error))
+        done = [row for row in summaries if row.num_seeds]
+        panels: dict[str, list[tuple[str, float, float]]] = {row.group: [] for row in done or summaries}
+        for row in done:
+            panels[row.group].append((row.row, row.difference, row.difference_error))
         label = f"test NLL minus that of {grid.baseline} [nats], +- standard error over seeds"
         picture = pictures.differences(folder / "comparison.png", panels, label)
     return [*(folder / name for name in contents), picture]

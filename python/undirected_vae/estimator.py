@@ -27,7 +27,7 @@ from torch import Tensor
 import gibbs_ext as gx
 
 from .config import MAX_SEED, checked
-from .directed import log_bernoulli
+from .directed import all_bits, log_bernoulli
 from .runs import atomic_write, blaming
 
 RELAXATIONS = ("pwl", "concrete", "straight_through", "mean_field")
@@ -127,8 +127,7 @@ def decode(layers: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
 
 def exact_gradients(problem: Problem, relaxed_sweeps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """The gradient [P] of E_q[f] in theta by enumeration, and the truncated one of each number of relaxed sweeps."""
-    numbers = torch.arange(2 ** (problem.left + problem.right))
-    z = (numbers[:, None] >> torch.arange(problem.left + problem.right).flip(0) & 1).double()
+    z = all_bits(problem.left + problem.right).double()
     theta = problem.theta.clone().requires_grad_()
     log_weights = -problem.machine(theta).energy(z)
     q = torch.softmax(log_weights, 0)

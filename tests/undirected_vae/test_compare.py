@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 pytest.importorskip("mlxtend")
@@ -31,15 +30,6 @@ SETTINGS = {
     "log_every": 10, "posterior_sweeps": 2, "samples": 20, "posterior_betas": 10, "prior_betas": 50,
     "prior_ais_chains": 20, "test_images": 30, "augment": 0,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the cells have, because the order of sums depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_grid(folder, **contents):
@@ -250,6 +240,7 @@ def test_a_folder_of_other_settings_is_refused(done, capsys):
         ({"rows": {"a": {}}, "seeds": []}, r"seeds: expected a list of different integers, got \[\]"),
         ({"rows": {"a": {}}, "seeds": [1, 1]}, "seeds: expected a list of different integers"),
         ({"rows": {"a": {}}, "seeds": [-1]}, "seeds: expected from 0 to"),
+        ({"rows": {"a": {}, "b": {"test_images": 3}}}, "rows: expected the same images in all rows that are compared"),
         ({"rows": {"a": {}}, "repeats": 3}, "expected seeds, baseline, settings, groups and rows, got repeats"),
     ],
 )

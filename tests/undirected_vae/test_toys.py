@@ -28,14 +28,6 @@ from undirected_vae.vae import VAE
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def model_of(toy, seed=0):
     return toys.TOYS[toy][1](torch.Generator().manual_seed(seed))
 

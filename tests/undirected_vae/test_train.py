@@ -39,14 +39,6 @@ CHIMERA = ("--chimera-rows", 1, "--chimera-cols", 3, "--right", 12)
 IMPROVEMENT = 20  # nats, in 200 steps
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def train(path, *flags):
     return main(["train", "--run", str(path), "--no-evaluate", *SMALL, *map(str, flags)])
 

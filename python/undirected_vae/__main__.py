@@ -7,6 +7,7 @@ train and evaluate may be started by torchrun, in several processes that share t
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -280,10 +281,11 @@ def _evaluate(arguments: dict[str, Any], device: torch.device) -> None:
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
         _say(f"NLL of {run.path} minus {other.path}, paired: {difference}")
-        if paired["looseness"] > abs(paired["difference"]) / 10:
-            _say(
-                f"That is less than ten times the looseness of a bound, {paired['looseness']:.3f}: see --max-looseness"
-            )
+        if math.isnan(paired["change"]):
+            _say("How loose the two bounds are was not measured on the same images: see --check-images")
+        else:
+            change = f"{paired['change']:+.3f} +- {paired['change_standard_error']:.3f}"
+            _say(f"Ten times the samples would change that by {change}: see --max-looseness")
 
 
 def _compare(arguments: dict[str, Any]) -> int:

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from .config import EVALUATION, MAX_SEED, ConfigError, checked, read_file, resolve
 from .data import load
 from .evaluate import compare as paired_difference
-from .evaluate import saved, settings
+from .evaluate import looseness_change, saved, settings
 from .runs import Run, RunError, atomic_write, blaming
 
 GRIDS = Path(__file__).parent / "grids"
@@ -332,9 +332,16 @@ class Summary:
     difference_error: float  # over seeds
     paired_error: float  # over images, of the mean over seeds
     looseness: float  # of the importance-weighted bound, mean over seeds
-    is_loose: bool  # whether the looseness of the row or of the baseline is not known to be below a tenth of difference
+    change: float  # what ten times the samples would add to the difference, mean over seeds and the images checked
+    change_error: float  # over images, of the mean over seeds
     effective_samples: float  # effective number of the bound's samples, median over images, mean over seeds
     num_failed: int  # images and seeds for which the annealing to the posterior failed
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the looseness of the bounds is not known to be below a tenth of the difference."""
+        is_known = abs(self.change) + self.change_error <= abs(self.difference) / 10
+        return not math.isnan(self.difference) and not is_known
 
 
 def summarise(grid: Grid) -> list[Summary]:
@@ -352,7 +359,8 @@ def summarise(grid: Grid) -> list[Summary]:
             differences = [paired_difference(result, other)["difference"] for result, other in pairs]
             difference = mean_and_error(differences) if has_pairs else (math.nan, math.nan)
             # A loose bound of the baseline flatters the row.
-            worst = [max(_looseness(result), _looseness(other)) for result, other in pairs]
+            changes = [looseness_change(result, other).numpy() for result, other in pairs]
+            is_checked = has_pairs and len({len(change) for change in changes}) == 1
             of_images = [np.subtract(other["log_likelihood"], result["log_likelihood"]) for result, other in pairs]
             summaries.append(
                 Summary(
@@ -365,16 +373,12 @@ def summarise(grid: Grid) -> list[Summary]:
                     *difference,
                     mean_and_error(list(np.mean(of_images, 0)))[1] if has_pairs else math.nan,
                     mean_and_error([result.get("looseness", math.nan) for result in found.values()])[0],
-                    bool(has_pairs) and not sum(worst) / len(worst) <= abs(difference[0]) / 10,
+                    *(mean_and_error(list(np.mean(changes, 0))) if is_checked else (math.nan, math.nan)),
                     mean_and_error([float(np.median(result["effective_sample_size"])) for result in found.values()])[0],
                     sum(result.get("annealing", {}).get("failed", 0) for result in found.values()),
                 )
             )
     return summaries
-
-
-def _looseness(result: Mapping[str, Any]) -> float:
-    return float(result.get("looseness", math.inf))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -392,6 +396,7 @@ COLUMNS = {
     "difference": "minus {baseline}: over seeds",
     "paired_error": "over images",
     "looseness": "looseness",
+    "change": "10 times the samples would change that by",
     "effective_samples": "effective samples",
     "num_failed": "AIS failed",
 }
@@ -410,9 +415,10 @@ def markdown(grid: Grid) -> str:
     note = (
         '`+-` is a standard error: over seeds, except in the column "over images", where it is that of the paired '
         "difference on the same images (mean over seeds). Looseness is the mean, over some images, of the bound with "
-        "ten times as many samples minus the bound itself; a star marks a difference of which a tenth is not above the "
-        "looseness of both rows. Effective samples are those of the bound's weights, for the median image. AIS failed "
-        "for that many images, of all seeds together."
+        "ten times as many samples minus the bound itself. That changes the difference by what stands beside it, with "
+        "the standard error over the images; a star marks a difference of which a tenth is not above this change with "
+        "its error. Effective samples are those of the bound's weights, for the median image. AIS failed for that many "
+        "images, of all seeds together."
     )
     return "\n\n".join([*parts, note]) + "\n"
 
@@ -422,7 +428,7 @@ def _entries(row: Summary) -> Iterator[str]:
         return "" if math.isnan(value) else format(value, form)
 
     def with_error(value: float, error: float, form: str = ".2f") -> str:
-        return number(value, form) + ("" if math.isnan(error) else f" +- {error:.2f}")
+        return number(value, form) + ("" if math.isnan(error) else f" +- {error:{form.lstrip('+')}}")
 
     yield row.row
     yield f"{row.num_seeds}" + (f", {row.num_diverged} diverged" if row.num_diverged else "")
@@ -431,6 +437,7 @@ def _entries(row: Summary) -> Iterator[str]:
     yield with_error(row.difference, row.difference_error, "+.2f") + ("*" if row.is_loose else "")
     yield number(row.paired_error)
     yield number(row.looseness, ".3f")
+    yield with_error(row.change, row.change_error, "+.3f")
     yield number(row.effective_samples, ".0f")
     yield str(row.num_failed)
 

@@ -83,10 +83,10 @@ def evaluate(model: VAE, data: Dataset, config: Config, split: str = "test") -> 
     A few chains find out beforehand how many steps the annealing to each image's posterior needs, and some images how
     many samples the bound needs. All estimates come from new samples, so these choices do not bias them.
 
-    `looseness` is the mean of the bound with ten times the samples minus the bound with the samples, on the first
-    `check_images` of evenly spaced images; it is less than the distance from the true value. `effective_sample_size` is
-    that of the weights p(x, z) / q(z), `effective_sample_size_min` the least of the weights of AIS, over the number of
-    samples. Directed posteriors, whose samples are exact, have no `annealing`.
+    `looseness` is the mean of the bound with ten times the samples minus the bound with the samples, on `check_images`
+    evenly spaced images (`looseness_of_images`); it is less than the distance from the true value.
+    `effective_sample_size` is that of the weights p(x, z) / q(z), `effective_sample_size_min` the least of the weights
+    of AIS, over the number of samples. Directed posteriors, whose samples are exact, have no `annealing`.
 
     Warns:
         AnnealingWarning: The annealing fails for some images even with `posterior_max_betas` steps.
@@ -254,6 +254,7 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
         "looseness": looseness.mean().item(),
         "looseness_standard_error": standard_error(looseness),
         "looseness_images": count,
+        "looseness_of_images": _rounded(looseness, 4),
         "looseness_is_reached": bool(is_small) if config.max_looseness else None,
     }
     if work.is_annealed:  # A factorial posterior has one mode.
@@ -264,12 +265,14 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The paired difference of two evaluations on the same images: nll of `result` minus nll of `other`.
 
-    Their bounds are loose by up to `looseness`, as far as it was measured.
+    `change` is what ten times the samples of both would add to the difference, measured on the images on which both
+    were checked; it is NaN if they were not checked on the same ones.
     """
     if result["fingerprint"] != other["fingerprint"]:
         raise RunError(
             "the two runs were not evaluated on the same images (data, data_seed and the number of images must agree)"
         )
+    change = looseness_change(result, other)
     difference = torch.tensor(other["log_likelihood"], dtype=torch.float64) - torch.tensor(
         result["log_likelihood"], dtype=torch.float64
     )
@@ -277,8 +280,17 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "difference": difference.mean().item(),
         "standard_error": standard_error(difference),
         "images": len(difference),
-        "looseness": max(found.get("looseness", 0.0) for found in (result, other)),
+        "change": change.mean().item(),
+        "change_standard_error": standard_error(change),
     }
+
+
+def looseness_change(result: dict[str, Any], other: dict[str, Any]) -> Tensor:
+    """For each image on which both were checked, what ten times the samples would add to their difference."""
+    gain, other_gain = (
+        torch.tensor(found.get("looseness_of_images", []), dtype=torch.float64) for found in (result, other)
+    )
+    return other_gain - gain if len(gain) == len(other_gain) else gain.new_empty(0)
 
 
 def evaluate_run(

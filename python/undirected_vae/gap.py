@@ -174,7 +174,7 @@ def decompose(
     Args:
         model: A model with a prior, whose posterior is directed or bipartite.
         images: Binary images.
-        steps: Steps of each fit.
+        steps: Steps of each fit; the factorial posterior has a second fit of as many.
         num_samples: Samples for each image and step.
         num_betas: Steps of the annealing to each posterior in the end.
         draws: Samples of each posterior and round in the end.
@@ -219,16 +219,18 @@ def decompose(
     fit = {"steps": steps, "num_samples": num_samples}
 
     none = Posteriors(torch.logit(centre), centre.new_zeros(n1, n2), centre)
-    early, factorial = refit(log_joint_of(every), none, with_coupling=False, seed=next(seeds), **fit)
+    _, first = refit(log_joint_of(every), none, with_coupling=False, seed=next(seeds), **fit)
+    # Couplings start from this posterior and have as many steps again, so it gets them, too.
+    early, factorial = refit(log_joint_of(every), first, with_coupling=False, seed=next(seeds), **fit)
     of_factorial = measured(of(factorial), every)
     factorial_gain = of_factorial.elbo - measured(of(early), every).elbo
 
-    # The start is the encoder's machine, or the best factorial posterior, whichever is better.
-    start = Posteriors.of_machine(factorial.machine(), centre)
+    # The start is the encoder's machine, or the factorial posterior of half the steps, whichever is better.
+    start = Posteriors.of_machine(first.machine(), centre)
     if isinstance(model.posterior, gx.nn.BoltzmannPosterior):
         machine = model.posterior.distribution(model.encoder(model.seen(images)))
         assert isinstance(machine, gx.BipartiteBoltzmann)
-        own, is_better = Posteriors.of_machine(machine, centre), encoder.elbo > of_factorial.elbo
+        own, is_better = Posteriors.of_machine(machine, centre), encoder.elbo > measured(of(first), every).elbo
         start = Posteriors(
             torch.where(is_better.unsqueeze(-1), own.field, start.field),
             torch.where(is_better.view(-1, 1, 1), own.coupling, start.coupling),

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import math
 import warnings
 
 import many
@@ -196,7 +197,8 @@ def test_looseness_is_that_of_the_bound():
     assert abs(looseness.mean() - (bounds[1] - bounds[0])) < 4.5 * error
     # The planted fault: five times the samples.
     assert abs(looseness.mean() - (bounds[2] - bounds[0])) > 4.5 * error
-    assert results[0]["looseness_images"] == 12
+    assert results[0]["looseness_images"] == len(results[0]["looseness_of_images"]) == 12
+    assert math.isclose(np.mean(results[0]["looseness_of_images"]), results[0]["looseness"], abs_tol=1e-4)
     assert results[0]["looseness_is_reached"] is None
     assert "modes" not in results[0]
     assert "10 times the samples raise the bound by" in summary(results[0])
@@ -222,11 +224,17 @@ def test_samples_are_raised_until_the_bound_is_tight():
     assert "more than max_looseness" in summary(capped)
 
 
-def test_a_comparison_knows_the_looser_bound():
-    one = {"fingerprint": "a", "log_likelihood": [-1.0, -2.0]}
-    assert compare(one, one)["looseness"] == 0  # not measured
-    assert compare(one | {"looseness": 0.1}, one | {"looseness": 0.3})["looseness"] == 0.3
-    assert compare(one | {"looseness": 0.1}, one)["looseness"] == 0.1
+def test_a_comparison_knows_what_more_samples_would_change():
+    one = {"fingerprint": "a", "log_likelihood": [-1.0, -2.0, -6.0]}
+    other = {"fingerprint": "a", "log_likelihood": [-2.0, -2.0, -2.0], "looseness_of_images": [0.5, 0.1]}
+    found = compare(one | {"looseness_of_images": [0.3, 0.1]}, other)
+    assert found["difference"] == 1
+    assert found["images"] == 3
+    # The other's bound rises by 0.2 more on the first of the two images.
+    assert math.isclose(found["change"], 0.1)
+    assert math.isclose(found["change_standard_error"], 0.1)
+    for not_measured in (one, one | {"looseness_of_images": [0.1, 0.1, 0.1]}):
+        assert math.isnan(compare(not_measured, other)["change"])
 
 
 # Modes --------------------------------------------------------------------------------------------------------------

@@ -281,11 +281,14 @@ def _evaluate(arguments: dict[str, Any], device: torch.device) -> None:
         paired = compare(result, other_result)
         difference = f"{paired['difference']:+.2f} +- {paired['standard_error']:.2f} ({paired['images']} images)"
         _say(f"NLL of {run.path} minus {other.path}, paired: {difference}")
-        if math.isnan(paired["change"]):
-            _say("How loose the two bounds are was not measured on the same images: see --check-images")
-        else:
+        if paired["looseness"] > abs(paired["difference"]) / 10:
+            size = f"{paired['looseness']:.3f}" if math.isfinite(paired["looseness"]) else "which was not measured"
+            _say(
+                f"That is less than ten times the looseness of a bound, {size}: see --max-looseness and --check-images"
+            )
+        if not math.isnan(paired["change"]):
             change = f"{paired['change']:+.3f} +- {paired['change_standard_error']:.3f}"
-            _say(f"Ten times the samples would change that by {change}: see --max-looseness")
+            _say(f"Ten times the samples would change that by {change}")
 
 
 def _compare(arguments: dict[str, Any]) -> int:

@@ -334,14 +334,9 @@ class Summary:
     looseness: float  # of the importance-weighted bound, mean over seeds
     change: float  # what ten times the samples would add to the difference, mean over seeds and the images checked
     change_error: float  # over images, of the mean over seeds
+    is_loose: bool  # whether the looseness of the row or of the baseline is not known to be below a tenth of difference
     effective_samples: float  # effective number of the bound's samples, median over images, mean over seeds
     num_failed: int  # images and seeds for which the annealing to the posterior failed
-
-    @property
-    def is_loose(self) -> bool:
-        """Whether the looseness of the bounds is not known to be below a tenth of the difference."""
-        is_known = abs(self.change) + self.change_error <= abs(self.difference) / 10
-        return not math.isnan(self.difference) and not is_known
 
 
 def summarise(grid: Grid) -> list[Summary]:
@@ -356,9 +351,10 @@ def summarise(grid: Grid) -> list[Summary]:
                 (result, other) for seed, result in found.items() if (other := results[group, grid.baseline, seed])
             ]
             has_pairs = row != grid.baseline and pairs
-            differences = [paired_difference(result, other)["difference"] for result, other in pairs]
-            difference = mean_and_error(differences) if has_pairs else (math.nan, math.nan)
-            # A loose bound of the baseline flatters the row.
+            paired = [paired_difference(result, other) for result, other in pairs]
+            difference = mean_and_error([pair["difference"] for pair in paired]) if has_pairs else (math.nan, math.nan)
+            # A loose bound of the baseline flatters the row, so the looser one of the two counts.
+            looseness = sum(pair["looseness"] for pair in paired) / max(1, len(paired))
             changes = [looseness_change(result, other).numpy() for result, other in pairs]
             is_checked = has_pairs and len({len(change) for change in changes}) == 1
             of_images = [np.subtract(other["log_likelihood"], result["log_likelihood"]) for result, other in pairs]
@@ -374,6 +370,7 @@ def summarise(grid: Grid) -> list[Summary]:
                     mean_and_error(list(np.mean(of_images, 0)))[1] if has_pairs else math.nan,
                     mean_and_error([result.get("looseness", math.nan) for result in found.values()])[0],
                     *(mean_and_error(list(np.mean(changes, 0))) if is_checked else (math.nan, math.nan)),
+                    bool(has_pairs) and not looseness <= abs(difference[0]) / 10,
                     mean_and_error([float(np.median(result["effective_sample_size"])) for result in found.values()])[0],
                     sum(result.get("annealing", {}).get("failed", 0) for result in found.values()),
                 )
@@ -415,10 +412,10 @@ def markdown(grid: Grid) -> str:
     note = (
         '`+-` is a standard error: over seeds, except in the column "over images", where it is that of the paired '
         "difference on the same images (mean over seeds). Looseness is the mean, over some images, of the bound with "
-        "ten times as many samples minus the bound itself. That changes the difference by what stands beside it, with "
-        "the standard error over the images; a star marks a difference of which a tenth is not above this change with "
-        "its error. Effective samples are those of the bound's weights, for the median image. AIS failed for that many "
-        "images, of all seeds together."
+        "ten times as many samples minus the bound itself; a star marks a difference of which a tenth is not above the "
+        "looseness of both rows. Ten times as many samples would change the difference by what stands beside it, with "
+        "the standard error over the images. Effective samples are those of the bound's weights, for the median image. "
+        "AIS failed for that many images, of all seeds together."
     )
     return "\n\n".join([*parts, note]) + "\n"
 
@@ -478,10 +475,13 @@ def write_tables(grid: Grid, folder: Path) -> list[Path]:
     with blaming(folder, "the folder of the grid cannot be written", OSError):
         for name, content in contents.items():
             atomic_write(folder / name, content)
-        done = [row for row in summaries if row.num_seeds]
+        # A row without a seed in common with the baseline has no difference to show.
+        done = [
+            row for row in summaries if row.num_seeds and (row.row == grid.baseline or not math.isnan(row.difference))
+        ]
         panels: dict[str, list[tuple[str, float, float]]] = {row.group: [] for row in done or summaries}
         for row in done:
             panels[row.group].append((row.row, row.difference, row.difference_error))
-        label = f"test NLL minus that of {grid.baseline} [nats], +- standard error over seeds"
+        label = f"test NLL minus that of {grid.baseline} [nats]; bars: standard error over two seeds or more"
         picture = pictures.differences(folder / "comparison.png", panels, label)
     return [*(folder / name for name in contents), picture]

@@ -265,8 +265,9 @@ def _check(work: _Work, betas: Tensor) -> tuple[int, dict[str, Any]]:
 def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The paired difference of two evaluations on the same images: nll of `result` minus nll of `other`.
 
-    `change` is what ten times the samples of both would add to the difference, measured on the images on which both
-    were checked; it is NaN if they were not checked on the same ones.
+    Their bounds are loose by up to `looseness`, which is infinite if that of one was not measured. `change` is what ten
+    times the samples of both would add to the difference, measured on the images on which both were checked; it is NaN
+    if they were not checked on the same ones.
     """
     if result["fingerprint"] != other["fingerprint"]:
         raise RunError(
@@ -280,6 +281,7 @@ def compare(result: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "difference": difference.mean().item(),
         "standard_error": standard_error(difference),
         "images": len(difference),
+        "looseness": max(found.get("looseness", math.inf) for found in (result, other)),
         "change": change.mean().item(),
         "change_standard_error": standard_error(change),
     }

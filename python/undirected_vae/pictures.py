@@ -63,6 +63,7 @@ def differences(path: Path, panels: Mapping[str, Sequence[tuple[str, float, floa
             axes.errorbar(middle, names.index(name), xerr=bar, fmt="o", color="C0", capsize=3)
         axes.axvline(0, color="gray", linewidth=1)
         axes.set_title(group)
+        axes.locator_params(axis="x", nbins=5)  # more labels run into each other
         axes.grid(alpha=0.3)
     all_axes[0].set_yticks(range(len(names)), names)
     all_axes[0].invert_yaxis()

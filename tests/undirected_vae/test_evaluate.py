@@ -226,10 +226,13 @@ def test_samples_are_raised_until_the_bound_is_tight():
 
 def test_a_comparison_knows_what_more_samples_would_change():
     one = {"fingerprint": "a", "log_likelihood": [-1.0, -2.0, -6.0]}
-    other = {"fingerprint": "a", "log_likelihood": [-2.0, -2.0, -2.0], "looseness_of_images": [0.5, 0.1]}
-    found = compare(one | {"looseness_of_images": [0.3, 0.1]}, other)
+    other = {"fingerprint": "a", "log_likelihood": [-2.0, -2.0, -2.0]}
+    other |= {"looseness_of_images": [0.5, 0.1], "looseness": 0.3}
+    found = compare(one | {"looseness_of_images": [0.3, 0.1], "looseness": 0.2}, other)
     assert found["difference"] == 1
     assert found["images"] == 3
+    assert found["looseness"] == 0.3  # of the looser one
+    assert compare(one, other)["looseness"] == math.inf  # not measured
     # The other's bound rises by 0.2 more on the first of the two images.
     assert math.isclose(found["change"], 0.1)
     assert math.isclose(found["change_standard_error"], 0.1)

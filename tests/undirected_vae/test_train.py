@@ -552,6 +552,8 @@ def test_train_evaluate_sample_info_against(tmp_path, uninterrupted, capsys, mon
     difference = torch.tensor(second["log_likelihood"]) - torch.tensor(first["log_likelihood"])
     assert abs(float(paired[1]) - difference.mean().item()) < 0.006
     assert abs(float(paired[2]) - difference.std().item() / 40**0.5) < 0.006
+    loose = max(first["looseness"], second["looseness"])
+    assert ("ten times the looseness of a bound" in output) == (loose > abs(difference.mean().item()) / 10)
     change = torch.tensor(second["looseness_of_images"]) - torch.tensor(first["looseness_of_images"])
     assert len(change) == 25
     error = change.std().item() / 25**0.5

@@ -21,6 +21,7 @@ struct BipartiteCall : SweepCall {
   // Which route where; tests set them to compare the routes.
   bool allow_tables = true;
   int64_t narrow_from = kernels().narrow_from;
+  int largest_slack = 512;  // of coarse couplings, in units of 2^-16. They leave one unit in 50 open then, which still pays
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.
   void *state = nullptr, *left = nullptr, *right = nullptr, *left_mean = nullptr;

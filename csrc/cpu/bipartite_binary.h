@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "cpu/bipartite_couplings.h"
@@ -57,7 +58,10 @@ class BinaryRunner {
         raised_(std::max(call.n1, call.n2) + 16),
         lowered_(std::max(call.n1, call.n2) + 16),
         table_(table_size(capacity)),
-        beta_(call.beta.begin(), call.beta.end()) {}
+        beta_(call.beta.begin(), call.beta.end()) {
+    if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains)
+      coarse_.emplace(call, capacity);
+  }
 
   // False if the call failed.
   bool run(int64_t model, Interval group, const RoundedModel& coupling) {
@@ -101,9 +105,17 @@ class BinaryRunner {
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
                                  progress_.check()};
-    (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(
-        sweeps, chains_.data(), count,
-        {acc_left_.get(), acc_right_.get(), bytes_.get(), raised_.get(), lowered_.get(), table_.get()});
+    const GroupScratch scratch = {acc_left_.get(),
+                                  acc_right_.get(),
+                                  bytes_.get(),
+                                  raised_.get(),
+                                  lowered_.get(),
+                                  table_.get(),
+                                  coarse_ ? coarse_->before.get() : nullptr};
+    if (coarse_ && coarse_->serves(sweeps, chains_.data(), count))
+      kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
+    else
+      (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
     return !progress_.stop();
   }
 
@@ -121,6 +133,36 @@ class BinaryRunner {
     }
   }
 
+  // The group's model in 16 bits.
+  struct Coarse {
+    Coarse(const BipartiteCall& call, int64_t capacity)
+        : rows(call.n1 * padded_side(call.n2)),
+          columns(call.n2 * padded_side(call.n1)),
+          left_bias(padded_side(call.n1)),
+          right_bias(padded_side(call.n2)),
+          before(capacity * state_words(std::max(call.n1, call.n2))),
+          largest_slack(call.largest_slack),
+          coupling{rows.get(), columns.get(), left_bias.get(), right_bias.get(), 0, 0, 0, 0} {
+      least_beta = largest_beta = std::fabs(float(call.beta[0]));
+      for (const double beta : call.beta) {
+        least_beta = std::min<double>(least_beta, std::fabs(float(beta)));
+        largest_beta = std::max<double>(largest_beta, std::fabs(float(beta)));
+      }
+    }
+    bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {
+      // Few sweeps of few chains do not pay for the rounding.
+      if (count < kMinTableChains || count * sweeps.num_sweeps < 2 * std::max(sweeps.n1, sweeps.n2)) return false;
+      for (const BinaryChain* c = chains; c < chains + count; ++c)
+        if (c->left_bias != chains->left_bias || c->right_bias != chains->right_bias) return false;
+      return kernels().round_coarse(sweeps, *chains, least_beta, largest_beta, coupling) <= largest_slack;
+    }
+    Buffer<int16_t> rows, columns, left_bias, right_bias;
+    Buffer<uint32_t> before;
+    int largest_slack;
+    double least_beta, largest_beta;
+    CoarseCoupling coupling;
+  };
+
   const BipartiteCall& call_;
   WorstRounding& worst_;
   Progress& progress_;
@@ -129,6 +171,7 @@ class BinaryRunner {
   Buffer<int32_t> acc_left_, acc_right_;
   Buffer<uint8_t> bytes_;
   Buffer<int32_t> raised_, lowered_, table_;
+  std::optional<Coarse> coarse_;
   std::vector<float> beta_;
 };
 

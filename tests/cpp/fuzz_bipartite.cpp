@@ -47,6 +47,7 @@ static Problem<T> random_problem(double largest_exponent) {
   for (double& b : c.beta) b = one_in(10) ? 0 : normal();
   c.allow_tables = !one_in(4);
   c.narrow_from = one_in(2) ? 0 : 1 << 20;
+  c.largest_slack = one_in(3) ? 0 : one_in(2) ? 512 : 65535;
   return p;
 }
 

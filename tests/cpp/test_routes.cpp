@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compares the routes of binary sweeps (flipped rows, tables, narrow couplings) to the bit, over enough updates to meet the rare
+// Compares the routes of binary sweeps (flipped rows, tables, narrow and coarse couplings) to the bit, over enough updates to meet the rare
 // units that a route's shortcut does not decide. "test_routes 20" makes 20 times as many sweeps.
 #include <math.h>
 
@@ -30,7 +30,7 @@ static void make_worst(std::vector<T>& weight, double largest) {
 }
 
 template <class T>
-static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow) {
+static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow, int largest_slack = 0) {
   BipartiteCall call;
   call.n1 = m.n1, call.n2 = m.n2;
   call.batch = Batch({m.chains}, {false});
@@ -43,6 +43,7 @@ static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tab
   call.beta = {m.beta};
   call.allow_tables = tables;
   call.narrow_from = narrow ? 0 : 1 << 20;
+  call.largest_slack = largest_slack;
   std::vector<uint32_t> left(size_t(m.chains * state_words(m.n1)), 0x5555), right(size_t(m.chains * state_words(m.n2)));
   for (int64_t c = 0; c < m.chains; ++c)  // no bits beyond the last unit
     left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
@@ -74,8 +75,27 @@ static void compare(int64_t n1, int64_t n2, double scale, double bias_scale, dou
   CHECK(run(m, num_sweeps, false, true) == run(m, num_sweeps, false, false), "n %d + %d, scale %g, bias %g, beta %g, worst %d",
         int(n1), int(n2), scale, bias_scale, beta, worst);
   m.chains = 40;
-  CHECK(run(m, num_sweeps / 8, true, false) == run(m, num_sweeps / 8, false, false), "tables: n %d + %d, scale %g", int(n1),
-        int(n2), scale);
+  const std::vector<uint32_t> by_rows = run(m, num_sweeps / 8, false, false);
+  CHECK(run(m, num_sweeps / 8, true, false) == by_rows, "tables: n %d + %d, scale %g", int(n1), int(n2), scale);
+  CHECK(run(m, num_sweeps / 8, true, false, 65535) == by_rows, "coarse: n %d + %d, scale %g, bias %g, beta %g, worst %d", int(n1),
+        int(n2), scale, bias_scale, beta, worst);
+}
+
+// All couplings are equal, so they are all rounded in the same direction, for some n by nearly a half; and nearly all left units are 1.
+static void compare_equal(int64_t n, int64_t num_sweeps) {
+  Model<float> m{n, 64, 40, {}, {}, {}, 1};
+  m.weight.assign(size_t(n * m.n2), 0.25f);
+  m.left_bias.assign(size_t(n), 4.0f);
+  m.right_bias.assign(size_t(m.n2), -0.2499f * float(n));
+  CHECK(run(m, num_sweeps, true, false, 65535) == run(m, num_sweeps, false, false), "equal couplings: n %d", int(n));
+}
+
+// A pair of units has no rounding error to speak of; what is left is the sigmoid's, at one logit after the other.
+static void compare_pairs(double coupling, int64_t num_sweeps) {
+  for (double bias = -coupling; bias <= 0; bias += coupling / 29) {
+    const Model<float> m{1, 1, 512, {float(coupling)}, {float(-coupling)}, {float(bias)}, 1};
+    CHECK(run(m, num_sweeps, true, false, 65535) == run(m, num_sweeps, false, false), "pair: coupling %g, bias %g", coupling, bias);
+  }
 }
 
 int main(int argc, char** argv) {
@@ -89,5 +109,7 @@ int main(int argc, char** argv) {
       compare<float>(130, 40, 1e3, 1e4, 1e-3, worst, 4000 * times);
       compare<float>(40, 130, 1e-9, 1e6, 1e-6, worst, 4000 * times);
     }
+    for (int64_t n = 100; n < 160; n += 6) compare_equal(n, 200 * times);
+    for (double coupling : {3.0, 6.0, 11.0}) compare_pairs(coupling, 100 * times);
   }
 }

@@ -55,30 +55,39 @@ inline void sample_words(int64_t vectors, const HalfSweep& h, int64_t i, Argumen
   sample_words_of<kAnnealed, kVectors>(h, i, arguments...);
 }
 
+// The elements of a row as sums of type A take them.
+template <class A, class E>
+inline Vec<A> addends(const E* p) {
+  if constexpr (sizeof(A) == sizeof(E))
+    return load<Vec<A>>(p);
+  else
+    return widen(p);
+}
+
 // acc += rows of `raised` - rows of `lowered`, a strip of kStrip vectors of columns at a time in registers.
 constexpr int kMaxStrip = GIBBS_VECTOR_BYTES == 64 ? 28 : 14;
-template <int kStrip, class E>
+template <int kStrip, class E, class A>
 inline void add_rows_strip(const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
-                           int64_t num_lowered, int32_t* acc) {
-  VecI sum[kStrip];
+                           int64_t num_lowered, A* acc) {
+  Vec<A> sum[kStrip];
 #pragma GCC unroll 28
-  for (int v = 0; v < kStrip; ++v) sum[v] = load<VecI>(acc + v * kLanes);
+  for (int v = 0; v < kStrip; ++v) sum[v] = load<Vec<A>>(acc + v * lanes_of<A>);
   for (int64_t t = 0; t < num_raised; ++t) {
     const E* row = rows + raised[t] * ld;
 #pragma GCC unroll 28
-    for (int v = 0; v < kStrip; ++v) sum[v] += widen(row + v * kLanes);
+    for (int v = 0; v < kStrip; ++v) sum[v] += addends<A>(row + v * lanes_of<A>);
   }
   for (int64_t t = 0; t < num_lowered; ++t) {
     const E* row = rows + lowered[t] * ld;
 #pragma GCC unroll 28
-    for (int v = 0; v < kStrip; ++v) sum[v] -= widen(row + v * kLanes);
+    for (int v = 0; v < kStrip; ++v) sum[v] -= addends<A>(row + v * lanes_of<A>);
   }
 #pragma GCC unroll 28
-  for (int v = 0; v < kStrip; ++v) store(acc + v * kLanes, sum[v]);
+  for (int v = 0; v < kStrip; ++v) store(acc + v * lanes_of<A>, sum[v]);
 }
-template <int kStrip, class E>
+template <int kStrip, class E, class A>
 inline void add_rows_of(int strip, const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
-                        int64_t num_lowered, int32_t* acc) {
+                        int64_t num_lowered, A* acc) {
   if constexpr (kStrip > 0) {
     if (strip == kStrip)
       add_rows_strip<kStrip>(rows, ld, raised, num_raised, lowered, num_lowered, acc);
@@ -86,64 +95,66 @@ inline void add_rows_of(int strip, const E* rows, int64_t ld, const int32_t* rai
       add_rows_of<kStrip - 1>(strip, rows, ld, raised, num_raised, lowered, num_lowered, acc);
   }
 }
-template <class E>
+template <class E, class A>
 inline void add_rows(const E* rows, int64_t ld, const int32_t* raised, int64_t num_raised, const int32_t* lowered,
-                     int64_t num_lowered, int32_t* acc) {
-  int64_t vectors = ld / kLanes;
+                     int64_t num_lowered, A* acc) {
+  int64_t vectors = ld / lanes_of<A>;
   for (int64_t strips = (vectors + kMaxStrip - 1) / kMaxStrip, at = 0; strips > 0; --strips) {  // of nearly equal width
     const int64_t strip = (vectors + strips - 1) / strips;
     add_rows_of<kMaxStrip>(int(strip), rows + at, ld, raised, num_raised, lowered, num_lowered, acc + at);
     vectors -= strip;
-    at += strip * kLanes;
+    at += strip * lanes_of<A>;
   }
 }
 
 // Sums of all active rows by table: the 16 subset sums of each 4 rows are built once and looked up by every chain of the group
 // ("four Russians"). It handles a strip of kVectors vectors of columns; kTablesAtOnce tables stay in the first-level cache.
-template <int kVectors>
-inline void table_sums_strip(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count,
-                             int32_t* acc, int64_t acc_stride, int32_t* table) {
-  constexpr int kWidth = kVectors * kLanes, kEntries = 1 << kTableRows;
+template <int kVectors, class E>
+inline void table_sums_strip(const E* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, E* acc,
+                             int64_t acc_stride, E* table) {
+  constexpr int kLanesOf = lanes_of<E>, kWidth = kVectors * kLanesOf, kEntries = 1 << kTableRows;
   for (int64_t first = 0; first < num_rows; first += kTablesAtOnce * kTableRows) {
     for (int g = 0; g < kTablesAtOnce; ++g) {
-      int32_t* entries = table + g * kEntries * kWidth;
-      for (int v = 0; v < kVectors; ++v) store(entries + v * kLanes, VecI{});
+      E* entries = table + g * kEntries * kWidth;
+      for (int v = 0; v < kVectors; ++v) store(entries + v * kLanesOf, Vec<E>{});
       for (int m = 1; m < kEntries; ++m) {
         const int64_t base = first + g * kTableRows, row = base + __builtin_ctz(m);
         if (base + 31 - __builtin_clz(m) >= num_rows) break;  // bits beyond the last unit are 0: no chain looks these up
         for (int v = 0; v < kVectors; ++v)
-          store(entries + m * kWidth + v * kLanes,
-                load<VecI>(entries + (m & (m - 1)) * kWidth + v * kLanes) + load<VecI>(rows + row * ld + v * kLanes));
+          store(entries + m * kWidth + v * kLanesOf,
+                load<Vec<E>>(entries + (m & (m - 1)) * kWidth + v * kLanesOf) + load<Vec<E>>(rows + row * ld + v * kLanesOf));
       }
     }
     for (int64_t c = 0; c < count; ++c) {
       const uint32_t active = bits[c][first / 32] >> (first % 32);
-      const int32_t* entry[kTablesAtOnce];
+      const E* entry[kTablesAtOnce];
       for (int g = 0; g < kTablesAtOnce; ++g)
         entry[g] = table + (g * kEntries + (active >> (g * kTableRows) & (kEntries - 1))) * kWidth;
-      int32_t* sum = acc + c * acc_stride;
+      E* sum = acc + c * acc_stride;
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        VecI x = (load<VecI>(entry[0] + v * kLanes) + load<VecI>(entry[1] + v * kLanes)) +
-                 (load<VecI>(entry[2] + v * kLanes) + load<VecI>(entry[3] + v * kLanes));
-        if (first) x += load<VecI>(sum + v * kLanes);
-        store(sum + v * kLanes, x);
+        Vec<E> x = (load<Vec<E>>(entry[0] + v * kLanesOf) + load<Vec<E>>(entry[1] + v * kLanesOf)) +
+                   (load<Vec<E>>(entry[2] + v * kLanesOf) + load<Vec<E>>(entry[3] + v * kLanesOf));
+        if (first) x += load<Vec<E>>(sum + v * kLanesOf);
+        store(sum + v * kLanesOf, x);
       }
     }
   }
 }
-inline void table_sums(const int32_t* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, int32_t* acc,
-                       int64_t acc_stride, int32_t* table) {
-  constexpr int kStep = 16 / kLanes;  // vectors in 16 columns
-  int64_t columns = ld / 16;
-  for (int64_t strips = (columns + 3) / 4, at = 0; strips > 0; --strips) {
-    const int64_t strip = (columns + strips - 1) / strips;
+template <class E>
+inline void table_sums(const E* rows, int64_t ld, int64_t num_rows, const uint32_t* const* bits, int64_t count, E* acc,
+                       int64_t acc_stride, E* table) {
+  // A quarter of a table's width, and the vectors in it. A row's length is a multiple of that.
+  constexpr int kQuarter = kTableBytes / 4 / int(sizeof(E)), kStep = kQuarter / lanes_of<E>;
+  int64_t quarters = ld / kQuarter;
+  for (int64_t strips = (quarters + 3) / 4, at = 0; strips > 0; --strips) {
+    const int64_t strip = (quarters + strips - 1) / strips;
     if (strip == 4) table_sums_strip<4 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
     if (strip == 3) table_sums_strip<3 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
     if (strip == 2) table_sums_strip<2 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
     if (strip == 1) table_sums_strip<1 * kStep>(rows + at, ld, num_rows, bits, count, acc + at, acc_stride, table);
-    columns -= strip;
-    at += strip * 16;
+    quarters -= strip;
+    at += strip * kQuarter;
   }
 }
 
@@ -189,16 +200,17 @@ inline double linear_difference(int64_t n, const uint32_t* bits, const float* bi
 
 // One side of every chain of a group: the integer sums that its bits are drawn from, and the rows that they add to the other side's
 // sums.
+template <class E>
 struct GroupSide {
   int64_t n, first_unit;
-  int32_t* acc;         // [count, padded_side(n)]
-  const int32_t* rows;  // [n, ld] couplings to the other side
+  E* acc;         // [count, padded_side(n)]
+  const E* rows;  // [n, ld] couplings to the other side
   int64_t ld;
 };
 
 // Computes the other side's sums afresh from all of this side's bits, by tables.
-template <class Bits>
-inline void propagate_by_tables(const GroupSide& from, const GroupSide& to, Bits bits_of, int64_t count, int32_t* table) {
+template <class E, class Bits>
+inline void propagate_by_tables(const GroupSide<E>& from, const GroupSide<E>& to, Bits bits_of, int64_t count, E* table) {
   constexpr int64_t kChunk = 512;
   const uint32_t* bits[kChunk];
   const int64_t acc_stride = padded_side(to.n);
@@ -208,7 +220,7 @@ inline void propagate_by_tables(const GroupSide& from, const GroupSide& to, Bits
     table_sums(from.rows, from.ld, from.n, bits, n, to.acc + begin * acc_stride, acc_stride, table);
   }
 }
-inline void propagate_by_rows(const GroupSide& from, const uint32_t* bits, int32_t* acc, int32_t* active) {
+inline void propagate_by_rows(const GroupSide<int32_t>& from, const uint32_t* bits, int32_t* acc, int32_t* active) {
   int32_t* end = active;
   for (int64_t w = 0; w < state_words(from.n); ++w) end = list_bits(bits[w], int32_t(32 * w), end);
   add_rows(from.rows, from.ld, active, end - active, nullptr, 0, acc);
@@ -221,8 +233,8 @@ inline bool tables_win(int64_t flips, int64_t count, int64_t n) { return flips *
 
 template <bool kAnnealed>
 inline void sweep_group_of(const BinarySweeps& p, const BinaryChain* chains, int64_t count, const GroupScratch& scratch) {
-  const GroupSide left = {p.n1, 0, scratch.acc_left, p.coupling.rows, padded_row(p.n2)};
-  const GroupSide right = {p.n2, p.n1, scratch.acc_right, p.coupling.columns, padded_row(p.n1)};
+  const GroupSide<int32_t> left = {p.n1, 0, scratch.acc_left, p.coupling.rows, padded_row(p.n2)};
+  const GroupSide<int32_t> right = {p.n2, p.n1, scratch.acc_right, p.coupling.columns, padded_row(p.n1)};
   const int64_t left_stride = padded_side(p.n1), right_stride = padded_side(p.n2);
   const bool may_use_tables = p.allow_tables && count >= kMinTableChains;
   const auto left_bits = [&](int64_t c) { return chains[c].left; };
@@ -240,8 +252,8 @@ inline void sweep_group_of(const BinarySweeps& p, const BinaryChain* chains, int
       propagate_by_rows(left, chains[c].left, scratch.acc_right + c * right_stride, scratch.raised);
 
   // Draws a side of a chain; returns the number of flips. to_acc: the other side's sums if rows update them, else null.
-  const auto draw = [&](const GroupSide& from, const HalfSweep& h, const int32_t* acc, const float* bias, const float* base_bias,
-                        const uint8_t* bytes, const uint32_t* clamp, uint32_t* bits, int32_t* to_acc) {
+  const auto draw = [&](const GroupSide<int32_t>& from, const HalfSweep& h, const int32_t* acc, const float* bias,
+                        const float* base_bias, const uint8_t* bytes, const uint32_t* clamp, uint32_t* bits, int32_t* to_acc) {
     int64_t flips = 0;
     int32_t *raised = scratch.raised, *lowered = scratch.lowered;
     uint32_t drawn[kWordsAtOnce];

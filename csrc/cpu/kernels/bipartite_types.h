@@ -37,6 +37,16 @@ struct NarrowCoupling {
   int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
+// A model in 16 bits, so coarse that no unit's field leaves them: a field is a unit's bias and the couplings to its neighbours that are 1.
+// Sums of 16 bits are twice as fast, and their bounded error leaves open few units, which take exact sums; so the bits are the same.
+struct CoarseCoupling {
+  int16_t *rows, *columns;          // [n1, padded_side(n2)], [n2, padded_side(n1)]
+  int16_t *left_bias, *right_bias;  // [padded_side(n)]
+  float unit;                       // of a field
+  float range;                      // the largest |field|, but for biases that saturate a unit
+  float left_error, right_error;    // the largest error of the sum of a left and of a right unit, in units
+};
+
 // One chain. Biases are float32, padded_side() long.
 struct BinaryChain {
   uint32_t *left, *right;                    // state bits, mutated
@@ -67,17 +77,18 @@ struct GroupScratch {
   uint8_t* bytes;                 // [group_random_bytes(n1 + n2, count)]
   int32_t *raised, *lowered;      // [max(n1, n2) + 16] units that flipped to 1 and to 0
   int32_t* table;                 // [table_size(count)]
+  uint32_t* before;               // [count, state_words(max(n1, n2))], for coarse couplings only
 };
-// Number of high random bytes kept for a group: those of all its chains if the model is small, else those of one chain.
-constexpr int64_t kOneDrawUnits = 512;
+// Number of high random bytes kept for a group: those of all its chains if the model is small, else those of a few.
+constexpr int64_t kOneDrawUnits = 512, kByteChains = 16;
 inline int64_t group_random_bytes(int64_t units, int64_t count) {
-  return random_bytes_capacity(units) * (units <= kOneDrawUnits ? count : 1);
+  return random_bytes_capacity(units) * (units <= kOneDrawUnits || count < kByteChains ? count : kByteChains);
 }
 
-constexpr int kTablesAtOnce = 4, kTableRows = 4, kTableColumns = 64;
-constexpr int64_t kMinTableChains = 32;  // fewer chains do not look up often enough
+constexpr int kTablesAtOnce = 4, kTableRows = 4, kTableBytes = 256;  // the last: of an entry
+constexpr int64_t kMinTableChains = 32;                              // fewer chains do not look up often enough
 inline int64_t table_size(int64_t count) {
-  return count < kMinTableChains ? 0 : int64_t{kTablesAtOnce} * (1 << kTableRows) * kTableColumns;
+  return count < kMinTableChains ? 0 : int64_t{kTablesAtOnce} * (1 << kTableRows) * kTableBytes / 4;
 }
 
 // Relaxed sweeps of a few chains that share a model, for T = float or double. Rows of `weight` are contiguous.

@@ -13,6 +13,9 @@ namespace {
 #include "cpu/kernels/bipartite_rounding.h"
 #include "cpu/kernels/bipartite.h"
 #include "cpu/kernels/bipartite_narrow.h"
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#include "cpu/kernels/bipartite_coarse.h"
+#endif
 #include "cpu/kernels/bipartite_relaxed.h"
 
 #include "cpu/kernels/graph_groups.h"
@@ -53,6 +56,13 @@ const Kernels table = {
     .round_narrow_couplings = round_narrow_couplings_kernel,
     .sweep_group = sweep_group_kernel,
     .sweep_narrow = sweep_narrow_kernel,
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+    .round_coarse = round_coarse_kernel,
+    .sweep_coarse = sweep_coarse_kernel,
+#else
+    .round_coarse = nullptr,
+    .sweep_coarse = nullptr,
+#endif
     .sweep_sums = sweep_sums_kernel,
     .metropolis = metropolis_kernel,
     .sweep_units = sweep_units_kernel,

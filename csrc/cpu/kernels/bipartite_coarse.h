@@ -12,7 +12,8 @@ constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more coup
 // How fields become probabilities, at one beta. A segment is 2^shift field units long.
 struct CoarseSigmoid {
   int shift;
-  float residual;  // the largest distance from the sigmoid, in units of 2^-16
+  int slope_shift;  // slopes are multiples of 2^slope_shift: with AVX2 at most 255 times that, so that a byte holds them
+  float residual;   // the largest distance from the sigmoid, in units of 2^-16
   alignas(64) uint16_t base[kSegments];
   alignas(64) int16_t slope[kSegments];
 };
@@ -31,6 +32,10 @@ inline CoarseSigmoid coarse_sigmoid(double unit) {
   CoarseSigmoid out;
   out.shift = coarse_shift(unit);
   const double length = unit * double(1 << out.shift);
+  out.slope_shift = 0;
+  if constexpr (GIBBS_VECTOR_BYTES == 32)
+    while (65536 * (1 / (1 + __builtin_exp(-length)) - 0.5) >= double(255 << out.slope_shift)) ++out.slope_shift;
+  const double slope_unit = double(1 << out.slope_shift);
   double residual = 0, p = 0.5;
   for (int m = 0; m < kSegments; ++m) {
     const double next = 1 / (1 + __builtin_exp(-length * (m + 1))), middle = 1 / (1 + __builtin_exp(-length * (m + 0.5)));
@@ -42,11 +47,12 @@ inline CoarseSigmoid coarse_sigmoid(double unit) {
     residual = below > residual ? below : residual;
     const double base = 65536 * (p + raise);
     out.base[m] = uint16_t(base < 65535 ? base + 0.5 : 65535);
-    const double slope = 65536 * (next - p);
-    out.slope[m] = int16_t(slope < 32767 ? slope + 0.5 : 32767);  // a longer segment's residual leaves everything open
+    const double slope = 65536 * (next - p) / slope_unit;
+    out.slope[m] = int16_t((slope < 32767 ? slope + 0.5 : 32767));  // a longer segment's residual leaves everything open
+    out.slope[m] = int16_t(out.slope[m] << out.slope_shift);
     p = next;
   }
-  out.residual = float(65536 * (residual < 1 ? residual : 1));
+  out.residual = float(65536 * (residual < 1 ? residual : 1) + slope_unit / 2);
   return out;
 }
 
@@ -145,6 +151,24 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
   return coarse_slack(out, error, largest_beta, coarse_sigmoid(scaled).residual);
 }
 
+// The elements whose bits are set, the others 0; only the former are read.
+inline VecI load_where(uint32_t bits, const int32_t* p) {
+#if GIBBS_VECTOR_BYTES == 64
+  return (VecI)_mm512_maskz_loadu_epi32(__mmask16(bits), p);
+#else
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return (VecI)_mm256_maskload_epi32(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int32_t(bits)), bit), bit));
+#endif
+}
+// Bit l: whether lane l is negative.
+inline uint32_t mask_of(VecI v) {
+#if GIBBS_VECTOR_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)v);
+#else
+  return uint32_t(_mm256_movemask_ps((__m256)v));
+#endif
+}
+
 // One side of every chain of a group.
 struct CoarseSide : GroupSide<int16_t> {
   int64_t words, acc_stride;
@@ -198,14 +222,12 @@ class CoarseOpen {
 
  private:
   void decide() {
-    const __m512i word = (__m512i)(load<VecU>(high_) | picked_.low_bits(c2_, uint32_t(p_.seed), uint32_t(p_.seed >> 32)));
-    const VecU flip = load<VecU>(flip_), probability = load<VecU>(probability_), flipped = (VecU)word ^ flip;
+    const VecU word = load<VecU>(high_) | picked_.low_bits(c2_, uint32_t(p_.seed), uint32_t(p_.seed >> 32));
+    const VecU flip = load<VecU>(flip_), probability = load<VecU>(probability_), flipped = word ^ flip;
     const VecU low = probability > slack_ ? probability - slack_ : VecU{},
                high = ~probability > slack_ ? probability + slack_ : ~VecU{};
-    const __mmask16 below = _mm512_cmplt_epu32_mask((__m512i)flipped, (__m512i)low),
-                    above = _mm512_cmpgt_epu32_mask((__m512i)flipped, (__m512i)high);
-    const __mmask16 undecided = __mmask16(~(below | above) & ((1u << count_) - 1));
-    uint32_t ones = below ^ _mm512_movepi32_mask((__m512i)flip);
+    const uint32_t below = mask_of(flipped < low), undecided = mask_of(flipped <= high) & ~below & ((1u << count_) - 1);
+    uint32_t ones = below ^ mask_of((VecI)flip);
     if (undecided) {
       alignas(64) int32_t sum[kLanes] = {};
       alignas(64) float bias[kLanes] = {};
@@ -215,7 +237,7 @@ class CoarseOpen {
         bias[l] = side_.exact_bias[unit_[l]];
       }
       const VecU exact = threshold_vector(logit_vector<false>(sum, bias, nullptr, beta_, p_.coupling.scale));
-      ones = (ones & ~uint32_t(undecided)) | _mm512_mask_cmplt_epu32_mask(undecided, word, (__m512i)exact);
+      ones = (ones & ~undecided) | (mask_of(word < exact) & undecided);
     }
     for (int l = 0; l < count_; ++l) (chain_[l]->*side_.bits)[unit_[l] / 32] |= (ones >> l & 1) << (unit_[l] % 32);
     count_ = 0;
@@ -224,11 +246,9 @@ class CoarseOpen {
     const int32_t* row = side_.couplings + unit_[l] * side_.couplings_ld;
     const uint32_t* active = chain_[l]->*side_.other;
     VecI sum = {};
-    for (int64_t w = 0; w < num_other_words_; ++w, row += 32) {
-      sum += (VecI)_mm512_maskz_loadu_epi32(__mmask16(active[w]), row);
-      sum += (VecI)_mm512_maskz_loadu_epi32(__mmask16(active[w] >> 16), row + 16);
-    }
-    return _mm512_reduce_add_epi32((__m512i)sum);
+    for (int64_t w = 0; w < num_other_words_; ++w)
+      for (int part = 0; part < 32; part += kLanes) sum += load_where(active[w] >> part, row + 32 * w + part);
+    return horizontal_sum<int32_t>(sum);
   }
 
   const BinarySweeps& p_;
@@ -249,6 +269,7 @@ class CoarseOpen {
 };
 
 // Decides 32 units at a time against bounds.
+#if GIBBS_VECTOR_BYTES == 64
 class CoarseDraw {
  public:
   CoarseDraw(const CoarseSigmoid& s, int slack, bool negative_beta)
@@ -290,6 +311,74 @@ class CoarseDraw {
   __mmask32 flip_;
   __m512i base_[2], slope_[2];
 };
+#else
+class CoarseDraw {
+ public:
+  CoarseDraw(const CoarseSigmoid& s, int slack, bool negative_beta)
+      : shift_(_mm_cvtsi32_si128(s.shift)),
+        up_(_mm_cvtsi32_si128(16 - s.shift)),
+        slope_shift_(_mm_cvtsi32_si128(s.slope_shift)),
+        most_(_mm256_set1_epi16(int16_t((kSegments << s.shift) - 1))),
+        slack_(_mm256_set1_epi16(int16_t(uint16_t(slack)))),
+        slack_and_byte_(_mm256_set1_epi16(int16_t(uint16_t(slack < 65280 ? slack + 255 : 65535)))),
+        flip_(_mm256_set1_epi16(negative_beta ? -1 : 0)) {
+    for (int m = 0; m < kSegments; ++m) {
+      bytes_[0][m] = uint8_t(s.base[m]);
+      bytes_[1][m] = uint8_t(s.base[m] >> 8);
+      bytes_[2][m] = uint8_t(s.slope[m] >> s.slope_shift);
+    }
+  }
+  uint32_t operator()(const int16_t* acc, const int16_t* bias, const uint8_t* bytes, CoarseOpen::Entry& entry) const {
+    __m256i field[2], part[2], segment[2];
+    for (int h = 0; h < 2; ++h) {
+      field[h] =
+          _mm256_add_epi16(_mm256_loadu_si256((const __m256i*)(acc + 16 * h)), _mm256_loadu_si256((const __m256i*)(bias + 16 * h)));
+      const __m256i size = _mm256_min_epi16(_mm256_abs_epi16(field[h]), most_);
+      segment[h] = _mm256_srl_epi16(size, shift_);
+      part[h] = _mm256_srli_epi16(_mm256_sll_epi16(size, up_), 1);
+    }
+    // Bytes are packed and unpacked within halves of a vector, which keeps the order.
+    const __m256i index = _mm256_packus_epi16(segment[0], segment[1]), zero = _mm256_setzero_si256();
+    const __m256i low = look_up(0, index), high = look_up(1, index), slope = look_up(2, index);
+    __m256i not_below[2], not_open[2], negative[2];
+    for (int h = 0; h < 2; ++h) {
+      const __m256i base = h ? _mm256_unpackhi_epi8(low, high) : _mm256_unpacklo_epi8(low, high);
+      const __m256i steepness =
+          _mm256_sll_epi16(h ? _mm256_unpackhi_epi8(slope, zero) : _mm256_unpacklo_epi8(slope, zero), slope_shift_);
+      const __m256i probability = _mm256_adds_epu16(base, _mm256_mulhrs_epi16(steepness, part[h]));
+      _mm256_store_si256((__m256i*)(entry.probability + 16 * h), probability);
+      negative[h] = _mm256_xor_si256(_mm256_srai_epi16(field[h], 15), flip_);
+      const __m256i byte = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(bytes + 16 * h))), 8);
+      const __m256i word = _mm256_xor_si256(byte, _mm256_slli_epi16(negative[h], 8));
+      not_below[h] = _mm256_cmpeq_epi16(_mm256_subs_epu16(_mm256_subs_epu16(probability, slack_and_byte_), word), zero);
+      not_open[h] = _mm256_cmpeq_epi16(_mm256_subs_epu16(_mm256_adds_epu16(probability, slack_), word), zero);
+    }
+    _mm256_store_si256((__m256i*)entry.byte, _mm256_loadu_si256((const __m256i*)bytes));
+    const uint32_t below = ~mask(not_below);
+    entry.negative = mask(negative);
+    entry.open = ~mask(not_open) & ~below;
+    return below ^ entry.negative;
+  }
+
+ private:
+  // Bit u of the result: lane u of 32.
+  static uint32_t mask(const __m256i (&lanes)[2]) {
+    return uint32_t(_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(lanes[0], lanes[1]), 0xd8)));
+  }
+  __m256i look_up(int which, __m256i index) const {
+    const auto quarter = [&](int q) {
+      const __m128i of_sixteen = _mm_load_si128((const __m128i*)(bytes_[which] + 16 * q));
+      return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(of_sixteen), index);
+    };
+    const __m256i odd = _mm256_slli_epi16(index, 3), upper = _mm256_slli_epi16(index, 2);  // bits 4 and 5 as sign bits
+    return _mm256_blendv_epi8(_mm256_blendv_epi8(quarter(0), quarter(1), odd), _mm256_blendv_epi8(quarter(2), quarter(3), odd),
+                              upper);
+  }
+  __m128i shift_, up_, slope_shift_;
+  __m256i most_, slack_, slack_and_byte_, flip_;
+  alignas(16) uint8_t bytes_[3][kSegments];
+};
+#endif
 
 void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, const BinaryChain* chains, int64_t count,
                          const GroupScratch& scratch) {

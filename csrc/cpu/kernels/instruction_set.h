@@ -13,7 +13,7 @@ namespace {
 #include "cpu/kernels/bipartite_rounding.h"
 #include "cpu/kernels/bipartite.h"
 #include "cpu/kernels/bipartite_narrow.h"
-#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
 #include "cpu/kernels/bipartite_coarse.h"
 #endif
 #include "cpu/kernels/bipartite_relaxed.h"
@@ -56,7 +56,7 @@ const Kernels table = {
     .round_narrow_couplings = round_narrow_couplings_kernel,
     .sweep_group = sweep_group_kernel,
     .sweep_narrow = sweep_narrow_kernel,
-#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
     .round_coarse = round_coarse_kernel,
     .sweep_coarse = sweep_coarse_kernel,
 #else

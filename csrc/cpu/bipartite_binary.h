@@ -59,7 +59,10 @@ class BinaryRunner {
         lowered_(std::max(call.n1, call.n2) + 16),
         table_(table_size(capacity)),
         beta_(call.beta.begin(), call.beta.end()) {
-    if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains)
+    // Few sweeps of few chains do not pay for the rounding.
+    const int64_t larger = std::max(call.n1, call.n2);
+    if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
+        larger <= kMostCoarseUnits && capacity * call.num_sweeps >= 2 * larger)
       coarse_.emplace(call, capacity);
   }
 
@@ -150,8 +153,7 @@ class BinaryRunner {
       }
     }
     bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {
-      // Few sweeps of few chains do not pay for the rounding.
-      if (count < kMinTableChains || count * sweeps.num_sweeps < 2 * std::max(sweeps.n1, sweeps.n2)) return false;
+      if (count < kMinTableChains) return false;
       for (const BinaryChain* c = chains; c < chains + count; ++c)
         if (c->left_bias != chains->left_bias || c->right_bias != chains->right_bias) return false;
       return kernels().round_coarse(sweeps, *chains, least_beta, largest_beta, coupling) <= largest_slack;

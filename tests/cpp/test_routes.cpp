@@ -9,7 +9,12 @@
 #include <vector>
 
 #include "check.h"
+#include "core/macros.h"
 #include "cpu/bipartite.h"
+
+#if GIBBS_X86
+#include <xmmintrin.h>
+#endif
 
 using namespace gibbs;
 
@@ -98,6 +103,20 @@ static void compare_pairs(double coupling, int64_t num_sweeps) {
   }
 }
 
+// Biases near the limit of float32, in a thread that takes subnormal numbers for 0 (torch.set_flush_denormal).
+static void compare_tiny() {
+#if GIBBS_X86
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | 0x8040);
+  for (double bias : {1e-33, 1e-34, 5e-35}) {
+    const std::vector<float> biases(64, float(bias));
+    const Model<float> m{64, 64, 64, std::vector<float>(64 * 64), biases, biases, 3 / bias};
+    CHECK(run(m, 200, true, false, 65535) == run(m, 200, false, false), "tiny biases: %g", bias);
+  }
+  _mm_setcsr(before);
+#endif
+}
+
 int main(int argc, char** argv) {
   const int64_t times = argc > 1 ? atoi(argv[1]) : 1;
   for (const char* name : {"avx512", "avx2", "baseline"}) {
@@ -111,5 +130,6 @@ int main(int argc, char** argv) {
     }
     for (int64_t n = 100; n < 160; n += 6) compare_equal(n, 200 * times);
     for (double coupling : {3.0, 6.0, 11.0}) compare_pairs(coupling, 100 * times);
+    compare_tiny();
   }
 }

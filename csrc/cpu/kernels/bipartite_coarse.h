@@ -7,7 +7,6 @@
 constexpr double kCoarseReach = 12;
 constexpr int kSegments = 64;
 constexpr int kHopeless = INT32_MAX;
-constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
 
 // How fields become probabilities, at one beta. A segment is 2^shift field units long.
 struct CoarseSigmoid {
@@ -18,7 +17,8 @@ struct CoarseSigmoid {
   alignas(64) int16_t slope[kSegments];
 };
 
-// unit: of a field, times |beta|.
+// unit: of a field, times |beta|. With a shift of 9 the segments have all fields of 15 bits. With a shift of 0 the last field lies a segment
+// before the reach.
 inline int coarse_shift(double unit) {
   int shift = 0;
   while (shift < 9 && unit * double(kSegments << shift) < kCoarseReach) ++shift;
@@ -47,9 +47,9 @@ inline CoarseSigmoid coarse_sigmoid(double unit) {
     residual = below > residual ? below : residual;
     const double base = 65536 * (p + raise);
     out.base[m] = uint16_t(base < 65535 ? base + 0.5 : 65535);
-    const double slope = 65536 * (next - p) / slope_unit;
-    out.slope[m] = int16_t((slope < 32767 ? slope + 0.5 : 32767));  // a longer segment's residual leaves everything open
-    out.slope[m] = int16_t(out.slope[m] << out.slope_shift);
+    // Of a segment of one field only the beginning is looked up.
+    const double slope = out.shift ? 65536 * (next - p) / slope_unit + 0.5 : 0;
+    out.slope[m] = int16_t(int(slope) << out.slope_shift);
     p = next;
   }
   out.residual = float(65536 * (residual < 1 ? residual : 1) + slope_unit / 2);
@@ -57,9 +57,9 @@ inline CoarseSigmoid coarse_sigmoid(double unit) {
 }
 
 // Bound on the distance of a coarse probability from the true threshold, in units of 2^-16.
-//   The slope of the sigmoid is at most 1/4. A logit's three roundings to float32 add at most 2^-22 |beta| range / 4, range being the
-//   largest |sum| plus the largest |bias| that is told apart. Rounding the two numbers of a segment and their product, and what lies
-//   beyond the last segment, come to less than 4.
+//   The slope of the sigmoid is at most 1/4. A bias was rounded by half a unit, and a tenth is spare for float32. A logit's three roundings to float32 add at most 2^-22 |beta| range / 4, range being the
+//   largest |sum| plus the largest |bias| that is told apart. Rounding the base of a segment, the product and
+//   this bound, and what lies beyond the last segment, come to less than 4.
 inline int coarse_slack(const CoarseCoupling& c, float error, double beta, float residual) {
   const double size = beta < 0 ? -beta : beta;
   const double slack =
@@ -115,18 +115,18 @@ inline double largest_magnitude(const float* x, int64_t n) {
   return double(largest);
 }
 
-inline void round_coarse_biases(const float* bias, const float* centre, int64_t n, double range, double unit, int16_t* out) {
+inline void round_coarse_biases(const float* bias, const float* centre, int64_t n, double most, double unit, int16_t* out) {
   for (int64_t i = 0; i < n; ++i) {
-    const double of_unit = double(bias[i]), clipped = of_unit < -range ? -range : of_unit > range ? range : of_unit;
+    const double of_unit = double(bias[i]), clipped = of_unit < -most ? -most : of_unit > most ? most : of_unit;
     out[i] = int16_t(__builtin_rint(clipped / unit - double(centre[i])));
   }
   for (int64_t i = n; i < padded_side(n); ++i) out[i] = 0;
 }
 
-// Rounds a model for betas whose magnitudes lie between two bounds. Returns the larger slack of both sides; kHopeless if it did not try.
+// Rounds a model for betas whose magnitudes lie between two bounds. Returns the larger slack of both sides; kHopeless if it did not try. No
+// side has more than kMostCoarseUnits.
 int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double least_beta, double largest_beta,
                         CoarseCoupling& out) {
-  if (p.n1 > kMostCoarseUnits || p.n2 > kMostCoarseUnits) return kHopeless;
   const double of_rows = largest_sum_of(p.coupling.rows, p.n1, padded_row(p.n2)),
                of_columns = largest_sum_of(p.coupling.columns, p.n2, padded_row(p.n1)), wide_unit = double(p.coupling.scale);
   const double sum = (of_rows > of_columns ? of_rows : of_columns) * wide_unit;
@@ -135,11 +135,11 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
   // A larger bias saturates the unit, whatever its neighbours do.
   const double saturated = least_beta > 0 ? sum + kCoarseReach / least_beta : bias;
   bias = bias < saturated ? bias : saturated;
-  const double most =
-      32766 - double(p.n1 > p.n2 ? p.n1 : p.n2);  // each coupling may be rounded up by a half, and its centre is a quarter
+  // Rounding up each coupling adds at most n / 2 to a sum; a centre is at most n / 4, and a bias is rounded by a half.
+  const double most = 32766 - double(p.n1 > p.n2 ? p.n1 : p.n2);
   const double unit = sum + bias > 0 ? (sum + bias) / most : 1;
   const double factor = wide_unit / unit;
-  if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30)) return kHopeless;
+  if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37)) return kHopeless;  // far from float32's limits
   out.unit = float(unit), out.range = float(sum + bias);
   float centre[kMostCoarseUnits];
   out.left_error = round_coarse_rows(p.coupling.rows, p.n1, p.n2, float(factor), out.rows, centre);
@@ -415,7 +415,7 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
 
   CoarseSigmoid sigmoid = {};
   float sigmoid_beta = 0;
-  bool tables[2] = {true, true};  // of left and of right: whether they change the other side's sums by tables or by rows
+  bool tables[2] = {true, true};  // of right and of left: whether they change the other side's sums by tables or by rows
   by_tables(left, right);
   int64_t work = 0;
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {

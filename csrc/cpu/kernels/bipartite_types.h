@@ -37,6 +37,8 @@ struct NarrowCoupling {
   int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
+constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
+
 // A model in 16 bits, so coarse that no unit's field leaves them: a field is a unit's bias and the couplings to its neighbours that are 1.
 // Sums of 16 bits are twice as fast, and their bounded error leaves open few units, which take exact sums; so the bits are the same.
 struct CoarseCoupling {

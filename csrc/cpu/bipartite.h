@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+
 #include "core/fixed_point.h"
 #include "cpu/batch.h"
 #include "cpu/kernels/table.h"
@@ -22,6 +24,7 @@ struct BipartiteCall : SweepCall {
   bool allow_tables = true;
   int64_t narrow_from = kernels().narrow_from;
   int largest_slack = 512;  // of coarse couplings, in units of 2^-16. They leave one unit in 50 open then, which still pays
+  std::atomic<int64_t>* num_coarse_groups = nullptr;  // counts the groups of chains that took them
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.
   void *state = nullptr, *left = nullptr, *right = nullptr, *left_mean = nullptr;

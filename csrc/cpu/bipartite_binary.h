@@ -63,7 +63,7 @@ class BinaryRunner {
     const int64_t larger = std::max(call.n1, call.n2);
     if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
         larger <= kMostCoarseUnits && capacity * call.num_sweeps >= 2 * larger)
-      coarse_.emplace(call, capacity);
+      coarse_.emplace(call, capacity, beta_);
   }
 
   // False if the call failed.
@@ -115,9 +115,10 @@ class BinaryRunner {
                                   lowered_.get(),
                                   table_.get(),
                                   coarse_ ? coarse_->before.get() : nullptr};
-    if (coarse_ && coarse_->serves(sweeps, chains_.data(), count))
+    if (coarse_ && coarse_->serves(sweeps, chains_.data(), count)) {
       kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
-    else
+      if (call_.num_coarse_groups) ++*call_.num_coarse_groups;
+    } else
       (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
     return !progress_.stop();
   }
@@ -138,7 +139,7 @@ class BinaryRunner {
 
   // The group's model in 16 bits.
   struct Coarse {
-    Coarse(const BipartiteCall& call, int64_t capacity)
+    Coarse(const BipartiteCall& call, int64_t capacity, const std::vector<float>& beta)
         : rows(call.n1 * padded_side(call.n2)),
           columns(call.n2 * padded_side(call.n1)),
           left_bias(padded_side(call.n1)),
@@ -146,11 +147,9 @@ class BinaryRunner {
           before(capacity * state_words(std::max(call.n1, call.n2))),
           largest_slack(call.largest_slack),
           coupling{rows.get(), columns.get(), left_bias.get(), right_bias.get(), 0, 0, 0, 0} {
-      least_beta = largest_beta = std::fabs(float(call.beta[0]));
-      for (const double beta : call.beta) {
-        least_beta = std::min<double>(least_beta, std::fabs(float(beta)));
-        largest_beta = std::max<double>(largest_beta, std::fabs(float(beta)));
-      }
+      const auto [least, most] =
+          std::minmax_element(beta.begin(), beta.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); });
+      least_beta = std::fabs(*least), largest_beta = std::fabs(*most);
     }
     bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {
       if (count < kMinTableChains) return false;
@@ -161,7 +160,7 @@ class BinaryRunner {
     Buffer<int16_t> rows, columns, left_bias, right_bias;
     Buffer<uint32_t> before;
     int largest_slack;
-    double least_beta, largest_beta;
+    float least_beta, largest_beta;
     CoarseCoupling coupling;
   };
 

@@ -17,8 +17,8 @@ struct CoarseSigmoid {
   alignas(64) int16_t slope[kSegments];
 };
 
-// unit: of a field, times |beta|. With a shift of 9 the segments have all fields of 15 bits. With a shift of 0 the last field lies a segment
-// before the reach.
+// unit: of a field, times |beta|. With a shift of 9 the segments have all fields of 15 bits. With a shift of 0 the last field lies
+// a segment before the reach.
 inline int coarse_shift(double unit) {
   int shift = 0;
   while (shift < 9 && unit * double(kSegments << shift) < kCoarseReach) ++shift;
@@ -57,9 +57,9 @@ inline CoarseSigmoid coarse_sigmoid(double unit) {
 }
 
 // Bound on the distance of a coarse probability from the true threshold, in units of 2^-16.
-//   The slope of the sigmoid is at most 1/4. A bias was rounded by half a unit, and a tenth is spare for float32. A logit's three roundings to float32 add at most 2^-22 |beta| range / 4, range being the
-//   largest |sum| plus the largest |bias| that is told apart. Rounding the base of a segment, the product and
-//   this bound, and what lies beyond the last segment, come to less than 4.
+//   The slope of the sigmoid is at most 1/4. A bias was rounded by half a unit, and a tenth is spare for float32. A logit's three
+//   roundings to float32 add at most 2^-22 |beta| range / 4, range being the largest |sum| plus the largest |bias| that is told
+//   apart. Rounding the base of a segment, the product and this bound, and what lies beyond the last segment, come to less than 4.
 inline int coarse_slack(const CoarseCoupling& c, float error, double beta, float residual) {
   const double size = beta < 0 ? -beta : beta;
   const double slack =
@@ -80,8 +80,8 @@ inline double largest_sum_of(const int32_t* rows, int64_t num_rows, int64_t ld) 
   return largest * (1 + 1e-3);  // sums of float32 numbers
 }
 
-// out[i][j] = wide[i][j] factor to the nearest integer. The sum of a row's active couplings is then too large by centre[i], and by at most the
-// number that is returned more or less, whichever are active.
+// out[i][j] = wide[i][j] factor to the nearest integer. The sum of a row's active couplings is then too large by centre[i], and by
+// at most the number that is returned more or less, whichever are active.
 inline float round_coarse_rows(const int32_t* wide, int64_t num_rows, int64_t n, float factor, int16_t* out, float* centre) {
   const int64_t ld = padded_row(n), out_ld = padded_side(n);
   float largest = 0;
@@ -101,18 +101,9 @@ inline float round_coarse_rows(const int32_t* wide, int64_t num_rows, int64_t n,
     const float most = (most_above + most_below) / 2;
     largest = most > largest ? most : largest;
   }
-  // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^15; so were the sums here, and so is
-  // the unit of a field.
+  // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^15; so were the sums here,
+  // and so is the unit of a field.
   return largest * 1.001f + 0.01f;
-}
-
-inline double largest_magnitude(const float* x, int64_t n) {
-  float largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float size = x[i] < 0 ? -x[i] : x[i];
-    largest = size > largest ? size : largest;
-  }
-  return double(largest);
 }
 
 inline void round_coarse_biases(const float* bias, const float* centre, int64_t n, double most, double unit, int16_t* out) {
@@ -123,15 +114,15 @@ inline void round_coarse_biases(const float* bias, const float* centre, int64_t 
   for (int64_t i = n; i < padded_side(n); ++i) out[i] = 0;
 }
 
-// Rounds a model for betas whose magnitudes lie between two bounds. Returns the larger slack of both sides; kHopeless if it did not try. No
-// side has more than kMostCoarseUnits.
+// Rounds a model for betas whose magnitudes lie between two bounds. Returns the larger slack of both sides; kHopeless if it did
+// not try. No side has more than kMostCoarseUnits.
 int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double least_beta, double largest_beta,
                         CoarseCoupling& out) {
   const double of_rows = largest_sum_of(p.coupling.rows, p.n1, padded_row(p.n2)),
                of_columns = largest_sum_of(p.coupling.columns, p.n2, padded_row(p.n1)), wide_unit = double(p.coupling.scale);
   const double sum = (of_rows > of_columns ? of_rows : of_columns) * wide_unit;
-  const double left = largest_magnitude(chain.left_bias, p.n1), right = largest_magnitude(chain.right_bias, p.n2);
-  double bias = left > right ? left : right;
+  const float left = largest_magnitude(chain.left_bias, p.n1), right = largest_magnitude(chain.right_bias, p.n2);
+  double bias = double(left > right ? left : right);
   // A larger bias saturates the unit, whatever its neighbours do.
   const double saturated = least_beta > 0 ? sum + kCoarseReach / least_beta : bias;
   bias = bias < saturated ? bias : saturated;
@@ -151,24 +142,6 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
   return coarse_slack(out, error, largest_beta, coarse_sigmoid(scaled).residual);
 }
 
-// The elements whose bits are set, the others 0; only the former are read.
-inline VecI load_where(uint32_t bits, const int32_t* p) {
-#if GIBBS_VECTOR_BYTES == 64
-  return (VecI)_mm512_maskz_loadu_epi32(__mmask16(bits), p);
-#else
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  return (VecI)_mm256_maskload_epi32(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int32_t(bits)), bit), bit));
-#endif
-}
-// Bit l: whether lane l is negative.
-inline uint32_t mask_of(VecI v) {
-#if GIBBS_VECTOR_BYTES == 64
-  return _mm512_movepi32_mask((__m512i)v);
-#else
-  return uint32_t(_mm256_movemask_ps((__m256)v));
-#endif
-}
-
 // One side of every chain of a group.
 struct CoarseSide : GroupSide<int16_t> {
   int64_t words, acc_stride;
@@ -182,9 +155,9 @@ struct CoarseSide : GroupSide<int16_t> {
   uint32_t* BinaryChain::* other;
 };
 
-// Units that the high bytes of their words leave open. Words of 32 units are appended without a branch, because which of them have open
-// units cannot be predicted. Later, a vector of open units draws its low bits; what they leave open, because the word lies within the
-// slack of the probability, takes exact sums.
+// Units that the high bytes of their words leave open. Words of 32 units are appended without a branch, because which of them have
+// open units cannot be predicted. Later, a vector of open units draws its low bits; what they leave open, because the word lies
+// within the slack of the probability, takes exact sums.
 class CoarseOpen {
  public:
   CoarseOpen(const BinarySweeps& p, const CoarseSide& side, int64_t num_other_words, int slack, float beta, uint64_t sweep)

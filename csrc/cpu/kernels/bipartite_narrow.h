@@ -35,15 +35,7 @@ inline void sweep_narrow_chain(const BinarySweeps& p, const BinaryChain& chain, 
     uint32_t* bits;
     const uint32_t* clamp;
   };
-  const auto largest = [](const float* bias, int64_t n) {
-    float out = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const float size = bias[i] < 0 ? -bias[i] : bias[i];
-      out = size > out ? size : out;
-    }
-    return out;
-  };
-  const float largest_left = largest(chain.left_bias, p.n1), largest_right = largest(chain.right_bias, p.n2);
+  const float largest_left = largest_magnitude(chain.left_bias, p.n1), largest_right = largest_magnitude(chain.right_bias, p.n2);
   const Side left = {
       p.n1,         0,          state_words(p.n1), padded_row(p.n2), p.narrow.rows, scratch.acc_left, chain.left_bias,
       largest_left, chain.left, chain.clamp_left};

@@ -39,8 +39,9 @@ struct NarrowCoupling {
 
 constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
 
-// A model in 16 bits, so coarse that no unit's field leaves them: a field is a unit's bias and the couplings to its neighbours that are 1.
-// Sums of 16 bits are twice as fast, and their bounded error leaves open few units, which take exact sums; so the bits are the same.
+// A model in 16 bits, so coarse that no unit's field leaves them: a field is a unit's bias and the couplings to its neighbours
+// that are 1. Sums of 16 bits are twice as fast, and their bounded error leaves open few units, which take exact sums; so the bits
+// are the same.
 struct CoarseCoupling {
   int16_t *rows, *columns;          // [n1, padded_side(n2)], [n2, padded_side(n1)]
   int16_t *left_bias, *right_bias;  // [padded_side(n)]

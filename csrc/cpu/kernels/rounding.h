@@ -56,3 +56,12 @@ inline LargestCoupling largest_coupling(typename FloatBits<T>::Int largest_bits,
                                                               : CouplingStatus::kOk;
   return {status, exponent, stored == 0 || largest_scale_fits(degree, exponent)};
 }
+
+inline float largest_magnitude(const float* x, int64_t n) {
+  float largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float size = x[i] < 0 ? -x[i] : x[i];
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}

@@ -121,6 +121,26 @@ inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
 #endif
 }
 
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+// The elements whose bits are set, the others 0; only the former are read.
+inline VecI load_where(uint32_t bits, const int32_t* p) {
+#if GIBBS_VECTOR_BYTES == 64
+  return (VecI)_mm512_maskz_loadu_epi32(__mmask16(bits), p);
+#else
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return (VecI)_mm256_maskload_epi32(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int32_t(bits)), bit), bit));
+#endif
+}
+// Bit l: whether lane l is negative.
+inline uint32_t mask_of(VecI v) {
+#if GIBBS_VECTOR_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)v);
+#else
+  return uint32_t(_mm256_movemask_ps((__m256)v));
+#endif
+}
+#endif
+
 inline bool any_equal(VecU a, VecU b) {
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);

@@ -47,8 +47,8 @@ struct Kernels {
   void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
   void (*sweep_group)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
   void (*sweep_narrow)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
-  // Null if the instruction set cannot look up bytes in a vector. All chains have the biases of `chain`. Returns the distance, in units
-  // of 2^-16, of a coarse probability from the true one that has to be expected. Above 65535: the couplings were not rounded.
+  // Null if the instruction set cannot look up bytes in a vector. All chains have the biases of `chain`. Returns the distance, in
+  // units of 2^-16, of a coarse probability from the true one that has to be expected. Above 65535: the couplings were not rounded.
   int (*round_coarse)(const BinarySweeps&, const BinaryChain& chain, double least_beta, double largest_beta, CoarseCoupling&);
   // At least kMinTableChains chains; not annealed.
   void (*sweep_coarse)(const BinarySweeps&, const CoarseCoupling&, const BinaryChain*, int64_t count, const GroupScratch&);

@@ -482,6 +482,6 @@ def write_tables(grid: Grid, folder: Path) -> list[Path]:
         panels: dict[str, list[tuple[str, float, float]]] = {row.group: [] for row in done or summaries}
         for row in done:
             panels[row.group].append((row.row, row.difference, row.difference_error))
-        label = f"test NLL minus that of {grid.baseline} [nats]; bars: standard error over two seeds or more"
+        label = f"test NLL minus that of {grid.baseline} [nats]\nbars: standard error over two seeds or more"
         picture = pictures.differences(folder / "comparison.png", panels, label)
     return [*(folder / name for name in contents), picture]

@@ -159,17 +159,34 @@ def test_a_star_marks_a_difference_that_looseness_may_explain(done, monkeypatch,
     assert f"| {shown}" in compare.markdown(grid)
 
 
-def test_a_row_without_a_seed_of_the_baseline_is_not_drawn_at_0(done, monkeypatch, tmp_path):
-    grid, drawn = compare.read_grid(done[0], done[1], {}), {}
+def without_baseline_of_a(monkeypatch):
     result = compare.Cell.result
 
-    def without_baseline(cell):
+    def changed(cell):
         return None if (cell.group, cell.row) == ("A", "none") else result(cell)
 
-    monkeypatch.setattr(compare.Cell, "result", without_baseline)
+    monkeypatch.setattr(compare.Cell, "result", changed)
+
+
+def test_a_row_without_a_seed_of_the_baseline_is_not_drawn_at_0(done, monkeypatch, tmp_path):
+    grid, drawn = compare.read_grid(done[0], done[1], {}), {}
+    without_baseline_of_a(monkeypatch)
     monkeypatch.setattr(pictures, "differences", lambda path, panels, label: drawn.update(panels) or path)
     compare.write_tables(grid, tmp_path)
     assert {group: [name for name, *_ in rows] for group, rows in drawn.items()} == {"B": ["none", "L = 1"]}
+
+
+def test_the_label_of_the_plot_of_one_group_is_not_cut_off(done, monkeypatch, tmp_path):
+    figures = []
+    without_baseline_of_a(monkeypatch)
+    monkeypatch.setattr(pictures, "save", lambda path, figure: figures.append(figure) or path)
+    compare.write_tables(compare.read_grid(done[0], done[1], {}), tmp_path)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (label,) = (text for text in figure.texts if "NLL" in text.get_text())
+    extent = label.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
 
 
 def test_a_kill_at_any_moment_loses_no_cell(tmp_path):

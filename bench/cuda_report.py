@@ -81,8 +81,11 @@ GRAPH_LAUNCH = 1e-6  # in a CUDA graph
 LANES = 128  # instructions of single lanes that a multiprocessor begins per clock
 PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's count
 # The least number of instructions of an update: about 35 of threshold() or relax(), and 10 rounds of 4 of Philox for 16
-# high bytes (relaxed updates also need 4 low parts). A table saves the threshold.
-INSTRUCTIONS = {"binary": 35 + 40 / 16, "tables": 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
+# high bytes (relaxed updates also need 4 low parts).
+INSTRUCTIONS = {"binary": 35 + 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
+# Of graphs, counted in the machine code of graph_kernel for 9.0 (eight chains, bounds alone): 101 for two quads of
+# half-edges, 156 for the decisions.
+GRAPH_DECISION, GRAPH_QUAD = 156 / 8 + 40 / 16, 101 / 2 / 8
 
 
 COMPILE = "compile"  # the way of a peer that torch.compile compiles
@@ -103,6 +106,7 @@ class Problem:
     ]  # takes a number of sweeps, one of `ways` (the first by default) and a dtype
     ways: tuple[str, ...] = ("rand", "bernoulli", COMPILE)
     num_relaxed: int = 0
+    quads: int = 0  # of a graph: quads of half-edges of a unit
     runs: tuple[int, int] = (2, 4)  # numbers of sweeps that are run; large enough for the plan of many sweeps
 
 
@@ -241,7 +245,8 @@ def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_re
     what = f"{chains} models" if models else f"{chains} chains"
     relaxation = f" + {num_relaxed} sweeps and backward" if num_relaxed else " sweeps"
     name = f"Chimera C{size}, {what}, {sweeps}{relaxation}"
-    return Problem(name, sweeps, chains * n, ours, peer, ways, num_relaxed=num_relaxed, runs=(4, 8))
+    quads = math.ceil(graph.max_degree / 4)
+    return Problem(name, sweeps, chains * n, ours, peer, ways, num_relaxed, quads, runs=(4, 8))
 
 
 def problems() -> Iterator[Problem]:
@@ -410,11 +415,8 @@ def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: 
         most = max(of_kernel, key=of_kernel.__getitem__)
         seconds[most] += of_kernel[most]
     by = {"memory": moved / limits.memory, "launches": LAUNCH * len(planned)}
-    has_tables = any("graph_kernelILNS_14GraphCudaRouteE1" in launch["kernel"] for launch in planned)
-    lanes = problem.updates * (
-        problem.sweeps * INSTRUCTIONS["tables" if has_tables else "binary"]
-        + 2 * problem.num_relaxed * INSTRUCTIONS["relaxed"]
-    )
+    binary = GRAPH_DECISION + GRAPH_QUAD * problem.quads if problem.quads else INSTRUCTIONS["binary"]
+    lanes = problem.updates * (problem.sweeps * binary + 2 * problem.num_relaxed * INSTRUCTIONS["relaxed"])
     by["arithmetic"] = lanes / LANES / num_sms / limits.clock
     total = sum(seconds.values())
     most = max(by, key=by.__getitem__)

@@ -667,7 +667,7 @@ KERNELS = {
     "resident": ("bipartite_resident_kernel", "4096 models, 200+200, 100 sweeps", "auto"),
     "cluster": ("bipartite_cluster_kernel", "128 models, 400+400, 100 sweeps", "auto"),
     "tensor_streaming": ("bipartite_tensor_kernel", "shared weight, 65536 chains, 784+500, 100 sweeps", "auto"),
-    "tables": ("graph_kernel", "Chimera C16, 16384 chains, 100 sweeps", "tables"),
+    "graph": ("graph_kernel", "Chimera C16, 16384 chains, 100 sweeps", "auto"),
     "relaxed_backward": ("bipartite_backward_kernel", "4096 models, 200+200, 10 + 1 sweeps and backward", "auto"),
 }
 METRICS = (

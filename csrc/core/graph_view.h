@@ -28,15 +28,20 @@ GIBBS_HOST_DEVICE int64_t layout_size(int64_t num_nodes, int64_t num_edges, int6
   return kLayoutHeader + (num_colors + 1) + num_nodes + (num_nodes + 1) + 4 * num_edges;
 }
 
-GIBBS_HOST_DEVICE GraphView graph_view(const int32_t* layout) {
+// The parts of a layout, by numbers that are known to agree with its header.
+GIBBS_HOST_DEVICE GraphView graph_view(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors,
+                                       int64_t max_degree) {
   GraphView g = {};
-  g.num_nodes = layout[0], g.num_edges = layout[1], g.num_colors = layout[2], g.max_degree = layout[3];
+  g.num_nodes = num_nodes, g.num_edges = num_edges, g.num_colors = num_colors, g.max_degree = max_degree;
   g.color_offsets = layout + kLayoutHeader;
   g.order = g.color_offsets + g.num_colors + 1;
   g.row_offsets = g.order + g.num_nodes;
   g.neighbors = g.row_offsets + g.num_nodes + 1;
   g.edge_of = g.neighbors + 2 * g.num_edges;
   return g;
+}
+GIBBS_HOST_DEVICE GraphView graph_view(const int32_t* layout) {
+  return graph_view(layout, layout[0], layout[1], layout[2], layout[3]);
 }
 
 }  // namespace gibbs

@@ -55,7 +55,7 @@ struct Operand {
 // Arguments of a call that do not depend on the kind of model.
 struct SweepCall {
   Batch batch;
-  bool is_double;                   // dtype of the parameters
+  bool is_double = false;           // dtype of the parameters
   const int64_t* chains = nullptr;  // chain numbers; null: chain_offset + linear number
   std::vector<int64_t> chains_strides;
   int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;

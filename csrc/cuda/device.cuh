@@ -15,6 +15,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(32) unsigned char name[]
 
 template <class T>
@@ -27,9 +29,22 @@ template <class T>
 __device__ __forceinline__ T* shared_pointer(T* p) {
   return p;
 }
+// The same memory as bytes.
+__device__ __forceinline__ uint8_t* byte_view(uint32_t* words) { return reinterpret_cast<uint8_t*>(words); }
+// A number, or a struct of 8 or 16 bytes, which no one writes while the kernel runs.
 template <class T>
 __device__ __forceinline__ T global_load(const T* p) {
-  return __ldg(p);
+  if constexpr (std::is_arithmetic_v<T>) {
+    return __ldg(p);
+  } else {
+    using Vector = std::conditional_t<sizeof(T) == 16, int4, int2>;
+    static_assert(sizeof(T) == sizeof(Vector) && alignof(T) == alignof(Vector));
+    union {
+      Vector vector;
+      T value;
+    } of = {__ldg(reinterpret_cast<const Vector*>(p))};
+    return of.value;
+  }
 }
 #endif
 

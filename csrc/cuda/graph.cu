@@ -1,89 +1,142 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans and launches of binary sweeps of coloured graphs.
-#include <algorithm>
-
 #include "cuda/graph.h"
+
+#include <algorithm>
+#include <bit>
+
 #include "cuda/graph_kernel.cuh"
 
 namespace gibbs {
 
 namespace {
 
-constexpr int kMaxUnitsTile = 8;  // chains side by side when lanes are units
+int64_t ctas_per_model(const BatchView& batch, int tile) { return (batch.chains_per_model + tile - 1) / tile; }
 
-bool fits(const GraphParams& p, const GraphPlan& plan, const DeviceLimits& limits) {
-  return GraphBinaryLayout(p, plan).bytes() <= limits.shared_memory_per_cta;
+bool has_shared_biases(const GraphParams& p) {
+  return is_shared_row(p.bias, p.sweep.batch) && (!p.log_weights || is_shared_row(p.base_bias, p.sweep.batch));
 }
 
-// Puts as much as fits into shared memory, beginning with what is read most. False: not even the states fit.
-bool place(const GraphParams& p, const DeviceLimits& limits, GraphPlan* plan) {
-  const auto with = [&](bool couplings, bool bytes) {
-    plan->state_in_shared = true, plan->couplings_in_shared = couplings, plan->bytes_in_shared = bytes;
-    return fits(p, *plan, limits);
-  };
-  return with(true, true) || with(false, true) || with(true, false) || with(false, false);
+GraphPlan plan_for(const GraphParams& p, int tile, GraphCudaRoute route) {
+  GraphPlan plan = {};
+  plan.route = route, plan.tile = tile;
+  plan.shape.num_ctas = p.sweep.batch.num_models * ctas_per_model(p.sweep.batch, tile);
+  // A thread has an octet of chains of a unit of a colour at a time, if colours are alike.
+  const int64_t items = p.num_nodes / p.num_colors * ((tile + kOctet - 1) / kOctet);
+  plan.shape.num_threads = int(std::bit_ceil(uint64_t(std::clamp<int64_t>(items, 4 * kWarpSize, kGraphThreads))));
+  const bool is_shared = route == GraphCudaRoute::kShared;
+  plan.shape.shared_memory = GraphBinaryLayout(p, tile, is_shared, plan.shape.num_threads).shared_memory(is_shared);
+  return plan;
 }
 
-int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
+GraphView graph_of(const GraphParams& p) { return graph_view(p.layout, p.num_nodes, p.num_edges, p.num_colors, 0); }
 
-// Whether units may have few enough neighbours for tables. Only the device knows; the kernel makes sums if a unit has more.
-bool can_tabulate(const GraphParams& p) {
-  return 2 * p.num_edges <= kMaxTableDegree * p.num_nodes && !p.log_weights && !p.metropolis &&
-         is_shared_row(p.bias, p.sweep.batch);
-}
-
-template <GraphCudaRoute kRoute>
+template <bool kShared>
 const Kernel<GraphBinaryParams>& kernel_of(const GraphParams& p) {
-  return p.log_weights  ? registered<graph_kernel<kRoute, GraphRule::kAnnealed>>
-         : p.metropolis ? registered<graph_kernel<kRoute, GraphRule::kMetropolis>>
-                        : registered<graph_kernel<kRoute, GraphRule::kGibbs>>;
+  return p.log_weights  ? registered<graph_kernel<GraphRule::kAnnealed, kShared>>
+         : p.metropolis ? registered<graph_kernel<GraphRule::kMetropolis, kShared>>
+                        : registered<graph_kernel<GraphRule::kGibbs, kShared>>;
 }
 
 }  // namespace
 
+GraphPacked::GraphPacked(const GraphParams& p, const GraphPlan& plan, Workspace& workspace) {
+  const BatchView& batch = p.sweep.batch;
+  const int64_t capacity = QuadLayout::capacity(p.num_nodes, p.num_edges), words = num_rows(batch) * state_words(p.num_nodes),
+                biases = (has_shared_biases(p) ? batch.num_models : num_rows(batch)) * p.num_nodes;
+  scales = workspace.take<ModelScale>(batch.num_models);
+  neighbors = workspace.take<Quad>(capacity);
+  slices = workspace.take<Slices>(batch.num_models * capacity);
+  couplings = workspace.take<int32_t>(batch.num_models * p.num_edges);
+  bits = workspace.take<uint32_t>(words);
+  clamps = p.clamp.data ? workspace.take<uint32_t>(words) : nullptr;
+  bias = workspace.take<float>(biases);
+  base_bias = p.log_weights ? workspace.take<float>(biases) : nullptr;
+  numbers = workspace.take<uint64_t>(num_rows(batch));
+  const GraphBinaryLayout arrays(p, plan.tile, plan.route == GraphCudaRoute::kShared, plan.shape.num_threads);
+  states = plan.route == GraphCudaRoute::kShared ? nullptr
+                                                 : workspace.take<uint32_t>(plan.shape.num_ctas * (arrays.states + arrays.clamps));
+}
+
+// A CTA takes a gather of neighbours for all its chains, which costs as much as about three of them, and the multiprocessor with the most
+// CTAs determines the time.
 GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCudaRoute route) {
   const BatchView& batch = p.sweep.batch;
-  GraphPlan plan = {};
-  const auto finish = [&](GraphCudaRoute taken, int chains) {
-    plan.route = taken;
-    plan.chains_per_cta = plan.tile = chains;
-    plan.shape.num_threads = kGraphThreads;
-    plan.shape.num_ctas = ctas(batch, chains);
-    const bool placed = place(p, limits, &plan);
-    plan.shape.shared_memory = GraphBinaryLayout(p, plan).bytes();
-    return placed;
+  constexpr int64_t kGather = 3;
+  const auto cost = [&](int tile) {
+    const int64_t ctas = batch.num_models * ctas_per_model(batch, tile);
+    return (ctas + limits.num_sms - 1) / limits.num_sms * (kGather + tile);
   };
-  const bool is_auto = route == GraphCudaRoute::kAuto,
-             fills = batch.chains_per_model >= kWarpSize && ctas(batch, kWarpSize) >= limits.num_sms;
-  // Tables pay off if they serve many sweeps, that is, at one beta and for more than a few sweeps.
-  const bool tabulates = can_tabulate(p) && (route == GraphCudaRoute::kTables ||
-                                             (is_auto && fills && p.sweep.num_betas == 1 && p.sweep.num_sweeps >= 4));
-  if (tabulates && finish(GraphCudaRoute::kTables, kWarpSize)) return plan;
-  const bool lanes = route == GraphCudaRoute::kSums || route == GraphCudaRoute::kTables || (is_auto && fills);
-  if (lanes && finish(GraphCudaRoute::kSums, kWarpSize)) return plan;
-  int tile = 1;
-  while (2 * tile <= std::min<int64_t>(kMaxUnitsTile, batch.chains_per_model) && ctas(batch, tile) > limits.num_sms) tile *= 2;
-  for (; tile > 1; tile /= 2)
-    if (finish(GraphCudaRoute::kUnits, tile)) return plan;
-  if (finish(GraphCudaRoute::kUnits, 1)) return plan;
-  plan.state_in_shared = false;
-  plan.shape.shared_memory = GraphBinaryLayout(p, plan).bytes();
-  plan.workspace = plan.shape.num_ctas * p.num_nodes;
+  GraphPlan plan = {};
+  bool is_planned = false;
+  const auto choose = [&](GraphCudaRoute of) {
+    int64_t least = 0;
+    for (int tile = 1; tile <= kMaxGraphTile; tile *= 2) {
+      const GraphPlan candidate = plan_for(p, tile, of);
+      const bool fits = candidate.shape.shared_memory <= limits.shared_memory_per_cta;
+      if (!fits || (is_planned && (cost(tile) >= least || tile >= 2 * batch.chains_per_model))) continue;
+      plan = candidate, least = cost(tile), is_planned = true;
+    }
+  };
+  if (route != GraphCudaRoute::kGlobal) choose(GraphCudaRoute::kShared);
+  if (!is_planned) choose(GraphCudaRoute::kGlobal);
+  Workspace workspace(nullptr);
+  GraphPacked(p, plan, workspace);
+  plan.workspace = workspace.size();
   return plan;
 }
 
 void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
-  using enum GraphCudaRoute;
-  const auto& kernel = plan.route == kTables ? registered<graph_kernel<kTables, GraphRule::kGibbs>>
-                       : plan.route == kSums ? kernel_of<kSums>(p)
-                                             : kernel_of<kUnits>(p);
-  launch(kernel, plan.shape, stream, GraphBinaryParams{p, plan});
+  Workspace workspace(p.workspace);
+  const GraphPacked packed(p, plan, workspace);
+  LaunchShape couplings;
+  couplings.num_ctas = p.sweep.batch.num_models + 1;
+  couplings.num_threads = kGraphPackThreads;
+  couplings.shared_memory = shared_bytes<uint32_t>(kGraphScaleScratch);
+  launch(registered<graph_pack_kernel>, couplings, stream, GraphPackParams{p, packed});
+
+  PackParams pack = {};
+  pack.sweep = p.sweep;
+  pack.is_double = p.is_double;
+  pack.scales = packed.scales;
+  pack.degree_data = p.layout + 3;
+  pack.numbers = packed.numbers;
+  pack.bits[pack.num_bits++] = {p.state, p.num_nodes, packed.bits, Outcome::kStateNotBits};
+  if (packed.clamps) pack.bits[pack.num_bits++] = {p.clamp, p.num_nodes, packed.clamps, Outcome::kStateNotBits};
+  pack.biases[pack.num_biases++] = {p.bias,
+                                    p.base_bias,
+                                    p.num_nodes,
+                                    has_shared_biases(p),
+                                    graph_of(p).order,
+                                    packed.bias,
+                                    packed.base_bias,
+                                    Outcome::kNonFiniteBias,
+                                    Outcome::kNonFiniteBaseBias};
+  launch_pack(pack, stream);
+
+  const bool is_shared = plan.route == GraphCudaRoute::kShared;
+  const GraphBinaryParams params = {p.sweep,
+                                    graph_of(p),
+                                    packed,
+                                    GraphBinaryLayout(p, plan.tile, is_shared, plan.shape.num_threads),
+                                    plan.tile,
+                                    (plan.tile + kOctet - 1) / kOctet,
+                                    int32_t(state_words(p.num_nodes)),
+                                    int32_t(ctas_per_model(p.sweep.batch, plan.tile)),
+                                    !has_shared_biases(p),
+                                    p.log_weights};
+  launch(is_shared ? kernel_of<true>(p) : kernel_of<false>(p), plan.shape, stream, params);
+
+  UnpackParams unpack = {};
+  unpack.batch = p.sweep.batch;
+  unpack.bits[unpack.num_bits++] = {packed.bits, p.num_nodes, p.state_out};
+  launch_unpack(unpack, stream);
 }
 
 void launch_graph_coupling_resolution(const GraphParams& p, double* out, Stream stream) {
   LaunchShape shape;
   shape.num_ctas = p.sweep.batch.num_models;
-  shape.num_threads = kGraphThreads;
+  shape.num_threads = kGraphPackThreads;
   shape.shared_memory = shared_bytes<uint32_t>(kGraphScaleScratch);
   launch(registered<graph_resolution_kernel>, shape, stream, GraphResolutionParams{p, out});
 }

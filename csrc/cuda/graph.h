@@ -20,7 +20,7 @@ struct GraphParams {
   bool metropolis;      // binary sweeps by Metropolis's rule instead of Gibbs's; not annealed
   bool is_double;
 
-  // Relaxed calls, in the parameters' dtype.
+  // Relaxed calls, in the parameters' dtype. Their state_out is ignored.
   ParameterView start;               // [..., N] where the relaxed sweeps begin if num_sweeps is 0; else `state` is read
   bool start_is_bits;                // `start` must hold 0 and 1 only
   void *start_out, *relaxed, *mean;  // outputs, [linear number, N]
@@ -41,25 +41,29 @@ struct GraphBackwardParams {
   void* workspace;
 };
 
-// Routes of binary sweeps. Lanes are chains that share the couplings, with tables of probabilities (kTables: Gibbs's rule, no unit with more than
-// six neighbours) or integer sums (kSums), or lanes are the units of a colour (kUnits). Tests and benchmarks choose one.
-enum class GraphCudaRoute { kAuto, kTables, kSums, kUnits };
+// Where binary sweeps keep a CTA's states and random bytes: in shared memory, or in device memory if they do not fit there. Tests choose one.
+enum class GraphCudaRoute { kAuto, kShared, kGlobal };
 
 struct GraphPlan {
   GraphCudaRoute route;
   LaunchShape shape;
-  int chains_per_cta;
-  bool state_in_shared, couplings_in_shared;
+  int tile;  // number of a CTA's chains, a power of 2, at most 32
   int64_t workspace;
-  int tile;              // number of a CTA's chains that lie side by side in neighbouring lanes, a power of 2
-  bool bytes_in_shared;  // binary sweeps: random bytes
 };
 
 GraphPlan plan_graph(const GraphParams&, const DeviceLimits&, GraphCudaRoute = GraphCudaRoute::kAuto);
 void launch_graph(const GraphParams&, const GraphPlan&, Stream);
 
-GraphPlan plan_graph_relaxed(const GraphParams&, const DeviceLimits&);
-void launch_graph_relaxed(const GraphParams&, const GraphPlan&, Stream);
+struct GraphRelaxedPlan {
+  GraphPlan binary;  // of the sweeps before the relaxed ones, if there are any
+  LaunchShape shape;
+  int chains_per_cta;
+  bool state_in_shared, couplings_in_shared;
+  int64_t workspace;
+  int tile;  // number of a CTA's chains that lie side by side in neighbouring lanes, a power of 2
+};
+GraphRelaxedPlan plan_graph_relaxed(const GraphParams&, const DeviceLimits&);
+void launch_graph_relaxed(const GraphParams&, const GraphRelaxedPlan&, Stream);
 
 struct GraphBackwardPlan {
   LaunchShape shape;

@@ -3,138 +3,234 @@
 
 // Binary sweeps of coloured graphs. twins: csrc/cpu/kernels/graph_{sums,tables,units,metropolis}.h
 //
-// A CTA owns a tile of chains of one model for all sweeps; neighbouring lanes are the tile's chains, and groups of as many lanes go through the
-// units of a colour. With 32 chains (kSums, kTables) a lane is a chain, a warp has one unit, and loads of the graph are broadcasts; with fewer
-// (kUnits) a warp has several units, down to 32 units of one chain.
+// A lane is a unit, and a byte of its state holds eight chains: one gather of the neighbours' bytes serves all eight. Couplings are rounded once
+// more, to 16 bits in two slices of 8, and an instruction multiplies those of four neighbours by their bits (dp4a), so that two of them make
+// four terms of a field. Bounds decide from this field (bounds.cuh). The few units that they leave open are noted, and taken up when the
+// colour is done, by as many threads as there are of them.
+#include "cuda/bounds.cuh"
 #include "cuda/graph_cta.cuh"
+#include "cuda/stages.h"
+
+#include <type_traits>
 
 namespace gibbs {
 
-constexpr int kGraphThreads = 512;
-constexpr int kMaxTableDegree = 6;
-constexpr int kTableEntries = 1 << kMaxTableDegree;
+constexpr int kGraphThreads = 512;      // at most, a power of 2
+constexpr int kGraphPackThreads = 512;  // of the kernel that rounds couplings
+constexpr int kOctet = 8;               // chains of a byte
+constexpr int kQuad = 4;                // half-edges of a product
+constexpr int kMaxGraphTile = 32;       // chains of a CTA
+constexpr int kMaxOpen = 512;           // noted units of a colour; further ones are decided at once
 
 // The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
 
-// The place of half-edge h in shared memory. Lanes along units are a degree apart, and an even degree would leave half of the banks idle.
-template <class Index>
-GIBBS_HOST_DEVICE Index skewed(Index h) {
-  return h + (h >> 5);
-}
+struct alignas(16) Quad {
+  int32_t node[kQuad];
+};
+struct alignas(8) Slices {
+  int32_t high, low;  // signed bytes of four couplings: 256 high + low, in units of 2^shift
+};
 
-// Numbers of elements in shared memory. If they do not fit, states lie in the workspace, the graph and the couplings stay where they are, and
-// random bytes are drawn one by one.
-struct GraphBinaryLayout {
-  int64_t state_bytes = 0, state_words = 0, clamp_words = 0, half_edges = 0, byte_words = 0, table = 0, terms = 0;
-
-  GIBBS_HOST_DEVICE GraphBinaryLayout(const GraphParams& p, const GraphPlan& plan) {
-    const int64_t n = p.num_nodes;
-    const bool has_lanes = plan.route != GraphCudaRoute::kUnits;
-    if (has_lanes) {
-      state_words = n;
-      if (p.clamp.data) clamp_words = n;
-    } else if (plan.state_in_shared) {
-      state_bytes = n * plan.tile;
-    }
-    if (plan.couplings_in_shared) half_edges = skewed(2 * p.num_edges);
-    if (plan.bytes_in_shared) byte_words = random_byte_words(n) * plan.tile;
-    if (plan.route == GraphCudaRoute::kTables) table = n * kTableEntries;
-    if (p.log_weights) terms = kGraphThreads;
+// The quads of half-edges of each position. If all positions may have as many as the largest without more memory, quad q of position i is at
+// q num_nodes + i, so that lanes along positions read neighbouring quads; otherwise a position's quads lie one after the other.
+struct QuadLayout {
+  int64_t width;  // 0: one after the other
+  GIBBS_HOST_DEVICE static int64_t capacity(int64_t num_nodes, int64_t num_edges) { return num_edges / 2 + num_nodes + 1; }
+  GIBBS_HOST_DEVICE QuadLayout(int64_t num_nodes, int64_t num_edges, int64_t max_degree) : width((max_degree + kQuad - 1) / kQuad) {
+    if (width * num_nodes > capacity(num_nodes, num_edges)) width = 0;
   }
-  GIBBS_HOST_DEVICE int64_t bytes() const {
-    return shared_bytes<uint8_t>(state_bytes) + shared_bytes<uint32_t>(state_words) + shared_bytes<uint32_t>(clamp_words) +
-           2 * shared_bytes<int32_t>(half_edges) + shared_bytes<uint32_t>(byte_words) + shared_bytes<uint8_t>(table) +
-           shared_bytes<double>(terms) + shared_bytes<uint32_t>(kGraphScaleScratch);
+  GIBBS_HOST_DEVICE int64_t first(int64_t position, int64_t row_offset) const {
+    return width ? position : row_offset / kQuad + position;
+  }
+  GIBBS_HOST_DEVICE int64_t step(int64_t num_nodes) const { return width ? num_nodes : 1; }
+};
+
+// What the stages before a sweep make, in the call's workspace.
+struct GraphPacked {
+  ModelScale* scales;       // [model]
+  Quad* neighbors;          // [capacity]
+  Slices* slices;           // [model, capacity]
+  int32_t* couplings;       // [model, E]
+  uint32_t *bits, *clamps;  // [row, words]; clamps may be null
+  float *bias, *base_bias;  // [model or row, position]; base_bias: annealed
+  uint64_t* numbers;        // [row]
+  uint32_t* states;         // kGlobal: [CTA, state_words]
+  GraphPacked(const GraphParams& p, const GraphPlan& plan, Workspace& workspace);
+};
+
+struct GraphPackParams {
+  GraphParams call;
+  GraphPacked packed;
+};
+
+// A CTA's arrays, in shared memory if they fit.
+struct GraphBinaryLayout {
+  int64_t states, clamps, bytes, terms;  // in words; in double
+  GIBBS_HOST_DEVICE GraphBinaryLayout(const GraphParams& p, int tile, bool is_shared, int num_threads) {
+    const int64_t octets = (tile + kOctet - 1) / kOctet;
+    states = (p.num_nodes * octets + 3) / 4;
+    clamps = p.clamp.data ? states : 0;
+    bytes = is_shared ? octets * kOctet * random_byte_words(p.num_nodes) : 0;
+    terms = p.log_weights ? num_threads : 0;
+  }
+  GIBBS_HOST_DEVICE int64_t shared_memory(bool is_shared) const {
+    return shared_bytes<uint32_t>(kBytes) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
+           shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + 2 * shared_bytes<int32_t>(kMaxOpen) +
+           shared_bytes<uint8_t>(kMaxOpen) + shared_bytes<uint32_t>(2) + shared_bytes<double>(terms);
   }
 };
 
 struct GraphBinaryParams {
-  GraphParams call;
-  GraphPlan plan;
+  SweepView sweep;
+  GraphView graph;  // without max_degree, which only the device knows
+  GraphPacked packed;
+  GraphBinaryLayout arrays;
+  int32_t tile, octets, words, ctas_per_model;  // words: of a row of bits
+  bool bias_per_chain;
+  double* log_weights;
 };
 
 #if defined(GIBBS_DEVICE)
 
-// The k of a model's couplings of either dtype.
-GIBBS_DEVICE int graph_scale_exponent(const GraphParams& p, const GraphView& g, int64_t model, const Shared<uint32_t>& scratch) {
-  const void* row = parameter_row(p.coupling, p.sweep.batch, p.is_double, model, 0);
-  return p.is_double ? graph_scale_exponent_of(p.sweep, g, static_cast<const double*>(row), p.coupling.stride, scratch)
-                     : graph_scale_exponent_of(p.sweep, g, static_cast<const float*>(row), p.coupling.stride, scratch);
+// Rounds couplings. CTA m < num_models owns model m, whose scale it finds, and writes its couplings and their slices. The last CTA writes the
+// neighbours, which all models share. Every CTA checks the layout before it follows it.
+// Traffic: the layout and the couplings two or three times each, mostly from L2.
+template <class T>
+GIBBS_DEVICE void round_couplings(const GraphPackParams& params, const GraphView& g, const QuadLayout& quads, int64_t model,
+                                  const Shared<uint32_t>& scratch) {
+  const GraphParams& p = params.call;
+  const T* const coupling = parameter_row<T>(p.coupling, p.sweep.batch, model, 0);
+  const GraphScale scale = graph_scale_of(p.sweep, g, coupling, p.coupling.stride, scratch);
+  // |coupling| is at most 2^(k + exponent) <= 2^31, unless a fault has been reported. Slices hold up to 127 * 257.
+  const int largest = scale.k + scale.exponent, shift = largest <= 14 ? 0 : largest < 31 ? largest - 14 : 17;
+  const T factor = FloatTraits<T>::power(scale.k);
+  const auto at = [&](int64_t edge) { return rounded(global_load(coupling + edge * p.coupling.stride), factor); };
+  if (threadIdx.x == 0) {
+    const float error = shift ? 0.5f * float(g.max_degree) * float(int64_t{1} << shift) : 0;
+    params.packed.scales[model] = {scale.k, shift, FloatTraits<float>::power(-scale.k), error};
+  }
+  int32_t* const couplings = params.packed.couplings + model * g.num_edges;
+  for (int64_t e = threadIdx.x; e < g.num_edges; e += blockDim.x) couplings[e] = at(e);
+  Slices* const slices = params.packed.slices + model * QuadLayout::capacity(g.num_nodes, g.num_edges);
+  for (int64_t position = threadIdx.x; position < g.num_nodes; position += blockDim.x) {
+    const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
+    int64_t to = quads.first(position, begin);
+    for (int64_t h = begin; h < end; h += kQuad, to += quads.step(g.num_nodes)) {
+      uint32_t high = 0, low = 0;
+      for (int i = 0; i < kQuad && h + i < end; ++i) {
+        const int32_t exact = at(g.edge_of[h + i]);
+        // To the nearest; the sum may leave 31 bits only where a fault has been reported.
+        const int32_t value = shift ? int32_t((int64_t{exact} + (int64_t{1} << (shift - 1))) >> shift) : exact;
+        const int32_t below = int8_t(value & 0xff);
+        low |= uint32_t(below & 0xff) << (8 * i);
+        high |= uint32_t((value - below) >> 8 & 0xff) << (8 * i);
+      }
+      slices[to] = {int32_t(high), int32_t(low)};
+    }
+  }
 }
 
-// Shared memory: the tile's states, the rounded couplings and the graph by half-edges, a sweep's random bytes, and (kTables) of each unit the high
-// bytes of the thresholds of all its neighbours' states.
-// Synchronisation: barriers after the random bytes of a sweep, and between colours: a colour's bits are whole before the next one reads them.
-// Traffic: states in and out once, couplings and graph once. An update reads, per half-edge, a neighbour, a coupling and a state (kSums: three
-// broadcasts for 32 chains; kTables: two, and one entry of the table), and a random byte; Philox is 1/16 of a counter. The other 24 bits of a word are
-// drawn where the high byte ties with the threshold's: at once, or (kTables) for a warp's units of a colour together, as otherwise 12% of the
-// warps would stop for one lane.
-// Computes: acc_i = sum over e of coupling_e z_j, logit_i = beta (acc_i 2^-k + bias_i);  z_i = [word_i < threshold(logit_i)], or (kMetropolis)
-// z_i flips where x = (1 - 2 z_i) logit_i >= 0 or word_i < acceptance(x).
-template <GraphCudaRoute kRoute, GraphRule kRule>
+GIBBS_DEVICE void copy_neighbors(const GraphView& g, const QuadLayout& quads, Quad* to_quads) {
+  for (int64_t position = threadIdx.x; position < g.num_nodes; position += blockDim.x) {
+    const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
+    int64_t to = quads.first(position, begin);
+    for (int64_t h = begin; h < end; h += kQuad, to += quads.step(g.num_nodes)) {
+      Quad quad;
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) quad.node[i] = h + i < end ? g.neighbors[h + i] : 0;  // its coupling is 0
+      to_quads[to] = quad;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kGraphPackThreads, 1) graph_pack_kernel(const __grid_constant__ GraphPackParams params) {
+  GIBBS_DYNAMIC_SHARED(shared);
+  SharedMemory memory(shared);
+  const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
+  const GraphParams& p = params.call;
+  const int64_t model = blockIdx.x, num_models = p.sweep.batch.num_models;
+  if (!graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors)) {
+    if (threadIdx.x == 0 && model == num_models) report_fault(p.sweep, Outcome::kBadLayout);
+    if (threadIdx.x == 0 && model < num_models) params.packed.scales[model] = {kUnsound, 0, 1, 0};
+    return;
+  }
+  const GraphView g = graph_view(p.layout);
+  const QuadLayout quads(g.num_nodes, g.num_edges, g.max_degree);
+  if (model == num_models)
+    copy_neighbors(g, quads, params.packed.neighbors);
+  else if (p.is_double)
+    round_couplings<double>(params, g, quads, model, scratch);
+  else
+    round_couplings<float>(params, g, quads, model, scratch);
+}
+
+// A CTA owns up to 32 chains of one model, for all sweeps.
+// Shared memory: the interval of logits that each random byte leaves open, the states and clamps as bytes [node, octet of chains], a sweep's random
+// bytes [chain, node], and the units of a colour that are still open. If states do not fit, they lie in device memory, and each random
+// byte is drawn alone.
+// Synchronisation: barriers after a sweep's random bytes, after each colour, and again after its open units, if there are any.
+// Traffic: An update reads a quad of neighbours, a pair of slices and four bytes of states for four half-edges and eight chains, and for itself
+// a random byte and an interval. Philox is 1/16 of a counter.
+// Computes: field_i = sum over e of slices_e z_j, logit_i within beta (field_i 2^(shift - k) + bias_i) +- error; z_i = [word_i < threshold(logit_i)], or
+// (kMetropolis) z_i flips where x = (1 - 2 z_i) logit_i >= 0 or word_i < acceptance(x).
+template <GraphRule kRule, bool kShared>
 class GraphCta {
-  static constexpr bool kAnnealed = kRule == GraphRule::kAnnealed;
-  static constexpr bool kLanes = kRoute != GraphCudaRoute::kUnits;
-  static constexpr uint8_t kBit = 1, kClamp = 2, kFirstColor = 4;  // bits of a state byte
+  static constexpr bool kAnnealed = kRule == GraphRule::kAnnealed, kMetropolis = kRule == GraphRule::kMetropolis;
+  template <class T>
+  using Array = std::conditional_t<kShared, Shared<T>, T*>;
 
  public:
   GIBBS_DEVICE GraphCta(const GraphBinaryParams& params, SharedMemory& memory)
-      : p_(params.call),
-        plan_(params.plan),
-        g_(graph_view(p_.layout)),
-        own_(p_.sweep.batch, plan_.chains_per_cta),
-        thread_(kLanes ? kWarpSize : plan_.tile) {
-    const GraphBinaryLayout layout(p_, plan_);
-    const Shared<uint8_t> state_bytes = memory.take<uint8_t>(layout.state_bytes);
-    state_words_ = memory.take<uint32_t>(layout.state_words);
-    clamp_words_ = memory.take<uint32_t>(layout.clamp_words);
-    neighbor_ = memory.take<int32_t>(layout.half_edges);
-    coupling_ = memory.take<int32_t>(layout.half_edges);
-    bytes_ = memory.take<uint32_t>(layout.byte_words);
-    table_ = memory.take<uint8_t>(layout.table);
-    terms_ = memory.take<double>(layout.terms);
-    scratch_ = memory.take<uint32_t>(kGraphScaleScratch);
-    if constexpr (!kLanes)
-      state_ = plan_.state_in_shared ? shared_pointer(state_bytes)
-                                     : static_cast<uint8_t*>(p_.workspace) + int64_t{blockIdx.x} * p_.num_nodes * plan_.tile;
-    const int64_t mine = own_.begin + thread_.lane;
-    is_active_ = mine < own_.end;
-    chain_ = is_active_ ? mine : own_.begin;
-    linear_ = linear_number(p_.sweep.batch, own_.model, chain_);
-    number_ = chain_number(p_.sweep, own_.model, chain_);
-    bias_ = parameter_row(p_.bias, p_.sweep.batch, p_.is_double, own_.model, chain_);
-    if (kAnnealed) base_bias_ = parameter_row(p_.base_bias, p_.sweep.batch, p_.is_double, own_.model, chain_);
-    coupling_row_ = parameter_row(p_.coupling, p_.sweep.batch, p_.is_double, own_.model, 0);
+      : p_(params), model_(int(blockIdx.x) / params.ctas_per_model), first_(int(blockIdx.x) % params.ctas_per_model * params.tile) {
+    const int64_t left_over = params.sweep.batch.chains_per_model - first_;
+    num_chains_ = left_over < params.tile ? int(left_over) : params.tile;
+    const QuadLayout quads(g().num_nodes, g().num_edges, g().color_offsets[-1]);
+    step_ = int(quads.step(g().num_nodes));
+    slices_ = params.packed.slices + model_ * QuadLayout::capacity(g().num_nodes, g().num_edges);
+    // Arrays of constant size come first, so that their places are constants.
+    open_logits_ = memory.take<uint32_t>(kBytes);
+    numbers_ = memory.take<uint64_t>(kMaxGraphTile);
+    open_positions_ = memory.take<int32_t>(kMaxOpen);
+    open_fields_ = memory.take<int32_t>(kMaxOpen);
+    open_chains_ = memory.take<uint8_t>(kMaxOpen);
+    num_open_ = memory.take<uint32_t>(2);
+    if constexpr (kShared) {
+      states_ = memory.take<uint32_t>(params.arrays.states);
+      random_words_ = memory.take<uint32_t>(params.arrays.bytes);
+      random_bytes_ = byte_view(random_words_);
+      clamps_ = memory.take<uint32_t>(params.arrays.clamps);
+    } else {
+      states_ = params.packed.states + int64_t{blockIdx.x} * (params.arrays.states + params.arrays.clamps);
+      clamps_ = states_ + params.arrays.states;
+    }
+    state_bytes_ = byte_view(states_);
+    clamp_bytes_ = byte_view(clamps_);
+    terms_ = memory.take<double>(params.arrays.terms);
   }
 
   GIBBS_DEVICE void run() {
     const SweepView& s = p_.sweep;
-    if (!graph_layout_is_sound(p_.layout, p_.num_nodes, p_.num_edges, p_.num_colors)) {
-      if (threadIdx.x == 0) report_fault(s, Outcome::kBadLayout);
-      return clear();
-    }
-    k_ = graph_scale_exponent(p_, g_, own_.model, scratch_);
-    scale_ = FloatTraits<float>::power(-k_);
-    load();
-    __syncthreads();  // states, graph and couplings are there
-    const bool has_tables = kRoute == GraphCudaRoute::kTables && g_.max_degree <= kMaxTableDegree;
+    tabulate_open_logits<kMetropolis>(open_logits_);
+    load(state_bytes_, p_.packed.bits);
+    if (p_.packed.clamps) load(clamp_bytes_, p_.packed.clamps);
+    if (int(threadIdx.x) < num_chains_) numbers_[threadIdx.x] = p_.packed.numbers[row(int(threadIdx.x))];
+    if (threadIdx.x < 2) num_open_[threadIdx.x] = 0;
+    __syncthreads();  // all arrays are filled
+    const ModelScale scale = p_.packed.scales[model_];
+    scale_ = scale.scale;
     double log_weight = 0;
-    float table_beta = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      const float beta = float(beta_at(s, sweep + kAnnealed));
-      const RandomStream stream = random_stream(seed_of(s), number_, uint64_t(s.sweep_offset + sweep));
-      if (plan_.bytes_in_shared) draw_bytes(stream);
-      if (has_tables && (sweep == 0 || beta != table_beta)) tabulate(table_beta = beta);
+      const ModelBounds bounds(float(beta_at(s, sweep + kAnnealed)), scale.shift, scale.scale, scale.error);
+      if constexpr (kShared) draw_bytes(sweep);
       if (kAnnealed) log_weight += weigh(beta_at(s, sweep), beta_at(s, sweep + 1));
-      __syncthreads();  // bytes and tables are there
-      for (int64_t color = 0; color < g_.num_colors; ++color) {
-        const int begin = g_.color_offsets[color], end = g_.color_offsets[color + 1];
-        if (has_tables)
-          look_up(begin, end, stream, beta);
-        else
-          update(begin, end, stream, beta);
-        __syncthreads();  // the colour is whole; nobody reads its bytes any more
+      __syncthreads();  // the bytes are there, and nobody weighs any more
+      for (int64_t color = 0; color < g().num_colors; ++color) {
+        const bool notes = update_color(g().color_offsets[color], g().color_offsets[color + 1], sweep, bounds);
+        if (!__syncthreads_or(notes)) continue;  // the colour is whole, but for its open units
+        close(sweep, bounds);
+        __syncthreads();  // the colour is whole
+        parity_ ^= 1;
       }
     }
     store();
@@ -142,239 +238,272 @@ class GraphCta {
   }
 
  private:
-  // ---- units and their neighbours ----
-
-  GIBBS_DEVICE int32_t rounded_coupling(int64_t half_edge) const {
-    const int64_t at = g_.edge_of[half_edge] * p_.coupling.stride;
-    return p_.is_double ? rounded(global_load(static_cast<const double*>(coupling_row_) + at), FloatTraits<double>::power(k_))
-                        : rounded(global_load(static_cast<const float*>(coupling_row_) + at), FloatTraits<float>::power(k_));
-  }
-  GIBBS_DEVICE int neighbor(int half_edge) const {
-    return plan_.couplings_in_shared ? neighbor_[skewed(half_edge)] : global_load(g_.neighbors + half_edge);
-  }
-  GIBBS_DEVICE int32_t coupling(int half_edge) const {
-    return plan_.couplings_in_shared ? coupling_[skewed(half_edge)] : rounded_coupling(half_edge);
-  }
-  GIBBS_DEVICE uint8_t& state_byte(int node) const { return state_[int64_t{node} * plan_.tile + thread_.lane]; }
-  GIBBS_DEVICE uint32_t bit(int node) const {
-    if constexpr (kLanes) return state_words_[node] >> thread_.lane & 1;
-    return state_byte(node) & kBit;
-  }
-  // Unsigned, because couplings for which a fault has been reported may overflow.
-  GIBBS_DEVICE int32_t sum_of_neighbors(int position) const {
-    uint32_t acc = 0;
-    const int end = g_.row_offsets[position + 1];
-    for (int h = g_.row_offsets[position]; h < end; ++h) acc += (0u - bit(neighbor(h))) & uint32_t(coupling(h));
-    return int32_t(acc);
-  }
-  GIBBS_DEVICE float bias(const void* row, const ParameterView& view, int node) const {
-    return float(load_parameter(row, node * view.stride, p_.is_double));
-  }
-  GIBBS_DEVICE float logit(int32_t acc, int node, float beta) const {
-    const float of_bias = bias(bias_, p_.bias, node);
-    return kAnnealed ? annealed_logit(acc, scale_, of_bias, bias(base_bias_, p_.base_bias, node), beta)
-                     : binary_logit(acc, scale_, of_bias, beta);
-  }
-  GIBBS_DEVICE uint32_t high_byte(const RandomStream& stream, int node) const {
-    if (!plan_.bytes_in_shared) return random_high_byte(stream, uint32_t(node));
-    return bytes_[(node >> 2) * thread_.tile + thread_.lane] >> (8 * (node & 3)) & 0xff;
-  }
+  GIBBS_DEVICE const GraphView& g() const { return p_.graph; }
+  GIBBS_DEVICE int64_t row(int chain) const { return model_ * p_.sweep.batch.chains_per_model + first_ + chain; }
+  GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
+  GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
+  GIBBS_DEVICE static int num_warps() { return int(blockDim.x) / kWarpSize; }
 
   // ---- before and after ----
 
-  GIBBS_DEVICE void load() {
-    if (plan_.couplings_in_shared)
-      for (int h = threadIdx.x; h < 2 * p_.num_edges; h += blockDim.x) {
-        neighbor_[skewed(h)] = g_.neighbors[h];
-        coupling_[skewed(h)] = rounded_coupling(h);
-      }
-    const BatchView& batch = p_.sweep.batch;
-    const int64_t state = batch_offset(batch, p_.state.batch_strides, own_.model, chain_),
-                  clamp = batch_offset(batch, p_.clamp.batch_strides, own_.model, chain_);
-    for (int position = thread_.group; position < p_.num_nodes; position += thread_.num_groups) {
-      const int node = g_.order[position];
-      const bool is_set = is_active_ && load_bit(p_.sweep, p_.state, state + node * p_.state.stride, Outcome::kStateNotBits);
-      const bool is_fixed =
-          is_active_ && p_.clamp.data && load_bit(p_.sweep, p_.clamp, clamp + node * p_.clamp.stride, Outcome::kStateNotBits);
-      const float of_unit = finite_bias(p_.sweep, bias(bias_, p_.bias, node), Outcome::kNonFiniteBias);
-      const float base =
-          kAnnealed ? finite_bias(p_.sweep, bias(base_bias_, p_.base_bias, node), Outcome::kNonFiniteBaseBias) : of_unit;
-      report_bias(p_.sweep, of_unit, base, scale_, g_.max_degree);
-      if constexpr (kLanes) {  // a warp has one unit
-        const uint32_t word = __ballot_sync(kFullWarp, is_set), fixed = __ballot_sync(kFullWarp, is_fixed);
-        if (thread_.lane == 0) {
-          state_words_[node] = word;
-          if (p_.clamp.data) clamp_words_[node] = fixed;
-        }
-      } else {
-        const bool is_first = position < g_.color_offsets[1];
-        state_byte(node) = uint8_t((is_set ? kBit : 0) | (is_fixed ? kClamp : 0) | (is_first ? kFirstColor : 0));
-      }
+  // Lanes lie along units; eight rows of bits become bytes.
+  GIBBS_DEVICE void load(const Array<uint8_t>& to, const uint32_t* from) const {
+    for (int item = warp(); item < p_.octets * p_.words; item += num_warps()) {
+      const int octet = item % p_.octets, word = item / p_.octets, node = word * kWarpSize + lane();
+      uint32_t byte = 0;
+      for (int c = 0; c < kOctet && octet * kOctet + c < num_chains_; ++c)
+        byte |= (from[row(octet * kOctet + c) * p_.words + word] >> lane() & 1) << c;
+      if (node < int(g().num_nodes)) to[node * p_.octets + octet] = uint8_t(byte);
     }
   }
-
   GIBBS_DEVICE void store() const {
-    // Lanes lie along units, so that global stores are coalesced.
-    for (int64_t c = own_.begin; c < own_.end; ++c) {
-      const int64_t row = linear_number(p_.sweep.batch, own_.model, c) * p_.num_nodes;
-      const int at = int(c - own_.begin);
-      for (int node = threadIdx.x; node < p_.num_nodes; node += blockDim.x)
-        store_bit(p_.state_out, row + node, kLanes ? state_words_[node] >> at & 1 : state_[int64_t{node} * plan_.tile + at] & kBit);
-    }
-  }
-  GIBBS_DEVICE void clear() const {
-    for (int64_t c = own_.begin; c < own_.end; ++c) {
-      const int64_t linear = linear_number(p_.sweep.batch, own_.model, c);
-      for (int64_t node = threadIdx.x; node < p_.num_nodes; node += blockDim.x)
-        store_bit(p_.state_out, linear * p_.num_nodes + node, 0);
-      if (kAnnealed && threadIdx.x == 0) p_.log_weights[linear] = 0;
+    for (int item = warp(); item < p_.octets * p_.words; item += num_warps()) {
+      const int octet = item % p_.octets, word = item / p_.octets, node = word * kWarpSize + lane();
+      const uint32_t byte = node < int(g().num_nodes) ? state_bytes_[node * p_.octets + octet] : 0;
+      for (int c = 0; c < kOctet && octet * kOctet + c < num_chains_; ++c) {
+        const uint32_t bits = __ballot_sync(kFullWarp, byte >> c & 1);
+        if (lane() == 0) p_.packed.bits[row(octet * kOctet + c) * p_.words + word] = bits;
+      }
     }
   }
 
-  // Each lane's value is that of its own chain.
-  GIBBS_DEVICE void draw_bytes(const RandomStream& stream) {
-    for (int counter = thread_.group; counter < random_byte_counters(p_.num_nodes); counter += thread_.num_groups) {
-      const PhiloxOutput r = philox4x32(uint32_t(counter), stream.c1, stream.c2, stream.c3, stream.k0, stream.k1);
-      const int at = (counter >> 3) * 32 + (counter & 7);
+  GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
+    return random_stream(seed_of(p_.sweep), numbers_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
+  }
+  GIBBS_DEVICE int bytes_per_chain() const { return int(4 * random_byte_words(g().num_nodes)); }
+  GIBBS_DEVICE void draw_bytes(int64_t sweep) const {
+    const auto counters = int(random_byte_counters(g().num_nodes));
+    for (int item = int(threadIdx.x); item < num_chains_ * counters; item += int(blockDim.x)) {
+      const int chain = item / counters;
+      store_random_bytes(stream(chain, sweep), item % counters, random_words_ + chain * (bytes_per_chain() / 4));
+    }
+  }
+  GIBBS_DEVICE uint32_t random_byte(int node, int chain, int64_t sweep) const {
+    if constexpr (kShared) return random_bytes_[chain * bytes_per_chain() + node];
+    return random_high_byte(stream(chain, sweep), uint32_t(node));
+  }
+  GIBBS_DEVICE float bias(const float* biases, int position, int chain) const {
+    return biases[(p_.bias_per_chain ? row(chain) : int64_t{model_}) * g().num_nodes + position];
+  }
+  GIBBS_DEVICE UnitBounds unit_bounds(const ModelBounds& bounds, int position, int chain) const {
+    return {bounds, bias(p_.packed.bias, position, chain), kAnnealed ? bias(p_.packed.base_bias, position, chain) : 0.0f};
+  }
+
+  // ---- updates by bounds ----
+
+  // Updates the units of a colour at positions begin .. end - 1. Returns whether the thread has noted one that is open.
+  GIBBS_DEVICE bool update_color(int begin, int end, int64_t sweep, const ModelBounds& bounds) {
+    // Few units get a thread for each of their chains. So do few chains, those that have biases of their own, and random bytes that are drawn alone.
+    if (kShared && p_.tile >= kOctet && !p_.bias_per_chain && (end - begin) * p_.octets * 2 >= int(blockDim.x))
+      return update<kOctet>(begin, end, p_.octets, sweep, bounds);
+    return update<1>(begin, end, p_.tile, sweep, bounds);
+  }
+
+  // groups: number, a power of 2, of kChains chains each. Lanes lie along units, or along chains if a warp has more lanes than there are units.
+  template <int kChains>
+  GIBBS_DEVICE bool update(int begin, int end, int groups, int64_t sweep, const ModelBounds& bounds) {
+    const int thread = int(threadIdx.x), per_group = int(blockDim.x) / groups;
+    const bool along_chains = end - begin < kWarpSize;
+    const int group = along_chains ? thread & (groups - 1) : thread / per_group;
+    if (group * kChains >= num_chains_) return false;
+    bool notes = false;
+    for (int position = begin + (along_chains ? thread / groups : thread % per_group); position < end; position += per_group)
+      notes |= update_unit<kChains>(position, group * kChains, sweep, bounds);
+    return notes;
+  }
+
+  // Updates chains first .. first + kChains - 1 of the unit at a position.
+  template <int kChains>
+  GIBBS_DEVICE bool update_unit(int position, int first, int64_t sweep, const ModelBounds& bounds) {
+    const int node = g().order[position], octet = first / kOctet, shift = first % kOctet;
+    int32_t high[kChains] = {}, low[kChains] = {};
+    const int row = g().row_offsets[position], degree = g().row_offsets[position + 1] - row;
+    int at = step_ == 1 ? row / kQuad + position : position;
+    for (int h = 0; h < degree; h += kQuad, at += step_) {
+      const Quad quad = global_load(p_.packed.neighbors + at);
+      const Slices of_quad = global_load(slices_ + at);
+      uint32_t bits = 0;
 #pragma unroll
-      for (int w = 0; w < 4; ++w) bytes_[(at + 8 * w) * thread_.tile + thread_.lane] = r.word[w];
+      for (int i = 0; i < kQuad; ++i) bits |= uint32_t(state_bytes_[quad.node[i] * p_.octets + octet]) << (8 * i);
+      bits >>= shift;
+#pragma unroll
+      for (int c = 0; c < kChains; ++c) {
+        const auto of_chain = int32_t(bits >> c & 0x01010101);
+        high[c] = __dp4a(of_quad.high, of_chain, high[c]);
+        low[c] = __dp4a(of_quad.low, of_chain, low[c]);
+      }
     }
+    const int last = num_chains_ - first < kChains ? num_chains_ - first : kChains;
+    const uint32_t mask = (1u << last) - 1, old = uint32_t(state_bytes_[node * p_.octets + octet]) >> shift & mask,
+                   fixed = p_.packed.clamps ? uint32_t(clamp_bytes_[node * p_.octets + octet]) >> shift : 0;
+    const UnitBounds unit = unit_bounds(bounds, position, first);
+    Decided decided;
+#pragma unroll
+    for (int c = kChains; c-- > 0;) {  // nobody looks at what becomes of chains that do not exist
+      high[c] = int32_t(uint32_t(high[c]) * 256 + uint32_t(low[c]));
+      decide(decided, unit, high[c], random_byte(node, first + c, sweep), old >> c & 1);
+    }
+    const uint32_t open = decided.open() & ~fixed & mask, ones = ~decided.is_not_one & mask,
+                   drawn = kMetropolis ? old ^ ones : ones;
+    write<kChains>(node, octet, shift, old, (old & fixed) | (drawn & ~fixed));
+    if (open) note<kChains>(position, first, open, high, sweep, bounds);
+    return open != 0;
   }
+  GIBBS_DEVICE void decide(Decided& decided, const UnitBounds& unit, int32_t field, uint32_t byte, bool is_one) const {
+    const float sum = float(field), low = unit.slope * sum + unit.low, high = unit.slope * sum + unit.high;
+    if (kMetropolis && is_one)
+      decided.add(open_logits_[byte], -high, -low);
+    else
+      decided.add(open_logits_[byte], low, high);
+  }
+  template <int kChains>
+  GIBBS_DEVICE void write(int node, int octet, int shift, uint32_t old, uint32_t next) const {
+    const int at = node * p_.octets + octet;
+    if constexpr (kChains == kOctet)
+      state_bytes_[at] = uint8_t(next);
+    else if (old != next)  // other threads have the byte's other chains
+      flip_bit(at, shift);
+  }
+  GIBBS_DEVICE void flip_bit(int at, int bit) const { atomicXor(&states_[at / 4], 1u << (8 * (at % 4) + bit)); }
 
-  // ---- updates ----
+  // ---- open units ----
 
-  GIBBS_DEVICE void update(int begin, int end, const RandomStream& stream, float beta) {
-    for (int position = begin + thread_.group; position < end; position += thread_.num_groups) {
-      const int node = g_.order[position];
-      const float logit_of_unit = logit(sum_of_neighbors(position), node, beta);
-      bool drawn;
-      if constexpr (kRule == GraphRule::kMetropolis)
-        drawn = decide_flip(stream, uint32_t(node), high_byte(stream, node), logit_of_unit, bit(node));
+  // Notes the open ones of kChains chains of a unit, whose bits are 0 until they are decided (kMetropolis: as they were).
+  template <int kChains>
+  GIBBS_DEVICE void note(int position, int first, uint32_t open, const int32_t (&fields)[kChains], int64_t sweep,
+                         const ModelBounds& bounds) const {
+    uint32_t at = atomicAdd(&num_open_[parity_], uint32_t(__popc(open))), left = 0;
+#pragma unroll
+    for (int c = 0; c < kChains; ++c) {
+      if (!(open >> c & 1)) continue;
+      if (at < kMaxOpen)
+        open_positions_[at] = position, open_fields_[at] = fields[c], open_chains_[at] = uint8_t(first + c);
       else
-        drawn = decide(stream, uint32_t(node), high_byte(stream, node), logit_of_unit);
-      if constexpr (kLanes) {
-        write(node, __ballot_sync(kFullWarp, drawn));
-      } else {
-        uint8_t& byte = state_byte(node);
-        if (!(byte & kClamp)) byte = uint8_t((byte & ~kBit) | (drawn ? kBit : 0));
-      }
+        left |= 1u << c;
+      ++at;
+    }
+    for (; left; left &= left - 1) {  // there is no room for these
+      const int chain = first + __ffs(int(left)) - 1;
+      const bool is_one = bit(g().order[position], chain);
+      if (is_below_exactly(position, chain, word(position, chain, sweep), is_one, bounds.beta)) flip(position, chain);
     }
   }
-  GIBBS_DEVICE void write(int node, uint32_t drawn) {
-    if (thread_.lane != 0) return;
-    const uint32_t fixed = p_.clamp.data ? clamp_words_[node] : 0;
-    state_words_[node] = (state_words_[node] & fixed) | (drawn & ~fixed);
+  GIBBS_DEVICE void close(int64_t sweep, const ModelBounds& bounds) const {
+    const uint32_t noted = num_open_[parity_], count = noted < kMaxOpen ? noted : kMaxOpen;
+    if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;
+    for (uint32_t at = threadIdx.x; at < count; at += blockDim.x) {
+      const int position = open_positions_[at], chain = open_chains_[at];
+      const bool is_one = bit(g().order[position], chain), negates = kMetropolis && is_one;
+      const uint32_t of_unit = word(position, chain, sweep);
+      const UnitBounds unit = unit_bounds(bounds, position, chain);
+      const float sum = float(open_fields_[at]), low = unit.slope * sum + unit.low, high = unit.slope * sum + unit.high;
+      const IsBelow below = is_below<kMetropolis>(of_unit, negates ? -high : low, negates ? -low : high);
+      if (below == IsBelow::kYes || (below == IsBelow::kOpen && is_below_exactly(position, chain, of_unit, is_one, bounds.beta)))
+        flip(position, chain);
+    }
+  }
+  GIBBS_DEVICE uint32_t word(int position, int chain, int64_t sweep) const {
+    const int node = g().order[position];
+    return random_byte(node, chain, sweep) << 24 | draw_low_bits(stream(chain, sweep), uint32_t(node));
+  }
+  GIBBS_DEVICE void flip(int position, int chain) const {
+    flip_bit(g().order[position] * p_.octets + chain / kOctet, chain % kOctet);
   }
 
-  // Tabulates each unit for every state of its neighbours; the first half-edge's bit is the lowest.
-  GIBBS_DEVICE void tabulate(float beta) {
-    for (int at = threadIdx.x; at < int(p_.num_nodes) * kTableEntries; at += blockDim.x) {
-      const int position = at / kTableEntries, states = at % kTableEntries, node = g_.order[position];
-      uint32_t acc = 0;
-      const int begin = g_.row_offsets[position], end = g_.row_offsets[position + 1];
-      for (int h = begin; h < end; ++h)
-        if (states >> (h - begin) & 1) acc += uint32_t(coupling(h));
-      table_[at] = uint8_t(threshold(logit(int32_t(acc), node, beta)) >> 24);
-    }
+  // ---- exact fields ----
+
+  GIBBS_DEVICE uint32_t bit(int node, int chain) const {
+    return state_bytes_[node * p_.octets + chain / kOctet] >> (chain % kOctet) & 1;
+  }
+  GIBBS_DEVICE int32_t coupling(int half_edge) const {
+    return p_.packed.couplings[int64_t{model_} * g().num_edges + g().edge_of[half_edge]];
+  }
+  // Unsigned, because couplings for which a fault has been reported may overflow.
+  GIBBS_DEVICE int32_t exact_field(int position, int chain) const {
+    uint32_t sum = 0;
+    for (int h = g().row_offsets[position]; h < g().row_offsets[position + 1]; ++h)
+      sum += (0u - bit(g().neighbors[h], chain)) & uint32_t(coupling(h));
+    return int32_t(sum);
+  }
+  GIBBS_DEVICE float exact_logit(int32_t field, int position, int chain, float beta) const {
+    const float of_bias = bias(p_.packed.bias, position, chain);
+    return kAnnealed ? annealed_logit(field, scale_, of_bias, bias(p_.packed.base_bias, position, chain), beta)
+                     : binary_logit(field, scale_, of_bias, beta);
   }
 
-  GIBBS_DEVICE void look_up(int begin, int end, const RandomStream& stream, float beta) {
-    const int lane = thread_.lane;
-    // A warp takes 32 of its units at a time and notes which of them the lane's chain has still to decide.
-    for (int first = begin + thread_.group; first < end; first += kWarpSize * thread_.num_groups) {
-      uint32_t open = 0;
-      for (int u = 0; u < kWarpSize; ++u) {
-        const int position = first + u * thread_.num_groups;
-        if (position >= end) break;
-        const int node = g_.order[position], row = g_.row_offsets[position], row_end = g_.row_offsets[position + 1];
-        int states = 0;
-        for (int h = row; h < row_end; ++h) states |= int(state_words_[neighbor(h)] >> lane & 1) << (h - row);
-        const uint32_t high = table_[position * kTableEntries + states], byte = high_byte(stream, node);
-        if (byte == high) open |= 1u << u;
-        write(node, __ballot_sync(kFullWarp, byte < high));
-      }
-      __syncwarp();  // what lane 0 wrote is there
-      while (__any_sync(kFullWarp, open != 0)) {
-        if (open) {
-          const int position = first + (__ffs(int(open)) - 1) * thread_.num_groups, node = g_.order[position];
-          open &= open - 1;
-          const bool is_fixed = p_.clamp.data && (clamp_words_[node] >> lane & 1);
-          if (!is_fixed && decide(stream, uint32_t(node), high_byte(stream, node), logit(sum_of_neighbors(position), node, beta)))
-            atomicOr(&state_words_[node], 1u << lane);
-        }
-      }
-    }
+  // Whether the word is below the threshold of the unit's logit, or (kMetropolis) the unit flips.
+  GIBBS_DEVICE bool is_below_exactly(int position, int chain, uint32_t word, bool is_one, float beta) const {
+    const float logit = exact_logit(exact_field(position, chain), position, chain, beta), x = logit_of_flip(logit, is_one);
+    return kMetropolis ? x >= 0 || word < acceptance(x) : word < threshold(logit);
   }
 
   // ---- annealing ----
 
   // The thread's part of log f_next - log f_beta of its chain, over its units. Units of colour 0 are summed out, given the rest.
   GIBBS_DEVICE double weigh(double beta, double next_beta) const {
+    const int chain = int(threadIdx.x) & (p_.tile - 1), step = int(blockDim.x) / p_.tile;
+    if (chain >= num_chains_) return 0;
     double summed_out = 0, linear = 0;
-    const int rest = g_.color_offsets[1];
-    for (int position = thread_.group; position < p_.num_nodes; position += thread_.num_groups) {
-      const int node = g_.order[position];
+    const int rest = g().color_offsets[1];
+    for (int position = int(threadIdx.x) / p_.tile; position < int(g().num_nodes); position += step) {
       if (position < rest) {
-        const int32_t acc = sum_of_neighbors(position);
-        summed_out += double(softplus_difference(logit(acc, node, float(beta)), logit(acc, node, float(next_beta))));
-      } else if (bit(node)) {
-        // Each end of an edge takes half of its coupling.
+        const int32_t field = exact_field(position, chain);
+        summed_out += double(softplus_difference(exact_logit(field, position, chain, float(beta)),
+                                                 exact_logit(field, position, chain, float(next_beta))));
+      } else if (bit(g().order[position], chain)) {
+        // Each end of an edge takes half of its coupling. With two colours no edge is inside the rest.
         double inside = 0;
-        for (int h = g_.row_offsets[position]; h < g_.row_offsets[position + 1]; ++h) {
-          const int other = neighbor(h);
-          if (bit(other) && !is_first_color(other)) inside += double(coupling(h));
-        }
-        linear += inside * double(scale_) / 2 + double(bias(bias_, p_.bias, node)) - double(bias(base_bias_, p_.base_bias, node));
+        if (g().num_colors > 2)
+          for (int h = g().row_offsets[position]; h < g().row_offsets[position + 1]; ++h)
+            if (bit(g().neighbors[h], chain) && !is_first_color(g().neighbors[h])) inside += double(coupling(h));
+        linear += inside * double(scale_) / 2 + double(bias(p_.packed.bias, position, chain)) -
+                  double(bias(p_.packed.base_bias, position, chain));
       }
     }
     return summed_out + (double(float(next_beta)) - double(float(beta))) * linear;
   }
+  // A colour's nodes rise with their positions.
   GIBBS_DEVICE bool is_first_color(int node) const {
-    if constexpr (!kLanes) return state_byte(node) & kFirstColor;
-    // A colour's nodes rise with their positions.
-    int low = 0, high = g_.color_offsets[1];
+    int low = 0, high = g().color_offsets[1];
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (g_.order[middle] < node)
+      if (g().order[middle] < node)
         low = middle + 1;
       else
         high = middle;
     }
-    return low < g_.color_offsets[1] && g_.order[low] == node;
+    return low < g().color_offsets[1] && g().order[low] == node;
   }
-
-  GIBBS_DEVICE void store_log_weight(double log_weight) {
+  GIBBS_DEVICE void store_log_weight(double log_weight) const {
     terms_[threadIdx.x] = log_weight;
     __syncthreads();  // all parts are there
-    if (thread_.group != 0 || !is_active_) return;
+    const auto chain = int(threadIdx.x);
+    if (chain >= num_chains_) return;
     double sum = 0;
-    for (int group = 0; group < thread_.num_groups; ++group) sum += terms_[group * thread_.tile + thread_.lane];
-    p_.log_weights[linear_] = sum;
+    for (int at = chain; at < int(blockDim.x); at += p_.tile) sum += terms_[at];
+    p_.log_weights[linear_number(p_.sweep.batch, model_, first_ + chain)] = sum;
   }
 
-  const GraphParams& p_;
-  const GraphPlan& plan_;
-  const GraphView g_;
-  const GraphCtaChains own_;
-  const GraphTileThread thread_;
-  Shared<uint32_t> state_words_, clamp_words_, bytes_, scratch_;
-  Shared<int32_t> neighbor_, coupling_;
-  Shared<uint8_t> table_;
-  Shared<double> terms_;
-  uint8_t* state_ = nullptr;
-  bool is_active_;
-  int64_t chain_, linear_;
-  uint64_t number_;
-  const void *bias_, *base_bias_ = nullptr, *coupling_row_;
-  int k_ = 0;
+  const GraphBinaryParams& p_;
+  const int model_, first_;             // first_: the first chain of the model
+  int num_chains_, step_, parity_ = 0;  // step_: from quad to quad
+  const Slices* slices_;
   float scale_ = 1;
+  Shared<uint32_t> open_logits_, num_open_, random_words_;
+  Array<uint32_t> states_, clamps_;
+  Array<uint8_t> state_bytes_, clamp_bytes_;
+  Shared<uint8_t> random_bytes_, open_chains_;
+  Shared<uint64_t> numbers_;
+  Shared<int32_t> open_positions_, open_fields_;
+  Shared<double> terms_;
 };
 
-template <GraphCudaRoute kRoute, GraphRule kRule>
+template <GraphRule kRule, bool kShared>
 __global__ void __launch_bounds__(kGraphThreads, 1) graph_kernel(const __grid_constant__ GraphBinaryParams params) {
+  if (params.packed.scales[0].k == kUnsound) return;
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);
-  GraphCta<kRoute, kRule> cta(params, memory);
+  GraphCta<kRule, kShared> cta(params, memory);
   cta.run();
 }
 
@@ -384,16 +513,21 @@ struct GraphResolutionParams {
 };
 
 // A CTA owns a model.
-__global__ void __launch_bounds__(kGraphThreads, 1) graph_resolution_kernel(const __grid_constant__ GraphResolutionParams params) {
+__global__ void __launch_bounds__(kGraphPackThreads, 1)
+    graph_resolution_kernel(const __grid_constant__ GraphResolutionParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   const GraphParams& p = params.call;
   SharedMemory memory(shared);
   const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
   int k = 0;
-  if (graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors))
-    k = graph_scale_exponent(p, graph_view(p.layout), blockIdx.x, scratch);
-  else if (threadIdx.x == 0)
+  if (graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors)) {
+    const GraphView g = graph_view(p.layout);
+    const void* row = parameter_row(p.coupling, p.sweep.batch, p.is_double, blockIdx.x, 0);
+    k = p.is_double ? graph_scale_of(p.sweep, g, static_cast<const double*>(row), p.coupling.stride, scratch).k
+                    : graph_scale_of(p.sweep, g, static_cast<const float*>(row), p.coupling.stride, scratch).k;
+  } else if (threadIdx.x == 0) {
     report_fault(p.sweep, Outcome::kBadLayout);
+  }
   if (threadIdx.x == 0) params.out[linear_number(p.sweep.batch, blockIdx.x, 0)] = FloatTraits<double>::power(-k);
 }
 

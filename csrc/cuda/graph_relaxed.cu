@@ -48,14 +48,21 @@ void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward
 
 }  // namespace
 
-GraphPlan plan_graph_relaxed(const GraphParams& call, const DeviceLimits& device) {
-  GraphPlan plan = {};
-  plan.route = GraphCudaRoute::kUnits;
+GraphRelaxedPlan plan_graph_relaxed(const GraphParams& call, const DeviceLimits& device) {
+  GraphRelaxedPlan plan = {};
   plan_relaxed(call, device, false, plan);
+  if (call.sweep.num_sweeps) plan.binary = plan_graph(call, device);
+  plan.workspace = plan.binary.workspace;
   return plan;
 }
 
-void launch_graph_relaxed(const GraphParams& call, const GraphPlan& plan, Stream stream) {
+void launch_graph_relaxed(const GraphParams& call, const GraphRelaxedPlan& plan, Stream stream) {
+  if (call.sweep.num_sweeps) {
+    GraphParams binary = call;
+    binary.state_out =
+        call.is_double ? StateOutput{call.start_out, 8, 0x3ff0000000000000} : StateOutput{call.start_out, 4, 0x3f800000};
+    launch_graph(binary, plan.binary, stream);
+  }
   const auto& kernel = plan.state_in_shared ? call.is_double ? registered<graph_relaxed_kernel<double, true>>
                                                              : registered<graph_relaxed_kernel<float, true>>
                        : call.is_double     ? registered<graph_relaxed_kernel<double, false>>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Relaxed sweeps of coloured graphs, the binary ones before them, and the chain rule through them (csrc/README.md, 4).
+// Relaxed sweeps of coloured graphs, and the chain rule through them (csrc/README.md, 4).
 // twin: csrc/cpu/kernels/graph_relaxed.h
 //
 // A CTA takes chains of one model, a tile of 1, 2 or 4 of them at a time. Neighbouring lanes, one for each chain of the tile, share
@@ -17,7 +17,7 @@ constexpr int kEdgeSumThreads = 256;
 
 struct GraphRelaxedParams {
   GraphParams call;
-  GraphPlan plan;
+  GraphRelaxedPlan plan;
 };
 struct GraphRelaxedBackwardParams {
   GraphBackwardParams call;
@@ -25,19 +25,19 @@ struct GraphRelaxedBackwardParams {
 };
 
 // Numbers of elements in shared memory: values of the dtype (states forward, gradients of fields backward), random words by low
-// bits and high bytes, scratch, couplings (rounded in binary sweeps, and no larger then), and the sums of their gradients.
+// bits and high bytes, couplings, and the sums of their gradients.
 struct GraphRelaxedLayout {
-  int64_t values = 0, low_words = 0, high_words = 0, scratch = 0, couplings = 0, sums = 0;
+  int64_t values = 0, low_words = 0, high_words = 0, couplings = 0, sums = 0;
 
   template <class Call, class Plan>
   GIBBS_HOST_DEVICE GraphRelaxedLayout(const Call& call, const Plan& plan, bool is_backward) {
-    const bool binary = !is_backward && call.sweep.num_sweeps > 0, relaxed_draws = call.sweep.relaxation != kMeanField;
     if (plan.state_in_shared) {
       values = plan.tile * call.num_nodes;
-      if (relaxed_draws) low_words = plan.tile * round_up(call.num_nodes, 32);
-      if (relaxed_draws || binary) high_words = plan.tile * random_byte_words(call.num_nodes);
+      if (call.sweep.relaxation != kMeanField) {
+        low_words = plan.tile * round_up(call.num_nodes, 32);
+        high_words = plan.tile * random_byte_words(call.num_nodes);
+      }
     }
-    if (binary) scratch = kGraphScaleScratch;
     if (plan.couplings_in_shared) {
       couplings = call.num_edges;
       if (is_backward) sums = call.num_edges;
@@ -46,7 +46,7 @@ struct GraphRelaxedLayout {
   template <class T>
   GIBBS_HOST_DEVICE int64_t bytes() const {
     return shared_bytes<T>(values) + shared_bytes<uint32_t>(low_words) + shared_bytes<uint32_t>(high_words) +
-           shared_bytes<uint32_t>(scratch) + shared_bytes<T>(couplings) + shared_bytes<T>(sums);
+           shared_bytes<T>(couplings) + shared_bytes<T>(sums);
   }
 };
 
@@ -116,11 +116,8 @@ struct GraphTileWords {
 #pragma unroll
     for (int w = 0; w < 4; ++w) out[(at + 8 * w) * thread.tile + thread.lane] = r.word[w] & bits;
   }
-  GIBBS_DEVICE void draw_high_bytes(const RandomStream& s, int64_t num_nodes) const {
-    for (int g = thread.group; g < random_byte_counters(num_nodes); g += thread.num_groups) store(s, 0, g, ~0u, high);
-  }
   GIBBS_DEVICE void draw(const RandomStream& s, int64_t num_nodes) const {
-    draw_high_bytes(s, num_nodes);
+    for (int g = thread.group; g < random_byte_counters(num_nodes); g += thread.num_groups) store(s, 0, g, ~0u, high);
     for (int g = thread.group; g < round_up(num_nodes, 32) / 4; g += thread.num_groups) store(s, kLowPlane, g, 0xffffff, low);
   }
   GIBBS_DEVICE uint32_t high_byte(const RandomStream& s, int unit) const {
@@ -168,69 +165,8 @@ GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64
   }
 }
 
-// Runs the binary sweeps of the CTA's chains and leaves the states in start_out. All of the CTA's shared memory may be used for
-// something else after the next barrier. Barriers and layout are the same as in relaxed sweeps, but words are high bytes and
-// couplings are rounded.
-template <class T, bool kInShared>
-GIBBS_DEVICE void graph_sweeps_before(const GraphParams& call, const GraphPlan& plan, const GraphCtaChains& own,
-                                      unsigned char* base) {
-  const SweepView& s = call.sweep;
-  const GraphView g = graph_view(call.layout);
-  const int64_t n = call.num_nodes;
-  SharedMemory memory(base);
-  const GraphRelaxedLayout layout(call, plan, false);
-  const Shared<T> values = memory.take<T>(layout.values);
-  const GraphTileThread thread(plan.tile);
-  const Shared<uint32_t> low = memory.take<uint32_t>(layout.low_words), high = memory.take<uint32_t>(layout.high_words);
-  const GraphTileWords<kInShared> words = {low, high, thread};
-  const Shared<uint32_t> scratch = memory.take<uint32_t>(layout.scratch);
-  const Shared<int32_t> shared_coupling = memory.take<int32_t>(layout.couplings);
-  const T* coupling = parameter_row<T>(call.coupling, s.batch, own.model, 0);
-  const int k = graph_scale_exponent_of(s, g, coupling, call.coupling.stride, scratch);
-  const T factor = FloatTraits<T>::power(k);
-  const float scale = FloatTraits<float>::power(-k);
-  const auto rounded_coupling = [&](int64_t edge) { return rounded(global_load(coupling + edge * call.coupling.stride), factor); };
-  if (plan.couplings_in_shared)
-    for (int64_t e = threadIdx.x; e < call.num_edges; e += blockDim.x) shared_coupling[e] = rounded_coupling(e);
-
-  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
-    const GraphTileChain chain(s, own.model, first, own.end, thread.lane);
-    const T* bias = parameter_row<T>(call.bias, s.batch, own.model, chain.chain);
-    const int64_t state = batch_offset(s.batch, call.state.batch_strides, own.model, chain.chain);
-    T* out = static_cast<T*>(call.start_out) + chain.linear * n;
-    const GraphTileValues<T, kInShared> value = {values, out, thread, chain.is_active};
-    for (int node = thread.group; node < n; node += thread.num_groups)
-      value.store(node, T(load_bit(s, call.state, state + node * call.state.stride, Outcome::kStateNotBits)));
-    for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      const float beta = float(beta_at(s, sweep));
-      const RandomStream stream = random_stream(seed_of(s), chain.number, uint64_t(s.sweep_offset + sweep));
-      if constexpr (kInShared) words.draw_high_bytes(stream, n);
-      __syncthreads();  // states, bytes and, before the first sweep, couplings are whole
-      for (int64_t color = 0; color < g.num_colors; ++color) {
-        const int end = g.color_offsets[color + 1];
-        for (int pos = g.color_offsets[color] + thread.group; pos < end && chain.is_active; pos += thread.num_groups) {
-          const int node = global_load(g.order + pos), row_end = global_load(g.row_offsets + pos + 1);
-          uint32_t acc = 0;  // unsigned: it may overflow after a reported fault
-          for (int h = global_load(g.row_offsets + pos); h < row_end; ++h) {
-            if (value.load(global_load(g.neighbors + h)) == 0) continue;
-            const int edge = global_load(g.edge_of + h);
-            acc += uint32_t(plan.couplings_in_shared ? shared_coupling[edge] : rounded_coupling(edge));
-          }
-          const float of_bias = load_bias(s, bias, node * call.bias.stride, Outcome::kNonFiniteBias);
-          if (sweep == 0) report_bias(s, of_bias, of_bias, scale, g.max_degree);
-          const float logit = binary_logit(int32_t(acc), scale, of_bias, beta);
-          value.store(node, decide(stream, uint32_t(node), words.high_byte(stream, node), logit) ? T(1) : T(0));
-        }
-        __syncthreads();  // the colour is whole; nobody reads its bytes or its neighbours' old states any more
-      }
-    }
-    if constexpr (kInShared)
-      for (int node = thread.group; node < n && chain.is_active; node += thread.num_groups) out[node] = value.load(node);
-  }
-}
-
-// A CTA owns chains of one model. Tile by tile it runs their binary sweeps, if any, and then the relaxed ones from the states in
-// start_out.
+// A CTA owns chains of one model. Tile by tile it runs their relaxed sweeps from the states in start_out, where the binary sweeps have left them, if
+// there are any.
 // Shared memory holds the tile's states and random words, and the model's couplings, as far as they fit. Otherwise states are in
 // start_out and `relaxed`, words are drawn alone, and couplings are read where they are.
 // Barriers: A sweep's words are drawn before they are read. A colour is whole before the next one reads it or words are drawn anew.
@@ -262,9 +198,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
   }
   const GraphView g = graph_view(call.layout);
 
-  if (s.num_sweeps > 0)
-    graph_sweeps_before<T, kInShared>(call, p.plan, own, base);
-  else
+  if (s.num_sweeps == 0)
     for (int64_t chain = own.begin; chain < own.end; ++chain)
       copy_graph_start(call, model, chain, start_out + linear_number(s.batch, model, chain) * n);
 
@@ -274,7 +208,6 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
   const GraphTileThread thread(p.plan.tile);
   const Shared<uint32_t> low = memory.take<uint32_t>(layout.low_words), high = memory.take<uint32_t>(layout.high_words);
   const GraphTileWords<kInShared> words = {low, high, thread};
-  memory.take<uint32_t>(layout.scratch);
   const Shared<T> shared_coupling = memory.take<T>(layout.couplings);
   const T* coupling = parameter_row<T>(call.coupling, s.batch, model, 0);
   const bool couplings_in_shared = p.plan.couplings_in_shared;

@@ -154,4 +154,10 @@ inline Graph random_graph() {
   return g;
 }
 
+inline Graph large_graph() {
+  Graph g = chimera(16, 16, 4).graph();
+  g.make_layout();
+  return g;
+}
+
 }  // namespace gibbs

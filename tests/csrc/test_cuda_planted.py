@@ -15,7 +15,7 @@ import build
 
 class Fault(NamedTuple):
     what: str
-    kernel: str  # csrc/cuda/*_kernel.cuh
+    kernel: str  # csrc/cuda/{kernel}_kernel.cuh, or {kernel}.cuh
     old: str
     new: str
 
@@ -89,10 +89,29 @@ FAULTS = [
         "s.sweep_offset + s.num_sweeps + relaxed_sweep",
         "s.sweep_offset + relaxed_sweep",
     ),
-    missing("no barrier between colours", "graph", "__syncthreads();", after="update(begin, end, stream, beta);"),
-    Fault("ties are not broken", "graph", "if (byte == high) open |= 1u << u;", ""),
-    Fault("a flip of the wrong sign", "graph", "logit_of_unit, bit(node))", "logit_of_unit, false)"),
-    Fault("every lane the first chain", "graph", "chain_ = is_active_ ? mine : own_.begin;", "chain_ = own_.begin;"),
+    missing("no barrier after open units", "graph", "__syncthreads();", after="close(sweep, bounds);"),
+    Fault(
+        "open units are forgotten", "graph", "if (open) note<kChains>(position, first, open, high, sweep, bounds);", ""
+    ),
+    Fault("noted units are never cleared", "graph", "if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;", ""),
+    Fault(
+        "a flip of the wrong sign",
+        "graph",
+        "decided.add(open_logits_[byte], -high, -low);",
+        "decided.add(open_logits_[byte], low, high);",
+    ),
+    Fault("every chain the first of its byte", "graph", "bits >>= shift;", ""),
+    Fault("a slice in the wrong place", "graph", "(value - below) >> 8", "(value - below) >> 7"),
+    Fault("a clamp is ignored", "graph", "(old & fixed) | (drawn & ~fixed)", "drawn"),
+    Fault("intervals too short", "bounds", "return 2e-4f +", "return -2e-2f +"),
+    Fault("an error that is not allowed for", "bounds", "(field_error + 1024.0f)", "(0.0f * field_error)"),
+    Fault("biases in the nodes' order", "stages", "job.order ? job.order[at] : at", "at"),
+    Fault(
+        "rows in the wrong place",
+        "stages",
+        "linear_number(p.batch, own.row / p.batch.chains_per_model, own.row % p.batch.chains_per_model)",
+        "own.row",
+    ),
     Fault(
         "too little room for random words",
         "graph_relaxed",
@@ -117,9 +136,16 @@ SERVES = {
     "bipartite_cluster": ("bipartite_gibbs", "cluster"),
     "bipartite_relaxed": ("bipartite_gibbs_relaxed",),
     "graph": ("graph_",),
+    "bounds": ("graph_",),
+    "stages": ("graph_",),
     "graph_relaxed": ("graph_gibbs_relaxed",),
     "graph_fields": ("graph_fields",),
 }
+
+
+def file_of(kernel: str) -> str:
+    name = f"{kernel}_kernel.cuh"
+    return name if (build.ROOT / "csrc" / "cuda" / name).exists() else f"{kernel}.cuh"
 
 
 def compare(library: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +159,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
 
     def outcome(fault: Fault) -> subprocess.CompletedProcess[str]:
         folder = tmp_path_factory.mktemp("fault")
-        library = build.emulated_ops_with_fault(f"{fault.kernel}_kernel.cuh", fault.old, fault.new, folder)
+        library = build.emulated_ops_with_fault(file_of(fault.kernel), fault.old, fault.new, folder)
         return compare(library, *SERVES[fault.kernel])
 
     with ThreadPoolExecutor(2) as pool:

@@ -45,10 +45,17 @@ bool is_synchronous() { return !std::getenv("GIBBS_EMULATED_ASYNCHRONOUS"); }
 
 }  // namespace gibbs
 
-// For bench/cuda_report.py. From now on launches are counted, and run most_ctas CTAs each.
+static const char* name_of(const void* kernel) {
+  Dl_info info = {};
+  dladdr(kernel, &info);
+  return info.dli_sname ? info.dli_sname : "";
+}
+
+// For bench/cuda_report.py. From now on launches are counted, and run most_ctas CTAs each; those that pack for others run all.
 extern "C" __attribute__((visibility("default"))) void emulator_count(int64_t most_ctas) {
   cuda_emulator::options().counts = true;
   cuda_emulator::options().most_ctas = most_ctas;
+  cuda_emulator::options().runs_whole = [](const void* kernel) { return std::strstr(name_of(kernel), "pack_kernel") != nullptr; };
   cuda_emulator::launches().clear();
 }
 // Returns the counted launches as JSON, with kernels by the name that nvcc gives them too, and ends the counting.
@@ -56,11 +63,9 @@ extern "C" __attribute__((visibility("default"))) const char* emulator_launches(
   static std::string text;
   text = "[";
   for (const cuda_emulator::Launch& launch : cuda_emulator::launches()) {
-    Dl_info info = {};
-    dladdr(launch.kernel, &info);
     const auto number = [](const char* name, int64_t value) { return std::string(", \"") + name + "\": " + std::to_string(value); };
     const cuda_emulator::Counts& c = launch.counts;
-    text += std::string(text.size() > 1 ? ", " : "") + "{\"kernel\": \"" + (info.dli_sname ? info.dli_sname : "") + "\"" +
+    text += std::string(text.size() > 1 ? ", " : "") + "{\"kernel\": \"" + name_of(launch.kernel) + "\"" +
             number("num_ctas", launch.num_ctas) + number("num_threads", launch.num_threads) +
             number("shared_memory", launch.shared_memory) + number("cluster_size", launch.cluster_size) +
             number("ctas_run", launch.ctas_run) + number("instructions", c.instructions) + number("wavefronts", c.wavefronts) +

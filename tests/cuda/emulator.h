@@ -63,6 +63,8 @@ struct Options {
   int64_t shared_memory_limit = 232448;
   bool counts = false;
   int64_t most_ctas = -1;  // of a launch, so many are run (whole clusters of them); -1: all
+  bool (*runs_whole)(const void* kernel) =
+      nullptr;  // unless most_ctas is 0, all are run of these kernels, whose results others need
 };
 inline Options& options() {
   static Options value;
@@ -463,7 +465,9 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   m.kernel = &run;
   m.grid = grid, m.block = block, m.cluster = cluster;
   m.random = options().seed * 0x9E3779B97F4A7C15u + 1;
-  const int64_t most = options().most_ctas < 0 ? grid.x : std::min<int64_t>(grid.x, options().most_ctas);
+  const auto name = reinterpret_cast<const void*>(kernel);
+  const bool is_whole = options().most_ctas < 0 || (options().most_ctas > 0 && options().runs_whole && options().runs_whole(name));
+  const int64_t most = is_whole ? grid.x : std::min<int64_t>(grid.x, options().most_ctas);
   const auto run_ctas = unsigned((most + cluster.x - 1) / cluster.x * cluster.x);
   if (options().counts) counts() = {};
   for (unsigned first = 0; first < run_ctas; first += cluster.x) {
@@ -504,9 +508,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
       throw Error(error);
     }
   }
-  if (options().counts)
-    launches().push_back(
-        {reinterpret_cast<const void*>(kernel), grid.x, threads, int64_t(shared_bytes), cluster.x, run_ctas, counts()});
+  if (options().counts) launches().push_back({name, grid.x, threads, int64_t(shared_bytes), cluster.x, run_ctas, counts()});
 }
 
 // ---- barriers and collectives ----------------------------------------------------------------------------------------------------
@@ -625,6 +627,10 @@ template <class T>
 T* shared_pointer(const Shared<T>& array) {
   return array.get();
 }
+inline Shared<uint8_t> byte_view(const Shared<uint32_t>& words) {
+  return {reinterpret_cast<uint8_t*>(words.get()), 4 * words.size()};
+}
+inline uint8_t* byte_view(uint32_t* words) { return reinterpret_cast<uint8_t*>(words); }
 template <class T>
 __attribute__((noinline)) void cuda_emulator_count_global(const T* p) {
   cuda_emulator::record_global(__builtin_return_address(0), p, sizeof(T));
@@ -700,6 +706,16 @@ T atomicMax(T* p, T value) {
 template <class T>
 T atomicOr(T* p, T value) {
   return std::exchange(*p, T(*p | value));
+}
+template <class T>
+T atomicXor(T* p, T value) {
+  return std::exchange(*p, T(*p ^ value));
+}
+// The sum of products of four pairs of signed bytes, and c; it wraps around.
+inline int __dp4a(int a, int b, int c) {
+  auto sum = unsigned(c);
+  for (int i = 0; i < 4; ++i) sum += unsigned(int(int8_t(unsigned(a) >> (8 * i))) * int(int8_t(unsigned(b) >> (8 * i))));
+  return int(sum);
 }
 
 // ---- clusters --------------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,8 @@
 // cpu/graph.h. What a chain gives must not depend, to the bit, on the device, the plan or the order in which threads run.
 
 #include "cpu/graph.h"
-#include "cuda/devices.h"
 #include "cuda/graph.h"
-#include "known_devices.h"
+#include "device_batch.h"
 #include "random_graph.h"
 
 using namespace gibbs;
@@ -26,11 +25,6 @@ struct Problem : RandomBatch {
   size_t size() const { return size_t(chains * graph.num_nodes); }
 };
 
-static Graph large_graph() {
-  Graph g = chimera(16, 16, 4).graph();
-  g.make_layout();
-  return g;
-}
 static double random_beta() { return one_in(10) ? 0 : normal(); }
 
 template <class T>
@@ -133,33 +127,7 @@ static Outputs<R> run_on_cpu(const Problem<T>& p) {
 template <class T>
 class DeviceCall {
  public:
-  explicit DeviceCall(const Problem<T>& p) : p_(p), layout_(p.graph.layout), seed_(int64_t(p.call.seed)) {
-    for (const bool of_models : {true, false})
-      for (size_t d = 0; d < p.sizes.size(); ++d)
-        if (p.is_model_dim[d] == of_models) dims_.push_back(d);
-    const GraphCall& c = p.call;
-    sweep_.batch.num_dims = int32_t(dims_.size());
-    sweep_.batch.num_model_dims = int32_t(std::count(p.is_model_dim.begin(), p.is_model_dim.end(), true));
-    sweep_.batch.num_models = c.batch.num_models();
-    sweep_.batch.chains_per_model = c.batch.chains_per_model();
-    in_order(p.sizes, sweep_.batch.sizes);
-    std::vector<int64_t> contiguous(p.sizes.size(), 1);
-    for (size_t d = p.sizes.size(); d-- > 1;) contiguous[d - 1] = contiguous[d] * p.sizes[d];
-    in_order(contiguous, sweep_.batch.contiguous);
-    if (c.chains) {
-      sweep_.chains = c.chains;
-      in_order(c.chains_strides, sweep_.chains_strides);
-    }
-    sweep_.chain_offset = c.chain_offset, sweep_.sweep_offset = c.sweep_offset, sweep_.num_sweeps = c.num_sweeps;
-    sweep_.num_betas = int64_t(c.beta.size());
-    if (one_in(2)) sweep_.seed_data = &seed_;
-    sweep_.seed = sweep_.seed_data ? 0 : c.seed;
-    if (one_in(2) || !std::isfinite(c.beta.back())) sweep_.beta_data = c.beta.data();
-    if (!sweep_.beta_data) std::copy(c.beta.begin(), c.beta.end(), sweep_.beta);
-    sweep_.num_relaxed_sweeps = c.num_relaxed_sweeps;
-    sweep_.relaxation = c.relaxation, sweep_.slope_gradient = c.slope_gradient, sweep_.sharpness = c.sharpness;
-    sweep_.report = &report_;
-  }
+  explicit DeviceCall(const Problem<T>& p) : p_(p), device_(p.sizes, p.is_model_dim, p.call), layout_(p.graph.layout) {}
 
   // Faults of the call, kOk if none.
   Outcome forward(const DeviceLimits& device, Outputs<T>& out) {
@@ -167,21 +135,19 @@ class DeviceCall {
     describe(params);
     params.bias = view(p_.bias);
     if (p_.call.num_sweeps) {
-      const ParameterView bits = view(p_.bits);
-      params.state = {bits.data, sizeof(T), true, sizeof(T) == 8 ? 0x3ff0000000000000 : 0x3f800000, bits.stride, {}};
-      std::copy_n(bits.batch_strides, kMaxBatchDims, params.state.batch_strides);
+      params.state = device_.state_view(p_.bits);
     } else {
       params.start = view(p_.start);
       params.start_is_bits = p_.start_is_bits;
     }
     params.start_out = out.of[kStart].data(), params.relaxed = out.of[kRelaxed].data(), params.mean = out.of[kMean].data();
     params.fields = out.of[kFields].data();
-    const GraphPlan plan = plan_graph_relaxed(params, device);
+    const GraphRelaxedPlan plan = plan_graph_relaxed(params, device);
     check_shape(plan.shape, device);
     std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_graph_relaxed(params, plan, nullptr);
-    const Findings found = take_findings(report_);
+    const Findings found = device_.findings();
     if (found.rounding) out.rounding = found.rounding->rounding;
     return outcome_of(found);
   }
@@ -197,48 +163,26 @@ class DeviceCall {
     std::vector<double> workspace(size_t(plan.workspace + 7) / 8, nan(""));
     params.workspace = plan.workspace ? workspace.data() : nullptr;
     launch_graph_backward(params, plan, nullptr);
-    return outcome_of(take_findings(report_));
+    return outcome_of(device_.findings());
   }
   std::vector<int32_t>& layout() { return layout_; }
 
  private:
   template <class Params>
   void describe(Params& params) {
-    params.sweep = sweep_;
+    params.sweep = device_.sweep();
     params.layout = layout_.data();
     params.num_nodes = p_.graph.num_nodes, params.num_edges = p_.graph.num_edges(), params.num_colors = p_.call.graph.num_colors;
     params.is_double = sizeof(T) == 8;
     params.coupling = view(p_.coupling);
   }
-  ParameterView view(const Tensor<T>& t) const {
-    ParameterView v = {t.data.data(), t.strides.back(), 0, {}};
-    in_order(t.strides, v.batch_strides);
-    return v;
-  }
-  void in_order(const std::vector<int64_t>& of_dims, BatchStrides& out) const {
-    for (size_t d = 0; d < dims_.size(); ++d) out[d] = of_dims[dims_[d]];
-  }
-  static void check_shape(const LaunchShape& shape, const DeviceLimits& device) {
-    CHECK(shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(shape.shared_memory));
-    CHECK(shape.num_threads % kWarpSize == 0 && shape.num_threads <= device.max_threads_per_sm, "%d threads", shape.num_threads);
-  }
+  ParameterView view(const Tensor<T>& t) const { return device_.view(t); }
   static Outcome outcome_of(const Findings& found) { return found.fault ? found.fault->outcome : Outcome::kOk; }
 
   const Problem<T>& p_;
-  std::vector<size_t> dims_;
+  DeviceBatch device_;
   std::vector<int32_t> layout_;
-  int64_t seed_;
-  SweepView sweep_ = {};
-  DeviceReport report_ = {};
 };
-
-// One that exists, or one that makes plans for few or many multiprocessors, or for little shared memory.
-static DeviceLimits random_device() {
-  DeviceLimits device = kKnownDevices[below(std::size(kKnownDevices))].limits;
-  if (one_in(2)) device.num_sms = 1 << below(4);
-  if (one_in(2)) device.shared_memory_per_cta = kSharedAlignment + below(1 << below(17));
-  return device;
-}
 
 // ---- comparisons ---------------------------------------------------------------------------------------------------------------
 

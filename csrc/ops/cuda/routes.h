@@ -19,9 +19,8 @@ constexpr Route kRoutes[] = {
     {"streaming", BipartiteRoute::kStreaming},
     {"tensor", BipartiteRoute::kTensor},
     {"tensor_streaming", BipartiteRoute::kTensorStreaming},
-    {"tables", BipartiteRoute::kAuto, GraphCudaRoute::kTables},
-    {"sums", BipartiteRoute::kAuto, GraphCudaRoute::kSums},
-    {"units", BipartiteRoute::kAuto, GraphCudaRoute::kUnits},
+    {"shared", BipartiteRoute::kAuto, GraphCudaRoute::kShared},
+    {"global", BipartiteRoute::kAuto, GraphCudaRoute::kGlobal},
 };
 
 // The route that calls are asked to take, and a note of the one that the last binary sweeps took, which differs where that cannot be taken.

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Kernels that pack and unpack (stages.h).
+#include "cuda/rounding.cuh"
+#include "cuda/stages.h"
+
+namespace gibbs {
+
+constexpr int kStageThreads = 256;
+constexpr int kStageWarps = kStageThreads / kWarpSize;
+constexpr int kPartWords = 32;  // a warp takes so many words of a row, or of biases 32 times as many numbers
+
+GIBBS_HOST_DEVICE int64_t parts_of_row(int64_t n) { return (state_words(n) + kPartWords - 1) / kPartWords; }
+GIBBS_HOST_DEVICE int64_t rows_of(const BiasesToPack& biases, const BatchView& b) {
+  return biases.is_shared ? b.num_models : b.num_models * b.chains_per_model;
+}
+
+#if defined(GIBBS_DEVICE)
+
+// A warp's part of one array: parts are numbered through all arrays of a launch.
+struct RowPart {
+  int64_t row, begin, end;  // numbers of units
+  GIBBS_DEVICE RowPart(int64_t part, int64_t n) {
+    const int64_t parts = parts_of_row(n);
+    row = part / parts;
+    begin = part % parts * kPartWords * kWarpSize;
+    end = begin + kPartWords * kWarpSize < n ? begin + kPartWords * kWarpSize : n;
+  }
+};
+GIBBS_DEVICE int64_t warp_of_grid() { return int64_t{blockIdx.x} * kStageWarps + int(threadIdx.x) / kWarpSize; }
+
+// A warp owns a part of a row. Lanes lie along units, so that loads are coalesced. No barriers, no shared memory. Every number is read once.
+__global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_constant__ PackParams p) {
+  const BatchView& batch = p.sweep.batch;
+  const int lane = int(threadIdx.x) % kWarpSize;
+  const int64_t rows = batch.num_models * batch.chains_per_model;
+  if (p.scales[0].k == kUnsound) return;
+  int64_t part = warp_of_grid();
+  for (int i = 0; i < p.num_bits; ++i) {
+    const BitsToPack& job = p.bits[i];
+    const int64_t parts = rows * parts_of_row(job.n);
+    if (part >= parts) {
+      part -= parts;
+      continue;
+    }
+    const RowPart own(part, job.n);
+    const int64_t row_begin =
+        batch_offset(batch, job.from.batch_strides, own.row / batch.chains_per_model, own.row % batch.chains_per_model);
+    for (int64_t first = own.begin; first < own.end; first += kWarpSize) {
+      const int64_t unit = first + lane;
+      const bool is_set =
+          job.from.data && unit < own.end && load_bit(p.sweep, job.from, row_begin + unit * job.from.stride, job.fault);
+      const uint32_t word = __ballot_sync(kFullWarp, is_set);
+      if (lane == 0) job.to[own.row * state_words(job.n) + first / kWarpSize] = word;
+    }
+    return;
+  }
+  for (int i = 0; i < p.num_biases; ++i) {
+    const BiasesToPack& job = p.biases[i];
+    const int64_t parts = rows_of(job, batch) * parts_of_row(job.n);
+    if (part >= parts) {
+      part -= parts;
+      continue;
+    }
+    const RowPart own(part, job.n);
+    const int64_t model = job.is_shared ? own.row : own.row / batch.chains_per_model,
+                  chain = job.is_shared ? 0 : own.row % batch.chains_per_model;
+    const void* const bias = parameter_row(job.bias, batch, p.is_double, model, chain);
+    const void* const base = job.to_base_bias ? parameter_row(job.base_bias, batch, p.is_double, model, chain) : nullptr;
+    const int64_t degree = p.degree_data ? *p.degree_data : p.degree;
+    for (int64_t at = own.begin + lane; at < own.end; at += kWarpSize) {
+      const int64_t unit = job.order ? job.order[at] : at;
+      const float of_unit = finite_bias(p.sweep, float(load_parameter(bias, unit * job.bias.stride, p.is_double)), job.bias_fault);
+      float base_of_unit = of_unit;
+      if (base) {
+        base_of_unit = finite_bias(p.sweep, float(load_parameter(base, unit * job.base_bias.stride, p.is_double)), job.base_fault);
+        job.to_base_bias[own.row * job.n + at] = base_of_unit;
+      }
+      job.to_bias[own.row * job.n + at] = of_unit;
+      report_bias(p.sweep, of_unit, base_of_unit, p.scales[model].scale, degree);
+    }
+    return;
+  }
+  const int64_t row = part * kWarpSize + lane;
+  if (row < rows) p.numbers[row] = chain_number(p.sweep, row / batch.chains_per_model, row % batch.chains_per_model);
+}
+
+// The same for bits that are unpacked.
+__global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_constant__ UnpackParams p) {
+  const int lane = int(threadIdx.x) % kWarpSize;
+  const int64_t rows = p.batch.num_models * p.batch.chains_per_model;
+  int64_t part = warp_of_grid();
+  for (int i = 0; i < p.num_bits; ++i) {
+    const BitsToUnpack& job = p.bits[i];
+    const int64_t parts = rows * parts_of_row(job.n);
+    if (part >= parts) {
+      part -= parts;
+      continue;
+    }
+    const RowPart own(part, job.n);
+    const int64_t to = linear_number(p.batch, own.row / p.batch.chains_per_model, own.row % p.batch.chains_per_model) * job.n;
+    for (int64_t unit = own.begin + lane; unit < own.end; unit += kWarpSize)
+      store_bit(job.to, to + unit, job.from[own.row * state_words(job.n) + unit / kWarpSize] >> (unit % kWarpSize) & 1);
+    return;
+  }
+}
+
+#endif
+
+}  // namespace gibbs

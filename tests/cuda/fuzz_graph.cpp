@@ -167,7 +167,7 @@ static void fuzz_bits() {
 }
 
 int main(int argc, char** argv) {
-  for_each_trial(argc, argv, 1000, [] {
+  for_each_trial(argc, argv, 400, [] {
     fuzz_bits<float>();
     fuzz_bits<double>();
   });

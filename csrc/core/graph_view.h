@@ -18,6 +18,7 @@
 namespace gibbs {
 
 constexpr int64_t kLayoutHeader = 4;
+constexpr int64_t kMaxDegreePlace = 3;  // in the header
 
 struct GraphView {
   int64_t num_nodes, num_edges, num_colors, max_degree;
@@ -41,7 +42,7 @@ GIBBS_HOST_DEVICE GraphView graph_view(const int32_t* layout, int64_t num_nodes,
   return g;
 }
 GIBBS_HOST_DEVICE GraphView graph_view(const int32_t* layout) {
-  return graph_view(layout, layout[0], layout[1], layout[2], layout[3]);
+  return graph_view(layout, layout[0], layout[1], layout[2], layout[kMaxDegreePlace]);
 }
 
 }  // namespace gibbs

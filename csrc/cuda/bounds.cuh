@@ -33,7 +33,8 @@ GIBBS_DEVICE float float_of_half(uint32_t half) {
 }
 
 // The logits that a random byte leaves open: [low, high] as two float16, high in the upper half. The margins hold the rounding to float16, the
-// error of log(), and that of threshold() and acceptance() (core/threshold.h). tests/cuda/test_bounds.cpp tries all float32 logits.
+// error of log(), and that of threshold() and acceptance() (core/threshold.h). tests/cuda/test_bounds.cpp compares both ends with exact
+// probabilities, for every byte.
 template <bool kMetropolis>
 GIBBS_DEVICE uint32_t open_logits(int byte) {
   const auto at = [](int b) { return log(float(b) / (kMetropolis ? 256.0f : float(256 - b))); };

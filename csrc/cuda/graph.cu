@@ -22,10 +22,9 @@ GraphPlan plan_for(const GraphParams& p, int tile, GraphCudaRoute route) {
   plan.route = route, plan.tile = tile;
   plan.shape.num_ctas = p.sweep.batch.num_models * ctas_per_model(p.sweep.batch, tile);
   // A thread has an octet of chains of a unit of a colour at a time, if colours are alike.
-  const int64_t items = p.num_nodes / p.num_colors * ((tile + kOctet - 1) / kOctet);
+  const int64_t items = p.num_nodes / p.num_colors * octets_of(tile);
   plan.shape.num_threads = int(std::bit_ceil(uint64_t(std::clamp<int64_t>(items, 4 * kWarpSize, kGraphThreads))));
-  const bool is_shared = route == GraphCudaRoute::kShared;
-  plan.shape.shared_memory = GraphBinaryLayout(p, tile, is_shared, plan.shape.num_threads).shared_memory(is_shared);
+  plan.shape.shared_memory = GraphBinaryLayout(p, plan).shared_memory();
   return plan;
 }
 
@@ -53,9 +52,8 @@ GraphPacked::GraphPacked(const GraphParams& p, const GraphPlan& plan, Workspace&
   bias = workspace.take<float>(biases);
   base_bias = p.log_weights ? workspace.take<float>(biases) : nullptr;
   numbers = workspace.take<uint64_t>(num_rows(batch));
-  const GraphBinaryLayout arrays(p, plan.tile, plan.route == GraphCudaRoute::kShared, plan.shape.num_threads);
-  states = plan.route == GraphCudaRoute::kShared ? nullptr
-                                                 : workspace.take<uint32_t>(plan.shape.num_ctas * (arrays.states + arrays.clamps));
+  const GraphBinaryLayout arrays(p, plan);
+  states = arrays.is_shared ? nullptr : workspace.take<uint32_t>(plan.shape.num_ctas * (arrays.states + arrays.clamps));
 }
 
 // A CTA takes a gather of neighbours for all its chains, which costs as much as about three of them, and the multiprocessor with the most
@@ -73,7 +71,8 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
     int64_t least = 0;
     for (int tile = 1; tile <= kMaxGraphTile; tile *= 2) {
       const GraphPlan candidate = plan_for(p, tile, of);
-      const bool fits = candidate.shape.shared_memory <= limits.shared_memory_per_cta;
+      // Kernels count the bytes of states by int32.
+      const bool fits = candidate.shape.shared_memory <= limits.shared_memory_per_cta && p.num_nodes * octets_of(tile) <= INT32_MAX;
       if (!fits || (is_planned && (cost(tile) >= least || tile >= 2 * batch.chains_per_model))) continue;
       plan = candidate, least = cost(tile), is_planned = true;
     }
@@ -99,7 +98,7 @@ void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
   pack.sweep = p.sweep;
   pack.is_double = p.is_double;
   pack.scales = packed.scales;
-  pack.degree_data = p.layout + 3;
+  pack.degree = p.layout + kMaxDegreePlace;
   pack.numbers = packed.numbers;
   pack.bits[pack.num_bits++] = {p.state, p.num_nodes, packed.bits, Outcome::kStateNotBits};
   if (packed.clamps) pack.bits[pack.num_bits++] = {p.clamp, p.num_nodes, packed.clamps, Outcome::kStateNotBits};
@@ -114,18 +113,18 @@ void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
                                     Outcome::kNonFiniteBaseBias};
   launch_pack(pack, stream);
 
-  const bool is_shared = plan.route == GraphCudaRoute::kShared;
   const GraphBinaryParams params = {p.sweep,
                                     graph_of(p),
+                                    p.layout + kMaxDegreePlace,
                                     packed,
-                                    GraphBinaryLayout(p, plan.tile, is_shared, plan.shape.num_threads),
+                                    GraphBinaryLayout(p, plan),
                                     plan.tile,
-                                    (plan.tile + kOctet - 1) / kOctet,
+                                    octets_of(plan.tile),
                                     int32_t(state_words(p.num_nodes)),
                                     int32_t(ctas_per_model(p.sweep.batch, plan.tile)),
                                     !has_shared_biases(p),
                                     p.log_weights};
-  launch(is_shared ? kernel_of<true>(p) : kernel_of<false>(p), plan.shape, stream, params);
+  launch(params.arrays.is_shared ? kernel_of<true>(p) : kernel_of<false>(p), plan.shape, stream, params);
 
   UnpackParams unpack = {};
   unpack.batch = p.sweep.batch;

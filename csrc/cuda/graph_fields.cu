@@ -7,12 +7,7 @@ namespace gibbs {
 
 namespace {
 
-LaunchShape one_thread_each(int64_t count) {
-  LaunchShape shape;
-  shape.num_ctas = (count + kFieldsThreads - 1) / kFieldsThreads;
-  shape.num_threads = kFieldsThreads;
-  return shape;
-}
+LaunchShape one_thread_each(int64_t count) { return shape_for(count, kFieldsThreads, kFieldsThreads); }
 
 }  // namespace
 

@@ -25,6 +25,9 @@ constexpr int kMaxOpen = 512;           // noted units of a colour; further ones
 // The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
 
+// Bytes that hold the chains of a CTA: a power of 2, as `tile` is.
+GIBBS_HOST_DEVICE int octets_of(int tile) { return (tile + kOctet - 1) / kOctet; }
+
 struct alignas(16) Quad {
   int32_t node[kQuad];
 };
@@ -35,15 +38,13 @@ struct alignas(8) Slices {
 // The quads of half-edges of each position. If all positions may have as many as the largest without more memory, quad q of position i is at
 // q num_nodes + i, so that lanes along positions read neighbouring quads; otherwise a position's quads lie one after the other.
 struct QuadLayout {
-  int64_t width;  // 0: one after the other
+  bool is_strided;
   GIBBS_HOST_DEVICE static int64_t capacity(int64_t num_nodes, int64_t num_edges) { return num_edges / 2 + num_nodes + 1; }
-  GIBBS_HOST_DEVICE QuadLayout(int64_t num_nodes, int64_t num_edges, int64_t max_degree) : width((max_degree + kQuad - 1) / kQuad) {
-    if (width * num_nodes > capacity(num_nodes, num_edges)) width = 0;
-  }
-  GIBBS_HOST_DEVICE int64_t first(int64_t position, int64_t row_offset) const {
-    return width ? position : row_offset / kQuad + position;
-  }
-  GIBBS_HOST_DEVICE int64_t step(int64_t num_nodes) const { return width ? num_nodes : 1; }
+  GIBBS_HOST_DEVICE QuadLayout(int64_t num_nodes, int64_t num_edges, int64_t max_degree)
+      : is_strided((max_degree + kQuad - 1) / kQuad * num_nodes <= capacity(num_nodes, num_edges)) {}
+  // The places of all quads fit int32, as the numbers of half-edges do.
+  GIBBS_HOST_DEVICE int first(int position, int row_offset) const { return is_strided ? position : row_offset / kQuad + position; }
+  GIBBS_HOST_DEVICE int step(int64_t num_nodes) const { return is_strided ? int(num_nodes) : 1; }
 };
 
 // What the stages before a sweep make, in the call's workspace.
@@ -64,17 +65,17 @@ struct GraphPackParams {
   GraphPacked packed;
 };
 
-// A CTA's arrays, in shared memory if they fit.
+// A CTA's arrays, of words but for terms. States and clamps are in shared memory if they fit (is_shared), and random bytes are drawn alone otherwise.
 struct GraphBinaryLayout {
-  int64_t states, clamps, bytes, terms;  // in words; in double
-  GIBBS_HOST_DEVICE GraphBinaryLayout(const GraphParams& p, int tile, bool is_shared, int num_threads) {
-    const int64_t octets = (tile + kOctet - 1) / kOctet;
-    states = (p.num_nodes * octets + 3) / 4;
-    clamps = p.clamp.data ? states : 0;
-    bytes = is_shared ? octets * kOctet * random_byte_words(p.num_nodes) : 0;
-    terms = p.log_weights ? num_threads : 0;
-  }
-  GIBBS_HOST_DEVICE int64_t shared_memory(bool is_shared) const {
+  bool is_shared;
+  int64_t states, clamps, bytes, terms;
+  GIBBS_HOST_DEVICE GraphBinaryLayout(const GraphParams& p, const GraphPlan& plan)
+      : is_shared(plan.route == GraphCudaRoute::kShared),
+        states((p.num_nodes * octets_of(plan.tile) + 3) / 4),
+        clamps(p.clamp.data ? states : 0),
+        bytes(is_shared ? plan.tile * random_byte_words(p.num_nodes) : 0),
+        terms(p.log_weights ? plan.shape.num_threads : 0) {}
+  GIBBS_HOST_DEVICE int64_t shared_memory() const {
     return shared_bytes<uint32_t>(kBytes) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
            shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + 2 * shared_bytes<int32_t>(kMaxOpen) +
            shared_bytes<uint8_t>(kMaxOpen) + shared_bytes<uint32_t>(2) + shared_bytes<double>(terms);
@@ -83,7 +84,8 @@ struct GraphBinaryLayout {
 
 struct GraphBinaryParams {
   SweepView sweep;
-  GraphView graph;  // without max_degree, which only the device knows
+  GraphView graph;            // without max_degree,
+  const int32_t* max_degree;  // which only the device knows
   GraphPacked packed;
   GraphBinaryLayout arrays;
   int32_t tile, octets, words, ctas_per_model;  // words: of a row of bits
@@ -115,7 +117,7 @@ GIBBS_DEVICE void round_couplings(const GraphPackParams& params, const GraphView
   Slices* const slices = params.packed.slices + model * QuadLayout::capacity(g.num_nodes, g.num_edges);
   for (int64_t position = threadIdx.x; position < g.num_nodes; position += blockDim.x) {
     const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
-    int64_t to = quads.first(position, begin);
+    int64_t to = quads.first(int(position), int(begin));
     for (int64_t h = begin; h < end; h += kQuad, to += quads.step(g.num_nodes)) {
       uint32_t high = 0, low = 0;
       for (int i = 0; i < kQuad && h + i < end; ++i) {
@@ -134,7 +136,7 @@ GIBBS_DEVICE void round_couplings(const GraphPackParams& params, const GraphView
 GIBBS_DEVICE void copy_neighbors(const GraphView& g, const QuadLayout& quads, Quad* to_quads) {
   for (int64_t position = threadIdx.x; position < g.num_nodes; position += blockDim.x) {
     const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
-    int64_t to = quads.first(position, begin);
+    int64_t to = quads.first(int(position), int(begin));
     for (int64_t h = begin; h < end; h += kQuad, to += quads.step(g.num_nodes)) {
       Quad quad;
 #pragma unroll
@@ -151,8 +153,9 @@ __global__ void __launch_bounds__(kGraphPackThreads, 1) graph_pack_kernel(const 
   const GraphParams& p = params.call;
   const int64_t model = blockIdx.x, num_models = p.sweep.batch.num_models;
   if (!graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors)) {
-    if (threadIdx.x == 0 && model == num_models) report_fault(p.sweep, Outcome::kBadLayout);
-    if (threadIdx.x == 0 && model < num_models) params.packed.scales[model] = {kUnsound, 0, 1, 0};
+    if (threadIdx.x != 0) return;
+    if (model == num_models) return report_fault(p.sweep, Outcome::kBadLayout);
+    params.packed.scales[model] = {kUnsound, 0, 1, 0};
     return;
   }
   const GraphView g = graph_view(p.layout);
@@ -182,11 +185,12 @@ class GraphCta {
 
  public:
   GIBBS_DEVICE GraphCta(const GraphBinaryParams& params, SharedMemory& memory)
-      : p_(params), model_(int(blockIdx.x) / params.ctas_per_model), first_(int(blockIdx.x) % params.ctas_per_model * params.tile) {
+      : p_(params),
+        quads_(g().num_nodes, g().num_edges, *params.max_degree),
+        model_(int(blockIdx.x) / params.ctas_per_model),
+        first_(int64_t{int(blockIdx.x) % params.ctas_per_model} * params.tile) {
     const int64_t left_over = params.sweep.batch.chains_per_model - first_;
     num_chains_ = left_over < params.tile ? int(left_over) : params.tile;
-    const QuadLayout quads(g().num_nodes, g().num_edges, g().color_offsets[-1]);
-    step_ = int(quads.step(g().num_nodes));
     slices_ = params.packed.slices + model_ * QuadLayout::capacity(g().num_nodes, g().num_edges);
     // Arrays of constant size come first, so that their places are constants.
     open_logits_ = memory.take<uint32_t>(kBytes);
@@ -318,8 +322,8 @@ class GraphCta {
     const int node = g().order[position], octet = first / kOctet, shift = first % kOctet;
     int32_t high[kChains] = {}, low[kChains] = {};
     const int row = g().row_offsets[position], degree = g().row_offsets[position + 1] - row;
-    int at = step_ == 1 ? row / kQuad + position : position;
-    for (int h = 0; h < degree; h += kQuad, at += step_) {
+    int at = quads_.first(position, row);
+    for (int h = 0; h < degree; h += kQuad, at += quads_.step(g().num_nodes)) {
       const Quad quad = global_load(p_.packed.neighbors + at);
       const Slices of_quad = global_load(slices_ + at);
       uint32_t bits = 0;
@@ -485,8 +489,10 @@ class GraphCta {
   }
 
   const GraphBinaryParams& p_;
-  const int model_, first_;             // first_: the first chain of the model
-  int num_chains_, step_, parity_ = 0;  // step_: from quad to quad
+  const QuadLayout quads_;
+  const int model_;
+  const int64_t first_;  // chain of the model
+  int num_chains_, parity_ = 0;
   const Slices* slices_;
   float scale_ = 1;
   Shared<uint32_t> open_logits_, num_open_, random_words_;

@@ -37,10 +37,9 @@ struct PackParams {
   static constexpr int kMaxBits = 4, kMaxBiases = 2;
   SweepView sweep;
   bool is_double;
-  const ModelScale* scales;    // [model]
-  const int32_t* degree_data;  // in device memory; null: `degree`
-  int64_t degree;
-  uint64_t* numbers;  // [row] chain numbers
+  const ModelScale* scales;  // [model]
+  const int32_t* degree;     // in device memory
+  uint64_t* numbers;         // [row] chain numbers
   int num_bits, num_biases;
   BitsToPack bits[kMaxBits];
   BiasesToPack biases[kMaxBiases];

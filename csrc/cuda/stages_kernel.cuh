@@ -28,6 +28,12 @@ struct RowPart {
     end = begin + kPartWords * kWarpSize < n ? begin + kPartWords * kWarpSize : n;
   }
 };
+// Whether a part is among the `parts` of an array; if not, it is counted from the next array on.
+GIBBS_DEVICE bool is_part_of(int64_t parts, int64_t* part) {
+  if (*part < parts) return true;
+  *part -= parts;
+  return false;
+}
 GIBBS_DEVICE int64_t warp_of_grid() { return int64_t{blockIdx.x} * kStageWarps + int(threadIdx.x) / kWarpSize; }
 
 // A warp owns a part of a row. Lanes lie along units, so that loads are coalesced. No barriers, no shared memory. Every number is read once.
@@ -39,11 +45,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
   int64_t part = warp_of_grid();
   for (int i = 0; i < p.num_bits; ++i) {
     const BitsToPack& job = p.bits[i];
-    const int64_t parts = rows * parts_of_row(job.n);
-    if (part >= parts) {
-      part -= parts;
-      continue;
-    }
+    if (!is_part_of(rows * parts_of_row(job.n), &part)) continue;
     const RowPart own(part, job.n);
     const int64_t row_begin =
         batch_offset(batch, job.from.batch_strides, own.row / batch.chains_per_model, own.row % batch.chains_per_model);
@@ -58,17 +60,12 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
   }
   for (int i = 0; i < p.num_biases; ++i) {
     const BiasesToPack& job = p.biases[i];
-    const int64_t parts = rows_of(job, batch) * parts_of_row(job.n);
-    if (part >= parts) {
-      part -= parts;
-      continue;
-    }
+    if (!is_part_of(rows_of(job, batch) * parts_of_row(job.n), &part)) continue;
     const RowPart own(part, job.n);
     const int64_t model = job.is_shared ? own.row : own.row / batch.chains_per_model,
                   chain = job.is_shared ? 0 : own.row % batch.chains_per_model;
     const void* const bias = parameter_row(job.bias, batch, p.is_double, model, chain);
     const void* const base = job.to_base_bias ? parameter_row(job.base_bias, batch, p.is_double, model, chain) : nullptr;
-    const int64_t degree = p.degree_data ? *p.degree_data : p.degree;
     for (int64_t at = own.begin + lane; at < own.end; at += kWarpSize) {
       const int64_t unit = job.order ? job.order[at] : at;
       const float of_unit = finite_bias(p.sweep, float(load_parameter(bias, unit * job.bias.stride, p.is_double)), job.bias_fault);
@@ -78,7 +75,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
         job.to_base_bias[own.row * job.n + at] = base_of_unit;
       }
       job.to_bias[own.row * job.n + at] = of_unit;
-      report_bias(p.sweep, of_unit, base_of_unit, p.scales[model].scale, degree);
+      report_bias(p.sweep, of_unit, base_of_unit, p.scales[model].scale, *p.degree);
     }
     return;
   }
@@ -93,11 +90,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_c
   int64_t part = warp_of_grid();
   for (int i = 0; i < p.num_bits; ++i) {
     const BitsToUnpack& job = p.bits[i];
-    const int64_t parts = rows * parts_of_row(job.n);
-    if (part >= parts) {
-      part -= parts;
-      continue;
-    }
+    if (!is_part_of(rows * parts_of_row(job.n), &part)) continue;
     const RowPart own(part, job.n);
     const int64_t to = linear_number(p.batch, own.row / p.batch.chains_per_model, own.row % p.batch.chains_per_model) * job.n;
     for (int64_t unit = own.begin + lane; unit < own.end; unit += kWarpSize)

@@ -160,4 +160,12 @@ inline Graph large_graph() {
   return g;
 }
 
+// A graph and a batch that are small enough for the emulator of GPUs, which is slow.
+inline void draw_small_problem(Graph& graph, RandomBatch& batch) {
+  do {
+    graph = one_in(30) ? large_graph() : random_graph();
+    batch.draw(5, 70);
+  } while (batch.chains == 0 || batch.chains * (graph.num_nodes + graph.num_edges()) > 25000);
+}
+
 }  // namespace gibbs

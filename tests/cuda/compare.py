@@ -101,7 +101,7 @@ def calls(
     """Names, arguments, wanted routes and tolerances of calls."""
     for name, arguments, routes in binary_calls(sizes):
         if found := list(filter(is_wanted, routes)):
-            yield name, arguments, found, 0.0 if name.endswith(("gibbs", "metropolis")) else 1e-3
+            yield name, arguments, found, 0.0 if name.endswith(("gibbs", "metropolis", "resolution")) else 1e-3
     if is_wanted("auto"):
         for name, arguments in relaxed_calls(sizes):
             yield name, arguments, ["auto"], 1e-9

@@ -28,10 +28,7 @@ static double random_beta() { return one_in(10) ? 0 : normal() * (one_in(10) ? e
 template <class T>
 static Problem<T> random_problem() {
   Problem<T> p;
-  do {
-    p.graph = one_in(30) ? large_graph() : random_graph();
-    p.draw(5, 70);
-  } while (p.chains == 0 || p.chains * (p.graph.num_nodes + p.graph.num_edges()) > 25000);  // the emulator is slow
+  draw_small_problem(p.graph, p);
   const GraphView g = p.graph.view();
   GraphCall& c = p.call;
   p.is_annealed = one_in(4);

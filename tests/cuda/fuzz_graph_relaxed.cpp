@@ -30,10 +30,7 @@ static double random_beta() { return one_in(10) ? 0 : normal(); }
 template <class T>
 static Problem<T> random_problem() {
   Problem<T> p;
-  do {
-    p.graph = one_in(30) ? large_graph() : random_graph();
-    p.draw(5, 70);
-  } while (p.chains == 0 || p.chains * (p.graph.num_nodes + p.graph.num_edges()) > 25000);  // the emulator is slow
+  draw_small_problem(p.graph, p);
   const GraphView g = p.graph.view();
   const std::vector<bool> shared = p.some_broadcast(!one_in(4));
   const double scale = exp2(double(below(one_in(4) ? 24 : 4)) - 3);

@@ -218,7 +218,7 @@ def test_out_stays_within_its_limits(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_steps_can_be_chosen() -> None:
     always = ["environment", "build", "build_info"]
-    assert [step.name for step in gpu_proof.chosen(["bits:sums", "preset"])] == [*always, "bits:sums", "preset"]
+    assert [step.name for step in gpu_proof.chosen(["bits:shared", "preset"])] == [*always, "bits:shared", "preset"]
     assert len(gpu_proof.chosen(["ncu"])) == len(always) + len(gpu_proof.KERNELS)
     assert gpu_proof.chosen([]) == list(gpu_proof.STEPS)
     with pytest.raises(SystemExit, match=r"gpu-proof: STEPS: expected some of .*, got nothing"):
@@ -300,7 +300,7 @@ def test_a_rehearsal(rehearsal: Path) -> None:
             assert found["calls"] > 0
             assert found["different"] == 0
             assert found["bits"] > 0 or found["largest_error"] < 1e-3
-    for name in ("bits:resident", "bits:tables", "headline:ais"):
+    for name in ("bits:resident", "bits:shared", "headline:ais"):
         assert all(found["bits"] > 100 for found in lines[name]["figures"].values())
 
 
@@ -371,8 +371,8 @@ def scale_one(values: Tensor) -> None:
 @pytest.mark.parametrize(
     ("route", "op", "place", "change", "message"),
     [
-        ("tables", "graph_gibbs", 0, flip_one, r"graph_gibbs: 1 of \d+ bits of result 0 differ"),
-        ("units", "graph_ais", 0, flip_one, r"graph_ais: 1 of \d+ bits of result 0 differ"),
+        ("shared", "graph_gibbs", 0, flip_one, r"graph_gibbs: 1 of \d+ bits of result 0 differ"),
+        ("global", "graph_ais", 0, flip_one, r"graph_ais: 1 of \d+ bits of result 0 differ"),
         ("tensor", "bipartite_gibbs", 1, flip_one, r"bipartite_gibbs: 1 of \d+ bits of result 1 differ"),
         ("resident", "bipartite_ais", 2, scale_one, "bipartite_ais: result 2 has a relative error of"),
         ("auto", "graph_gibbs_relaxed", 2, flip_one, "graph_gibbs_relaxed: 1 of .* bits of result 2 differ"),
@@ -397,7 +397,7 @@ def some_problems(kind: str) -> list[Any]:
     [
         ("bipartite", "bipartite_gibbs", 0, flip_one, "auto: 1 of .* bits of result 0 differ"),
         ("ais", "bipartite_ais", 1, flip_one, "auto: 1 of .* bits of result 1 differ"),
-        ("graph", "graph_gibbs", 0, flip_one, "units: 1 of .* bits of result 0 differ"),
+        ("graph", "graph_gibbs", 0, flip_one, "global: 1 of .* bits of result 0 differ"),
         ("relaxed", "bipartite_gibbs_relaxed", 4, scale_one, "result 4 has a relative error"),
         ("relaxed", "bipartite_gibbs_relaxed_backward", 3, scale_one, "result 3 has a relative error"),
         ("relaxed", "graph_gibbs_relaxed_backward", 2, scale_one, "result 2 has a relative error"),
@@ -587,27 +587,27 @@ def test_what_the_tools_write_is_read(capsys: pytest.CaptureFixture[str], monkey
         monkeypatch.setattr(gpu_steps, "shell", shell)
 
     answers("==ERROR== Failed to find metric lts__t_sectors.sum", NCU)
-    gpu_steps.ncu("tables")
+    gpu_steps.ncu("graph")
     assert said(capsys)["metrics"]["gpu__time_duration.sum"] == "7.25 usecond"
     assert ["--metrics" in command for command in calls] == [True, False]
     answers("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission")
     with pytest.raises(gpu_steps.Failed, match="ERR_NVGPUCTRPERM"):
-        gpu_steps.ncu("tables")
+        gpu_steps.ncu("graph")
     answers("there is no ncu on the PATH", status=127)
     with pytest.raises(gpu_steps.Failed, match="exit status 127, no metrics of graph_kernel: there is no ncu"):
-        gpu_steps.ncu("tables")
+        gpu_steps.ncu("graph")
 
     fine = "the small problems agree\n========= ERROR SUMMARY: 0 errors\n"
     answers(fine)
-    gpu_steps.sanitizer("memcheck", "tables")
+    gpu_steps.sanitizer("memcheck", "shared")
     assert said(capsys)["summaries"] == ["ERROR SUMMARY: 0 errors"]
-    assert calls[-1][-3:] == ("tests/ops/test_gpu.py", "tables", "1")
+    assert calls[-1][-3:] == ("tests/ops/test_gpu.py", "shared", "1")
     answers(fine.replace("0 errors", "2 errors"), status=9)
     with pytest.raises(gpu_steps.Failed, match="exit status 9: ERROR SUMMARY: 2 errors"):
-        gpu_steps.sanitizer("memcheck", "tables")
+        gpu_steps.sanitizer("memcheck", "shared")
     answers(fine.splitlines()[1])
     with pytest.raises(gpu_steps.Failed, match="did not run to their end"):
-        gpu_steps.sanitizer("memcheck", "tables")
+        gpu_steps.sanitizer("memcheck", "shared")
 
 
 def test_tests_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -705,7 +705,7 @@ def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     text = replay(write_lines(tmp_path / "out"), copy)
     assert "No GPU" not in text
     assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: the routes resident, cluster, streaming, " in text
-    assert "tables, sums, units give the CPU's bits (13,000 compared)" in text
+    assert "shared, global give the CPU's bits (12,000 compared)" in text
     assert "differs by at most 2e-07 of its norm" in text
     (row,) = (re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith(f"| {PROBLEM}"))
     bounds = json.loads((copy / "bench" / "history" / "cuda-bounds.json").read_text())["problems"]
@@ -715,7 +715,7 @@ def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
         texts.duration(bound), f"{50e-6 / bound:.1f}x",
     ]  # fmt: skip
     assert "shared, captured 1.25 ms" in text
-    assert "memcheck: 9 of 9 routes" in text
+    assert "memcheck: 8 of 8 routes" in text
     assert "15 passed, 1 failed" in text
     kept = json.loads((copy / "bench" / "history" / "nvidia-h200" / texts.PROOF).read_text())
     assert kept["steps"]["peers:captured"]["figures"][PROBLEM][2]["error"] == "planted"
@@ -744,16 +744,16 @@ def test_without_all_bits_nothing_is_proven(copy: Path, tmp_path: Path, is_missi
 
 def test_the_last_line_of_a_step_counts(copy: Path, tmp_path: Path) -> None:
     fault = {"status": "failed", "error": "planted", "figures": {}}
-    faults = [fault | {"step": name} for name in ("bits:sums", "ncu:tables")]
+    faults = [fault | {"step": name} for name in ("bits:shared", "ncu:graph")]
     skipped = {"step": "bits:cluster", "status": "skipped", "error": "the budget", "figures": {}}
     folder = write_lines(tmp_path / "out", *faults, fault | {"step": "ncu:cluster"}, skipped)
     again = {"op": {"calls": 1, "bits": 7, "different": 0, "largest_error": 0.0}}
-    second = write_lines(tmp_path / "second", {"step": "bits:sums", "figures": again}, left_out=STEP_NAMES[1:])
+    second = write_lines(tmp_path / "second", {"step": "bits:shared", "figures": again}, left_out=STEP_NAMES[1:])
     with (second / LINES).open("a") as file:
-        file.write('{"step": "bits:sums", "stat')  # the machine went away
+        file.write('{"step": "bits:shared", "stat')  # the machine went away
     text = replay(folder, copy, second)
-    assert "units give the CPU's bits (12,007 compared)" in text
-    assert "Not ok: `ncu:cluster`, `ncu:tables` (planted)." in text
+    assert "global give the CPU's bits (11,007 compared)" in text
+    assert "Not ok: `ncu:cluster`, `ncu:graph` (planted)." in text
 
 
 @pytest.mark.parametrize(

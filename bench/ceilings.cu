@@ -2,13 +2,14 @@
 // Measures the limits of a GPU with kernels that do one thing only. bench/gpu_steps.py compiles and runs this program.
 // It writes a line of JSON for each limit. If something fails it ends with exit status 1 and CUDA's message.
 #include <cooperative_groups.h>
-#include <mma.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
+
+#include "cuda/mma.cuh"
 
 namespace {
 
@@ -85,19 +86,18 @@ __global__ void shared_kernel(uint32_t* out, int steps) {
   if (sum == 1) *out = sum;
 }
 
+// The products of the kernels, in so many independent sums.
+constexpr int kSums = 8;
 __global__ void tensor_kernel(int* out, int steps) {
-  using namespace nvcuda;
-  wmma::fragment<wmma::matrix_a, 16, 16, 16, uint8_t, wmma::row_major> a;
-  wmma::fragment<wmma::matrix_b, 16, 16, 16, uint8_t, wmma::col_major> b;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, int> sums[8];
-  wmma::fill_fragment(a, uint8_t(threadIdx.x & 1));
-  wmma::fill_fragment(b, uint8_t(threadIdx.x & 2));
-  for (auto& sum : sums) wmma::fill_fragment(sum, 0);
+  const gibbs::LeftFragment left = {{threadIdx.x & 1, 0, 0, 0}};
+  const gibbs::RightFragment right = {{threadIdx.x & 2, 0}};
+  int sums[kSums][4];
+  for (int i = 0; i < 4 * kSums; ++i) sums[i / 4][i % 4] = i;  // equal sums would be computed once
   for (int step = 0; step < steps; ++step)
-    for (auto& sum : sums) wmma::mma_sync(sum, a, b, sum);
+    for (auto& sum : sums) gibbs::multiply_add(sum, left, right);
   int total = 0;
   for (auto& sum : sums)
-    for (int i = 0; i < sum.num_elements; ++i) total += sum.x[i];
+    for (const int element : sum) total += element;
   if (total == 1) *out = total;
 }
 
@@ -199,7 +199,7 @@ int main() {
   constexpr int kProducts = 1 << 12;
   int* sums = device_memory<int>(1);
   const double tensor = seconds([&] { tensor_kernel<<<2 * num_sms, kThreads>>>(sums, kProducts); });
-  say("tensor_u8_multiply_adds_per_second", 2.0 * num_sms * (kThreads / 32) * kProducts * 8 * 16 * 16 * 16 / tensor);
+  say("tensor_s8_multiply_adds_per_second", 2.0 * num_sms * (kThreads / 32) * kProducts * kSums * 16 * 8 * 32 / tensor);
 
   // The addresses form a ring, so far apart that each has a cache line of its own.
   constexpr int kRing = 4096, kStride = 65, kLoads = 1 << 12;

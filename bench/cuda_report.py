@@ -79,9 +79,10 @@ ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "9
 LAUNCH = 4e-6  # eager, for gibbs_ext and for PyTorch
 GRAPH_LAUNCH = 1e-6  # in a CUDA graph
 LANES = 128  # instructions of single lanes that a multiprocessor begins per clock
-PRODUCT = 16 * 16 * 16  # multiply-adds of a matrix product in the emulator's count
-# The least number of instructions of an update: about 35 of threshold() or relax(), and 10 rounds of 4 of Philox for 16
-# high bytes (relaxed updates also need 4 low parts).
+PRODUCT = 16 * 8 * 32  # multiply-adds of a matrix product in the emulator's count
+# The least number of instructions of an update: about 35 of relax(), or of a decision by bounds with all that surrounds
+# it (557 for 16 units, in the machine code of bipartite_kernel for 9.0, two tiles of chains), and 10 rounds of 4 of
+# Philox for 16 high bytes (relaxed updates also need 4 low parts).
 INSTRUCTIONS = {"binary": 35 + 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
 # Of graphs, counted in the machine code of graph_kernel for 9.0 (eight chains, bounds alone): 101 for two quads of
 # half-edges, 156 for the decisions.
@@ -494,7 +495,7 @@ def instruction_mix(objects: list[str], architecture: str) -> dict[str, dict[str
 
 
 def short_name(kernel: str) -> str:
-    """Shortens bipartite_resident_kernel<true> to "bipartite_resident"."""
+    """Shortens bipartite_scale_kernel<float> to "bipartite_scale"."""
     found = re.search(r"\d+([a-z_]+?)(?:_kernel)?(?:I|E|v)", kernel.removeprefix("_ZN5gibbs"))
     return found[1] if found else kernel
 

@@ -32,9 +32,9 @@ MOST_OF_A_LINE, MOST_OF_A_LOG = 100_000, 300_000  # the most characters of a ste
 MOST_READ = 50_000_000  # bytes at the end of a step's output that are read
 DEADLINE = "GPU_PROOF_DEADLINE"  # variable of a step's environment: the time of its end in seconds since the epoch
 SAYS = "gpu-proof: "  # the beginning of the lines in which a step reports its results
-ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming", "shared", "global")
+ROUTES = ("registers", "shared", "cluster", "global", "all_global")  # of bipartite models; graphs have two of them
 KINDS = ("bipartite", "relaxed", "ais", "graph")  # kinds of standard problems
-KERNELS = ("resident", "cluster", "tensor_streaming", "graph", "relaxed_backward")  # kernels that ncu looks at
+KERNELS = ("registers", "shared", "cluster", "graph", "relaxed_backward")  # kernels that ncu looks at
 BUDGET = 560.0
 LEAST = 3.0  # no step begins if fewer seconds are left
 

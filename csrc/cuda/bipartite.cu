@@ -1,124 +1,184 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans and launches of binary sweeps, except for those of csrc/cuda/bipartite_tensor.cu and bipartite_cluster.cu.
+// Plans and launches of binary sweeps of bipartite models.
 #include "cuda/bipartite.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/bipartite_kernel.cuh"
-#include "cuda/bipartite_routes.h"
 
 namespace gibbs {
 
 namespace {
 
-constexpr int kMaxChainsPerCta = 32;
-constexpr int kMinThreads = 128;
-constexpr int64_t kMostSlices = int64_t{1} << 28;  // bytes of several models' slices: twice their weights, and no longer in L2
+using enum BipartiteRoute;
 
-// Threads of the warps that have work in a half sweep. Several warps share the flips of 32 units if there are warps left.
-int threads_for(const BipartiteParams& p, int chains, bool is_resident) {
-  const int64_t words = std::max(state_words(p.n1), state_words(p.n2)), most = is_resident ? kBipartiteThreads : kStreamingThreads;
-  return int(std::clamp<int64_t>(4 * chains * words * kWarpSize, kMinThreads, most));
-}
-int parts_for(const BipartiteParams& p, int chains, int threads) {
-  const int64_t words = std::max(state_words(p.n1), state_words(p.n2)), items = chains * words;
-  return int(std::clamp<int64_t>(threads / kWarpSize / items, 1, words));
+const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const BipartitePlan& plan) {
+  if (p.log_weights)
+    return plan.route == kAllGlobal ? registered<bipartite_kernel<true, 1, 0, false>>
+                                    : registered<bipartite_kernel<true, 1, 0, true>>;
+  if (plan.route == kAllGlobal) return registered<bipartite_kernel<false, 1, 0, false>>;
+  if (plan.kept_sides == 2) return registered<bipartite_kernel<false, 1, 2, true>>;
+  if (plan.kept_sides == 1) return registered<bipartite_kernel<false, 1, 1, true>>;
+  return plan.tiles_per_warp == 2 ? registered<bipartite_kernel<false, 2, 0, true>>
+                                  : registered<bipartite_kernel<false, 1, 0, true>>;
 }
 
-// A CTA takes as few chains as fill the device, because that makes the latency of a sweep shortest. More chains share the reading of a weight.
-bool plan_one_cta(const BipartiteParams& p, const DeviceLimits& limits, bool is_resident, BipartitePlan* plan) {
-  const BatchView& batch = p.sweep.batch;
-  const auto shape_of = [&](int chains) {
-    LaunchShape shape;
-    shape.num_ctas = batch.num_models * ((batch.chains_per_model + chains - 1) / chains);
-    shape.num_threads = threads_for(p, chains, is_resident);
-    shape.shared_memory = BinaryLayout(p, chains, shape.num_threads, is_resident).bytes();
-    return shape;
-  };
-  const auto fits = [&](const LaunchShape& shape) { return shape.shared_memory <= limits.shared_memory_per_cta; };
-  if (!fits(shape_of(1))) return false;
-  int chains = 1;
-  for (int more = 2; more <= std::min<int64_t>(kMaxChainsPerCta, batch.chains_per_model); ++more) {
-    const LaunchShape now = shape_of(chains), next = shape_of(more);
-    if (!fits(next) || now.num_ctas <= ctas_per_sm(limits, now) * limits.num_sms) break;
-    chains = more;
+// Plans of a call, and what they cost: an estimate of clocks of a sweep on a device of the last years, from counts in bench/NOTES.md.
+class Planner {
+ public:
+  Planner(const BipartiteParams& p, const DeviceLimits& limits)
+      : p_(p),
+        limits_(limits),
+        scale_in_shared_(scale_fits_in_shared(p, limits)),
+        nowhere_(nullptr),
+        packed_(p, scale_in_shared_, nowhere_) {}
+
+  // Takes a plan if it is possible and costs least.
+  void consider(BipartiteRoute route, int tiles, int cluster_size, int kept_sides = 0) {
+    BipartitePlan plan = {};
+    plan.route = route;
+    plan.tiles = tiles;
+    plan.tiles_per_warp = tiles > 1 && !p_.log_weights && !kept_sides && route != kAllGlobal ? 2 : 1;
+    plan.kept_sides = kept_sides;
+    plan.scale_in_shared = scale_in_shared_;
+    plan.shape.cluster_size = cluster_size;
+    plan.shape.num_ctas = p_.sweep.batch.num_models * clusters_per_model(tiles) * cluster_size;
+    const Counts counts(*this, plan);
+    if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
+    const int most = most_threads(kept_sides),
+              warps = int(std::min<int64_t>(std::max(counts.items[0], counts.items[1]), most / kWarpSize));
+    plan.shape.num_threads = std::clamp(warps * kWarpSize, 4 * kWarpSize, most);
+    // Random bytes of more sweeps are drawn at once if threads would have nothing to do.
+    const int64_t counters = (int64_t{left().n} + right().n) / 16 / cluster_size * tiles * kTileChains;
+    plan.sweeps_ahead = int(std::clamp<int64_t>(plan.shape.num_threads / std::max<int64_t>(counters, 1), 1, kMaxSweepsAhead));
+    while (plan.sweeps_ahead && !fits(plan)) --plan.sweeps_ahead;
+    if (!fits(plan)) return;
+    if (route != kGlobal && route != kAllGlobal)
+      plan.resident = std::min((limits_.shared_memory_per_cta - plan.shape.shared_memory) / block_bytes(), counts.blocks);
+    if (!fits(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
+    const double clocks = cost(plan, counts);
+    if (clocks < least_) plan_ = plan, least_ = clocks;
   }
-  plan->shape = shape_of(chains);
-  plan->chains_per_cta = chains;
-  plan->workspace = 0;
-  return true;
-}
+  bool has_plan() const { return least_ < kInfinite; }
 
-BipartiteBinaryParams binary_params(const BipartiteParams& p, const BipartitePlan& plan) {
-  return {p, plan.chains_per_cta, parts_for(p, plan.chains_per_cta, plan.shape.num_threads)};
-}
+  BipartitePlan plan() {
+    Workspace workspace(nullptr);
+    BipartitePacked(p_, scale_in_shared_, workspace);
+    plan_.workspace = workspace.size() + plan_.shape.num_ctas * layout(plan_).device_memory();
+    return plan_;
+  }
+
+ private:
+  static constexpr double kInfinite = 1e300;
+
+  const BipartiteSide& left() const { return packed_.sides[0]; }
+  const BipartiteSide& right() const { return packed_.sides[1]; }
+  int64_t clusters_per_model(int tiles) const {
+    return (p_.sweep.batch.chains_per_model + tiles * kTileChains - 1) / (tiles * kTileChains);
+  }
+  int64_t block_bytes() const { return packed_.num_slices * kBlockBytes; }
+  BipartiteLayout layout(const BipartitePlan& plan) const { return {left(), right(), plan, p_.log_weights != nullptr}; }
+  bool fits(BipartitePlan& plan) const {
+    plan.shape.shared_memory = layout(plan).shared_memory();
+    return plan.shape.shared_memory <= limits_.shared_memory_per_cta;
+  }
+
+  // Of the CTA that has most.
+  struct Counts {
+    int64_t items[2];  // what a warp does at a time in a half sweep of a side
+    int64_t products;  // of blocks and tiles
+    int64_t blocks;    // of slices that do not lie in registers
+    int64_t reads;     // of these, in a sweep
+    int64_t words;     // of both sides
+    Counts(const Planner& of, const BipartitePlan& plan) : products(0), blocks(0), reads(0), words(0) {
+      for (int side = 0; side < 2; ++side) {
+        const int64_t own = most_words(of.packed_.sides[side].words, plan.shape.cluster_size),
+                      all = own * of.packed_.sides[1 - side].words;
+        const bool is_kept = plan.kept_sides > 1 - side;
+        const int64_t groups = is_kept ? 1 : plan.tiles / plan.tiles_per_warp;
+        items[side] = own * groups;
+        products += all * plan.tiles;
+        if (!is_kept) blocks += all, reads += all * groups;
+        words += own;
+      }
+    }
+  };
+
+  // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared memory 1;
+  // 24 bytes a clock come from L2; an update takes 32 instructions of a lane, and four warps issue one each clock. A CTA also waits: for loads,
+  // for what follows one another in a warp, and at barriers.
+  double cost(const BipartitePlan& plan, const Counts& counts) const {
+    const bool is_cluster = plan.shape.cluster_size > 1;
+    const auto ctas = double(plan.shape.num_ctas), sms = double(limits_.num_sms),
+               at_a_time = double(is_cluster ? limits_.ctas_in_clusters(kernel_of(p_, plan), plan.shape)
+                                             : limits_.num_sms * ctas_per_sm(limits_, plan.shape));
+    if (at_a_time == 0) return kInfinite;
+    const double from_shared = counts.blocks ? double(plan.resident) / double(counts.blocks) : 1;
+    const double bytes = double(counts.reads * block_bytes());
+    const double products = double(counts.products) * packed_.num_slices * kFragments * 2;
+    const double wavefronts = bytes * from_shared / 128 + double(counts.products);
+    const double updates = double(counts.words * kWarpSize * plan.tiles * kTileChains) * 32 / (4 * kWarpSize);
+    const double throughput = std::max({products, wavefronts, bytes * (1 - from_shared) / 24}) + updates;
+    double latency = is_cluster ? 2000 : 600;
+    for (int side = 0; side < 2; ++side) {
+      const double rounds = std::ceil(double(counts.items[side]) * kWarpSize / plan.shape.num_threads);
+      latency += rounds * (packed_.sides[1 - side].words * (from_shared < 1 ? 150 : 40) + 300);
+    }
+    const double together = std::ceil(std::min(at_a_time, ctas) / sms);
+    return std::ceil(ctas / at_a_time) * std::max(latency, throughput * together);
+  }
+
+  const BipartiteParams& p_;
+  const DeviceLimits& limits_;
+  const bool scale_in_shared_;
+  Workspace nowhere_;
+  const BipartitePacked packed_;
+  BipartitePlan plan_ = {};
+  double least_ = kInfinite;
+};
 
 }  // namespace
 
-bool plan_bipartite_resident(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
-  plan->route = BipartiteRoute::kResident;
-  return p.n1 * odd(p.n2) * int64_t(sizeof(int32_t)) <= limits.shared_memory_per_cta && plan_one_cta(p, limits, true, plan);
-}
-
-bool plan_bipartite_streaming(const BipartiteParams& p, const DeviceLimits& limits, BipartitePlan* plan) {
-  plan->route = BipartiteRoute::kStreaming;
-  if (plan_one_cta(p, limits, false, plan)) return true;
-  plan->chains_per_cta = 1;  // its arrays lie in the workspace
-  plan->shape.num_ctas = p.sweep.batch.num_models * p.sweep.batch.chains_per_model;
-  plan->shape.num_threads = kStreamingThreads;
-  plan->shape.shared_memory = 0;
-  plan->workspace = plan->shape.num_ctas * BinaryLayout(p, 1, kStreamingThreads, false).bytes();
-  return true;
-}
-
 BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limits, BipartiteRoute route) {
-  BipartitePlan plan = {};
-  const auto can = [&](BipartiteRoute r, bool (*make)(const BipartiteParams&, const DeviceLimits&, BipartitePlan*)) {
-    return (route == BipartiteRoute::kAuto || route == r) && make(p, limits, &(plan = {}));
+  if (p.n1 > INT32_MAX / 2 || p.n2 > INT32_MAX / 2) throw std::invalid_argument("a side has more than 2^30 units");
+  Planner planner(p, limits);
+  const auto consider = [&](BipartiteRoute of) {
+    for (int tiles = 1; tiles <= kMaxBipartiteTiles; tiles *= 2) {
+      if (tiles > 1 && (tiles / 2) * kTileChains >= p.sweep.batch.chains_per_model) break;
+      if (of == kRegisters) {
+        if (p.log_weights) break;  // four slices do not fit
+        planner.consider(of, tiles, 1, 1);
+        planner.consider(of, tiles, 1, 2);
+      } else if (of == kCluster) {
+        if (p.log_weights) break;  // terms would lie in several CTAs
+        for (int size = 2; size <= kMaxClusterSize; size *= 2) planner.consider(of, tiles, size);
+      } else {
+        planner.consider(of, tiles, 1);
+      }
+    }
   };
-  // A route that a test has chosen is taken wherever it fits.
-  const bool prefers = route == BipartiteRoute::kAuto && prefers_tensor(p, limits);
-  if ((prefers || route == BipartiteRoute::kTensor) && plan_bipartite_tensor(p, limits, &plan)) return plan;
-  const auto is_worth_it = [&] { return p.sweep.batch.num_models == 1 || plan.workspace <= kMostSlices; };
-  if ((prefers || route == BipartiteRoute::kTensorStreaming) && plan_bipartite_tensor_streaming(p, limits, &plan) &&
-      (!prefers || is_worth_it()))
-    return plan;
-  if (can(BipartiteRoute::kResident, plan_bipartite_resident) || can(BipartiteRoute::kCluster, plan_bipartite_cluster)) return plan;
-  plan = {};
-  plan_bipartite_streaming(p, limits, &plan);
-  return plan;
-}
-
-void launch_bipartite_resident(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  launch(p.log_weights ? registered<bipartite_resident_kernel<true>> : registered<bipartite_resident_kernel<false>>, plan.shape,
-         stream, binary_params(p, plan));
-}
-
-void launch_bipartite_streaming(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  launch(p.log_weights ? registered<bipartite_streaming_kernel<true>> : registered<bipartite_streaming_kernel<false>>, plan.shape,
-         stream, binary_params(p, plan));
+  // A route that a test has chosen is taken wherever it is possible.
+  if (route != kAuto) consider(route);
+  if (!planner.has_plan())
+    for (const BipartiteRoute any : {kRegisters, kShared, kCluster, kGlobal}) consider(any);
+  if (!planner.has_plan()) consider(kAllGlobal);
+  if (!planner.has_plan()) throw std::invalid_argument("the device has too little shared memory");
+  return planner.plan();
 }
 
 void launch_bipartite(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  switch (plan.route) {
-    case BipartiteRoute::kCluster:
-      return launch_bipartite_cluster(p, plan, stream);
-    case BipartiteRoute::kTensor:
-      return launch_bipartite_tensor(p, plan, stream);
-    case BipartiteRoute::kStreaming:
-      return launch_bipartite_streaming(p, plan, stream);
-    default:
-      return launch_bipartite_resident(p, plan, stream);
-  }
-}
-
-void launch_coupling_resolution(const BipartiteParams& p, double* out, Stream stream) {
-  LaunchShape shape;
-  shape.num_ctas = p.sweep.batch.num_models;
-  shape.num_threads = kBipartiteThreads;
-  shape.shared_memory = shared_bytes<uint32_t>(scale_scratch(std::min(p.n1, p.n2)));
-  launch(p.is_double ? registered<coupling_resolution_kernel<double>> : registered<coupling_resolution_kernel<float>>, shape,
-         stream, ResolutionParams{p, out});
+  Workspace workspace(p.workspace);
+  const BipartitePacked packed(p, plan.scale_in_shared, workspace);
+  launch_bipartite_pack(p, packed, stream);
+  const BipartiteLayout arrays(packed.sides[0], packed.sides[1], plan, p.log_weights);
+  const int64_t clusters = plan.shape.num_ctas / plan.shape.cluster_size;
+  launch(
+      kernel_of(p, plan), plan.shape, stream,
+      BipartiteBinaryParams{p.sweep, p.weight, p.is_double, packed, arrays, plan.tiles,
+                            int32_t(clusters / p.sweep.batch.num_models), plan.shape.cluster_size, plan.sweeps_ahead, plan.resident,
+                            workspace.take<unsigned char>(plan.shape.num_ctas * arrays.device_memory()), p.log_weights});
+  launch_bipartite_unpack(p, packed, stream);
 }
 
 }  // namespace gibbs

@@ -38,25 +38,36 @@ struct BipartiteBackwardParams {
   void* workspace;
 };
 
-// Routes of binary sweeps. The weight of a model lies in the shared memory of one CTA (kResident) or of a cluster, or stays where it is
-// (kStreaming). Tensor cores multiply a weight that many chains share; its slices lie in shared memory or (kTensorStreaming) in device memory.
-// Tests and benchmarks choose one.
-enum class BipartiteRoute { kAuto, kResident, kCluster, kStreaming, kTensor, kTensorStreaming };
+// Where binary sweeps find the slices of a weight and the states of a CTA's chains. Slices lie in registers (kRegisters; perhaps only those for right's
+// updates, and the others in shared memory), in the shared memory of a CTA (kShared) or of a cluster, which may leave a part of them in device
+// memory (kCluster), or all in device memory (kGlobal). States lie in shared memory, or in device memory if they do not fit (kAllGlobal). Tests
+// and benchmarks choose one.
+enum class BipartiteRoute { kAuto, kRegisters, kShared, kCluster, kGlobal, kAllGlobal };
 
 struct BipartitePlan {
   BipartiteRoute route;
   LaunchShape shape;
-  int chains_per_cta;
-  int64_t workspace;  // bytes
-  int slice_parts;    // number of CTAs that slice a weight beforehand (kTensorStreaming)
+  int tiles;             // tiles of 8 chains of a CTA (of a cluster)
+  int tiles_per_warp;    // of those that a warp multiplies at a time
+  int kept_sides;        // of which slices lie in registers: none, right, or both
+  int64_t resident;      // blocks of slices that each CTA keeps in shared memory
+  bool scale_in_shared;  // the sums that give a model's scale
+  int sweeps_ahead;      // for which random bytes are drawn at once; 0: there is no room for bytes, and each is drawn alone
+  int64_t workspace;     // bytes
 };
 
-// Throws std::invalid_argument, without the op's name, if the model is too large for any route or for the chosen one.
 BipartitePlan plan_bipartite(const BipartiteParams&, const DeviceLimits&, BipartiteRoute = BipartiteRoute::kAuto);
 void launch_bipartite(const BipartiteParams&, const BipartitePlan&, Stream);
 
-BipartitePlan plan_bipartite_relaxed(const BipartiteParams&, const DeviceLimits&);
-void launch_bipartite_relaxed(const BipartiteParams&, const BipartitePlan&, Stream);
+struct BipartiteRelaxedPlan {
+  BipartitePlan binary;  // if there are binary sweeps
+  LaunchShape shape;
+  int chains_per_cta;
+  bool is_resident;   // values and the weight are in shared memory
+  int64_t workspace;  // bytes
+};
+BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams&, const DeviceLimits&);
+void launch_bipartite_relaxed(const BipartiteParams&, const BipartiteRelaxedPlan&, Stream);
 
 struct BipartiteBackwardPlan {
   LaunchShape shape;
@@ -68,7 +79,11 @@ struct BipartiteBackwardPlan {
 BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams&, const DeviceLimits&);
 void launch_bipartite_backward(const BipartiteBackwardParams&, const BipartiteBackwardPlan&, Stream);
 
-// out [model] = 2^-k of each model of params.weight (float64); only weight, n1, n2, is_double and sweep.batch are used.
-void launch_coupling_resolution(const BipartiteParams&, double* out, Stream);
+// out [linear number] (may be null) = 2^-k of each model of params.weight (float64); only weight, n1, n2, is_double, sweep and workspace are used.
+struct ResolutionPlan {
+  int64_t workspace;
+};
+ResolutionPlan plan_coupling_resolution(const BipartiteParams&, const DeviceLimits&);
+void launch_coupling_resolution(const BipartiteParams&, const ResolutionPlan&, double* out, Stream);
 
 }  // namespace gibbs

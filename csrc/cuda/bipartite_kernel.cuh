@@ -1,542 +1,605 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Binary sweeps of bipartite models, one CTA for some chains of one model: with the model's couplings in shared memory ("resident"), or
-// rounded as they are read from global memory ("streaming"), at any size. twin: csrc/cpu/kernels/bipartite.h
-#include "cuda/bipartite.h"
-#include "cuda/rounding.cuh"
-#include "cuda/sampling.cuh"
+// Binary sweeps of bipartite models. twin: csrc/cpu/kernels/bipartite.h
+//
+// Fields are products of matrices on tensor cores: couplings in two slices of signed bytes times bits, for 8 chains at a time. A lane gets the
+// fields of four neighbouring units of two chains, and decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up
+// when the side is done, by as many threads as there are of them. Log-weights need exact fields; their calls have four slices.
+#include "cuda/bipartite_slices.h"
+#include "cuda/cluster.cuh"
+
+#include <type_traits>
 
 namespace gibbs {
 
-constexpr int kBipartiteThreads = 512;  // at most
-constexpr int kStreamingThreads = 256;  // at most; addresses of global memory take registers
-constexpr int kSweepsAhead = 8;         // at most this many sweeps' random bytes are drawn at once
+constexpr int kBipartiteThreads = 384;  // at most
+constexpr int kTileChains = 8;          // chains of a product
+constexpr int kMaxBipartiteTiles = 4;   // of a CTA
+constexpr int kMaxOpenUnits = 512;      // noted units of a half sweep; further ones are decided at once
+constexpr int kMaxSweepsAhead = 8;      // at most this many sweeps' random bytes are drawn at once
+constexpr int64_t kBlockBytes = 1024;   // of a block's slice
 
-// Leading dimension of couplings in shared memory. It is odd, so that lanes along a row and lanes along a column are in 32 banks.
-GIBBS_HOST_DEVICE int64_t odd(int64_t n) { return n | 1; }
+// Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of so many words of a side at most, with a warp for each.
+GIBBS_HOST_DEVICE constexpr int kept_words(int kept_sides) { return kept_sides == 2 ? 4 : 8; }
+GIBBS_HOST_DEVICE constexpr int most_threads(int kept_sides) {
+  return kept_sides ? kept_words(kept_sides) * kWarpSize : kBipartiteThreads;
+}
 
-// Numbers of each kind that a CTA keeps. If `is_resident`, the couplings come first.
-struct BinaryLayout {
-  int64_t couplings, left_words, right_words, left_biases, right_biases, bytes_ahead, sweeps_ahead, scratch;
-  int chains;
-  bool has_clamps, is_annealed;
+// The words of a side that a CTA of a cluster updates.
+struct WordRange {
+  int begin, end;
+  GIBBS_HOST_DEVICE WordRange(int words, int rank, int cluster_size)
+      : begin(int(int64_t{words} * rank / cluster_size)), end(int(int64_t{words} * (rank + 1) / cluster_size)) {}
+  GIBBS_HOST_DEVICE int count() const { return end - begin; }
+};
+// The most that any CTA has.
+GIBBS_HOST_DEVICE int most_words(int words, int cluster_size) { return (words + cluster_size - 1) / cluster_size; }
 
-  GIBBS_HOST_DEVICE BinaryLayout(const BipartiteParams& p, int chains_per_cta, int num_threads, bool is_resident)
-      : couplings(is_resident ? p.n1 * odd(p.n2) : 0),
-        left_words(state_words(p.n1)),
-        right_words(state_words(p.n2)),
-        scratch(scale_scratch(p.n2)),
-        chains(chains_per_cta),
-        has_clamps(p.clamp_left.data || p.clamp_right.data),
-        is_annealed(p.log_weights) {
-    const auto rows = [&](const ParameterView& bias, const ParameterView& base) {
-      return is_shared_row(bias, p.sweep.batch) && (!is_annealed || is_shared_row(base, p.sweep.batch)) ? 1 : chains;
-    };
-    left_biases = rows(p.left_bias, p.base_left_bias) * p.n1;
-    right_biases = rows(p.right_bias, p.base_right_bias) * p.n2;
-    const int64_t counters = random_byte_counters(p.n1 + p.n2) * chains, ahead = num_threads / counters;
-    sweeps_ahead = ahead < 1 ? 1 : ahead < kSweepsAhead ? ahead : kSweepsAhead;
-    bytes_ahead = sweeps_ahead * chains * random_byte_words(p.n1 + p.n2);
+// Random bytes come in blocks of 128 numbers. One span of blocks serves all units; in a cluster each side of a CTA has its own.
+constexpr int kSpanNumbers = 128, kSpanWords = kSpanNumbers / 4, kSpanCounters = kSpanNumbers / 16;
+GIBBS_HOST_DEVICE int span_blocks_of(int64_t numbers) { return int((numbers + kSpanNumbers - 1) / kSpanNumbers); }
+
+// A CTA's arrays.
+struct BipartiteLayout {
+  bool is_shared;  // states and terms are in shared memory, else in device memory
+  int64_t states, terms, resident, bytes;
+  int32_t byte_stride;  // of a chain, in words; rows of 2 t chains are in different banks
+  GIBBS_HOST_DEVICE BipartiteLayout(const BipartiteSide& left, const BipartiteSide& right, const BipartitePlan& plan,
+                                    bool is_annealed)
+      : is_shared(plan.route != BipartiteRoute::kAllGlobal),
+        states(int64_t{left.words + right.words} * plan.tiles * kTileChains),
+        terms(is_annealed ? states : 0),
+        resident(plan.resident * block_fragments(is_annealed ? kMaxSlices : 2)) {
+    const int size = plan.shape.cluster_size;
+    const auto blocks = [&](const BipartiteSide& side) { return span_blocks_of(most_words(side.words, size) * kWarpSize) + 1; };
+    byte_stride = kSpanWords * (size > 1 ? blocks(left) + blocks(right) : span_blocks_of(int64_t{left.n} + right.n)) + 4;
+    bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
-
-  GIBBS_HOST_DEVICE int64_t bytes() const {
-    const int64_t words = left_words + right_words, biases = (is_annealed ? 2 : 1);
-    return shared_bytes<int32_t>(couplings) +
-           (has_clamps ? 3 : 2) * (shared_bytes<uint32_t>(chains * left_words) + shared_bytes<uint32_t>(chains * right_words)) +
-           shared_bytes<int32_t>(chains * left_words * kWarpSize) + shared_bytes<int32_t>(chains * right_words * kWarpSize) +
-           biases * (shared_bytes<float>(left_biases) + shared_bytes<float>(right_biases)) + shared_bytes<uint32_t>(bytes_ahead) +
-           shared_bytes<uint64_t>(chains) + shared_bytes<uint32_t>(scratch) +
-           (is_annealed ? shared_bytes<double>(chains * words) + shared_bytes<double>(chains) : 0);
+  GIBBS_HOST_DEVICE int64_t shared_memory() const {
+    return shared_bytes<uint32_t>(kBytes) + shared_bytes<uint64_t>(kMaxBipartiteTiles * kTileChains) +
+           2 * shared_bytes<int32_t>(kMaxOpenUnits) + shared_bytes<uint8_t>(kMaxOpenUnits) + shared_bytes<uint32_t>(2) +
+           shared_bytes<LeftFragment>(resident) + shared_bytes<uint32_t>(bytes) +
+           (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<double>(terms) : 0);
+  }
+  // Of a CTA.
+  GIBBS_HOST_DEVICE int64_t device_memory() const {
+    return is_shared ? 0 : shared_bytes<uint32_t>(states) + shared_bytes<double>(terms);
   }
 };
 
 struct BipartiteBinaryParams {
-  BipartiteParams call;
-  int chains_per_cta, parts;  // parts: see BinaryCta::add_flips
+  SweepView sweep;
+  ParameterView weight;
+  bool is_double;
+  BipartitePacked packed;
+  BipartiteLayout arrays;
+  int32_t tiles, clusters_per_model, cluster_size, sweeps_ahead;
+  int64_t resident;          // blocks
+  unsigned char* in_device;  // arrays.device_memory() bytes of each CTA
+  double* log_weights;
 };
 
 #if defined(GIBBS_DEVICE)
 
-// Arrays of a CTA, in shared memory or, where they do not fit, in its part of the workspace.
-template <bool kShared>
-class CtaMemory;
-template <>
-class CtaMemory<true> : public SharedMemory {
- public:
+// A CTA, or a cluster of them, owns up to 32 chains of one model, for all sweeps. In a cluster, each CTA updates some words of both sides.
+// Shared memory: the interval of logits that each random byte leaves open, both sides' bits [word, chain], random bytes of some sweeps
+// [sweep, chain, unit], the units of a half sweep that are still open, and as many blocks of slices as there is room for, unless they lie in
+// registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
+// Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or for a
+// batch of random bytes. In a cluster, its own words are then copied to the other CTAs, before a barrier of the cluster.
+// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains, whose bits take one wavefront. For
+// itself a unit takes a quarter of a word of random bytes and an interval. Philox is 1/16 of a counter.
+// Computes: field_i = sum_j slices_ij z_j, logit_i within beta (field_i 2^(shift - k) + centre_i + bias_i) +- error_i;
+// z_i = [word_i < threshold(logit_i)].
+template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
+class BipartiteCta {
+  static constexpr int kSlices = kAnnealed ? kMaxSlices : 2;
+  static constexpr int kUnits = 4, kChains = 2;  // of a lane
   template <class T>
-  using Array = Shared<T>;
-  using SharedMemory::SharedMemory;
-};
-template <>
-class CtaMemory<false> {
+  using Array = std::conditional_t<kShared, Shared<T>, T*>;
+  struct OwnSide {    // what a CTA has of a side
+    WordRange words;  // that it updates
+    int states_at;    // where the side's words begin among those of both sides
+    int resident_at;  // where its blocks begin among those in shared memory
+    int bytes_at;     // where the random byte of number 0 would be, in words
+  };
+
  public:
-  template <class T>
-  using Array = T*;
-  GIBBS_DEVICE explicit CtaMemory(unsigned char* base) : next_(base) {}
-  template <class T>
-  GIBBS_DEVICE T* take(int64_t count) {
-    T* out = reinterpret_cast<T*>(next_);
-    next_ += shared_bytes<T>(count);
-    return out;
-  }
-
- private:
-  unsigned char* next_;
-};
-
-// Sums of couplings stay within 31 bits, except where a fault has been reported: those may wrap around.
-GIBBS_DEVICE int32_t wrapping_sum(int32_t a, int32_t b) { return int32_t(uint32_t(a) + uint32_t(b)); }
-
-// The sum of value(unit) over the units whose bits are set, four at a time, so that their loads wait together. All lanes have the same bits.
-template <class Value>
-GIBBS_DEVICE uint32_t sum_over_bits(uint32_t bits, int first, const Value& value) {
-  uint32_t sum = 0;
-  while (bits) {
-    uint32_t part[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      part[k] = bits ? uint32_t(value(first + (__ffs(int(bits)) - 1))) : 0;
-      bits &= bits - 1;
+  GIBBS_DEVICE BipartiteCta(const BipartiteBinaryParams& params, SharedMemory& memory)
+      : p_(params),
+        rank_(int(blockIdx.x) % params.cluster_size),
+        model_(int64_t{blockIdx.x} / params.cluster_size / params.clusters_per_model),
+        first_(int64_t{blockIdx.x} / params.cluster_size % params.clusters_per_model * chains()),
+        own_{{WordRange(side_of(0).words, rank_, params.cluster_size), 0, 0, 0},
+             {WordRange(side_of(1).words, rank_, params.cluster_size), side_of(0).words, 0, 0}} {
+    if (!kKeptSides) own_[0].resident_at = own(1).words.count() * side_of(0).words;
+    if (params.cluster_size > 1) {
+      own_[0].bytes_at = -kSpanWords * span_begin(0, own(0).words.begin);
+      own_[1].bytes_at = kSpanWords * (span_blocks(0) - span_begin(1, own(1).words.begin));
     }
-    sum += (part[0] + part[1]) + (part[2] + part[3]);
-  }
-  return sum;
-}
-
-// The couplings of a model in shared memory.
-struct ResidentCouplings {
-  static constexpr bool kCoalescedColumns = true;
-  Shared<int32_t> weight;
-  int ld;
-  GIBBS_DEVICE int32_t operator()(int i, int j) const { return weight[i * ld + j]; }
-};
-// The couplings in global memory, rounded as they are read.
-struct StreamingCouplings {
-  static constexpr bool kCoalescedColumns = false;
-  const void* weight;
-  int64_t row_stride, column_stride;
-  bool is_double;
-  int k;
-  GIBBS_DEVICE int32_t operator()(int i, int j) const {
-    const int64_t at = i * row_stride + j * column_stride;
-    return is_double ? rounded(global_load(static_cast<const double*>(weight) + at), FloatTraits<double>::power(k))
-                     : rounded(global_load(static_cast<const float*>(weight) + at), FloatTraits<float>::power(k));
-  }
-};
-
-// One side of the model for the CTA's chains.
-template <bool kShared>
-struct BinarySide {
-  template <class E>
-  using Array = typename CtaMemory<kShared>::template Array<E>;
-  int n, words;
-  int first_unit;         // its number in the random words
-  int bias_stride;        // 0: one row for all chains
-  Array<uint32_t> state;  // [chain, word]
-  Array<uint32_t> flips;  // [chain, word]: units that changed when they were last drawn
-  Array<uint32_t> clamp;  // [chain, word]
-  Array<int32_t> acc;     // [chain, 32 words]: sums of the couplings to the units that are 1
-  Array<float> bias, base_bias;
-};
-
-// Header of the kernels below.
-//   A CTA owns: `chains` chains of one model, for all sweeps.
-//   Shared memory: int32 couplings (resident), and of each chain its bits, which of them flipped last, clamps, int32 fields, biases, and the
-//   random bytes of some sweeps ahead.
-//   Synchronisation: one barrier a half sweep, between the bits that it writes and the fields that read them (two where warps share a
-//   unit's flips, one more for a batch of random bytes).
-//   Traffic: couplings, biases and bits once. An update reads one coupling from shared memory per flipped unit of the other side (a wavefront
-//   for 32 of them) and its field; Philox is 1/16 of a counter; threshold about 35 instructions.
-//   Computes: acc_j += sum_i +-coupling_ij over flipped i;  z_j = [word_j < threshold(beta (acc_j 2^-k + bias_j))].
-template <bool kShared, bool kAnnealed, class Couplings>
-class BinaryCta {
- public:
-  template <class E>
-  using Array = typename CtaMemory<kShared>::template Array<E>;
-
-  GIBBS_DEVICE BinaryCta(const BipartiteParams& p, const BinaryLayout& layout, int64_t model, int64_t first_chain, int num_chains,
-                         int parts, CtaMemory<kShared>& memory)
-      : p_(p),
-        model_(model),
-        first_chain_(first_chain),
-        num_chains_(num_chains),
-        parts_(parts),
-        sweeps_ahead_(int(layout.sweeps_ahead)) {
-    left_ = side(layout, memory, p.n1, layout.left_words, layout.left_biases, 0);
-    right_ = side(layout, memory, p.n2, layout.right_words, layout.right_biases, p.n1);
-    bytes_ = memory.template take<uint32_t>(layout.bytes_ahead);
-    number_ = memory.template take<uint64_t>(layout.chains);
-    if (kAnnealed) {
-      terms_ = memory.template take<double>(layout.chains * (layout.left_words + layout.right_words));
-      log_weight_ = memory.template take<double>(layout.chains);
+    const int64_t left_over = params.sweep.batch.chains_per_model - first_;
+    num_chains_ = left_over < chains() ? int(left_over) : chains();
+    slices_ = params.packed.slices + model_ * params.packed.num_blocks * block_fragments(kSlices);
+    scale_ = params.packed.scales[model_];
+    // Arrays of constant size come first, so that their places are constants.
+    open_logits_ = memory.take<uint32_t>(kBytes);
+    numbers_ = memory.take<uint64_t>(kMaxBipartiteTiles * kTileChains);
+    open_positions_ = memory.take<int32_t>(kMaxOpenUnits);
+    open_fields_ = memory.take<int32_t>(kMaxOpenUnits);
+    open_chains_ = memory.take<uint8_t>(kMaxOpenUnits);
+    num_open_ = memory.take<uint32_t>(2);
+    if constexpr (kShared) {
+      states_ = memory.take<uint32_t>(params.arrays.states);
+      terms_ = memory.take<double>(params.arrays.terms);
+    } else {
+      states_ = reinterpret_cast<uint32_t*>(params.in_device + int64_t{blockIdx.x} * params.arrays.device_memory());
+      terms_ = reinterpret_cast<double*>(reinterpret_cast<unsigned char*>(states_) + shared_bytes<uint32_t>(params.arrays.states));
     }
+    state_bytes_ = byte_view(states_);
+    bytes_ = memory.take<uint32_t>(params.arrays.bytes);
+    resident_ = memory.take<LeftFragment>(params.arrays.resident);
   }
 
-  // Reads chain numbers, biases, clamps and starting bits. A barrier must follow.
-  GIBBS_DEVICE void load() {
-    const BatchView& batch = p_.sweep.batch;
-    for (int c = threadIdx.x; c < num_chains_; c += blockDim.x) {
-      number_[c] = chain_number(p_.sweep, model_, first_chain_ + c);
-      if (kAnnealed) log_weight_[c] = 0;
-    }
-    load_side(left_, p_.left, p_.clamp_left, Outcome::kLeftNotBits);
-    load_side(right_, p_.right, p_.clamp_right, Outcome::kRightNotBits);
-    load_biases(left_, left_.bias, p_.left_bias, batch, Outcome::kNonFiniteLeftBias);
-    load_biases(right_, right_.bias, p_.right_bias, batch, Outcome::kNonFiniteRightBias);
-    if (kAnnealed) {
-      load_biases(left_, left_.base_bias, p_.base_left_bias, batch, Outcome::kNonFiniteBaseLeftBias);
-      load_biases(right_, right_.base_bias, p_.base_right_bias, batch, Outcome::kNonFiniteBaseRightBias);
-    }
-  }
-
-  // Runs all binary sweeps of the call. Begins after a barrier and ends with one.
-  GIBBS_DEVICE void sweep(const Couplings& couplings, float scale) {
+  GIBBS_DEVICE void run() {
     const SweepView& s = p_.sweep;
-    report_biases(left_, scale);
-    report_biases(right_, scale);
+    tabulate_open_logits<false>(open_logits_);
+    for (int c = int(threadIdx.x); c < num_chains_; c += int(blockDim.x)) numbers_[c] = p_.packed.numbers[row(c)];
+    if (threadIdx.x < 2) num_open_[threadIdx.x] = 0;
+    load_states(0);
+    load_states(1);
+    load_slices();
+    barrier();  // all arrays are filled
+    double log_weight = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      const auto ahead = int(sweep % sweeps_ahead_);
-      if (ahead == 0) {
+      ahead_ = p_.sweeps_ahead ? int(sweep % p_.sweeps_ahead) : 0;
+      if (ahead_ == 0 && p_.sweeps_ahead) {
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
-      const float beta = float(beta_at(s, sweep + kAnnealed));
-      const auto row = [&](int from, int to) { return couplings(from, to); };
-      const auto column = [&](int from, int to) { return couplings(to, from); };
-      if (!kAnnealed) {
-        half_sweep<true>(left_, right_, row, sweep, ahead, beta, scale);
-      } else {
-        add_flips<true>(left_, right_, row, sweep == 0);
-        __syncthreads();  // right's fields are up to date
-        weigh(float(beta_at(s, sweep)), beta, scale);
-        draw_side(right_, sweep, ahead, beta, scale);
+      const float beta = float(beta_at(s, sweep + kAnnealed)), last_beta = kAnnealed ? float(beta_at(s, sweep)) : beta;
+      const ModelBounds bounds(beta, kAnnealed ? 0 : scale_.shift, scale_.scale, 0);
+      if (kAnnealed) weigh_left();
+#pragma unroll 1
+      for (int side = 2; side-- > 0;) {  // right first
+        half_sweep(side, sweep, bounds, last_beta);
+        if (kAnnealed && side == 1) log_weight += weight_of_chain(beta_at(s, sweep), beta_at(s, sweep + 1));
       }
-      __syncthreads();  // right's bits are drawn
-      if (kAnnealed) add_weights(beta_at(s, sweep), beta_at(s, sweep + 1));
-      half_sweep<Couplings::kCoalescedColumns>(right_, left_, column, sweep, ahead, beta, scale);
-      __syncthreads();  // left's bits are drawn
     }
+    store_states(0);
+    store_states(1);
+    if (kAnnealed && int(threadIdx.x) < num_chains_)
+      p_.log_weights[linear_number(s.batch, model_, first_ + threadIdx.x)] = log_weight;
   }
-
-  // Writes bits and log-weights.
-  GIBBS_DEVICE void store() const {
-    store_side(left_, p_.left_out);
-    store_side(right_, p_.right_out);
-    if (kAnnealed)
-      for (int c = threadIdx.x; c < num_chains_; c += blockDim.x)
-        p_.log_weights[linear_number(p_.sweep.batch, model_, first_chain_ + c)] = log_weight_[c];
-  }
-
-  GIBBS_DEVICE uint32_t left_bit(int chain, int i) const { return left_.state[chain * left_.words + i / 32] >> (i % 32) & 1; }
 
  private:
-  using Side = BinarySide<kShared>;
-
-  GIBBS_DEVICE static Side side(const BinaryLayout& layout, CtaMemory<kShared>& memory, int64_t n, int64_t words, int64_t biases,
-                                int64_t first_unit) {
-    const int64_t all = layout.chains * words;
-    Array<uint32_t> state = memory.template take<uint32_t>(all), flips = memory.template take<uint32_t>(all),
-                    clamp = layout.has_clamps ? memory.template take<uint32_t>(all) : state;
-    Array<int32_t> acc = memory.template take<int32_t>(all * kWarpSize);
-    Array<float> bias = memory.template take<float>(biases), base_bias = kAnnealed ? memory.template take<float>(biases) : bias;
-    return {int(n), int(words), int(first_unit), biases == n ? 0 : int(n), state, flips, clamp, acc, bias, base_bias};
-  }
-
   GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
+  GIBBS_DEVICE static int group() { return lane() / 4; }           // g of bipartite_slices.h
+  GIBBS_DEVICE static int place_in_group() { return lane() % 4; }  // t
   GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
   GIBBS_DEVICE static int num_warps() { return int(blockDim.x) / kWarpSize; }
-
-  GIBBS_DEVICE void load_side(const Side& side, const StateView& state, const StateView& clamp, Outcome fault) const {
-    const BatchView& batch = p_.sweep.batch;
-    const auto word_of = [&](const StateView& view, int64_t offset, int word) {
-      const int unit = word * kWarpSize + lane();
-      const bool is_set = view.data && unit < side.n && load_bit(p_.sweep, view, offset + unit * view.stride, fault);
-      return __ballot_sync(kFullWarp, is_set);
-    };
-    for (int item = warp(); item < num_chains_ * side.words; item += num_warps()) {
-      const int word = item % side.words;
-      const int64_t chain = first_chain_ + item / side.words;
-      const uint32_t bits = word_of(state, batch_offset(batch, state.batch_strides, model_, chain), word);
-      if (lane() == 0) side.state[item] = side.flips[item] = bits;
-      if (has_clamps()) {
-        const uint32_t fixed = word_of(clamp, batch_offset(batch, clamp.batch_strides, model_, chain), word);
-        if (lane() == 0) side.clamp[item] = fixed;
-      }
-      side.acc[item * kWarpSize + lane()] = 0;
-    }
+  GIBBS_DEVICE int chains() const { return p_.tiles * kTileChains; }
+  GIBBS_DEVICE int64_t row(int chain) const { return model_ * p_.sweep.batch.chains_per_model + first_ + chain; }
+  GIBBS_DEVICE const BipartiteSide& side_of(int side) const { return p_.packed.sides[side]; }
+  // A selection, because an array with an index known only at run time would lie in local memory.
+  GIBBS_DEVICE OwnSide own(int side) const { return side ? own_[1] : own_[0]; }
+  // Spans of random bytes of a cluster's CTA: the first block, and their number.
+  GIBBS_DEVICE int span_begin(int side, int word, int up = 0) const {
+    return int(side_of(side).first_number + uint32_t(word * kWarpSize + up)) / kSpanNumbers;
   }
-  GIBBS_DEVICE bool has_clamps() const { return p_.clamp_left.data || p_.clamp_right.data; }
-
-  GIBBS_DEVICE void load_biases(const Side& side, const Array<float>& to, const ParameterView& bias, const BatchView& batch,
-                                Outcome fault) const {
-    const int rows = side.bias_stride ? num_chains_ : 1;
-    for (int c = 0; c < rows; ++c) {
-      const void* row = parameter_row(bias, batch, p_.is_double, model_, first_chain_ + c);
-      for (int i = threadIdx.x; i < side.n; i += blockDim.x)
-        to[c * side.n + i] = finite_bias(p_.sweep, float(load_parameter(row, i * bias.stride, p_.is_double)), fault);
-    }
+  GIBBS_DEVICE int span_blocks(int side) const {
+    return span_begin(side, own(side).words.end, kSpanNumbers - 1) - span_begin(side, own(side).words.begin);
   }
 
-  GIBBS_DEVICE void report_biases(const Side& side, float scale) const {
-    const int64_t degree = p_.n1 > p_.n2 ? p_.n1 : p_.n2;
-    for (int at = threadIdx.x; at < (side.bias_stride ? num_chains_ : 1) * side.n; at += blockDim.x)
-      report_bias(p_.sweep, side.bias[at], side.base_bias[at], scale, degree);
+  GIBBS_DEVICE void barrier() const {
+    if (p_.cluster_size > 1)
+      sync_cluster();
+    else
+      __syncthreads();
+  }
+
+  // ---- before and after ----
+
+  GIBBS_DEVICE void load_states(int side) const {
+    const int words = side_of(side).words, at = own(side).states_at * chains();
+    for (int item = int(threadIdx.x); item < words * chains(); item += int(blockDim.x)) {
+      const int word = item / chains(), chain = item % chains();
+      states_[at + item] = chain < num_chains_ ? side_of(side).bits[row(chain) * words + word] : 0;
+    }
+  }
+  GIBBS_DEVICE void store_states(int side) const {
+    const OwnSide of = own(side);
+    for (int item = int(threadIdx.x); item < of.words.count() * num_chains_; item += int(blockDim.x)) {
+      const int word = of.words.begin + item % of.words.count(), chain = item / of.words.count();
+      side_of(side).bits[row(chain) * side_of(side).words + word] = states_[(of.states_at + word) * chains() + chain];
+    }
+  }
+  GIBBS_DEVICE void load_slices() {
+    if constexpr (kKeptSides == 2) keep(0, kept_[0]);
+    if constexpr (kKeptSides != 0) keep(1, kept_[kKeptSides - 1]);
+    if constexpr (kKeptSides == 0) load_resident(1);
+    if constexpr (kKeptSides != 2) load_resident(0);
+  }
+  GIBBS_DEVICE void load_resident(int side) const {
+    const OwnSide of = own(side);
+    const int64_t per_word = side_of(1 - side).words * block_fragments(kSlices), begin = of.resident_at * block_fragments(kSlices),
+                  all = p_.resident * block_fragments(kSlices) - begin,
+                  count = all < of.words.count() * per_word ? all : of.words.count() * per_word;
+    const LeftFragment* const from = slices_ + side_of(side).blocks_at * block_fragments(kSlices) + of.words.begin * per_word;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) resident_[begin + i] = global_load(from + i);
+  }
+  static constexpr int kKeptWords = kept_words(kKeptSides);
+  struct Kept {
+    LeftFragment of[kKeptWords][kSlices][kFragments];
+  };
+  GIBBS_DEVICE static bool is_kept(int side) { return kKeptSides == 2 || (kKeptSides == 1 && side == 1); }
+  // Warp w keeps word w.
+  GIBBS_DEVICE void keep(int side, Kept& kept) const {
+    if (warp() >= side_of(side).words) return;
+#pragma unroll
+    for (int block = 0; block < kKeptWords; ++block) {
+      if (block >= side_of(1 - side).words) break;
+#pragma unroll
+      for (int s = 0; s < kSlices; ++s)
+#pragma unroll
+        for (int m = 0; m < kFragments; ++m)
+          kept.of[block][s][m] = global_load(block_of(side, warp(), block) + (s * kFragments + m) * kWarpSize + lane());
+    }
+  }
+  GIBBS_DEVICE const LeftFragment* block_of(int side, int word, int block) const {
+    return slices_ + (side_of(side).blocks_at + int64_t{word} * side_of(1 - side).words + block) * block_fragments(kSlices);
   }
 
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
-    return random_stream(seed_of(p_.sweep), number_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
+    return random_stream(seed_of(p_.sweep), numbers_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
-
   // Draws the random bytes of `sweep` and of as many later sweeps as there is room for.
-  GIBBS_DEVICE void draw_bytes(int64_t sweep) {
-    const auto counters = int(random_byte_counters(p_.n1 + p_.n2)), words = int(random_byte_words(p_.n1 + p_.n2));
+  GIBBS_DEVICE void draw_bytes(int64_t sweep) const {
     const int64_t left_over = p_.sweep.num_sweeps - sweep;
-    const int sweeps = left_over < sweeps_ahead_ ? int(left_over) : sweeps_ahead_;
-    for (int item = threadIdx.x; item < sweeps * num_chains_ * counters; item += blockDim.x) {
-      const int row = item / counters;  // sweep ahead, chain
-      store_random_bytes(stream(row % num_chains_, sweep + row / num_chains_), item % counters, bytes_ + row * words);
+    const int sweeps = left_over < p_.sweeps_ahead ? int(left_over) : p_.sweeps_ahead;
+    const bool is_cluster = p_.cluster_size > 1;
+    const int first_blocks = is_cluster ? span_blocks(0) : span_blocks_of(int64_t{side_of(0).n} + side_of(1).n),
+              counters = kSpanCounters * (first_blocks + (is_cluster ? span_blocks(1) : 0));
+    for (int item = int(threadIdx.x); item < sweeps * num_chains_ * counters; item += int(blockDim.x)) {
+      const int of_sweep = item / counters, counter = item % counters, chain = of_sweep % num_chains_,
+                ahead = of_sweep / num_chains_;
+      const int bytes_at = counter < kSpanCounters * first_blocks ? own(0).bytes_at : own(1).bytes_at;
+      store_random_bytes(stream(chain, sweep + ahead), counter - bytes_at / kSpanWords * kSpanCounters,
+                         bytes_ + ((ahead * chains() + chain) * p_.arrays.byte_stride + bytes_at));
+    }
+  }
+  // The bytes of four neighbouring numbers.
+  GIBBS_DEVICE uint32_t random_bytes(int bytes_at, uint32_t number, int chain, int64_t sweep) const {
+    if (chain >= num_chains_) return 0;
+    if (p_.sweeps_ahead) return bytes_[(ahead_ * chains() + chain) * p_.arrays.byte_stride + bytes_at + int(number / 4)];
+    return random_byte_word(stream(chain, sweep), number / 4);
+  }
+  GIBBS_DEVICE int64_t bias_row(int chain) const {
+    return p_.packed.bias_per_chain ? row(chain < num_chains_ ? chain : 0) : model_;
+  }
+  GIBBS_DEVICE UnitBounds unit_bounds(int side, const ModelBounds& bounds, int position, int chain) const {
+    const int width = side_of(side).words * kWarpSize;
+    const int64_t at = bias_row(chain) * width + position;
+    return {bounds, global_load(side_of(side).bias + at), kAnnealed ? global_load(side_of(side).base_bias + at) : 0.0f,
+            global_load(side_of(side).field_errors + model_ * width + position)};
+  }
+
+  GIBBS_DEVICE void load_bounds(int side, const ModelBounds& bounds, int word, int chain, UnitBounds (&of)[kUnits]) const {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) of[i] = unit_bounds(side, bounds, word * kWarpSize + kUnits * group() + i, chain);
+  }
+
+  // ---- products ----
+
+  // Adds to the sums of a word of a side, of tiles first .. first + kTiles - 1.
+  GIBBS_DEVICE void multiply(int side, int word, int first_tile, int32_t (&sums)[kTiles][kFragments][kSlices][4]) const {
+    const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chains() + first_tile * kTileChains + group(),
+              shift = 8 * place_in_group();
+    const auto add = [&](int block, const LeftFragment(&left)[kSlices][kFragments]) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const uint32_t bits = states_[from + block * chains() + n * kTileChains] >> shift;
+        // Copies of a half byte, 7 bits apart, have its bits at 0, 8, 16 and 24.
+        const RightFragment right = {{(bits & 0xf) * 0x204081 & 0x01010101, (bits >> 4 & 0xf) * 0x204081 & 0x01010101}};
+#pragma unroll
+        for (int m = 0; m < kFragments; ++m)
+#pragma unroll
+          for (int s = 0; s < kSlices; ++s) multiply_add(sums[n][m][s], left[s][m], right);
+      }
+    };
+    const auto add_kept = [&](const Kept& kept) {
+#pragma unroll
+      for (int block = 0; block < kKeptWords; ++block) {
+        if (block >= blocks) break;
+        add(block, kept.of[block]);
+      }
+    };
+    if constexpr (kKeptSides == 2)
+      side ? add_kept(kept_[1]) : add_kept(kept_[0]);
+    else if (is_kept(side))
+      add_kept(kept_[0]);
+    if constexpr (kKeptSides != 2) {
+      if (is_kept(side)) return;
+      const OwnSide of = own(side);
+      const int64_t begin = of.resident_at + int64_t{word - of.words.begin} * blocks, left_over = p_.resident - begin;
+      const int num_resident = left_over < 0 ? 0 : left_over < blocks ? int(left_over) : blocks;
+      LeftFragment left[kSlices][kFragments];
+      const auto load = [&](const auto& fragment_at) {
+#pragma unroll
+        for (int s = 0; s < kSlices; ++s)
+#pragma unroll
+          for (int m = 0; m < kFragments; ++m) left[s][m] = fragment_at((s * kFragments + m) * kWarpSize + lane());
+      };
+      for (int block = 0; block < num_resident; ++block) {
+        load([&](int at) { return resident_[(begin + block) * block_fragments(kSlices) + at]; });
+        add(block, left);
+      }
+#pragma unroll 2
+      for (int block = num_resident; block < blocks; ++block) {
+        load([&](int at) { return global_load(block_of(side, word, block) + at); });
+        add(block, left);
+      }
     }
   }
 
-  // Brings the fields of `to` up to date with the flips of `from`; couplings(unit of from, unit of to). In the first sweep the fields are sums
-  // over no unit at all, and all units that are 1 count as flipped. If lanes along `to` read neighbouring couplings (kLanesAlongTo), a warp has
-  // 32 units of a chain, or, with several parts, every parts-th word of their flips; else a warp has one unit, and its lanes the flips.
-  template <bool kLanesAlongTo, class C>
-  GIBBS_DEVICE void add_flips(const Side& from, const Side& to, const C& couplings, bool is_first) {
-    if constexpr (kLanesAlongTo) {
-      for (int item = warp(); item < num_chains_ * to.words * parts_; item += num_warps()) {
-        const int part = item % parts_, word = item / parts_, chain = word / to.words, unit = word % to.words * kWarpSize + lane();
-        const int32_t sum = flipped_sum(from, couplings, chain, unit < to.n ? unit : to.n - 1, part, is_first);
-        if (parts_ == 1)
-          to.acc[word * kWarpSize + lane()] = wrapping_sum(to.acc[word * kWarpSize + lane()], sum);
+  // ---- updates by bounds ----
+
+  GIBBS_DEVICE void half_sweep(int side, int64_t sweep, const ModelBounds& bounds, float last_beta) {
+    const OwnSide of = own(side);
+    const int groups = (p_.tiles + kTiles - 1) / kTiles;
+    bool notes = false;
+    // A warp has the words that it keeps.
+    const int all = of.words.count() * groups, begin = is_kept(side) ? warp() * groups : warp(),
+              end = is_kept(side) && begin + groups < all ? begin + groups : all;
+    for (int item = begin; item < end; item += is_kept(side) ? 1 : num_warps()) {
+      const int word = of.words.begin + item / groups, first_tile = item % groups * kTiles;
+      int32_t sums[kTiles][kFragments][kSlices][4] = {};
+      multiply(side, word, first_tile, sums);
+      UnitBounds units[kUnits];
+      load_bounds(side, bounds, word, 0, units);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+        notes |= decide(side, of, word, (first_tile + n) * kTileChains, sums[n], units, sweep, bounds, last_beta);
+    }
+    if (__syncthreads_or(notes)) {  // the side is whole, but for its open units
+      close(side, sweep, bounds);
+      __syncthreads();  // the CTA's words are whole
+      parity_ ^= 1;
+    }
+    if (p_.cluster_size > 1) {
+      publish(side);
+      sync_cluster();  // all words are whole, everywhere
+    }
+  }
+
+  // Decides the units of a word in chains first .. first + 7. Returns whether the thread has noted one that is open.
+  GIBBS_DEVICE bool decide(int side, const OwnSide& of, int word, int first_chain, const int32_t (&sums)[kFragments][kSlices][4],
+                           UnitBounds (&bounds_of)[kUnits], int64_t sweep, const ModelBounds& bounds, float last_beta) {
+    const BipartiteSide& to = side_of(side);
+    const int position = word * kWarpSize + kUnits * group(), chain = first_chain + kChains * place_in_group(),
+              at = (of.states_at + word) * chains() + chain;
+    int32_t fields[kChains][kUnits];
+#pragma unroll
+    for (int c = 0; c < kChains; ++c)
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        uint32_t field = 0;
+#pragma unroll
+        for (int s = kSlices; s-- > 0;) field = field * 256 + uint32_t(sums[i / 2][s][2 * (i % 2) + c]);
+        fields[c][i] = int32_t(field);
+      }
+    if (kAnnealed && side == 1) weigh_right(of, word, chain, fields, last_beta, bounds.beta);
+    uint32_t units = 0;  // that there are
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) units |= uint32_t(position + i >= to.offset && position + i < to.offset + to.n) << i;
+    const uint32_t mask = (chain < num_chains_ ? units : 0) | (chain + 1 < num_chains_ ? units << kUnits : 0);
+    Decided decided;
+#pragma unroll
+    for (int c = kChains; c-- > 0;) {
+      if (first_chain + c >= num_chains_) continue;  // so do all lanes, and nobody looks at what becomes of these chains
+      const uint32_t bytes = random_bytes(of.bytes_at, to.first_number + uint32_t(position), chain + c, sweep);
+      if (p_.packed.bias_per_chain) load_bounds(side, bounds, word, chain + c, bounds_of);
+#pragma unroll
+      for (int i = kUnits; i-- > 0;) {
+        const UnitBounds& unit = bounds_of[i];
+        const auto sum = float(fields[c][i]);
+        decided.add(open_logits_[bytes >> (8 * i) & 0xff], unit.slope * sum + unit.low, unit.slope * sum + unit.high);
+      }
+    }
+    uint32_t old = 0, fixed = 0;
+    if (to.clamps) {
+#pragma unroll
+      for (int c = 0; c < kChains; ++c) {
+        if (chain + c >= num_chains_) continue;
+        const int shift = kUnits * group();
+        old |= (states_[at + c] >> shift & 0xf) << (kUnits * c);
+        fixed |= (to.clamps[row(chain + c) * to.words + word] >> shift & 0xf) << (kUnits * c);
+      }
+    }
+    const uint32_t open = decided.open() & ~fixed & mask;
+    write(at, ((old & fixed) | (~decided.is_not_one & ~fixed)) & mask);
+    if (open) note(side, position, chain, open, fields, sweep, bounds);
+    return open != 0;
+  }
+  // Two lanes with neighbouring units put a byte together for each of their chains, and each writes one.
+  GIBBS_DEVICE void write(int at, uint32_t bits) const {
+    const uint32_t others = __shfl_xor_sync(kFullWarp, bits, 4);
+    const bool is_odd = group() & 1;
+    const uint32_t byte = is_odd ? others >> 4 | (bits & 0xf0) : (bits & 0xf) | (others & 0xf) << 4;
+    state_bytes_[4 * (at + is_odd) + group() / 2] = uint8_t(byte);
+    __syncwarp();  // the bits are there before any of them is set
+  }
+
+  // ---- open units ----
+
+  // Notes open ones of a lane's units, whose bits are 0 until they are decided.
+  GIBBS_DEVICE void note(int side, int position, int chain, uint32_t open, const int32_t (&fields)[kChains][kUnits], int64_t sweep,
+                         const ModelBounds& bounds) const {
+    uint32_t at = atomicAdd(&num_open_[parity_], uint32_t(__popc(open))), left = 0;
+#pragma unroll
+    for (int c = 0; c < kChains; ++c)
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        if (!(open >> (kUnits * c + i) & 1)) continue;
+        if (at < kMaxOpenUnits)
+          open_positions_[at] = position + i, open_fields_[at] = fields[c][i], open_chains_[at] = uint8_t(chain + c);
         else
-          atomicAdd(&to.acc[word * kWarpSize + lane()], sum);
+          left |= 1u << (kUnits * c + i);
+        ++at;
       }
-    } else {
-      for (int item = warp(); item < num_chains_ * to.n; item += num_warps()) {
-        const int chain = item / to.n, unit = item % to.n;
-        uint32_t sum = 0;
-        for (int w = 0; w < from.words; ++w) {
-          const uint32_t state = from.state[chain * from.words + w], flips = is_first ? state : from.flips[chain * from.words + w];
-          if (flips >> lane() & 1) {
-            const auto coupling = uint32_t(couplings(w * kWarpSize + lane(), unit));
-            sum += state >> lane() & 1 ? coupling : 0 - coupling;
-          }
-        }
-        sum = warp_sum(sum);
-        if (lane() == 0) {
-          int32_t& acc = to.acc[chain * to.words * kWarpSize + unit];
-          acc = wrapping_sum(acc, int32_t(sum));
-        }
-      }
+    for (; left; left &= left - 1) {  // there is no room for these
+      const int which = __ffs(int(left)) - 1, of_unit = position + which % kUnits, of_chain = chain + which / kUnits;
+      const auto field = int32_t(partial_field(side, of_unit, of_chain, ~0u));
+      if (random_word_of(side, of_unit, of_chain, sweep) < threshold(exact_logit(side, field, of_unit, of_chain, bounds.beta)))
+        set_bit(side, of_unit, of_chain);
     }
   }
+  GIBBS_DEVICE void close(int side, int64_t sweep, const ModelBounds& bounds) const {
+    const uint32_t noted = num_open_[parity_], count = noted < kMaxOpenUnits ? noted : kMaxOpenUnits;
+    if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;
+    for (uint32_t first = uint32_t(warp()) * kWarpSize; first < count; first += blockDim.x) {
+      const uint32_t at = first + uint32_t(lane());
+      int position = 0, chain = 0;
+      int32_t field = 0;
+      uint32_t word = 0;
+      auto below = IsBelow::kNo;
+      if (at < count) {
+        position = open_positions_[at], chain = open_chains_[at], field = open_fields_[at];
+        word = random_word_of(side, position, chain, sweep);
+        const UnitBounds unit = unit_bounds(side, bounds, position, chain);
+        const auto sum = float(field);
+        below = is_below<false>(word, unit.slope * sum + unit.low, unit.slope * sum + unit.high);
+      }
+      for (uint32_t open = __ballot_sync(kFullWarp, below == IsBelow::kOpen); open; open &= open - 1) {
+        const int of = __ffs(int(open)) - 1;
+        const int of_unit = __shfl_sync(kFullWarp, position, of), of_chain = __shfl_sync(kFullWarp, chain, of);
+        const auto exact = int32_t(warp_sum(partial_field(side, of_unit, of_chain, 1u << lane())));
+        if (lane() == of && word < threshold(exact_logit(side, exact, position, chain, bounds.beta))) below = IsBelow::kYes;
+      }
+      if (below == IsBelow::kYes) set_bit(side, position, chain);
+    }
+  }
+  GIBBS_DEVICE uint32_t random_word_of(int side, int position, int chain, int64_t sweep) const {
+    const uint32_t number = side_of(side).first_number + uint32_t(position);
+    const uint32_t bytes = random_bytes(own(side).bytes_at, number & ~3u, chain, sweep);
+    return (bytes >> (8 * (number % 4)) & 0xff) << 24 | draw_low_bits(stream(chain, sweep), number);
+  }
+  GIBBS_DEVICE void set_bit(int side, int position, int chain) const {
+    atomicOr(&states_[(own(side).states_at + position / kWarpSize) * chains() + chain], 1u << (position % kWarpSize));
+  }
 
-  template <class C>
-  GIBBS_DEVICE int32_t flipped_sum(const Side& from, const C& couplings, int chain, int unit, int part, bool is_first) {
+  // ---- exact fields ----
+
+  // The field's integer, as far as those bits of the other side's words go that are in the mask. Couplings for which a fault has been reported
+  // may overflow.
+  GIBBS_DEVICE uint32_t partial_field(int side, int position, int chain, uint32_t mask) const {
+    const BipartiteSide &to = side_of(side), &from = side_of(1 - side);
+    const void* weight = parameter_row(p_.weight, p_.sweep.batch, p_.is_double, model_, 0);
+    const int unit = position - to.offset, at = own(1 - side).states_at * chains() + chain;
     uint32_t sum = 0;
-    for (int w = part; w < from.words; w += parts_) {
-      const uint32_t state = from.state[chain * from.words + w], flips = is_first ? state : from.flips[chain * from.words + w];
-      const auto coupling = [&](int flipped) { return couplings(flipped, unit); };
-      sum += sum_over_bits(flips & state, w * kWarpSize, coupling) - sum_over_bits(flips & ~state, w * kWarpSize, coupling);
-    }
-    return int32_t(sum);
-  }
-
-  template <bool kLanesAlongTo, class C>
-  GIBBS_DEVICE void half_sweep(const Side& from, const Side& to, const C& couplings, int64_t sweep, int ahead, float beta,
-                               float scale) {
-    add_flips<kLanesAlongTo>(from, to, couplings, sweep == 0);
-    // With one part, the warp that drew a word's bits has also brought its fields up to date.
-    if (!kLanesAlongTo || parts_ > 1) __syncthreads();  // fields are up to date
-    draw_side(to, sweep, ahead, beta, scale);
-  }
-
-  GIBBS_DEVICE float logit(const Side& side, int item, int chain, int unit, float beta, float scale) const {
-    const int32_t acc = side.acc[item * kWarpSize + lane()];
-    const float bias = side.bias[chain * side.bias_stride + unit];
-    return kAnnealed ? annealed_logit(acc, scale, bias, side.base_bias[chain * side.bias_stride + unit], beta)
-                     : binary_logit(acc, scale, bias, beta);
-  }
-
-  GIBBS_DEVICE void draw_side(const Side& side, int64_t sweep, int ahead, float beta, float scale) {
-    const auto byte_words = int(random_byte_words(p_.n1 + p_.n2));
-    for (int item = warp(); item < num_chains_ * side.words; item += num_warps()) {
-      const int chain = item / side.words, unit = item % side.words * kWarpSize + lane(), number = side.first_unit + unit;
-      bool bit = false;
-      if (unit < side.n) {
-        const uint32_t word = bytes_[(ahead * num_chains_ + chain) * byte_words + (number >> 2)];
-        bit = decide(stream(chain, sweep), uint32_t(number), word >> (8 * (number & 3)) & 0xff,
-                     logit(side, item, chain, unit, beta, scale));
+    for (int word = 0; word < from.words; ++word)
+      for (uint32_t bits = states_[at + word * chains()] & mask; bits; bits &= bits - 1) {
+        const int other = word * kWarpSize + __ffs(int(bits)) - 1 - from.offset;
+        sum += uint32_t(coupling_at(p_.weight, weight, p_.is_double, scale_.k, side == 0 ? unit : other, side == 0 ? other : unit));
       }
-      const uint32_t drawn = __ballot_sync(kFullWarp, bit);
-      if (lane() == 0) {
-        const uint32_t old = side.state[item], fixed = has_clamps() ? side.clamp[item] : 0;
-        const uint32_t now = (old & fixed) | (drawn & ~fixed);
-        side.state[item] = now;
-        side.flips[item] = old ^ now;
-      }
+    return sum;
+  }
+  GIBBS_DEVICE float exact_logit(int side, int32_t field, int position, int chain, float beta) const {
+    const int64_t at = bias_row(chain) * side_of(side).words * kWarpSize + position;
+    return kAnnealed ? annealed_logit(field, scale_.scale, side_of(side).bias[at], side_of(side).base_bias[at], beta)
+                     : binary_logit(field, scale_.scale, side_of(side).bias[at], beta);
+  }
+
+  // ---- clusters ----
+
+  GIBBS_DEVICE void publish(int side) const {
+    const OwnSide of = own(side);
+    const int begin = (of.states_at + of.words.begin) * chains(), count = of.words.count() * chains();
+    for (int item = int(threadIdx.x); item < (p_.cluster_size - 1) * count; item += int(blockDim.x)) {
+      const int other = item / count;
+      if constexpr (kShared)
+        cluster_array(states_, unsigned(other + (other >= rank_)))[begin + item % count] = states_[begin + item % count];
     }
   }
 
-  // Computes what each word of 32 units adds to a chain's log-weight in the step from beta to next_beta. Right is summed out.
-  GIBBS_DEVICE void weigh(float beta, float next_beta, float scale) {
-    const int words = left_.words + right_.words;
-    for (int item = warp(); item < num_chains_ * words; item += num_warps()) {
-      const int chain = item / words, at = item % words;
+  // ---- annealing ----
+
+  // What right units of a word, which are summed out, add to log f_beta - log f_last_beta of chains `chain` and `chain` + 1.
+  GIBBS_DEVICE void weigh_right(const OwnSide& of, int word, int chain, const int32_t (&fields)[kChains][kUnits], float last_beta,
+                                float beta) const {
+    const BipartiteSide& right = side_of(1);
+#pragma unroll
+    for (int c = 0; c < kChains; ++c) {
       double term = 0;
-      if (at < right_.words) {
-        const int unit = at * kWarpSize + lane(), word = chain * right_.words + at;
-        if (unit < right_.n)
-          term = double(softplus_difference(logit(right_, word, chain, unit, beta, scale),
-                                            logit(right_, word, chain, unit, next_beta, scale)));
-      } else {
-        const int word = at - right_.words, unit = word * kWarpSize + lane(), row = chain * left_.bias_stride + unit;
-        if (left_.state[chain * left_.words + word] >> lane() & 1) term = double(left_.bias[row]) - double(left_.base_bias[row]);
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const int position = word * kWarpSize + kUnits * group() + i;
+        if (position < right.offset || position >= right.offset + right.n || chain + c >= num_chains_) continue;
+        term += double(softplus_difference(exact_logit(1, fields[c][i], position, chain + c, last_beta),
+                                           exact_logit(1, fields[c][i], position, chain + c, beta)));
       }
-      term = warp_sum(term);
-      if (lane() == 0) terms_[item] = term;
+      store_term(of.states_at + word, chain + c, term);
     }
+  }
+  // The same for left units, without the factor of the betas' difference.
+  GIBBS_DEVICE void weigh_left() const {
+    const OwnSide of = own(0);
+    const BipartiteSide& left = side_of(0);
+    for (int item = warp(); item < of.words.count() * p_.tiles; item += num_warps()) {
+      const int word = of.words.begin + item / p_.tiles, chain = item % p_.tiles * kTileChains + kChains * place_in_group();
+#pragma unroll
+      for (int c = 0; c < kChains; ++c) {
+        double term = 0;
+        if (chain + c < num_chains_) {
+          const uint32_t bits = states_[(of.states_at + word) * chains() + chain + c] >> (kUnits * group());
+          const int64_t at = (bias_row(chain + c) * left.words + word) * kWarpSize + kUnits * group();
+#pragma unroll
+          for (int i = 0; i < kUnits; ++i)
+            if (bits >> i & 1) term += double(left.bias[at + i]) - double(left.base_bias[at + i]);
+        }
+        store_term(of.states_at + word, chain + c, term);
+      }
+    }
+  }
+  GIBBS_DEVICE void store_term(int word, int chain, double term) const {
+    for (int step = 4; step < kWarpSize; step *= 2) term += __shfl_xor_sync(kFullWarp, term, step);
+    if (group() == 0) terms_[word * chains() + chain] = term;
   }
   // The order is the same for any number of threads.
-  GIBBS_DEVICE void add_weights(double beta, double next_beta) {
-    const int words = left_.words + right_.words;
-    for (int c = threadIdx.x; c < num_chains_; c += blockDim.x) {
-      double summed_out = 0, linear = 0;
-      for (int w = 0; w < right_.words; ++w) summed_out += terms_[c * words + w];
-      for (int w = right_.words; w < words; ++w) linear += terms_[c * words + w];
-      log_weight_[c] += summed_out + (next_beta - beta) * linear;
-    }
+  GIBBS_DEVICE double weight_of_chain(double last_beta, double beta) const {
+    const auto chain = int(threadIdx.x);
+    if (chain >= num_chains_) return 0;
+    double summed_out = 0, linear = 0;
+    for (int word = 0; word < side_of(0).words; ++word) linear += terms_[word * chains() + chain];
+    for (int word = 0; word < side_of(1).words; ++word) summed_out += terms_[(side_of(0).words + word) * chains() + chain];
+    return summed_out + (beta - last_beta) * linear;
   }
 
-  GIBBS_DEVICE void store_side(const Side& side, const StateOutput& out) const {
-    for (int c = 0; c < num_chains_; ++c) {
-      const int64_t row = linear_number(p_.sweep.batch, model_, first_chain_ + c) * side.n;
-      for (int i = threadIdx.x; i < side.n; i += blockDim.x)
-        store_bit(out, row + i, side.state[c * side.words + i / kWarpSize] >> (i % kWarpSize) & 1);
-    }
-  }
-
-  const BipartiteParams& p_;
-  const int64_t model_, first_chain_;
-  const int num_chains_, parts_;
-  const int sweeps_ahead_;
-  Side left_, right_;
-  Array<uint32_t> bytes_;
-  Array<uint64_t> number_;
-  Array<double> terms_, log_weight_;
+  const BipartiteBinaryParams& p_;
+  const int rank_;
+  const int64_t model_, first_;  // chain of the model
+  OwnSide own_[2];
+  int num_chains_, parity_ = 0, ahead_ = 0;
+  ModelScale scale_;
+  const LeftFragment* slices_;
+  Shared<uint32_t> open_logits_, num_open_, bytes_;
+  Array<uint32_t> states_;
+  Array<uint8_t> state_bytes_;
+  Array<double> terms_;
+  Shared<uint8_t> open_chains_;
+  Shared<uint64_t> numbers_;
+  Shared<int32_t> open_positions_, open_fields_;
+  Shared<LeftFragment> resident_;
+  Kept kept_[kKeptSides == 0 ? 1 : kKeptSides];  // right's is the last
 };
 
-// The chains of a CTA, which belong to one model.
-struct CtaChains {
-  int64_t model, first;
-  int count;
-  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta, int64_t cta = blockIdx.x) {
-    const int64_t ctas = (batch.chains_per_model + chains_per_cta - 1) / chains_per_cta, at = cta % ctas;
-    model = cta / ctas;
-    first = at * chains_per_cta;
-    const int64_t left_over = batch.chains_per_model - first;
-    count = left_over < chains_per_cta ? int(left_over) : chains_per_cta;
-  }
-};
-
-// The k of a model's couplings, read from global memory. Ends with a barrier.
-template <class Scratch>
-GIBBS_DEVICE_CALL int streaming_scale_exponent(const BipartiteParams& p, int64_t model, Scratch scratch, bool reports) {
-  const auto exponent = [&](auto zero) {
-    using T = decltype(zero);
-    const T* weight = parameter_row<T>(p.weight, p.sweep.batch, model, 0);
-    const auto coupling = [&](int64_t i, int64_t j) { return global_load(weight + i * p.weight.row_stride + j * p.weight.stride); };
-    return matrix_scale_exponent<T>(p.sweep, p.n1, p.n2, coupling, scratch, reports);
-  };
-  return p.is_double ? exponent(double{}) : exponent(float{});
-}
-
-// Rounds a model's couplings into shared memory, [n1, odd(n2)], and returns 2^-k. Ends with a barrier. float32 couplings are read once, and
-// wait in the place of the rounded ones for their scale; float64 ones do not fit there.
-GIBBS_DEVICE_CALL float round_into_shared(const BipartiteParams& p, int64_t model, Shared<int32_t> weight, Shared<uint32_t> scratch,
-                                          bool reports) {
-  const int n1 = int(p.n1), n2 = int(p.n2), ld = int(odd(p.n2));
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, num_warps = int(blockDim.x) / kWarpSize;
-  const void* from = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
-  const auto for_each = [&](const auto& f) {
-    for (int i = warp; i < n1; i += num_warps)
-      for (int j = lane; j < n2; j += kWarpSize) f(i * ld + j, i * p.weight.row_stride + j * p.weight.stride);
-  };
-  int k;
-  if (p.is_double) {
-    k = streaming_scale_exponent(p, model, scratch, reports);
-    const double factor = FloatTraits<double>::power(k);
-    for_each([&](int to, int64_t at) { weight[to] = rounded(global_load(static_cast<const double*>(from) + at), factor); });
-  } else {
-    for_each([&](int to, int64_t at) { weight[to] = __float_as_int(global_load(static_cast<const float*>(from) + at)); });
-    __syncthreads();  // the couplings are there
-    const auto coupling = [&](int64_t i, int64_t j) { return __int_as_float(weight[int(i) * ld + int(j)]); };
-    k = matrix_scale_exponent<float>(p.sweep, n1, n2, coupling, scratch, reports);
-    const float factor = FloatTraits<float>::power(k);
-    for_each([&](int to, int64_t) { weight[to] = rounded(__int_as_float(weight[to]), factor); });
-  }
-  __syncthreads();  // the couplings are rounded
-  return FloatTraits<float>::power(-k);
-}
-
-template <bool kAnnealed>
-__global__ void __launch_bounds__(kBipartiteThreads, 1)
-    bipartite_resident_kernel(const __grid_constant__ BipartiteBinaryParams params) {
+template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
+__global__ void __launch_bounds__(most_threads(kKeptSides), 1)
+    bipartite_kernel(const __grid_constant__ BipartiteBinaryParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
-  const BipartiteParams& p = params.call;
-  const CtaChains chains(p.sweep.batch, params.chains_per_cta);
-  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), true);
-  CtaMemory<true> memory(shared);
-  const Shared<int32_t> weight = memory.take<int32_t>(layout.couplings);
-  const Shared<uint32_t> scratch = memory.take<uint32_t>(layout.scratch);
-  BinaryCta<true, kAnnealed, ResidentCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
-  cta.load();
-  const float scale = round_into_shared(p, chains.model, weight, scratch, chains.first == 0);
-  cta.sweep({weight, int(odd(p.n2))}, scale);
-  cta.store();
-}
-
-// The CTA's arrays lie in shared memory if they fit, else in the workspace. Pointers do not tell which.
-template <bool kAnnealed>
-__global__ void __launch_bounds__(kStreamingThreads, 1)
-    bipartite_streaming_kernel(const __grid_constant__ BipartiteBinaryParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  const BipartiteParams& p = params.call;
-  const CtaChains chains(p.sweep.batch, params.chains_per_cta);
-  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
-  CtaMemory<false> memory(p.workspace ? static_cast<unsigned char*>(p.workspace) + int64_t{blockIdx.x} * layout.bytes() : shared);
-  uint32_t* const scratch = memory.take<uint32_t>(layout.scratch);
-  BinaryCta<false, kAnnealed, StreamingCouplings> cta(p, layout, chains.model, chains.first, chains.count, params.parts, memory);
-  cta.load();
-  const int k = streaming_scale_exponent(p, chains.model, scratch, chains.first == 0);
-  const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, chains.model, 0);
-  cta.sweep({weight, p.weight.row_stride, p.weight.stride, p.is_double, k}, FloatTraits<float>::power(-k));
-  cta.store();
-}
-
-struct ResolutionParams {
-  BipartiteParams call;
-  double* out;  // [linear number]
-};
-
-// A CTA owns a model and computes 2^-k of its weight, which it reads once or twice.
-template <class T>
-__global__ void __launch_bounds__(kBipartiteThreads, 1)
-    coupling_resolution_kernel(const __grid_constant__ ResolutionParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  const BipartiteParams& p = params.call;
   SharedMemory memory(shared);
-  // Takes the weight or its transpose, whichever has fewer columns, because the columns' sums are in shared memory.
-  const bool swaps = p.n2 > p.n1;
-  const int64_t rows = swaps ? p.n2 : p.n1, columns = swaps ? p.n1 : p.n2;
-  const int64_t row_stride = swaps ? p.weight.stride : p.weight.row_stride, stride = swaps ? p.weight.row_stride : p.weight.stride;
-  const Shared<uint32_t> scratch = memory.take<uint32_t>(scale_scratch(columns));
-  const T* weight = parameter_row<T>(p.weight, p.sweep.batch, blockIdx.x, 0);
-  const auto coupling = [&](int64_t i, int64_t j) { return global_load(weight + i * row_stride + j * stride); };
-  const int k = matrix_scale_exponent<T>(p.sweep, rows, columns, coupling, scratch, true);
-  if (threadIdx.x == 0) params.out[linear_number(p.sweep.batch, blockIdx.x, 0)] = FloatTraits<double>::power(-k);
+  BipartiteCta<kAnnealed, kTiles, kKeptSides, kShared> cta(params, memory);
+  cta.run();
 }
 
 #endif

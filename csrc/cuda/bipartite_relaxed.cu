@@ -23,43 +23,38 @@ int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits
   return chains;
 }
 
-int parts_for(const BipartiteParams& p, int chains) {
-  const int64_t words = std::max(state_words(p.n1), state_words(p.n2));
-  return int(std::clamp<int64_t>(kRelaxedThreads / kWarpSize / (chains * words), 1, words));
-}
-
 }  // namespace
 
-BipartitePlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimits& limits) {
-  const auto resident = [&](int chains) {
-    return p.is_double ? RelaxedLayout<double>(p, chains, kRelaxedThreads).bytes()
-                       : RelaxedLayout<float>(p, chains, kRelaxedThreads).bytes();
+BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimits& limits) {
+  const auto bytes = [&](int chains) {
+    return p.is_double ? RelaxedLayout<double>(p, chains).bytes() : RelaxedLayout<float>(p, chains).bytes();
   };
-  const auto streaming = [&](int chains) { return BinaryLayout(p, chains, kRelaxedThreads, false).bytes(); };
-  BipartitePlan plan = {};
-  const bool is_resident = resident(1) <= limits.shared_memory_per_cta;
-  const auto bytes = [&](int chains) { return is_resident ? resident(chains) : streaming(chains); };
-  plan.route = is_resident ? BipartiteRoute::kResident : BipartiteRoute::kStreaming;
-  plan.chains_per_cta =
-      choose_chains(p.sweep.batch, limits, [&](int chains) { return bytes(chains) <= limits.shared_memory_per_cta; });
+  BipartiteRelaxedPlan plan = {};
+  plan.is_resident = bytes(1) <= limits.shared_memory_per_cta;
+  plan.chains_per_cta = choose_chains(
+      p.sweep.batch, limits, [&](int chains) { return !plan.is_resident || bytes(chains) <= limits.shared_memory_per_cta; });
   plan.shape.num_ctas = ctas(p.sweep.batch, plan.chains_per_cta);
   plan.shape.num_threads = kRelaxedThreads;
-  plan.shape.shared_memory = bytes(plan.chains_per_cta);
-  if (plan.shape.shared_memory > limits.shared_memory_per_cta) {
-    plan.workspace = plan.shape.num_ctas * plan.shape.shared_memory;
-    plan.shape.shared_memory = 0;
-  }
+  plan.shape.shared_memory = plan.is_resident ? bytes(plan.chains_per_cta) : 0;
+  if (p.sweep.num_sweeps) plan.binary = plan_bipartite(p, limits);
+  // Without binary sweeps the couplings' scale is found all the same, for its faults and warnings.
+  plan.workspace = p.sweep.num_sweeps ? plan.binary.workspace : plan_coupling_resolution(p, limits).workspace;
   return plan;
 }
 
 template <class T>
-static void launch_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
-  const BipartiteRelaxedParams params = {p, plan.chains_per_cta, parts_for(p, plan.chains_per_cta)};
-  launch(plan.route == BipartiteRoute::kResident ? registered<bipartite_relaxed_kernel<T, true>>
-                                                 : registered<bipartite_relaxed_kernel<T, false>>,
-         plan.shape, stream, params);
+static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
+  launch(plan.is_resident ? registered<bipartite_relaxed_kernel<T, true>> : registered<bipartite_relaxed_kernel<T, false>>,
+         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta});
 }
-void launch_bipartite_relaxed(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
+void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
+  if (p.sweep.num_sweeps) {
+    BipartiteParams binary = p;
+    binary.left_out = p.is_double ? StateOutput{p.state, 8, 0x3ff0000000000000} : StateOutput{p.state, 4, 0x3f800000};
+    launch_bipartite(binary, plan.binary, stream);
+  } else {
+    launch_coupling_resolution(p, {plan.workspace}, nullptr, stream);
+  }
   p.is_double ? launch_relaxed<double>(p, plan, stream) : launch_relaxed<float>(p, plan, stream);
 }
 

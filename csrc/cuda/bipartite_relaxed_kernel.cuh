@@ -4,8 +4,9 @@
 // Relaxed sweeps of bipartite models and the chain rule through them (csrc/README.md, 4). twin: csrc/cpu/kernels/bipartite_relaxed.h
 #include <type_traits>
 
-#include "cuda/bipartite_kernel.cuh"
+#include "cuda/bipartite.h"
 #include "cuda/relaxation.cuh"
+#include "cuda/rounding.cuh"
 
 namespace gibbs {
 
@@ -13,9 +14,12 @@ constexpr int kRelaxedThreads = 256;
 constexpr int kOuterTile = 32;  // rows and columns of a CTA's part of the weight's gradient, and factors that it loads at a time
 constexpr int kOuterThreads = 256;
 
+// Leading dimension of a weight in shared memory. It is odd, so that lanes along a row and lanes along a column are in 32 banks.
+GIBBS_HOST_DEVICE int64_t odd(int64_t n) { return n | 1; }
+
 struct BipartiteRelaxedParams {
   BipartiteParams call;
-  int chains_per_cta, parts;
+  int chains_per_cta;
 };
 struct BipartiteBackwardKernelParams {
   BipartiteBackwardParams call;
@@ -23,14 +27,13 @@ struct BipartiteBackwardKernelParams {
   bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
 };
 
-// Arrays of the forward pass: the weight (first rounded, then as given), the arrays of binary sweeps, and the values of both sides.
+// Arrays of the forward pass: the weight and the values of both sides.
 template <class T>
 struct RelaxedLayout {
   int64_t weight, values;
-  BinaryLayout binary;
-  GIBBS_HOST_DEVICE RelaxedLayout(const BipartiteParams& p, int chains, int num_threads)
-      : weight(p.n1 * odd(p.n2)), values(chains * (p.n1 + p.n2)), binary(p, chains, num_threads, false) {}
-  GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + binary.bytes() + shared_bytes<T>(values); }
+  GIBBS_HOST_DEVICE RelaxedLayout(const BipartiteParams& p, int chains)
+      : weight(p.n1 * odd(p.n2)), values(chains * (p.n1 + p.n2)) {}
+  GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + shared_bytes<T>(values); }
 };
 
 // Arrays of the backward pass: the weight and each chain's gradients of left values, which are in global memory if they do not fit;
@@ -129,53 +132,24 @@ GIBBS_DEVICE_CALL uint32_t relaxed_word(const SweepView& s, uint64_t chain, int6
   return random_word(random_stream(seed_of(s), chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
 }
 
-// Runs binary sweeps and keeps only their left bits, in p.state. Their arrays lie in shared memory from `binary_at` on, or in the
-// workspace. The function is not inlined, because it is the same code for both dtypes and the larger part of a kernel.
-template <bool kResident>
-GIBBS_DEVICE_CALL void sweep_before(const BipartiteRelaxedParams& params, int64_t model, int64_t first_chain, int num_chains,
-                                    unsigned char* shared, int64_t binary_at) {
-  const BipartiteParams& p = params.call;
-  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
-  unsigned char* const binary = !kResident && p.workspace
-                                    ? static_cast<unsigned char*>(p.workspace) + int64_t{blockIdx.x} * layout.bytes()
-                                    : shared + binary_at;
-  CtaMemory<kResident> memory(binary);
-  const auto scratch = memory.template take<uint32_t>(layout.scratch);
-  const bool reports = first_chain == 0;
-  if (!p.sweep.num_sweeps) {
-    streaming_scale_exponent(p, model, scratch, reports);
-    return;
+// The chains of a CTA, which belong to one model.
+struct CtaChains {
+  int64_t model, first;
+  int count;
+  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta, int64_t cta = blockIdx.x) {
+    const int64_t ctas = (batch.chains_per_model + chains_per_cta - 1) / chains_per_cta, at = cta % ctas;
+    model = cta / ctas;
+    first = at * chains_per_cta;
+    const int64_t left_over = batch.chains_per_model - first;
+    count = left_over < chains_per_cta ? int(left_over) : chains_per_cta;
   }
-  using Couplings = std::conditional_t<kResident, ResidentCouplings, StreamingCouplings>;
-  BinaryCta<kResident, false, Couplings> cta(p, layout, model, first_chain, num_chains, params.parts, memory);
-  cta.load();
-  if constexpr (kResident) {
-    const Shared<int32_t> weight = shared_array<int32_t>(shared, p.n1 * odd(p.n2));
-    const float scale = round_into_shared(p, model, weight, scratch, reports);
-    cta.sweep({weight, int(odd(p.n2))}, scale);
-  } else {
-    const int k = streaming_scale_exponent(p, model, scratch, reports);
-    const void* weight = parameter_row(p.weight, p.sweep.batch, p.is_double, model, 0);
-    cta.sweep({weight, p.weight.row_stride, p.weight.stride, p.is_double, k}, FloatTraits<float>::power(-k));
-  }
-  for (int c = 0; c < num_chains; ++c) {
-    const int64_t row = linear_number(p.sweep.batch, model, first_chain + c) * p.n1;
-    for (int i = threadIdx.x; i < int(p.n1); i += blockDim.x) {
-      const uint32_t bit = cta.left_bit(c, i);
-      if (p.is_double)
-        static_cast<double*>(p.state)[row + i] = bit;
-      else
-        static_cast<float*>(p.state)[row + i] = float(bit);
-    }
-  }
-}
+};
 
-// A CTA owns some chains of one model. It makes their binary sweeps first, by the code of bipartite_kernel.cuh, and then the
-// relaxed ones.
-// Shared memory (resident) holds the weight, as int32 for the binary sweeps and then as T in its place, and the values of both
-// sides. Otherwise the weight stays in global memory, and the values are in the outputs.
+// A CTA owns some chains of one model, whose binary sweeps, if there are any, have left their bits in p.state.
+// Shared memory (resident) holds the weight and the values of both sides. Otherwise the weight stays in global memory, and the values are in the
+// outputs.
 // Synchronisation: A barrier follows each half sweep, between the values that it writes and the products that read them.
-// Traffic: The weight is read twice (the second time from L2); fields and values pass once. An update reads one coupling and one
+// Traffic: The weight, fields and values pass once. An update reads one coupling and one
 // value (a broadcast) from shared memory per unit of the other side, and draws two Philox counters.
 // It computes field_j = bias_j + sum_i zeta_i W_ij and zeta_j = relax(field_j, u_j).
 template <class T, bool kResident>
@@ -193,8 +167,6 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
 
-  const int64_t weight_bytes = kResident ? shared_bytes<T>(n1 * odd(n2)) : 0;
-  sweep_before<kResident>(params, chains.model, chains.first, chains.count, shared, weight_bytes);
   if (!s.num_sweeps)
     for (int item = threadIdx.x; item < chains.count * n1; item += blockDim.x) {
       const int c = item / n1, i = item % n1;
@@ -203,15 +175,14 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
       if (!(fabs(value) <= FloatTraits<T>::power(FloatTraits<T>::kBias))) report_fault(s, Outcome::kNonFiniteLeft);
       state[linear(c) * n1 + i] = value;
     }
-  __syncthreads();  // the state is there, and the rounded weight is not needed any more
+  __syncthreads();  // the state is there
 
-  const Shared<T> weight_array = kResident ? shared_array<T>(shared, n1 * odd(n2)) : Shared<T>();
+  SharedMemory memory(shared);
+  const Shared<T> weight_array = kResident ? memory.template take<T>(n1 * odd(n2)) : Shared<T>();
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
   // The values, (chain, unit), of each side are in shared memory and in the outputs, or only in the outputs if shared memory has no
   // room.
-  const BinaryLayout layout(p, params.chains_per_cta, int(blockDim.x), false);
-  const Shared<T> values =
-      kResident ? shared_array<T>(shared + weight_bytes + layout.bytes(), chains.count * (n1 + n2)) : Shared<T>();
+  const Shared<T> values = kResident ? memory.template take<T>(chains.count * (n1 + n2)) : Shared<T>();
   const auto left_value = [&](int c, int i) -> T& {
     if constexpr (kResident) return values[c * n1 + i];
     return left_out[linear(c) * n1 + i];

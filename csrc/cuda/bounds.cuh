@@ -11,6 +11,11 @@ namespace gibbs {
 
 constexpr int kBytes = 256;
 
+// What rounding to slices has taken from a unit's field: between centre - error and centre + error.
+struct alignas(8) FieldError {
+  float centre, error;
+};
+
 #if defined(GIBBS_DEVICE)
 
 // The float16 towards 0 from x, |x| < 65504; 0 for |x| < 2^-14.
@@ -68,10 +73,12 @@ struct ModelBounds {
 };
 struct UnitBounds {
   float slope, low, high;
-  // base_bias: of an annealed sweep, with beta bias + (1 - beta) base_bias; 0 of others.
-  GIBBS_DEVICE UnitBounds(const ModelBounds& m, float bias, float base_bias = 0) : slope(m.slope) {
-    const float of_bias = m.beta * bias, of_base = (1.0f - m.beta) * base_bias;
-    const float constant = of_bias + of_base, error = m.error + 0x1p-21f * (fabsf(of_bias) + fabsf(of_base));
+  UnitBounds() = default;
+  // base_bias: of an annealed sweep, with beta bias + (1 - beta) base_bias; 0 of others. own: what its field has besides, and the error of that.
+  GIBBS_DEVICE UnitBounds(const ModelBounds& m, float bias, float base_bias = 0, FieldError own = {0, 0}) : slope(m.slope) {
+    const float of_bias = m.beta * (bias + own.centre), of_base = (1.0f - m.beta) * base_bias;
+    const float constant = of_bias + of_base,
+                error = m.error + fabsf(m.beta) * own.error + 0x1p-21f * (fabsf(of_bias) + fabsf(of_base));
     low = constant - error, high = constant + error;
     // Nothing is decided by bounds where exact computations may overflow, and no slope field is larger than 2^21 error.
     const float most = fabsf(bias) + fabsf(base_bias) + m.largest_sum + fabsf(constant) + 0x1p22f * error;

@@ -8,6 +8,12 @@
 
 #include <cooperative_groups.h>
 
+// A barrier of all threads of the cluster.
+__device__ __forceinline__ void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().sync();
+#endif
+}
 // The array at the same place in the shared memory of another CTA of the cluster.
 template <class T>
 __device__ __forceinline__ T* cluster_array(T* array, unsigned rank) {

@@ -17,7 +17,7 @@
 
 #include <type_traits>
 
-#define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(32) unsigned char name[]
+#define GIBBS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 template <class T>
 using Shared = T*;
@@ -59,8 +59,8 @@ namespace gibbs {
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Arrays of shared memory lie one after the other, each on a boundary of 32 bytes (which nvcuda::wmma asks of its tiles).
-constexpr int64_t kSharedAlignment = 32;
+// Arrays of shared memory lie one after the other, each on a boundary of 16 bytes, the largest that a load asks for.
+constexpr int64_t kSharedAlignment = 16;
 template <class T>
 GIBBS_HOST_DEVICE int64_t shared_bytes(int64_t count) {
   const int64_t bytes = count * int64_t(sizeof(T));

@@ -5,6 +5,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -78,13 +79,15 @@ class OutsideCapture {
 };
 
 // Loads all kernels, because a capture may launch any of them next, and lets each have the most shared memory that can be granted, so that no
-// launch has to ask for more. A launch still takes only its own share.
-void load_kernels(const DeviceLimits& limits) {
-  for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next) {
-    const int64_t own = int64_t(attributes_of(kernel->function).sharedSizeBytes);
-    check_cuda(cudaFuncSetAttribute(kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    int(limits.shared_memory_per_cta - own)));
-  }
+// launch has to ask for more. A launch still takes only its own share. Plans may count on what the kernel with most static shared memory gets.
+void load_kernels(DeviceLimits& limits) {
+  int64_t most = 0;
+  for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next)
+    most = std::max(most, int64_t(attributes_of(kernel->function).sharedSizeBytes));
+  limits.shared_memory_per_cta -= most;
+  for (const AnyKernel* kernel = AnyKernel::first; kernel; kernel = kernel->next)
+    check_cuda(
+        cudaFuncSetAttribute(kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(limits.shared_memory_per_cta)));
 }
 
 DeviceReport* make_report() {
@@ -95,7 +98,7 @@ DeviceReport* make_report() {
 
 Device make_device(int device) {
   const OutsideCapture outside;
-  const DeviceLimits limits = read_limits(device);
+  DeviceLimits limits = read_limits(device);
   load_kernels(limits);
   return {limits, make_report()};
 }

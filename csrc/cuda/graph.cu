@@ -98,12 +98,14 @@ void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
   pack.sweep = p.sweep;
   pack.is_double = p.is_double;
   pack.scales = packed.scales;
-  pack.degree = p.layout + kMaxDegreePlace;
+  pack.device_degree = p.layout + kMaxDegreePlace;
   pack.numbers = packed.numbers;
-  pack.bits[pack.num_bits++] = {p.state, p.num_nodes, packed.bits, Outcome::kStateNotBits};
-  if (packed.clamps) pack.bits[pack.num_bits++] = {p.clamp, p.num_nodes, packed.clamps, Outcome::kStateNotBits};
+  pack.bits[pack.num_bits++] = {p.state, p.num_nodes, 0, packed.bits, Outcome::kStateNotBits};
+  if (packed.clamps) pack.bits[pack.num_bits++] = {p.clamp, p.num_nodes, 0, packed.clamps, Outcome::kStateNotBits};
   pack.biases[pack.num_biases++] = {p.bias,
                                     p.base_bias,
+                                    p.num_nodes,
+                                    0,
                                     p.num_nodes,
                                     has_shared_biases(p),
                                     graph_of(p).order,
@@ -128,7 +130,7 @@ void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
 
   UnpackParams unpack = {};
   unpack.batch = p.sweep.batch;
-  unpack.bits[unpack.num_bits++] = {packed.bits, p.num_nodes, p.state_out};
+  unpack.bits[unpack.num_bits++] = {packed.bits, p.num_nodes, 0, p.state_out};
   launch_unpack(unpack, stream);
 }
 

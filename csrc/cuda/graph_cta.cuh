@@ -58,16 +58,11 @@ GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_
   return !__syncthreads_or(!sound);
 }
 
-// The scale of a model's couplings (core/fixed_point.h).
-struct GraphScale {
-  int k, exponent;  // max |coupling| < 2^exponent
-};
-
-// All threads of the CTA must call this and get the same answer. Reports faults, and rounding that calls for a warning.
+// The scale of a model's couplings (core/fixed_point.h). All threads of the CTA must call this and get the same answer. Reports faults, and rounding that calls for a warning.
 // scratch: [kGraphScaleScratch].
 template <class T>
-GIBBS_DEVICE_CALL GraphScale graph_scale_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
-                                            Shared<uint32_t> scratch) {
+GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
+                                               Shared<uint32_t> scratch) {
   const int lane = int(threadIdx.x) % kWarpSize;
   if (threadIdx.x < kGraphScaleScratch) scratch[threadIdx.x] = 0;
   __syncthreads();  // scratch is clear

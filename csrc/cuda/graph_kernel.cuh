@@ -103,9 +103,8 @@ GIBBS_DEVICE void round_couplings(const GraphPackParams& params, const GraphView
                                   const Shared<uint32_t>& scratch) {
   const GraphParams& p = params.call;
   const T* const coupling = parameter_row<T>(p.coupling, p.sweep.batch, model, 0);
-  const GraphScale scale = graph_scale_of(p.sweep, g, coupling, p.coupling.stride, scratch);
-  // |coupling| is at most 2^(k + exponent) <= 2^31, unless a fault has been reported. Slices hold up to 127 * 257.
-  const int largest = scale.k + scale.exponent, shift = largest <= 14 ? 0 : largest < 31 ? largest - 14 : 17;
+  const CouplingScale scale = graph_scale_of(p.sweep, g, coupling, p.coupling.stride, scratch);
+  const int shift = scale.shift();
   const T factor = FloatTraits<T>::power(scale.k);
   const auto at = [&](int64_t edge) { return rounded(global_load(coupling + edge * p.coupling.stride), factor); };
   if (threadIdx.x == 0) {
@@ -121,12 +120,9 @@ GIBBS_DEVICE void round_couplings(const GraphPackParams& params, const GraphView
     for (int64_t h = begin; h < end; h += kQuad, to += quads.step(g.num_nodes)) {
       uint32_t high = 0, low = 0;
       for (int i = 0; i < kQuad && h + i < end; ++i) {
-        const int32_t exact = at(g.edge_of[h + i]);
-        // To the nearest; the sum may leave 31 bits only where a fault has been reported.
-        const int32_t value = shift ? int32_t((int64_t{exact} + (int64_t{1} << (shift - 1))) >> shift) : exact;
-        const int32_t below = int8_t(value & 0xff);
-        low |= uint32_t(below & 0xff) << (8 * i);
-        high |= uint32_t((value - below) >> 8 & 0xff) << (8 * i);
+        int32_t rest = shifted(at(g.edge_of[h + i]), shift);
+        low |= uint32_t(take_digit(rest) & 0xff) << (8 * i);
+        high |= uint32_t(rest & 0xff) << (8 * i);
       }
       slices[to] = {int32_t(high), int32_t(low)};
     }

@@ -66,6 +66,8 @@ class Cuda:
             "-Icsrc",
             "-Xfatbin",
             "-compress-all",
+            "--threads",
+            "2",
             "-Xcompiler",
             "-fPIC,-fvisibility=hidden",
             *warnings,

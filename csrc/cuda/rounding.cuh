@@ -60,6 +60,34 @@ GIBBS_DEVICE LargestCoupling largest_coupling(int stored_exponent, int64_t degre
   return {settled, e};
 }
 
+// Coupling (i, j) of a model, 2^k times as large, to the nearest integer.
+GIBBS_DEVICE int32_t coupling_at(const ParameterView& weight, const void* of_model, bool is_double, int k, int64_t i, int64_t j) {
+  const int64_t at = i * weight.row_stride + j * weight.stride;
+  return is_double ? rounded(global_load(static_cast<const double*>(of_model) + at), FloatTraits<double>::power(k))
+                   : rounded(global_load(static_cast<const float*>(of_model) + at), FloatTraits<float>::power(k));
+}
+
+// A model's k, and e of max |coupling| < 2^e.
+struct CouplingScale {
+  int k, exponent;
+  // How many of its lowest bits a rounded coupling loses in two slices of 8 bits, which hold up to 127 * 257. It is at most 2^(k + exponent)
+  // <= 2^31, unless a fault has been reported.
+  GIBBS_DEVICE int shift() const {
+    const int largest = k + exponent;
+    return largest <= 14 ? 0 : largest < 31 ? largest - 14 : 17;
+  }
+};
+// To the nearest. The sum leaves 31 bits only where a fault has been reported.
+GIBBS_DEVICE int32_t shifted(int32_t coupling, int shift) {
+  return shift ? int32_t((int64_t{coupling} + (int64_t{1} << (shift - 1))) >> shift) : coupling;
+}
+// Takes the lowest digit, -128 .. 127, off `rest`. Only sums of digits modulo 2^32 matter.
+GIBBS_DEVICE int32_t take_digit(int32_t& rest) {
+  const auto digit = int32_t(int8_t(uint32_t(rest) & 0xff));
+  rest = int32_t(uint32_t(rest) - uint32_t(digit)) >> 8;
+  return digit;
+}
+
 GIBBS_DEVICE int warp_max(int x) {
   for (int step = 16; step; step >>= 1) {
     const int other = __shfl_xor_sync(kFullWarp, x, step);
@@ -68,14 +96,13 @@ GIBBS_DEVICE int warp_max(int x) {
   return x;
 }
 
-// The shared memory that matrix_scale_exponent works with, in numbers.
+// The memory that matrix_scale works with, in numbers.
 GIBBS_HOST_DEVICE int64_t scale_scratch(int64_t n2) { return n2 + 2; }
 
-// The k of a [n1, n2] weight whose elements weight(i, j) gives. All threads of the CTA must call this and get the same answer. Reads the weight
-// once or twice. If `reports`, reports a fault, and rounding that calls for a warning. scratch: [scale_scratch(n2)].
+// The scale of a [n1, n2] weight whose elements weight(i, j) gives. All threads of the CTA must call this and get the same answer. Reads the
+// weight once or twice. Reports a fault, and rounding that calls for a warning. scratch: [scale_scratch(n2)].
 template <class T, class Weight, class Scratch>
-GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch,
-                                       bool reports) {
+GIBBS_DEVICE CouplingScale matrix_scale(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch) {
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, num_warps = int(blockDim.x) / kWarpSize;
   for (int64_t j = threadIdx.x; j < scale_scratch(n2); j += blockDim.x) scratch[j] = 0;
   __syncthreads();  // scratch is clear
@@ -92,7 +119,7 @@ GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n
   Outcome fault;
   const LargestCoupling largest =
       largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteWeight, Outcome::kTooLargeWeight, &fault);
-  if (fault != Outcome::kOk && reports && threadIdx.x == 0) report_fault(s, fault);
+  if (fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
   int k = kMaxScaleExponent;
   if (!largest.settled) {  // the same for the whole CTA
     const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
@@ -114,9 +141,8 @@ GIBBS_DEVICE int matrix_scale_exponent(const SweepView& s, int64_t n1, int64_t n
     __syncthreads();  // scratch[1] is the largest sum
     k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
   }
-  if (reports && threadIdx.x == 0) report_rounding(s, {FloatTraits<float>::power(-k), 0}, degree);
-  __syncthreads();  // scratch may be used for something else
-  return k;
+  if (threadIdx.x == 0) report_rounding(s, {FloatTraits<float>::power(-k), 0}, degree);
+  return {k, largest.exponent};
 }
 
 #endif

@@ -25,24 +25,12 @@ GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const
   for (int w = 0; w < 4; ++w) words[at + 8 * w] = r.word[w];
 }
 
-// The stream is passed by value, because an argument that a call gets by reference lies in local memory.
+// Streams are passed by value, because an argument that a call gets by reference lies in local memory.
 GIBBS_DEVICE_CALL uint32_t draw_low_bits(RandomStream s, uint32_t unit) { return random_low_bits(s, unit); }
-
-// Whether the unit's word is less than t. Its low 24 bits are drawn only if the high byte leaves that open, one time in 256.
-GIBBS_DEVICE bool word_is_below(uint32_t t, const RandomStream& s, uint32_t unit, uint32_t high_byte) {
-  if (high_byte != t >> 24) return high_byte < t >> 24;
-  return draw_low_bits(s, unit) < (t & 0xffffff);
-}
-
-// The unit's new value by Gibbs's rule.
-GIBBS_DEVICE bool decide(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit) {
-  return word_is_below(threshold(logit), s, unit, high_byte);
-}
-
-// The unit's new value by Metropolis's rule.
-GIBBS_DEVICE bool decide_flip(const RandomStream& s, uint32_t unit, uint32_t high_byte, float logit, bool is_one) {
-  const float x = logit_of_flip(logit, is_one);
-  return is_one != (x >= 0 || word_is_below(acceptance(x), s, unit, high_byte));
+// Word `at` of the words that store_random_bytes() writes.
+GIBBS_DEVICE_CALL uint32_t random_byte_word(RandomStream s, uint32_t at) {
+  const PhiloxOutput r = philox4x32((at >> 5) * 8 + (at & 7), s.c1, s.c2, s.c3, s.k0, s.k1);
+  return output_word(r, at >> 3 & 3);
 }
 
 // beta field + (1 - beta) base field of an annealed sweep.

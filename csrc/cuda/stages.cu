@@ -7,14 +7,14 @@ namespace gibbs {
 void launch_pack(const PackParams& p, Stream stream) {
   const BatchView& batch = p.sweep.batch;
   int64_t warps = (num_rows(batch) + kWarpSize - 1) / kWarpSize;
-  for (int i = 0; i < p.num_bits; ++i) warps += num_rows(batch) * parts_of_row(p.bits[i].n);
+  for (int i = 0; i < p.num_bits; ++i) warps += num_rows(batch) * parts_of_row(p.bits[i].offset + p.bits[i].n);
   for (int i = 0; i < p.num_biases; ++i) warps += rows_of(p.biases[i], batch) * parts_of_row(p.biases[i].n);
   launch(registered<pack_kernel>, shape_for(warps, kStageWarps, kStageThreads), stream, p);
 }
 
 void launch_unpack(const UnpackParams& p, Stream stream) {
   int64_t warps = 0;
-  for (int i = 0; i < p.num_bits; ++i) warps += num_rows(p.batch) * parts_of_row(p.bits[i].n);
+  for (int i = 0; i < p.num_bits; ++i) warps += num_rows(p.batch) * parts_of_row(p.bits[i].offset + p.bits[i].n);
   launch(registered<unpack_kernel>, shape_for(warps, kStageWarps, kStageThreads), stream, p);
 }
 

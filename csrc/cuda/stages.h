@@ -4,7 +4,7 @@
 // What goes before and after the sweeps of a call: its tensors, of any dtype and strides, are checked and packed into device memory, and the
 // packed bits are unpacked in the end. So kernels that sweep know packed arrays only.
 //
-// A row is a chain of a model, models first: number model * chains_per_model + chain.
+// A row is a chain of a model, models first: number model * chains_per_model + chain. A side's units may begin at an offset in its rows.
 #include "cuda/launch.cuh"
 #include "cuda/views.cuh"
 
@@ -21,16 +21,16 @@ constexpr int32_t kUnsound = INT32_MIN;
 
 struct BitsToPack {
   StateView from;  // absent: zeros
-  int64_t n;
-  uint32_t* to;  // [row, state_words(n)]
+  int64_t n, offset;
+  uint32_t* to;  // [row, state_words(offset + n)]
   Outcome fault;
 };
 struct BiasesToPack {
   ParameterView bias, base_bias;  // base_bias: annealed
-  int64_t n;
+  int64_t n, offset, stride;      // stride: of rows that are written
   bool is_shared;                 // one row for all chains of a model
   const int32_t* order;           // [n] place of each number that is written; null: in order
-  float *to_bias, *to_base_bias;  // [model or row, n]; to_base_bias may be null
+  float *to_bias, *to_base_bias;  // [model or row, stride]; to_base_bias may be null
   Outcome bias_fault, base_fault;
 };
 struct PackParams {
@@ -38,16 +38,17 @@ struct PackParams {
   SweepView sweep;
   bool is_double;
   const ModelScale* scales;  // [model]
-  const int32_t* degree;     // in device memory
-  uint64_t* numbers;         // [row] chain numbers
+  int64_t degree;
+  const int32_t* device_degree;  // not null: in place of `degree`
+  uint64_t* numbers;             // [row] chain numbers
   int num_bits, num_biases;
   BitsToPack bits[kMaxBits];
   BiasesToPack biases[kMaxBiases];
 };
 
 struct BitsToUnpack {
-  const uint32_t* from;  // [row, state_words(n)]
-  int64_t n;
+  const uint32_t* from;  // [row, state_words(offset + n)]
+  int64_t n, offset;
   StateOutput to;
 };
 struct UnpackParams {

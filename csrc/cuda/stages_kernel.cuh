@@ -45,16 +45,16 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
   int64_t part = warp_of_grid();
   for (int i = 0; i < p.num_bits; ++i) {
     const BitsToPack& job = p.bits[i];
-    if (!is_part_of(rows * parts_of_row(job.n), &part)) continue;
-    const RowPart own(part, job.n);
+    if (!is_part_of(rows * parts_of_row(job.offset + job.n), &part)) continue;
+    const RowPart own(part, job.offset + job.n);
     const int64_t row_begin =
         batch_offset(batch, job.from.batch_strides, own.row / batch.chains_per_model, own.row % batch.chains_per_model);
     for (int64_t first = own.begin; first < own.end; first += kWarpSize) {
-      const int64_t unit = first + lane;
+      const int64_t unit = first + lane - job.offset;
       const bool is_set =
-          job.from.data && unit < own.end && load_bit(p.sweep, job.from, row_begin + unit * job.from.stride, job.fault);
+          job.from.data && unit >= 0 && unit < job.n && load_bit(p.sweep, job.from, row_begin + unit * job.from.stride, job.fault);
       const uint32_t word = __ballot_sync(kFullWarp, is_set);
-      if (lane == 0) job.to[own.row * state_words(job.n) + first / kWarpSize] = word;
+      if (lane == 0) job.to[own.row * state_words(job.offset + job.n) + first / kWarpSize] = word;
     }
     return;
   }
@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
       float base_of_unit = of_unit;
       if (base) {
         base_of_unit = finite_bias(p.sweep, float(load_parameter(base, unit * job.base_bias.stride, p.is_double)), job.base_fault);
-        job.to_base_bias[own.row * job.n + at] = base_of_unit;
+        job.to_base_bias[own.row * job.stride + job.offset + at] = base_of_unit;
       }
-      job.to_bias[own.row * job.n + at] = of_unit;
-      report_bias(p.sweep, of_unit, base_of_unit, p.scales[model].scale, *p.degree);
+      job.to_bias[own.row * job.stride + job.offset + at] = of_unit;
+      report_bias(p.sweep, of_unit, base_of_unit, p.scales[model].scale, p.device_degree ? *p.device_degree : p.degree);
     }
     return;
   }
@@ -90,11 +90,12 @@ __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_c
   int64_t part = warp_of_grid();
   for (int i = 0; i < p.num_bits; ++i) {
     const BitsToUnpack& job = p.bits[i];
-    if (!is_part_of(rows * parts_of_row(job.n), &part)) continue;
-    const RowPart own(part, job.n);
+    if (!is_part_of(rows * parts_of_row(job.offset + job.n), &part)) continue;
+    const RowPart own(part, job.offset + job.n);
     const int64_t to = linear_number(p.batch, own.row / p.batch.chains_per_model, own.row % p.batch.chains_per_model) * job.n;
-    for (int64_t unit = own.begin + lane; unit < own.end; unit += kWarpSize)
-      store_bit(job.to, to + unit, job.from[own.row * state_words(job.n) + unit / kWarpSize] >> (unit % kWarpSize) & 1);
+    const uint32_t* const words = job.from + own.row * state_words(job.offset + job.n);
+    for (int64_t at = own.begin + lane; at < own.end; at += kWarpSize)
+      if (at >= job.offset) store_bit(job.to, to + at - job.offset, words[at / kWarpSize] >> (at % kWarpSize) & 1);
     return;
   }
 }

@@ -226,7 +226,7 @@ def test_steps_can_be_chosen() -> None:
 
 
 def test_names_are_those_of_the_project() -> None:
-    assert gpu_proof.ROUTES == backends.BIPARTITE_ROUTES + backends.GRAPH_ROUTES
+    assert tuple(dict.fromkeys(backends.BIPARTITE_ROUTES + backends.GRAPH_ROUTES)) == gpu_proof.ROUTES
     assert tuple(gpu_steps.KERNELS) == gpu_proof.KERNELS
     problems = list(cuda_report.problems())
     for some in (problems, gpu_steps.standard_problems(emulate=True)):
@@ -300,8 +300,11 @@ def test_a_rehearsal(rehearsal: Path) -> None:
             assert found["calls"] > 0
             assert found["different"] == 0
             assert found["bits"] > 0 or found["largest_error"] < 1e-3
-    for name in ("bits:resident", "bits:shared", "headline:ais"):
+    for name in ("bits:registers", "bits:shared", "headline:ais"):
         assert all(found["bits"] > 100 for found in lines[name]["figures"].values())
+    for routes, op in ((backends.BIPARTITE_ROUTES, "bipartite_gibbs"), (backends.GRAPH_ROUTES, "graph_gibbs")):
+        for route in gpu_proof.ROUTES:
+            assert (op in lines[f"bits:{route}"]["figures"]) == (route in routes)
 
 
 def test_a_rehearsal_is_written_down_in_a_copy_only(rehearsal: Path, copy: Path) -> None:
@@ -342,9 +345,25 @@ def test_a_route_that_does_not_fit_is_not_proven(emulated: gpu_steps.Backend, mo
     gpu_steps.bits("cluster", emulated)
     monkeypatch.setenv("GIBBS_EMULATED_DEVICE", "no clusters")
     with pytest.raises(
-        gpu_steps.Failed, match=r"no call took the route cluster, which does not fit this device: .*streaming"
+        gpu_steps.Failed, match=r"no bipartite call took the route cluster, which does not fit .*'registers'"
     ):
         gpu_steps.bits("cluster", emulated)
+
+
+@pytest.mark.parametrize("kind", ["bipartite", "graph"])
+def test_a_route_of_both_kinds_is_proven_for_both(
+    emulated: gpu_steps.Backend, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compare.SIZES", ((33, 100),))
+    gpu_steps.bits("shared", emulated)
+
+    def call(op: Any, *arguments: Any) -> Any:
+        if op._schema.name.startswith(f"gibbs_ext::{kind}"):
+            emulated.set_route("global")
+        return backends.call_emulated(op, *arguments)
+
+    with pytest.raises(gpu_steps.Failed, match=rf"no {kind} call took the route shared, .*'global'"):
+        gpu_steps.bits("shared", emulated._replace(call_from_cpu=call))
 
 
 def with_one_changed(op_name: str, place: int, change: Callable[[Tensor], object]) -> Callable[..., Any]:
@@ -373,8 +392,9 @@ def scale_one(values: Tensor) -> None:
     [
         ("shared", "graph_gibbs", 0, flip_one, r"graph_gibbs: 1 of \d+ bits of result 0 differ"),
         ("global", "graph_ais", 0, flip_one, r"graph_ais: 1 of \d+ bits of result 0 differ"),
-        ("tensor", "bipartite_gibbs", 1, flip_one, r"bipartite_gibbs: 1 of \d+ bits of result 1 differ"),
-        ("resident", "bipartite_ais", 2, scale_one, "bipartite_ais: result 2 has a relative error of"),
+        ("shared", "bipartite_gibbs", 0, flip_one, r"bipartite_gibbs: 1 of \d+ bits of result 0 differ"),
+        ("registers", "bipartite_gibbs", 1, flip_one, r"bipartite_gibbs: 1 of \d+ bits of result 1 differ"),
+        ("all_global", "bipartite_ais", 2, scale_one, "bipartite_ais: result 2 has a relative error of"),
         ("auto", "graph_gibbs_relaxed", 2, flip_one, "graph_gibbs_relaxed: 1 of .* bits of result 2 differ"),
         ("auto", "graph_gibbs_relaxed_backward", 1, scale_one, "backward: result 1 has a relative error of"),
         ("auto", "graph_fields", 0, lambda x: x.fill_(torch.nan), "graph_fields: result 0 has a relative error of nan"),
@@ -556,6 +576,8 @@ def test_the_kernels_for_ncu_are_those_that_their_problems_launch(which: str) ->
     library.set_route("auto")
     function = gpu_steps.KERNELS[which][0]
     assert any(f"{len(function)}{function}" in launch["kernel"] for launch in launched)
+    if which in gpu_proof.ROUTES:  # these are one kernel
+        assert library.last_route == which
 
 
 NCU = '''==PROF== Connected to process 12
@@ -704,8 +726,8 @@ def replay(folder: Path, root: Path, *more: Path) -> str:
 def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
     text = replay(write_lines(tmp_path / "out"), copy)
     assert "No GPU" not in text
-    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: the routes resident, cluster, streaming, " in text
-    assert "shared, global give the CPU's bits (12,000 compared)" in text
+    assert "**NVIDIA H200**, PyTorch 2.11.0, 2030-01-02: the routes registers, shared, cluster, " in text
+    assert "global, all_global give the CPU's bits (10,000 compared)" in text
     assert "differs by at most 2e-07 of its norm" in text
     (row,) = (re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith(f"| {PROBLEM}"))
     bounds = json.loads((copy / "bench" / "history" / "cuda-bounds.json").read_text())["problems"]
@@ -715,7 +737,7 @@ def test_what_was_measured_is_written_down(copy: Path, tmp_path: Path) -> None:
         texts.duration(bound), f"{50e-6 / bound:.1f}x",
     ]  # fmt: skip
     assert "shared, captured 1.25 ms" in text
-    assert "memcheck: 8 of 8 routes" in text
+    assert "memcheck: 6 of 6 routes" in text
     assert "15 passed, 1 failed" in text
     kept = json.loads((copy / "bench" / "history" / "nvidia-h200" / texts.PROOF).read_text())
     assert kept["steps"]["peers:captured"]["figures"][PROBLEM][2]["error"] == "planted"
@@ -752,7 +774,7 @@ def test_the_last_line_of_a_step_counts(copy: Path, tmp_path: Path) -> None:
     with (second / LINES).open("a") as file:
         file.write('{"step": "bits:shared", "stat')  # the machine went away
     text = replay(folder, copy, second)
-    assert "global give the CPU's bits (11,007 compared)" in text
+    assert "global give the CPU's bits (9,007 compared)" in text
     assert "Not ok: `ncu:cluster`, `ncu:graph` (planted)." in text
 
 

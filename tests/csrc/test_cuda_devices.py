@@ -32,7 +32,7 @@ FAULTS = {
         "~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }",
         "~OutsideCapture() {}",
     ),
-    "static shared memory is forgotten": ("another error", "limits.shared_memory_per_cta - own", "227 << 10"),
+    "static shared memory is forgotten": ("another error", "limits.shared_memory_per_cta -= most;", ""),
     "two threads make what a device has": (
         "has opted in",
         """const std::lock_guard<std::mutex> lock(mutex_);
@@ -55,15 +55,16 @@ FAULTS = {
         "attribute(cudaDevAttrClusterLaunch, device) ? active_clusters : nullptr",
         "active_clusters",
     ),
-    "clusters of any size": ("takes route", "return clusters;", "return clusters; else return 16;"),
+    "clusters of any size": ("has clusters of", "return clusters;", "return clusters; else return 16;"),
     "clusters by code that knows none": ("takes route", "ptxVersion < kFirstPtxWithClusters", "ptxVersion < 0"),
     "an answer leaves an error behind": ("stays behind", "return clusters; cudaGetLastError();", "return clusters;"),
-    "the driver is asked at every plan": ("cluster_questions == 1", "known != answers.end() ? known->second : ", ""),
+    "the driver is asked at every plan": ("is asked again", "known != answers.end() ? known->second : ", ""),
     "a fork goes on": ("WIFEXITED(status)", "&& user != process", "&& user == -1"),
     "a launch asks for shared memory": (
-        "calls of two launches",
+        "calls of 6 launches",
         "  check_cuda(cudaLaunchKernelEx(",
-        "  cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 << 10);\n"
+        "  cudaFuncSetAttribute(\n"
+        "      kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_memory));\n"
         "  check_cuda(cudaLaunchKernelEx(",
     ),
     "a failed launch leaves an error behind": (

@@ -38,7 +38,7 @@ from support import OPS, names_listed, ops_without_cuda, registered_ops
 assert ops_without_cuda() == list(OPS) == registered_ops()
 library = _C.load_cuda({str(ops.CUDA_LIBRARY)!r})
 assert ops_without_cuda() == []
-routes = ["auto", *BIPARTITE_ROUTES, *GRAPH_ROUTES]
+routes = list(dict.fromkeys(["auto", *BIPARTITE_ROUTES, *GRAPH_ROUTES]))
 for route in routes:
     library.set_route(route)
 try:

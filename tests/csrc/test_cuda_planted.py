@@ -27,49 +27,57 @@ def missing(what: str, kernel: str, barrier: str, *, after: str) -> Fault:
 
 FAULTS = [
     missing(
-        "no barrier after a half sweep", "bipartite", "__syncthreads();", after="column, sweep, ahead, beta, scale);"
+        "no barrier after open units of a side",
+        "bipartite",
+        "__syncthreads();",
+        after="close(side, sweep, bounds);",
     ),
-    Fault("rows that overlap", "bipartite", "return n | 1;", "return n - 1;"),
-    Fault("the next CTA's chains begin too early", "bipartite", "first = at * chains_per_cta;", "first = at;"),
+    missing("bytes read before they are drawn", "bipartite", "__syncthreads();", after="draw_bytes(sweep);"),
+    missing("a half sweep before all is loaded", "bipartite", "barrier();", after="load_slices();"),
+    missing("no barrier of the cluster after a side", "bipartite", "sync_cluster();", after="publish(side);"),
+    Fault("a CTA that keeps its bits to itself", "bipartite", "publish(side);", ""),
     Fault(
         "words of the first sweep again",
         "bipartite",
         "uint64_t(p_.sweep.sweep_offset + sweep)",
         "uint64_t(p_.sweep.sweep_offset)",
     ),
-    Fault("a column too far", "bipartite", "unit < to.n ? unit : to.n - 1", "unit"),
-    missing(
-        "no barrier between drawing and multiplying",
-        "bipartite_tensor",
-        "sync();",
-        after="half_sweep<true>(left_, right_, sweep, last_beta, beta, scale);",
+    Fault("the next CTA's chains are the same", "bipartite", "% params.clusters_per_model * chains()", "* 0"),
+    Fault(
+        "units in the wrong order", "bipartite", "sums[i / 2][s][2 * (i % 2) + c]", "sums[i % 2][s][2 * (i / 2) + c]"
     ),
-    missing(
-        "bytes read before they are drawn",
-        "bipartite_tensor",
-        "__syncthreads();",
-        after="draw_bytes(first_unit, units_end, sweep);",
+    Fault("a half byte of another unit", "bipartite", "others >> 4 | (bits & 0xf0)", "others >> 4 | (others & 0xf0)"),
+    Fault("a unit for which there is no room", "bipartite", "left |= 1u << (kUnits * c + i);", "left |= 0;"),
+    Fault("open units of a side are forgotten", "bipartite", "close(side, sweep, bounds);", ""),
+    Fault(
+        "noted units of a side are never cleared", "bipartite", "if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;", ""
     ),
-    Fault("a digit that is not signed", "bipartite_tensor", "uint32_t(int32_t(digit))", "uint32_t(uint8_t(digit))"),
-    Fault("a CTA that keeps its bits to itself", "bipartite_tensor", "rank < size_; ++rank", "rank < 1; ++rank"),
-    missing(
-        "fields read before the warp has stored them",
-        "bipartite_tensor",
-        "__syncwarp();",
-        after="kStageStride, wmma::mem_row_major); }",
+    Fault(
+        "a clamped unit is updated",
+        "bipartite",
+        "(old & fixed) | (~decided.is_not_one & ~fixed)",
+        "~decided.is_not_one",
     ),
-    Fault("a slice in the wrong place", "bipartite_tensor", "<< 16", "<< 15"),
-    missing(
-        "no cluster barrier after right",
-        "bipartite_cluster",
-        "cluster_.sync();",
-        after="draw_side(right_, p_.right_bias, sweep, beta);",
+    Fault(
+        "blocks of the other side", "bipartite", "own_[0].resident_at = own(1).words.count() * side_of(0).words;", ""
     ),
-    missing(
-        "a CTA leaves before others have read",
-        "bipartite_cluster",
-        "cluster_.sync();",
-        after="store_side(right_, p_.right_out);",
+    Fault("bytes of another span", "bipartite", "(span_blocks(0) - span_begin(1,", "(0 - span_begin(1,"),
+    Fault(
+        "a weight of right units is left out",
+        "bipartite",
+        "if (kAnnealed && side == 1) weigh_right",
+        "if (false) weigh_right",
+    ),
+    Fault("couplings of another row", "bipartite_slices", "8 * t + 4 * half + i - from.offset", "8 * t + 4 * half + i"),
+    Fault("columns in the wrong order", "bipartite_slices", "8 * t + 4 * half + i", "4 * t + 16 * half + i"),
+    Fault(
+        "a residual on the wrong side", "bipartite_slices", "if (int32_t(residual) > 0)", "if (int32_t(residual) < 0)"
+    ),
+    Fault(
+        "a digit that is not signed",
+        "rounding",
+        "int32_t(int8_t(uint32_t(rest) & 0xff))",
+        "int32_t(uint32_t(rest) & 0xff)",
     ),
     missing(
         "no barrier between values and products",
@@ -101,7 +109,9 @@ FAULTS = [
         "decided.add(open_logits_[byte], low, high);",
     ),
     Fault("every chain the first of its byte", "graph", "bits >>= shift;", ""),
-    Fault("a slice in the wrong place", "graph", "(value - below) >> 8", "(value - below) >> 7"),
+    Fault(
+        "a slice in the wrong place", "graph", "uint32_t(rest & 0xff) << (8 * i)", "uint32_t(rest & 0x7f) << (8 * i)"
+    ),
     Fault("a clamp is ignored", "graph", "(old & fixed) | (drawn & ~fixed)", "drawn"),
     Fault("intervals too short", "bounds", "return 2e-4f +", "return -2e-2f +"),
     Fault("an error that is not allowed for", "bounds", "(field_error + 1024.0f)", "(0.0f * field_error)"),
@@ -132,8 +142,8 @@ FAULTS = [
 # Prefixes of the names of the ops that a kernel serves, and of their routes.
 SERVES = {
     "bipartite": ("bipartite_",),
-    "bipartite_tensor": ("bipartite_", "tensor"),
-    "bipartite_cluster": ("bipartite_gibbs", "cluster"),
+    "bipartite_slices": ("bipartite_",),
+    "rounding": ("bipartite_",),
     "bipartite_relaxed": ("bipartite_gibbs_relaxed",),
     "graph": ("graph_",),
     "bounds": ("graph_",),

@@ -18,9 +18,9 @@ import gibbs_ext as gx
 from gibbs_ext import _C, ops
 
 SIZES = ((33, 100), (129, 65), (40, 31))
-BIPARTITE_ROUTES = ("resident", "cluster", "streaming", "tensor", "tensor_streaming")
+BIPARTITE_ROUTES = ("registers", "shared", "cluster", "global", "all_global")
 GRAPH_ROUTES = ("shared", "global")
-RUN_AHEAD = ("cluster", "tensor", "tensor_streaming")
+RUN_AHEAD = ("cluster", "registers")
 
 
 def bits(*shape: int) -> Tensor:
@@ -39,6 +39,15 @@ def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
             clamps = torch.rand(n1) < 0.2, torch.rand(*batch, n2) < 0.2
             arguments = (bits(*batch, n1), left_bias, right_bias, weight, schedule, seed, bits(*batch, n2), *clamps)
             yield "bipartite_gibbs", (*arguments, None, 5, 3, 4), BIPARTITE_ROUTES
+            # The largest coupling leaves slices of 1/128 for the others, whose roundings all go one way.
+            coarse = (torch.randint(-16, 17, weight.shape) + 0.45) / 128
+            coarse[..., 0, 0] = 100
+            ones = torch.ones(*batch, n1)
+            yield "bipartite_gibbs", (ones, *arguments[1:3], coarse, *arguments[4:], None, 5, 3, 4), BIPARTITE_ROUTES
+            # Bounds decide nothing near the largest numbers, and there is no room to note so many units.
+            huge = [1e38 * (bias.sign() + bias.clamp(-1, 1)) for bias in (left_bias, right_bias)]
+            arguments_of_huge = (arguments[0], *huge, weight, 1e-38 * schedule, *arguments[5:])
+            yield "bipartite_gibbs", (*arguments_of_huge, None, 5, 3, 4), BIPARTITE_ROUTES
             bases = torch.randn(n1), torch.randn(n2)
             arguments = (bits(*batch, n1), left_bias, right_bias, weight, *bases, schedule, seed, None, 5, 3)
             yield "bipartite_ais", arguments, BIPARTITE_ROUTES

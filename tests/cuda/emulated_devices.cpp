@@ -51,11 +51,17 @@ static const char* name_of(const void* kernel) {
   return info.dli_sname ? info.dli_sname : "";
 }
 
-// For bench/cuda_report.py. From now on launches are counted, and run most_ctas CTAs each; those that pack for others run all.
+// For bench/cuda_report.py. From now on launches are counted, and run most_ctas CTAs each, or as many more as the first CTAs of sweeps need the
+// results of: the first model's scale and slices, all that is packed.
 extern "C" __attribute__((visibility("default"))) void emulator_count(int64_t most_ctas) {
   cuda_emulator::options().counts = true;
   cuda_emulator::options().most_ctas = most_ctas;
-  cuda_emulator::options().runs_whole = [](const void* kernel) { return std::strstr(name_of(kernel), "pack_kernel") != nullptr; };
+  cuda_emulator::options().least_ctas = [](const void* kernel) -> int64_t {
+    constexpr std::pair<const char*, int64_t> kStages[] = {{"pack_kernel", INT64_MAX}, {"slice_kernel", 128}};
+    for (const auto& [stage, least] : kStages)
+      if (std::strstr(name_of(kernel), stage)) return least;
+    return 0;
+  };
   cuda_emulator::launches().clear();
 }
 // Returns the counted launches as JSON, with kernels by the name that nvcc gives them too, and ends the counting.

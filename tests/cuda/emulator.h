@@ -6,11 +6,11 @@
 // A CUDA thread is a fiber with a stack of its own. It runs until it comes to a barrier or a collective of its warp and goes on when all that take
 // part have come; which of those that can run is next is drawn from a seed (or is the first, or the last), so that a race changes the answer
 // for some seed. Checked: that those who meet at a barrier meet at the same place; masks of warps; deadlock; every index of an array in shared
-// memory, whose bytes are garbage at first; alignment of matrix tiles; that no CTA of a cluster leaves while another may read its memory. Under
+// memory, whose bytes are garbage at first; that no CTA of a cluster leaves while another may read its memory. Under
 // AddressSanitizer also device memory and the ends of shared memory. On request, what a launch asks of the memories and tensor cores is counted.
 //
 // What it takes for granted, and only a GPU can show: memory is sequentially consistent (no weak ordering between CTAs of a cluster, no torn
-// stores); a fragment's layout is nothing a kernel may know (here it is a scrambled one); exp, log and log1p are those of the C library; the threads of
+// stores); exp, log and log1p are those of the C library; the threads of
 // a warp meet only where they are told to.
 #include <algorithm>
 #include <array>
@@ -63,8 +63,8 @@ struct Options {
   int64_t shared_memory_limit = 232448;
   bool counts = false;
   int64_t most_ctas = -1;  // of a launch, so many are run (whole clusters of them); -1: all
-  bool (*runs_whole)(const void* kernel) =
-      nullptr;  // unless most_ctas is 0, all are run of these kernels, whose results others need
+  int64_t (*least_ctas)(const void* kernel) =
+      nullptr;  // unless most_ctas is 0, so many are run of kernels whose results others need
 };
 inline Options& options() {
   static Options value;
@@ -95,7 +95,7 @@ inline std::vector<Launch>& launches() {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 256 << 10, kPage = 4096;
-constexpr size_t kSharedAlignment = 32;  // no more than the kernels ask for
+constexpr size_t kSharedAlignment = 16;  // no more than the kernels ask for
 
 class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -430,20 +430,6 @@ inline void record(const void* site, const void* address, size_t size) {
         {f.thread % kWarp, uint64_t(place - cta->memory.get()), size, false});
   }
 }
-// A tile of a matrix: as if each lane took 16 bytes of a row at a time; or, where K is not innermost, a byte, as nvcc's code does.
-inline void record_tile(const void* site, const void* tile, size_t rows, size_t row_bytes, size_t stride_bytes, bool by_words) {
-  Fiber& f = fiber();
-  if (f.thread % kWarp) return;
-  const size_t piece = by_words ? 16 : 1, pieces = row_bytes / piece;
-  for (size_t at = 0; at < rows * pieces; ++at) {
-    if (at % kWarp == 0) ++f.visits[site];
-    const auto* place = static_cast<const unsigned char*>(tile) + at / pieces * stride_bytes + at % pieces * piece;
-    const bool is_global = !is_shared(tile);
-    f.cta->accesses[{f.thread / kWarp, f.meetings, site, f.visits[site]}].push_back(
-        {unsigned(at % kWarp), is_global ? reinterpret_cast<uintptr_t>(place) : uint64_t(place - f.cta->memory.get()), piece,
-         is_global});
-  }
-}
 
 // ---- launches --------------------------------------------------------------------------------------------------------------------
 
@@ -466,8 +452,11 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   m.grid = grid, m.block = block, m.cluster = cluster;
   m.random = options().seed * 0x9E3779B97F4A7C15u + 1;
   const auto name = reinterpret_cast<const void*>(kernel);
-  const bool is_whole = options().most_ctas < 0 || (options().most_ctas > 0 && options().runs_whole && options().runs_whole(name));
-  const int64_t most = is_whole ? grid.x : std::min<int64_t>(grid.x, options().most_ctas);
+  const int64_t wanted = options().most_ctas < 0 ? grid.x
+                         : options().most_ctas > 0 && options().least_ctas
+                             ? std::max(options().most_ctas, options().least_ctas(name))
+                             : options().most_ctas;
+  const int64_t most = std::min<int64_t>(grid.x, wanted);
   const auto run_ctas = unsigned((most + cluster.x - 1) / cluster.x * cluster.x);
   if (options().counts) counts() = {};
   for (unsigned first = 0; first < run_ctas; first += cluster.x) {
@@ -736,6 +725,8 @@ inline cluster_group this_cluster() { return {}; }
 
 }  // namespace cooperative_groups
 
+inline void sync_cluster() { cooperative_groups::this_cluster().sync(); }
+
 // The array at the same place in the shared memory of another CTA of the cluster.
 template <class T>
 Shared<T> cluster_array(const Shared<T>& array, unsigned rank) {
@@ -749,92 +740,31 @@ Shared<T> cluster_array(const Shared<T>& array, unsigned rank) {
   return {reinterpret_cast<T*>(other.memory.get() + offset), array.size()};
 }
 
-// ---- matrix fragments ------------------------------------------------------------------------------------------------------------
+// ---- matrix products ---------------------------------------------------------------------------------------------------------------
 
-namespace nvcuda::wmma {
+namespace cuda_emulator {
 
-struct row_major {};
-struct col_major {};
-struct matrix_a {};
-struct matrix_b {};
-struct accumulator {};
-enum layout_t { mem_row_major, mem_col_major };
-
-template <class Use, int M, int N, int K, class T, class Layout = void>
-struct fragment {
-  static_assert((M == 16 && N == 16 && K == 16) || (M == 32 && N == 8 && K == 16) || (M == 8 && N == 32 && K == 16));
-  static constexpr int kRows = std::is_same_v<Use, matrix_b> ? K : M, kColumns = std::is_same_v<Use, matrix_a> ? K : N;
-  static constexpr int num_elements = kRows * kColumns / int(cuda_emulator::kWarp);
-  T x[num_elements];
-  // Where in the tile a lane's element lies: the multiplier is odd, the number of places a power of 2.
-  static int place(int element) {
-    const auto scramble = unsigned(cuda_emulator::options().seed) * 2 + 37;
-    return int((cuda_emulator::lane() * num_elements + unsigned(element)) * scramble + 11) & (kRows * kColumns - 1);
+// sum += left right of 16 x 32 and 32 x 8 signed bytes, by the layouts of csrc/cuda/mma.cuh. All lanes take part.
+inline void multiply_add(int (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
+  constexpr int kM = 16, kN = 8, kK = 32;
+  Fiber& f = fiber();
+  auto& [a, b] = f.cta->tiles[f.thread / kWarp];
+  a.resize(kM * kK), b.resize(kK * kN);
+  const int g = int(lane()) / 4, t = int(lane()) % 4;
+  const auto byte = [](uint32_t word, int i) { return int(int8_t(word >> (8 * i))); };
+  for (int i = 0; i < 4; ++i) {
+    for (int r = 0; r < 4; ++r) a[size_t((g + 8 * (r % 2)) * kK + 4 * t + i + 16 * (r / 2))] = byte(left[r], i);
+    for (int r = 0; r < 2; ++r) b[size_t((4 * t + i + 16 * r) * kN + g)] = byte(right[r], i);
   }
-};
-
-inline void check_tile(const void* tile, size_t row_bytes) {
-  if (reinterpret_cast<uintptr_t>(tile) % 32 || row_bytes % 16)
-    cuda_emulator::fail("a tile of a matrix is not aligned to 32 bytes, or its rows to 16");
-}
-// All lanes take part, with the same tile.
-inline void meet(const void* tile, const char* place) {
-  const auto mine = uint64_t(reinterpret_cast<uintptr_t>(tile));
-  if (cuda_emulator::shuffle(0xffffffffu, mine, 0, place) != mine) cuda_emulator::fail(std::string("lanes disagree at ") + place);
-}
-
-template <class F, class V>
-void fill_fragment(F& f, V value) {
-  for (auto& x : f.x) x = value;
-}
-template <class Use, int M, int N, int K, class T, class Layout>
-void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& f, const T* tile, unsigned stride) {
-  using F = fragment<Use, M, N, K, T, Layout>;
-  check_tile(tile, stride * sizeof(T));
-  constexpr bool kIsRowMajor = std::is_same_v<Layout, row_major>;
-  constexpr int kMajor = kIsRowMajor ? F::kRows : F::kColumns, kMinor = kIsRowMajor ? F::kColumns : F::kRows;
-  if (cuda_emulator::is_shared(tile)) cuda_emulator::check_shared(tile, ((kMajor - 1) * stride + kMinor) * sizeof(T));
-  meet(tile, "load_matrix_sync");
-  if (cuda_emulator::options().counts)
-    cuda_emulator::record_tile(__builtin_return_address(0), tile, kMajor, kMinor * sizeof(T), stride * sizeof(T),
-                               kIsRowMajor == std::is_same_v<Use, matrix_a>);
-  for (int e = 0; e < F::num_elements; ++e) {
-    const int row = F::place(e) / F::kColumns, column = F::place(e) % F::kColumns;
-    f.x[e] = std::is_same_v<Layout, row_major> ? tile[row * int(stride) + column] : tile[column * int(stride) + row];
+  collective(kSync, 0xffffffffu, 0, 0, "multiply_add");
+  counts().products += lane() == 0;
+  for (int e = 0; e < 4; ++e) {
+    const int m = g + 8 * (e / 2), n = 2 * t + e % 2;
+    auto of = unsigned(sum[e]);
+    for (int k = 0; k < kK; ++k) of += unsigned(a[size_t(m * kK + k)] * b[size_t(k * kN + n)]);
+    sum[e] = int(of);
   }
-}
-template <int M, int N, int K>
-void store_matrix_sync(int* tile, const fragment<accumulator, M, N, K, int>& f, unsigned stride, layout_t layout) {
-  using F = fragment<accumulator, M, N, K, int>;
-  check_tile(tile, stride * sizeof(int));
-  cuda_emulator::check_shared(tile, sizeof(int));
-  meet(tile, "store_matrix_sync");
-  if (cuda_emulator::options().counts) {
-    const bool is_row_major = layout == mem_row_major;
-    cuda_emulator::record_tile(__builtin_return_address(0), tile, size_t(is_row_major ? F::kRows : F::kColumns),
-                               size_t(is_row_major ? F::kColumns : F::kRows) * sizeof(int), stride * sizeof(int), true);
-  }
-  for (int e = 0; e < F::num_elements; ++e) {
-    const int row = F::place(e) / F::kColumns, column = F::place(e) % F::kColumns;
-    tile[layout == mem_row_major ? row * int(stride) + column : column * int(stride) + row] = f.x[e];
-  }
-}
-template <int M, int N, int K, class T, class LayoutA, class LayoutB>
-void mma_sync(fragment<accumulator, M, N, K, int>& d, const fragment<matrix_a, M, N, K, T, LayoutA>& a,
-              const fragment<matrix_b, M, N, K, T, LayoutB>& b, const fragment<accumulator, M, N, K, int>& c) {
-  auto& [left, right] = cuda_emulator::fiber().cta->tiles[cuda_emulator::fiber().thread / cuda_emulator::kWarp];
-  left.resize(M * K), right.resize(K * N);
-  for (int e = 0; e < a.num_elements; ++e) left[size_t(a.place(e))] = a.x[e];
-  for (int e = 0; e < b.num_elements; ++e) right[size_t(b.place(e))] = b.x[e];
-  meet(nullptr, "mma_sync");
-  cuda_emulator::counts().products += cuda_emulator::lane() == 0;
-  for (int e = 0; e < d.num_elements; ++e) {
-    const int m = d.place(e) / N, n = d.place(e) % N;
-    unsigned sum = unsigned(c.x[e]);
-    for (int k = 0; k < K; ++k) sum += unsigned(left[size_t(m * K + k)] * right[size_t(k * N + n)]);
-    d.x[e] = int(sum);
-  }
-  meet(nullptr, "the end of mma_sync");
+  collective(kSync, 0xffffffffu, 0, 0, "the end of multiply_add");
 }
 
-}  // namespace nvcuda::wmma
+}  // namespace cuda_emulator

@@ -235,33 +235,28 @@ static DeviceLimits random_device() {
   DeviceLimits device = kKnownDevices[below(std::size(kKnownDevices))].limits;
   if (one_in(2)) device.active_clusters = kGrants[below(std::size(kGrants))];
   if (one_in(2)) device.num_sms = 1 << below(4);
-  if (one_in(4)) device.shared_memory_per_cta = kSharedAlignment + below(1 << below(17));
+  if (one_in(4)) device.shared_memory_per_cta = (16 << 10) + below(1 << below(17));  // real ones have more
   return device;
 }
 
-static BipartiteRoute random_route() {
-  constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto,      BipartiteRoute::kResident, BipartiteRoute::kCluster,
-                                        BipartiteRoute::kStreaming, BipartiteRoute::kTensor,   BipartiteRoute::kTensorStreaming};
-  return kRoutes[below(std::size(kRoutes))];
-}
+constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto,    BipartiteRoute::kRegisters, BipartiteRoute::kShared,
+                                      BipartiteRoute::kCluster, BipartiteRoute::kGlobal,    BipartiteRoute::kAllGlobal};
 
-// Other CTAs than those that the plan chose.
-static void change_ctas(const BipartiteParams& p, const DeviceLimits& device, BipartitePlan& plan) {
-  const bool is_resident = plan.route == BipartiteRoute::kResident;
-  if ((!is_resident && plan.route != BipartiteRoute::kStreaming) || plan.workspace) return;
-  const BatchView& batch = p.sweep.batch;
-  const auto chains = int(1 + below(batch.chains_per_model));
-  const auto threads = int(kWarpSize * (1 + below((is_resident ? kBipartiteThreads : kStreamingThreads) / kWarpSize)));
-  const int64_t shared = BinaryLayout(p, chains, threads, is_resident).bytes();
-  if (shared > device.shared_memory_per_cta) return;
-  plan.chains_per_cta = chains;
-  plan.shape = {batch.num_models * ((batch.chains_per_model + chains - 1) / chains), threads, shared};
+// Other threads, random bytes and resident blocks than those that the plan chose.
+static void change_plan(const BipartiteParams& p, BipartitePlan& plan) {
+  plan.sweeps_ahead = int(below(plan.sweeps_ahead + 1));
+  plan.resident = below(plan.resident + 1);
+  if (plan.route != BipartiteRoute::kRegisters)
+    plan.shape.num_threads = int(kWarpSize * (1 + below(kBipartiteThreads / kWarpSize)));
+  Workspace nowhere(nullptr);
+  const BipartitePacked packed(p, plan.scale_in_shared, nowhere);
+  plan.shape.shared_memory = BipartiteLayout(packed.sides[0], packed.sides[1], plan, p.log_weights).shared_memory();
 }
 
 static BipartitePlan random_plan(const BipartiteParams& p) {
   const DeviceLimits device = random_device();
-  BipartitePlan plan = plan_bipartite(p, device, random_route());
-  if (one_in(2)) change_ctas(p, device, plan);
+  BipartitePlan plan = plan_bipartite(p, device, kRoutes[below(std::size(kRoutes))]);
+  if (one_in(2)) change_plan(p, plan);
   CHECK(plan.shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(plan.shape.shared_memory));
   CHECK(plan.shape.num_threads % kWarpSize == 0 && plan.shape.num_threads <= 1024, "%d threads", plan.shape.num_threads);
   CHECK(plan.shape.cluster_size == 1 || (device.active_clusters && device.active_clusters(device, nullptr, plan.shape) > 0),
@@ -275,7 +270,7 @@ static BipartitePlan random_plan(const BipartiteParams& p) {
 
 // ---- comparisons ---------------------------------------------------------------------------------------------------------------
 
-static int64_t runs_of_route[5];
+static int64_t runs_of_route[std::size(kRoutes)];
 
 template <class T>
 static void fuzz_values() {
@@ -300,10 +295,10 @@ static void fuzz_values() {
       return where(a, b) == long(b.size());  // after them there may be a part of a word
     };
     CHECK(r.outcome == Outcome::kOk, "route %zu: outcome %d", route, int(r.outcome));
-    CHECK(same(r.left, expected.left), "route %zu, %ld+%ld, %ld chains, %d a CTA: left unit %ld", route, long(p.n1), long(p.n2),
-          long(p.chains), plan.chains_per_cta, where(r.left, expected.left));
-    CHECK(same(r.right, expected.right), "route %zu, %ld+%ld, %ld chains, %d a CTA: right unit %ld", route, long(p.n1), long(p.n2),
-          long(p.chains), plan.chains_per_cta, where(r.right, expected.right));
+    CHECK(same(r.left, expected.left), "route %zu, %ld+%ld, %ld chains, %d tiles: left unit %ld", route, long(p.n1), long(p.n2),
+          long(p.chains), plan.tiles, where(r.left, expected.left));
+    CHECK(same(r.right, expected.right), "route %zu, %ld+%ld, %ld chains, %d tiles: right unit %ld", route, long(p.n1), long(p.n2),
+          long(p.chains), plan.tiles, where(r.right, expected.right));
     if (p.call.batch.num_models() == 1)
       CHECK(r.rounding.scale == expected.rounding.scale, "route %zu: %g, not %g", route, double(r.rounding.scale),
             double(expected.rounding.scale));
@@ -323,7 +318,10 @@ static void fuzz_resolution() {
   std::vector<double> expected(models), got(models);
   CHECK(run_coupling_resolution(p.n1, p.n2, p.call.batch, sizeof(T) == 8, p.call.weight, expected.data()) == Outcome::kOk);
   DeviceCall<T> call(p);
-  launch_coupling_resolution(call.params, got.data(), nullptr);
+  const ResolutionPlan plan = plan_coupling_resolution(call.params, random_device());
+  std::vector<uint32_t> workspace(size_t(plan.workspace / 4));
+  call.params.workspace = workspace.data();
+  launch_coupling_resolution(call.params, plan, got.data(), nullptr);
   for (size_t model = 0; model < models; ++model) {
     const auto linear = size_t(p.call.batch.linear(int64_t(model), 0));
     CHECK(got[linear] == expected[model], "%g, not %g", got[linear], expected[model]);
@@ -400,6 +398,6 @@ int main(int argc, char** argv) {
     fuzz_faults<float>();
     fuzz_faults<double>();
   });
-  printf("runs: resident %ld, cluster %ld, streaming %ld, tensor %ld\n", long(runs_of_route[1]), long(runs_of_route[2]),
-         long(runs_of_route[3]), long(runs_of_route[4]));
+  printf("runs: registers %ld, shared %ld, cluster %ld, global %ld, all global %ld\n", long(runs_of_route[1]),
+         long(runs_of_route[2]), long(runs_of_route[3]), long(runs_of_route[4]), long(runs_of_route[5]));
 }

@@ -163,8 +163,9 @@ Tensor coupling_resolution(const Tensor& weight) {
   if (!p.num_chains()) return out;
   BipartiteParams params = model<BipartiteParams>(p, call.batch());
   call.describe(params.sweep);
-  call.launch(params,
-              [&](Stream stream) { launch_coupling_resolution(params, static_cast<double*>(out.mutable_data_ptr()), stream); });
+  call.launch(params, plan_coupling_resolution, [&](const BipartiteParams& of, const ResolutionPlan& plan, Stream stream) {
+    launch_coupling_resolution(of, plan, static_cast<double*>(out.mutable_data_ptr()), stream);
+  });
   return out;
 }
 

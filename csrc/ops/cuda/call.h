@@ -198,11 +198,11 @@ class Call {
     s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;
   }
 
-  // Plans, allocates the plan's workspace and launches. plan(params, limits) may note what it has chosen.
-  template <class Params, class MakePlan, class Plan>
-  void launch(Params& params, const MakePlan& make_plan, void (*start)(const Params&, const Plan&, Stream)) {
+  // Plans, allocates the plan's workspace and launches, by start(params, plan, stream). make_plan(params, limits) may note what it has chosen.
+  template <class Params, class MakePlan, class Start>
+  void launch(Params& params, const MakePlan& make_plan, const Start& start) {
     batch_.finish(params.sweep.batch);
-    const Plan plan = run([&] { return make_plan(params, used_->limits); });
+    const auto plan = run([&] { return make_plan(params, used_->limits); });
     std::optional<Tensor> workspace;
     if (plan.workspace) workspace = allocate(p_.coupling(), {plan.workspace}, ScalarType::Byte);
     params.workspace = workspace ? workspace->mutable_data_ptr() : nullptr;

@@ -42,7 +42,7 @@ const char* take_fault(int device) {
 }  // namespace
 
 const Route& route_in_force() { return *in_force; }
-void note(const BipartitePlan& plan) { note(&Route::bipartite, plan.slice_parts ? BipartiteRoute::kTensorStreaming : plan.route); }
+void note(const BipartitePlan& plan) { note(&Route::bipartite, plan.route); }
 void note(const GraphPlan& plan) { note(&Route::graph, plan.route); }
 
 }  // namespace gibbs

@@ -14,13 +14,11 @@ struct Route {
 };
 constexpr Route kRoutes[] = {
     {"auto"},
-    {"resident", BipartiteRoute::kResident},
+    {"registers", BipartiteRoute::kRegisters},
+    {"shared", BipartiteRoute::kShared, GraphCudaRoute::kShared},
     {"cluster", BipartiteRoute::kCluster},
-    {"streaming", BipartiteRoute::kStreaming},
-    {"tensor", BipartiteRoute::kTensor},
-    {"tensor_streaming", BipartiteRoute::kTensorStreaming},
-    {"shared", BipartiteRoute::kAuto, GraphCudaRoute::kShared},
-    {"global", BipartiteRoute::kAuto, GraphCudaRoute::kGlobal},
+    {"global", BipartiteRoute::kGlobal, GraphCudaRoute::kGlobal},
+    {"all_global", BipartiteRoute::kAllGlobal},
 };
 
 // The route that calls are asked to take, and a note of the one that the last binary sweeps took, which differs where that cannot be taken.

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -196,8 +196,35 @@ def ais(chains: int, n: int, steps: int) -> Problem:
     return Problem(f"AIS, {chains} chains, {n}+{n}, {steps} steps", steps, chains * 2 * n, ours, peer, ways)
 
 
-def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_relaxed: int = 0) -> Problem:
-    graph = gx.ChimeraGraph(size)
+def pegasus(size: int) -> gx.ColoredGraph:
+    """D-Wave's graph Pegasus P`size`, without the nodes that a chip leaves out because they have no internal coupler.
+
+    Boothby, Bunyk, Raymond, Roy, "Next-Generation Topology of D-Wave Quantum Processors", arXiv:2003.00133. A qubit has
+    an orientation u, an offset w of its tile across it, an offset k in its tile and an offset z along it. GPU machines
+    need not have the package dwave-graphs, which the tests compare with.
+    """
+    tiles, per_tile = size - 1, 12
+    vertical, horizontal = (2, 2, 2, 2, 10, 10, 10, 10, 6, 6, 6, 6), (6, 6, 6, 6, 2, 2, 2, 2, 10, 10, 10, 10)
+
+    def number(u: int, w: int, k: int, z: int) -> int:
+        return ((u * size + w) * per_tile + k) * tiles + z
+
+    internal = [
+        (number(0, w, k, z), number(1, z + (j < vertical[k]), j, w - (k < horizontal[j])))
+        for w, k, j, z in product(range(size), range(per_tile), range(per_tile), range(tiles))
+        if 0 <= w - (k < horizontal[j]) < tiles
+    ]
+    places = list(product((0, 1), range(size), range(per_tile), range(tiles)))
+    external = [(number(u, w, k, z), number(u, w, k, z + 1)) for u, w, k, z in places if z + 1 < tiles]
+    odd = [(number(u, w, k, z), number(u, w, k + 1, z)) for u, w, k, z in places if k % 2 == 0]
+    used = {node: at for at, node in enumerate(sorted({node for edge in internal for node in edge}))}
+    edges = [(used[a], used[b]) for a, b in internal + external + odd if a in used and b in used]
+    return gx.ColoredGraph(len(used), edges)
+
+
+def coloured(
+    name: str, graph: gx.ColoredGraph, chains: int, sweeps: int, *, models: bool = False, num_relaxed: int = 0
+) -> Problem:
     lists = graph_gibbs.Lists(graph)
     n, own = graph.num_nodes, (chains,) if models else ()
     # A bag has the same weights for every chain. There is no peer of relaxed sweeps for torch.compile.
@@ -245,9 +272,13 @@ def chimera(size: int, chains: int, sweeps: int, *, models: bool = False, num_re
 
     what = f"{chains} models" if models else f"{chains} chains"
     relaxation = f" + {num_relaxed} sweeps and backward" if num_relaxed else " sweeps"
-    name = f"Chimera C{size}, {what}, {sweeps}{relaxation}"
+    name = f"{name}, {what}, {sweeps}{relaxation}"
     quads = math.ceil(graph.max_degree / 4)
     return Problem(name, sweeps, chains * n, ours, peer, ways, num_relaxed, quads, runs=(4, 8))
+
+
+def chimera(size: int, chains: int, sweeps: int, **more: Any) -> Problem:
+    return coloured(f"Chimera C{size}", gx.ChimeraGraph(size), chains, sweeps, **more)
 
 
 def problems() -> Iterator[Problem]:
@@ -260,6 +291,7 @@ def problems() -> Iterator[Problem]:
     yield ais(1024, 100, 1000)
     yield chimera(16, 1024, 100)
     yield chimera(16, 16384, 100)
+    yield coloured("Pegasus P14", pegasus(14), 10000, 100)
     yield chimera(8, 128, 100, models=True)
     yield chimera(8, 128, 10, models=True, num_relaxed=1)
 

@@ -24,7 +24,7 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
                                   : registered<bipartite_kernel<false, 1, 0, true>>;
 }
 
-// Plans of a call, and what they cost: an estimate of clocks of a sweep on a device of the last years, from counts in bench/NOTES.md.
+// Plans of a call, and what they cost: an estimate of a sweep's clocks on a recent device, from counts in bench/NOTES.md.
 class Planner {
  public:
   Planner(const BipartiteParams& p, const DeviceLimits& limits)
@@ -46,26 +46,24 @@ class Planner {
     plan.shape.num_ctas = p_.sweep.batch.num_models * clusters_per_model(tiles) * cluster_size;
     const Counts counts(*this, plan);
     if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
-    const int most = most_threads(kept_sides),
+    const int most = most_threads(p_.log_weights != nullptr, kept_sides),
               warps = int(std::min<int64_t>(std::max(counts.items[0], counts.items[1]), most / kWarpSize));
     plan.shape.num_threads = std::clamp(warps * kWarpSize, 4 * kWarpSize, most);
     // Random bytes of more sweeps are drawn at once if threads would have nothing to do.
     const int64_t counters = (int64_t{left().n} + right().n) / 16 / cluster_size * tiles * kTileChains;
     plan.sweeps_ahead = int(std::clamp<int64_t>(plan.shape.num_threads / std::max<int64_t>(counters, 1), 1, kMaxSweepsAhead));
-    while (plan.sweeps_ahead && !fits(plan)) --plan.sweeps_ahead;
-    if (!fits(plan)) return;
+    while (plan.sweeps_ahead && !make_fit(plan)) --plan.sweeps_ahead;
+    if (!make_fit(plan)) return;
     if (route != kGlobal && route != kAllGlobal)
       plan.resident = std::min((limits_.shared_memory_per_cta - plan.shape.shared_memory) / block_bytes(), counts.blocks);
-    if (!fits(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
+    if (!make_fit(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
     const double clocks = cost(plan, counts);
     if (clocks < least_) plan_ = plan, least_ = clocks;
   }
   bool has_plan() const { return least_ < kInfinite; }
 
   BipartitePlan plan() {
-    Workspace workspace(nullptr);
-    BipartitePacked(p_, scale_in_shared_, workspace);
-    plan_.workspace = workspace.size() + plan_.shape.num_ctas * layout(plan_).device_memory();
+    plan_.workspace = nowhere_.size() + plan_.shape.num_ctas * layout(plan_).device_memory();
     return plan_;
   }
 
@@ -79,18 +77,20 @@ class Planner {
   }
   int64_t block_bytes() const { return packed_.num_slices * kBlockBytes; }
   BipartiteLayout layout(const BipartitePlan& plan) const { return {left(), right(), plan, p_.log_weights != nullptr}; }
-  bool fits(BipartitePlan& plan) const {
+  // Finds the plan's shared memory, and returns whether a CTA can have so much.
+  bool make_fit(BipartitePlan& plan) const {
     plan.shape.shared_memory = layout(plan).shared_memory();
     return plan.shape.shared_memory <= limits_.shared_memory_per_cta;
   }
 
-  // Of the CTA that has most.
+  // Counts of the CTA with the most words.
   struct Counts {
-    int64_t items[2];  // what a warp does at a time in a half sweep of a side
-    int64_t products;  // of blocks and tiles
-    int64_t blocks;    // of slices that do not lie in registers
-    int64_t reads;     // of these, in a sweep
-    int64_t words;     // of both sides
+    int64_t items[2];   // of a half sweep of a side, which warps share
+    int64_t rounds[2];  // of an item
+    int64_t products;   // of blocks and tiles
+    int64_t blocks;     // of slices that do not lie in registers
+    int64_t reads;      // of these, in a sweep
+    int64_t words;      // of both sides
     Counts(const Planner& of, const BipartitePlan& plan) : products(0), blocks(0), reads(0), words(0) {
       for (int side = 0; side < 2; ++side) {
         const int64_t own = most_words(of.packed_.sides[side].words, plan.shape.cluster_size),
@@ -98,6 +98,7 @@ class Planner {
         const bool is_kept = plan.kept_sides > 1 - side;
         const int64_t groups = is_kept ? 1 : plan.tiles / plan.tiles_per_warp;
         items[side] = own * groups;
+        rounds[side] = is_kept ? plan.tiles : 1;
         products += all * plan.tiles;
         if (!is_kept) blocks += all, reads += all * groups;
         words += own;
@@ -107,12 +108,13 @@ class Planner {
 
   // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared memory 1;
   // 24 bytes a clock come from L2; an update takes 32 instructions of a lane, and four warps issue one each clock. A CTA also waits: for loads,
-  // for what follows one another in a warp, and at barriers.
+  // for instructions that depend on each other, and at barriers.
   double cost(const BipartitePlan& plan, const Counts& counts) const {
     const bool is_cluster = plan.shape.cluster_size > 1;
     const auto ctas = double(plan.shape.num_ctas), sms = double(limits_.num_sms),
                at_a_time = double(is_cluster ? limits_.ctas_in_clusters(kernel_of(p_, plan), plan.shape)
-                                             : limits_.num_sms * ctas_per_sm(limits_, plan.shape));
+                                             : limits_.num_sms *
+                                                   ctas_per_sm(limits_, plan.shape, plan.kept_sides || p_.log_weights ? 256 : 168));
     if (at_a_time == 0) return kInfinite;
     const double from_shared = counts.blocks ? double(plan.resident) / double(counts.blocks) : 1;
     const double bytes = double(counts.reads * block_bytes());
@@ -122,8 +124,9 @@ class Planner {
     const double throughput = std::max({products, wavefronts, bytes * (1 - from_shared) / 24}) + updates;
     double latency = is_cluster ? 2000 : 600;
     for (int side = 0; side < 2; ++side) {
-      const double rounds = std::ceil(double(counts.items[side]) * kWarpSize / plan.shape.num_threads);
-      latency += rounds * (packed_.sides[1 - side].words * (from_shared < 1 ? 150 : 40) + 300);
+      const double rounds =
+          double(counts.rounds[side]) * std::ceil(double(counts.items[side]) * kWarpSize / plan.shape.num_threads);
+      latency += rounds * (packed_.sides[1 - side].words * (40 + 110 * (1 - from_shared)) + 300);
     }
     const double together = std::ceil(std::min(at_a_time, ctas) / sms);
     return std::ceil(ctas / at_a_time) * std::max(latency, throughput * together);
@@ -141,15 +144,14 @@ class Planner {
 }  // namespace
 
 BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limits, BipartiteRoute route) {
-  if (p.n1 > INT32_MAX / 2 || p.n2 > INT32_MAX / 2) throw std::invalid_argument("a side has more than 2^30 units");
   Planner planner(p, limits);
   const auto consider = [&](BipartiteRoute of) {
     for (int tiles = 1; tiles <= kMaxBipartiteTiles; tiles *= 2) {
       if (tiles > 1 && (tiles / 2) * kTileChains >= p.sweep.batch.chains_per_model) break;
       if (of == kRegisters) {
         if (p.log_weights) break;  // four slices do not fit
-        planner.consider(of, tiles, 1, 1);
         planner.consider(of, tiles, 1, 2);
+        planner.consider(of, tiles, 1, 1);
       } else if (of == kCluster) {
         if (p.log_weights) break;  // terms would lie in several CTAs
         for (int size = 2; size <= kMaxClusterSize; size *= 2) planner.consider(of, tiles, size);
@@ -171,13 +173,11 @@ void launch_bipartite(const BipartiteParams& p, const BipartitePlan& plan, Strea
   Workspace workspace(p.workspace);
   const BipartitePacked packed(p, plan.scale_in_shared, workspace);
   launch_bipartite_pack(p, packed, stream);
-  const BipartiteLayout arrays(packed.sides[0], packed.sides[1], plan, p.log_weights);
-  const int64_t clusters = plan.shape.num_ctas / plan.shape.cluster_size;
-  launch(
-      kernel_of(p, plan), plan.shape, stream,
-      BipartiteBinaryParams{p.sweep, p.weight, p.is_double, packed, arrays, plan.tiles,
-                            int32_t(clusters / p.sweep.batch.num_models), plan.shape.cluster_size, plan.sweeps_ahead, plan.resident,
-                            workspace.take<unsigned char>(plan.shape.num_ctas * arrays.device_memory()), p.log_weights});
+  const BipartiteLayout arrays(packed.sides[0], packed.sides[1], plan, p.log_weights != nullptr);
+  const auto clusters = int32_t(plan.shape.num_ctas / plan.shape.cluster_size / p.sweep.batch.num_models);
+  launch(kernel_of(p, plan), plan.shape, stream,
+         BipartiteBinaryParams{p.sweep, p.weight, p.is_double, packed, arrays, plan, clusters,
+                               workspace.take<unsigned char>(plan.shape.num_ctas * arrays.device_memory()), p.log_weights});
   launch_bipartite_unpack(p, packed, stream);
 }
 

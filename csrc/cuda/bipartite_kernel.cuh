@@ -20,10 +20,11 @@ constexpr int kMaxOpenUnits = 512;      // noted units of a half sweep; further 
 constexpr int kMaxSweepsAhead = 8;      // at most this many sweeps' random bytes are drawn at once
 constexpr int64_t kBlockBytes = 1024;   // of a block's slice
 
-// Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of so many words of a side at most, with a warp for each.
+// Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of a side with at most this many words, with a warp for each.
 GIBBS_HOST_DEVICE constexpr int kept_words(int kept_sides) { return kept_sides == 2 ? 4 : 8; }
-GIBBS_HOST_DEVICE constexpr int most_threads(int kept_sides) {
-  return kept_sides ? kept_words(kept_sides) * kWarpSize : kBipartiteThreads;
+// Four slices take many registers.
+GIBBS_HOST_DEVICE constexpr int most_threads(bool is_annealed, int kept_sides) {
+  return kept_sides ? kept_words(kept_sides) * kWarpSize : is_annealed ? 256 : kBipartiteThreads;
 }
 
 // The words of a side that a CTA of a cluster updates.
@@ -36,9 +37,12 @@ struct WordRange {
 // The most that any CTA has.
 GIBBS_HOST_DEVICE int most_words(int words, int cluster_size) { return (words + cluster_size - 1) / cluster_size; }
 
-// Random bytes come in blocks of 128 numbers. One span of blocks serves all units; in a cluster each side of a CTA has its own.
+// Random bytes come in blocks of 128 numbers. One span of blocks serves all positions; in a cluster each side of a CTA has its own.
 constexpr int kSpanNumbers = 128, kSpanWords = kSpanNumbers / 4, kSpanCounters = kSpanNumbers / 16;
 GIBBS_HOST_DEVICE int span_blocks_of(int64_t numbers) { return int((numbers + kSpanNumbers - 1) / kSpanNumbers); }
+GIBBS_HOST_DEVICE int span_blocks_of_all(const BipartiteSide& right) {
+  return span_blocks_of(int64_t{right.first_number} + right.words * kWarpSize);
+}
 
 // A CTA's arrays.
 struct BipartiteLayout {
@@ -53,7 +57,7 @@ struct BipartiteLayout {
         resident(plan.resident * block_fragments(is_annealed ? kMaxSlices : 2)) {
     const int size = plan.shape.cluster_size;
     const auto blocks = [&](const BipartiteSide& side) { return span_blocks_of(most_words(side.words, size) * kWarpSize) + 1; };
-    byte_stride = kSpanWords * (size > 1 ? blocks(left) + blocks(right) : span_blocks_of(int64_t{left.n} + right.n)) + 4;
+    byte_stride = kSpanWords * (size > 1 ? blocks(left) + blocks(right) : span_blocks_of_all(right)) + 4;
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
@@ -74,8 +78,8 @@ struct BipartiteBinaryParams {
   bool is_double;
   BipartitePacked packed;
   BipartiteLayout arrays;
-  int32_t tiles, clusters_per_model, cluster_size, sweeps_ahead;
-  int64_t resident;          // blocks
+  BipartitePlan plan;
+  int32_t clusters_per_model;
   unsigned char* in_device;  // arrays.device_memory() bytes of each CTA
   double* log_weights;
 };
@@ -88,8 +92,8 @@ struct BipartiteBinaryParams {
 // registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
 // Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or for a
 // batch of random bytes. In a cluster, its own words are then copied to the other CTAs, before a barrier of the cluster.
-// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains, whose bits take one wavefront. For
-// itself a unit takes a quarter of a word of random bytes and an interval. Philox is 1/16 of a counter.
+// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains, whose bits take one wavefront. Each unit also
+// takes a random byte and an interval, and a sixteenth of a Philox counter.
 // Computes: field_i = sum_j slices_ij z_j, logit_i within beta (field_i 2^(shift - k) + centre_i + bias_i) +- error_i;
 // z_i = [word_i < threshold(logit_i)].
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
@@ -108,18 +112,18 @@ class BipartiteCta {
  public:
   GIBBS_DEVICE BipartiteCta(const BipartiteBinaryParams& params, SharedMemory& memory)
       : p_(params),
-        rank_(int(blockIdx.x) % params.cluster_size),
-        model_(int64_t{blockIdx.x} / params.cluster_size / params.clusters_per_model),
-        first_(int64_t{blockIdx.x} / params.cluster_size % params.clusters_per_model * chains()),
-        own_{{WordRange(side_of(0).words, rank_, params.cluster_size), 0, 0, 0},
-             {WordRange(side_of(1).words, rank_, params.cluster_size), side_of(0).words, 0, 0}} {
+        rank_(int(blockIdx.x) % params.plan.shape.cluster_size),
+        model_(int64_t{blockIdx.x} / params.plan.shape.cluster_size / params.clusters_per_model),
+        first_(int64_t{blockIdx.x} / params.plan.shape.cluster_size % params.clusters_per_model * chain_slots()),
+        own_{{WordRange(side_of(0).words, rank_, params.plan.shape.cluster_size), 0, 0, 0},
+             {WordRange(side_of(1).words, rank_, params.plan.shape.cluster_size), side_of(0).words, 0, 0}} {
     if (!kKeptSides) own_[0].resident_at = own(1).words.count() * side_of(0).words;
-    if (params.cluster_size > 1) {
+    if (params.plan.shape.cluster_size > 1) {
       own_[0].bytes_at = -kSpanWords * span_begin(0, own(0).words.begin);
       own_[1].bytes_at = kSpanWords * (span_blocks(0) - span_begin(1, own(1).words.begin));
     }
     const int64_t left_over = params.sweep.batch.chains_per_model - first_;
-    num_chains_ = left_over < chains() ? int(left_over) : chains();
+    num_chains_ = left_over < chain_slots() ? int(left_over) : chain_slots();
     slices_ = params.packed.slices + model_ * params.packed.num_blocks * block_fragments(kSlices);
     scale_ = params.packed.scales[model_];
     // Arrays of constant size come first, so that their places are constants.
@@ -152,8 +156,8 @@ class BipartiteCta {
     barrier();  // all arrays are filled
     double log_weight = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      ahead_ = p_.sweeps_ahead ? int(sweep % p_.sweeps_ahead) : 0;
-      if (ahead_ == 0 && p_.sweeps_ahead) {
+      ahead_ = p_.plan.sweeps_ahead ? int(sweep % p_.plan.sweeps_ahead) : 0;
+      if (ahead_ == 0 && p_.plan.sweeps_ahead) {
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
@@ -178,7 +182,7 @@ class BipartiteCta {
   GIBBS_DEVICE static int place_in_group() { return lane() % 4; }  // t
   GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
   GIBBS_DEVICE static int num_warps() { return int(blockDim.x) / kWarpSize; }
-  GIBBS_DEVICE int chains() const { return p_.tiles * kTileChains; }
+  GIBBS_DEVICE int chain_slots() const { return p_.plan.tiles * kTileChains; }
   GIBBS_DEVICE int64_t row(int chain) const { return model_ * p_.sweep.batch.chains_per_model + first_ + chain; }
   GIBBS_DEVICE const BipartiteSide& side_of(int side) const { return p_.packed.sides[side]; }
   // A selection, because an array with an index known only at run time would lie in local memory.
@@ -192,7 +196,7 @@ class BipartiteCta {
   }
 
   GIBBS_DEVICE void barrier() const {
-    if (p_.cluster_size > 1)
+    if (p_.plan.shape.cluster_size > 1)
       sync_cluster();
     else
       __syncthreads();
@@ -201,9 +205,9 @@ class BipartiteCta {
   // ---- before and after ----
 
   GIBBS_DEVICE void load_states(int side) const {
-    const int words = side_of(side).words, at = own(side).states_at * chains();
-    for (int item = int(threadIdx.x); item < words * chains(); item += int(blockDim.x)) {
-      const int word = item / chains(), chain = item % chains();
+    const int words = side_of(side).words, at = own(side).states_at * chain_slots();
+    for (int item = int(threadIdx.x); item < words * chain_slots(); item += int(blockDim.x)) {
+      const int word = item / chain_slots(), chain = item % chain_slots();
       states_[at + item] = chain < num_chains_ ? side_of(side).bits[row(chain) * words + word] : 0;
     }
   }
@@ -211,7 +215,7 @@ class BipartiteCta {
     const OwnSide of = own(side);
     for (int item = int(threadIdx.x); item < of.words.count() * num_chains_; item += int(blockDim.x)) {
       const int word = of.words.begin + item % of.words.count(), chain = item / of.words.count();
-      side_of(side).bits[row(chain) * side_of(side).words + word] = states_[(of.states_at + word) * chains() + chain];
+      side_of(side).bits[row(chain) * side_of(side).words + word] = states_[(of.states_at + word) * chain_slots() + chain];
     }
   }
   GIBBS_DEVICE void load_slices() {
@@ -223,7 +227,7 @@ class BipartiteCta {
   GIBBS_DEVICE void load_resident(int side) const {
     const OwnSide of = own(side);
     const int64_t per_word = side_of(1 - side).words * block_fragments(kSlices), begin = of.resident_at * block_fragments(kSlices),
-                  all = p_.resident * block_fragments(kSlices) - begin,
+                  all = p_.plan.resident * block_fragments(kSlices) - begin,
                   count = all < of.words.count() * per_word ? all : of.words.count() * per_word;
     const LeftFragment* const from = slices_ + side_of(side).blocks_at * block_fragments(kSlices) + of.words.begin * per_word;
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) resident_[begin + i] = global_load(from + i);
@@ -256,22 +260,22 @@ class BipartiteCta {
   // Draws the random bytes of `sweep` and of as many later sweeps as there is room for.
   GIBBS_DEVICE void draw_bytes(int64_t sweep) const {
     const int64_t left_over = p_.sweep.num_sweeps - sweep;
-    const int sweeps = left_over < p_.sweeps_ahead ? int(left_over) : p_.sweeps_ahead;
-    const bool is_cluster = p_.cluster_size > 1;
-    const int first_blocks = is_cluster ? span_blocks(0) : span_blocks_of(int64_t{side_of(0).n} + side_of(1).n),
+    const int sweeps = left_over < p_.plan.sweeps_ahead ? int(left_over) : p_.plan.sweeps_ahead;
+    const bool is_cluster = p_.plan.shape.cluster_size > 1;
+    const int first_blocks = is_cluster ? span_blocks(0) : span_blocks_of_all(side_of(1)),
               counters = kSpanCounters * (first_blocks + (is_cluster ? span_blocks(1) : 0));
     for (int item = int(threadIdx.x); item < sweeps * num_chains_ * counters; item += int(blockDim.x)) {
       const int of_sweep = item / counters, counter = item % counters, chain = of_sweep % num_chains_,
                 ahead = of_sweep / num_chains_;
       const int bytes_at = counter < kSpanCounters * first_blocks ? own(0).bytes_at : own(1).bytes_at;
-      store_random_bytes(stream(chain, sweep + ahead), counter - bytes_at / kSpanWords * kSpanCounters,
-                         bytes_ + ((ahead * chains() + chain) * p_.arrays.byte_stride + bytes_at));
+      store_random_bytes(stream(chain, sweep + ahead), counter - bytes_at / kSpanWords * kSpanCounters, bytes_,
+                         (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
     }
   }
   // The bytes of four neighbouring numbers.
   GIBBS_DEVICE uint32_t random_bytes(int bytes_at, uint32_t number, int chain, int64_t sweep) const {
     if (chain >= num_chains_) return 0;
-    if (p_.sweeps_ahead) return bytes_[(ahead_ * chains() + chain) * p_.arrays.byte_stride + bytes_at + int(number / 4)];
+    if (p_.plan.sweeps_ahead) return bytes_[(ahead_ * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at + int(number / 4)];
     return random_byte_word(stream(chain, sweep), number / 4);
   }
   GIBBS_DEVICE int64_t bias_row(int chain) const {
@@ -293,12 +297,12 @@ class BipartiteCta {
 
   // Adds to the sums of a word of a side, of tiles first .. first + kTiles - 1.
   GIBBS_DEVICE void multiply(int side, int word, int first_tile, int32_t (&sums)[kTiles][kFragments][kSlices][4]) const {
-    const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chains() + first_tile * kTileChains + group(),
+    const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chain_slots() + first_tile * kTileChains + group(),
               shift = 8 * place_in_group();
     const auto add = [&](int block, const LeftFragment(&left)[kSlices][kFragments]) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint32_t bits = states_[from + block * chains() + n * kTileChains] >> shift;
+        const uint32_t bits = states_[from + block * chain_slots() + n * kTileChains] >> shift;
         // Copies of a half byte, 7 bits apart, have its bits at 0, 8, 16 and 24.
         const RightFragment right = {{(bits & 0xf) * 0x204081 & 0x01010101, (bits >> 4 & 0xf) * 0x204081 & 0x01010101}};
 #pragma unroll
@@ -321,7 +325,7 @@ class BipartiteCta {
     if constexpr (kKeptSides != 2) {
       if (is_kept(side)) return;
       const OwnSide of = own(side);
-      const int64_t begin = of.resident_at + int64_t{word - of.words.begin} * blocks, left_over = p_.resident - begin;
+      const int64_t begin = of.resident_at + int64_t{word - of.words.begin} * blocks, left_over = p_.plan.resident - begin;
       const int num_resident = left_over < 0 ? 0 : left_over < blocks ? int(left_over) : blocks;
       LeftFragment left[kSlices][kFragments];
       const auto load = [&](const auto& fragment_at) {
@@ -346,7 +350,7 @@ class BipartiteCta {
 
   GIBBS_DEVICE void half_sweep(int side, int64_t sweep, const ModelBounds& bounds, float last_beta) {
     const OwnSide of = own(side);
-    const int groups = (p_.tiles + kTiles - 1) / kTiles;
+    const int groups = (num_chains_ + kTiles * kTileChains - 1) / (kTiles * kTileChains);
     bool notes = false;
     // A warp has the words that it keeps.
     const int all = of.words.count() * groups, begin = is_kept(side) ? warp() * groups : warp(),
@@ -366,7 +370,7 @@ class BipartiteCta {
       __syncthreads();  // the CTA's words are whole
       parity_ ^= 1;
     }
-    if (p_.cluster_size > 1) {
+    if (p_.plan.shape.cluster_size > 1) {
       publish(side);
       sync_cluster();  // all words are whole, everywhere
     }
@@ -377,7 +381,7 @@ class BipartiteCta {
                            UnitBounds (&bounds_of)[kUnits], int64_t sweep, const ModelBounds& bounds, float last_beta) {
     const BipartiteSide& to = side_of(side);
     const int position = word * kWarpSize + kUnits * group(), chain = first_chain + kChains * place_in_group(),
-              at = (of.states_at + word) * chains() + chain;
+              at = (of.states_at + word) * chain_slots() + chain;
     int32_t fields[kChains][kUnits];
 #pragma unroll
     for (int c = 0; c < kChains; ++c)
@@ -426,7 +430,7 @@ class BipartiteCta {
     const uint32_t others = __shfl_xor_sync(kFullWarp, bits, 4);
     const bool is_odd = group() & 1;
     const uint32_t byte = is_odd ? others >> 4 | (bits & 0xf0) : (bits & 0xf) | (others & 0xf) << 4;
-    state_bytes_[4 * (at + is_odd) + group() / 2] = uint8_t(byte);
+    state_bytes_[int64_t{4} * (at + is_odd) + group() / 2] = uint8_t(byte);
     __syncwarp();  // the bits are there before any of them is set
   }
 
@@ -449,9 +453,16 @@ class BipartiteCta {
       }
     for (; left; left &= left - 1) {  // there is no room for these
       const int which = __ffs(int(left)) - 1, of_unit = position + which % kUnits, of_chain = chain + which / kUnits;
-      const auto field = int32_t(partial_field(side, of_unit, of_chain, ~0u));
-      if (random_word_of(side, of_unit, of_chain, sweep) < threshold(exact_logit(side, field, of_unit, of_chain, bounds.beta)))
-        set_bit(side, of_unit, of_chain);
+      int32_t field = 0;
+#pragma unroll
+      for (int k = 0; k < kChains * kUnits; ++k) field = k == which ? fields[k / kUnits][k % kUnits] : field;
+      const uint32_t word = random_word_of(side, of_unit, of_chain, sweep);
+      auto below = is_below_by_bounds(side, of_unit, of_chain, field, word, bounds);
+      if (below == IsBelow::kOpen) {
+        const int32_t exact = kAnnealed ? field : int32_t(partial_field(side, of_unit, of_chain, ~0u));
+        if (word < threshold(exact_logit(side, exact, of_unit, of_chain, bounds.beta))) below = IsBelow::kYes;
+      }
+      if (below == IsBelow::kYes) set_bit(side, of_unit, of_chain);
     }
   }
   GIBBS_DEVICE void close(int side, int64_t sweep, const ModelBounds& bounds) const {
@@ -466,18 +477,22 @@ class BipartiteCta {
       if (at < count) {
         position = open_positions_[at], chain = open_chains_[at], field = open_fields_[at];
         word = random_word_of(side, position, chain, sweep);
-        const UnitBounds unit = unit_bounds(side, bounds, position, chain);
-        const auto sum = float(field);
-        below = is_below<false>(word, unit.slope * sum + unit.low, unit.slope * sum + unit.high);
+        below = is_below_by_bounds(side, position, chain, field, word, bounds);
       }
       for (uint32_t open = __ballot_sync(kFullWarp, below == IsBelow::kOpen); open; open &= open - 1) {
         const int of = __ffs(int(open)) - 1;
         const int of_unit = __shfl_sync(kFullWarp, position, of), of_chain = __shfl_sync(kFullWarp, chain, of);
-        const auto exact = int32_t(warp_sum(partial_field(side, of_unit, of_chain, 1u << lane())));
+        const int32_t exact = kAnnealed ? field : int32_t(warp_sum(partial_field(side, of_unit, of_chain, 1u << lane())));
         if (lane() == of && word < threshold(exact_logit(side, exact, position, chain, bounds.beta))) below = IsBelow::kYes;
       }
       if (below == IsBelow::kYes) set_bit(side, position, chain);
     }
+  }
+  GIBBS_DEVICE IsBelow is_below_by_bounds(int side, int position, int chain, int32_t field, uint32_t word,
+                                          const ModelBounds& bounds) const {
+    const UnitBounds unit = unit_bounds(side, bounds, position, chain);
+    const auto sum = float(field);
+    return is_below<false>(word, unit.slope * sum + unit.low, unit.slope * sum + unit.high);
   }
   GIBBS_DEVICE uint32_t random_word_of(int side, int position, int chain, int64_t sweep) const {
     const uint32_t number = side_of(side).first_number + uint32_t(position);
@@ -485,7 +500,7 @@ class BipartiteCta {
     return (bytes >> (8 * (number % 4)) & 0xff) << 24 | draw_low_bits(stream(chain, sweep), number);
   }
   GIBBS_DEVICE void set_bit(int side, int position, int chain) const {
-    atomicOr(&states_[(own(side).states_at + position / kWarpSize) * chains() + chain], 1u << (position % kWarpSize));
+    atomicOr(&states_[(own(side).states_at + position / kWarpSize) * chain_slots() + chain], 1u << (position % kWarpSize));
   }
 
   // ---- exact fields ----
@@ -495,10 +510,10 @@ class BipartiteCta {
   GIBBS_DEVICE uint32_t partial_field(int side, int position, int chain, uint32_t mask) const {
     const BipartiteSide &to = side_of(side), &from = side_of(1 - side);
     const void* weight = parameter_row(p_.weight, p_.sweep.batch, p_.is_double, model_, 0);
-    const int unit = position - to.offset, at = own(1 - side).states_at * chains() + chain;
+    const int unit = position - to.offset, at = own(1 - side).states_at * chain_slots() + chain;
     uint32_t sum = 0;
     for (int word = 0; word < from.words; ++word)
-      for (uint32_t bits = states_[at + word * chains()] & mask; bits; bits &= bits - 1) {
+      for (uint32_t bits = states_[at + word * chain_slots()] & mask; bits; bits &= bits - 1) {
         const int other = word * kWarpSize + __ffs(int(bits)) - 1 - from.offset;
         sum += uint32_t(coupling_at(p_.weight, weight, p_.is_double, scale_.k, side == 0 ? unit : other, side == 0 ? other : unit));
       }
@@ -514,8 +529,8 @@ class BipartiteCta {
 
   GIBBS_DEVICE void publish(int side) const {
     const OwnSide of = own(side);
-    const int begin = (of.states_at + of.words.begin) * chains(), count = of.words.count() * chains();
-    for (int item = int(threadIdx.x); item < (p_.cluster_size - 1) * count; item += int(blockDim.x)) {
+    const int begin = (of.states_at + of.words.begin) * chain_slots(), count = of.words.count() * chain_slots();
+    for (int item = int(threadIdx.x); item < (p_.plan.shape.cluster_size - 1) * count; item += int(blockDim.x)) {
       const int other = item / count;
       if constexpr (kShared)
         cluster_array(states_, unsigned(other + (other >= rank_)))[begin + item % count] = states_[begin + item % count];
@@ -545,13 +560,14 @@ class BipartiteCta {
   GIBBS_DEVICE void weigh_left() const {
     const OwnSide of = own(0);
     const BipartiteSide& left = side_of(0);
-    for (int item = warp(); item < of.words.count() * p_.tiles; item += num_warps()) {
-      const int word = of.words.begin + item / p_.tiles, chain = item % p_.tiles * kTileChains + kChains * place_in_group();
+    for (int item = warp(); item < of.words.count() * p_.plan.tiles; item += num_warps()) {
+      const int word = of.words.begin + item / p_.plan.tiles,
+                chain = item % p_.plan.tiles * kTileChains + kChains * place_in_group();
 #pragma unroll
       for (int c = 0; c < kChains; ++c) {
         double term = 0;
         if (chain + c < num_chains_) {
-          const uint32_t bits = states_[(of.states_at + word) * chains() + chain + c] >> (kUnits * group());
+          const uint32_t bits = states_[(of.states_at + word) * chain_slots() + chain + c] >> (kUnits * group());
           const int64_t at = (bias_row(chain + c) * left.words + word) * kWarpSize + kUnits * group();
 #pragma unroll
           for (int i = 0; i < kUnits; ++i)
@@ -563,15 +579,15 @@ class BipartiteCta {
   }
   GIBBS_DEVICE void store_term(int word, int chain, double term) const {
     for (int step = 4; step < kWarpSize; step *= 2) term += __shfl_xor_sync(kFullWarp, term, step);
-    if (group() == 0) terms_[word * chains() + chain] = term;
+    if (group() == 0) terms_[word * chain_slots() + chain] = term;
   }
   // The order is the same for any number of threads.
   GIBBS_DEVICE double weight_of_chain(double last_beta, double beta) const {
     const auto chain = int(threadIdx.x);
     if (chain >= num_chains_) return 0;
     double summed_out = 0, linear = 0;
-    for (int word = 0; word < side_of(0).words; ++word) linear += terms_[word * chains() + chain];
-    for (int word = 0; word < side_of(1).words; ++word) summed_out += terms_[(side_of(0).words + word) * chains() + chain];
+    for (int word = 0; word < side_of(0).words; ++word) linear += terms_[word * chain_slots() + chain];
+    for (int word = 0; word < side_of(1).words; ++word) summed_out += terms_[(side_of(0).words + word) * chain_slots() + chain];
     return summed_out + (beta - last_beta) * linear;
   }
 
@@ -594,7 +610,7 @@ class BipartiteCta {
 };
 
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
-__global__ void __launch_bounds__(most_threads(kKeptSides), 1)
+__global__ void __launch_bounds__(most_threads(kAnnealed, kKeptSides), 1)
     bipartite_kernel(const __grid_constant__ BipartiteBinaryParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);

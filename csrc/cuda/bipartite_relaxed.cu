@@ -26,18 +26,20 @@ int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits
 }  // namespace
 
 BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimits& limits) {
-  const auto bytes = [&](int chains) {
-    return p.is_double ? RelaxedLayout<double>(p, chains).bytes() : RelaxedLayout<float>(p, chains).bytes();
-  };
   BipartiteRelaxedPlan plan = {};
-  plan.is_resident = bytes(1) <= limits.shared_memory_per_cta;
-  plan.chains_per_cta = choose_chains(
-      p.sweep.batch, limits, [&](int chains) { return !plan.is_resident || bytes(chains) <= limits.shared_memory_per_cta; });
+  const auto bytes = [&](int chains) {
+    return p.is_double ? RelaxedLayout<double>(p, chains, plan.is_resident).bytes()
+                       : RelaxedLayout<float>(p, chains, plan.is_resident).bytes();
+  };
+  const auto fits = [&](int chains) { return bytes(chains) <= limits.shared_memory_per_cta; };
+  plan.is_resident = true;
+  plan.is_resident = fits(1);
+  plan.chains_per_cta = choose_chains(p.sweep.batch, limits, fits);
   plan.shape.num_ctas = ctas(p.sweep.batch, plan.chains_per_cta);
   plan.shape.num_threads = kRelaxedThreads;
-  plan.shape.shared_memory = plan.is_resident ? bytes(plan.chains_per_cta) : 0;
+  plan.shape.shared_memory = bytes(plan.chains_per_cta);
   if (p.sweep.num_sweeps) plan.binary = plan_bipartite(p, limits);
-  // Without binary sweeps the couplings' scale is found all the same, for its faults and warnings.
+  // Without binary sweeps the couplings' scale is found all the same, for its faults.
   plan.workspace = p.sweep.num_sweeps ? plan.binary.workspace : plan_coupling_resolution(p, limits).workspace;
   return plan;
 }

@@ -27,27 +27,31 @@ struct BipartiteBackwardKernelParams {
   bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
 };
 
-// Arrays of the forward pass: the weight and the values of both sides.
+// Arrays of the forward pass: what is found once for each chain, and (resident) the weight and the values of both sides.
 template <class T>
 struct RelaxedLayout {
-  int64_t weight, values;
-  GIBBS_HOST_DEVICE RelaxedLayout(const BipartiteParams& p, int chains)
-      : weight(p.n1 * odd(p.n2)), values(chains * (p.n1 + p.n2)) {}
-  GIBBS_HOST_DEVICE int64_t bytes() const { return shared_bytes<T>(weight) + shared_bytes<T>(values); }
+  int64_t chains, weight, values;
+  GIBBS_HOST_DEVICE RelaxedLayout(const BipartiteParams& p, int chains_per_cta, bool is_resident)
+      : chains(chains_per_cta), weight(is_resident ? p.n1 * odd(p.n2) : 0), values(is_resident ? chains * (p.n1 + p.n2) : 0) {}
+  GIBBS_HOST_DEVICE int64_t bytes() const {
+    return 4 * shared_bytes<int64_t>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(values);
+  }
 };
 
-// Arrays of the backward pass: the weight and each chain's gradients of left values, which are in global memory if they do not fit;
+// Arrays of the backward pass: what is found once for each chain, the weight, and each chain's gradients of left values, which are in global memory if they do not fit;
 // and each chain's factors of both sides, [2 num_relaxed_sweeps, n].
 template <class T>
 struct BackwardLayout {
-  int64_t weight, grads, left_factors, right_factors;
-  GIBBS_HOST_DEVICE BackwardLayout(const BipartiteBackwardParams& p, int chains, bool is_resident, bool sums_outer)
-      : weight(is_resident ? p.n1 * odd(p.n2) : 0),
+  int64_t chains, weight, grads, left_factors, right_factors;
+  GIBBS_HOST_DEVICE BackwardLayout(const BipartiteBackwardParams& p, int chains_per_cta, bool is_resident, bool sums_outer)
+      : chains(chains_per_cta),
+        weight(is_resident ? p.n1 * odd(p.n2) : 0),
         grads(is_resident ? chains * p.n1 : 0),
         left_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n1 : 0),
         right_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n2 : 0) {}
   GIBBS_HOST_DEVICE int64_t bytes() const {
-    return shared_bytes<T>(weight) + shared_bytes<T>(grads) + shared_bytes<T>(left_factors) + shared_bytes<T>(right_factors);
+    return 2 * shared_bytes<int64_t>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(grads) + shared_bytes<T>(left_factors) +
+           shared_bytes<T>(right_factors);
   }
 };
 
@@ -162,7 +166,20 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int n1 = int(p.n1), n2 = int(p.n2);
   const int64_t total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const auto linear = [&](int c) { return linear_number(batch, chains.model, chains.first + c); };
+  SharedMemory memory(shared);
+  // These take 64-bit divisions, so they are found once.
+  const Shared<int64_t> rows = memory.take<int64_t>(params.chains_per_cta),
+                        left_biases = memory.take<int64_t>(params.chains_per_cta),
+                        right_biases = memory.take<int64_t>(params.chains_per_cta);
+  const Shared<uint64_t> numbers = memory.take<uint64_t>(params.chains_per_cta);
+  for (int c = threadIdx.x; c < chains.count; c += blockDim.x) {
+    rows[c] = linear_number(batch, chains.model, chains.first + c);
+    left_biases[c] = batch_offset(batch, p.left_bias.batch_strides, chains.model, chains.first + c);
+    right_biases[c] = batch_offset(batch, p.right_bias.batch_strides, chains.model, chains.first + c);
+    numbers[c] = chain_number(s, chains.model, chains.first + c);
+  }
+  __syncthreads();  // they are found
+  const auto linear = [&](int c) { return rows[c]; };
   T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
@@ -172,12 +189,11 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
       const int c = item / n1, i = item % n1;
       const T value = parameter_row<T>(p.start, batch, chains.model, chains.first + c)[i * p.start.stride];
       if (p.start_is_bits && value != 0 && value != 1) report_fault(s, Outcome::kLeftNotBits, float(value));
-      if (!(fabs(value) <= FloatTraits<T>::power(FloatTraits<T>::kBias))) report_fault(s, Outcome::kNonFiniteLeft);
+      if (value - value != 0) report_fault(s, Outcome::kNonFiniteLeft);
       state[linear(c) * n1 + i] = value;
     }
   __syncthreads();  // the state is there
 
-  SharedMemory memory(shared);
   const Shared<T> weight_array = kResident ? memory.template take<T>(n1 * odd(n2)) : Shared<T>();
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
   // The values, (chain, unit), of each side are in shared memory and in the outputs, or only in the outputs if shared memory has no
@@ -195,24 +211,23 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     left_value(item / n1, item % n1) = state[linear(item / n1) * n1 + item % n1];
   __syncthreads();  // weight and values are there
 
-  const auto bias_of = [&](const ParameterView& view, int64_t c, int64_t unit, Outcome fault) {
-    const T bias = parameter_row<T>(view, batch, chains.model, chains.first + c)[unit * view.stride];
-    if (!(fabsf(float(bias)) <= 3.402823466e38f)) report_fault(s, fault);
+  const auto bias_of = [&](const ParameterView& view, int64_t row, int64_t unit, Outcome fault) {
+    const T bias = static_cast<const T*>(view.data)[row + unit * view.stride];
+    if (bias - bias != 0) report_fault(s, fault);
     return bias;
   };
   for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
     const T beta = T(beta_at(s, s.num_sweeps + sweep));
     const auto update = [&](int c, int number, T field) {
       fields[(sweep * total + linear(c)) * (n1 + n2) + (number < n1 ? n2 + number : number - n1)] = field;
-      return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
-                      T(s.sharpness), s.slope_gradient);
+      return relax<T>(s.relaxation, field, relaxed_word(s, numbers[c], sweep, number), beta, T(s.sharpness), s.slope_gradient);
     };
     to_right<T>(weight, n1, n2, chains.count, left_value, [&](int c, int j, T sum) {
-      right_value(c, j) = update(c, n1 + j, bias_of(p.right_bias, c, j, Outcome::kNonFiniteRightBias) + sum).value;
+      right_value(c, j) = update(c, n1 + j, bias_of(p.right_bias, right_biases[c], j, Outcome::kNonFiniteRightBias) + sum).value;
     });
     __syncthreads();  // right's values are there
     to_left<T, kResident>(weight, n1, n2, chains.count, right_value, [&](int c, int i, T sum) {
-      const RelaxedUnit<T> unit = update(c, i, bias_of(p.left_bias, c, i, Outcome::kNonFiniteLeftBias) + sum);
+      const RelaxedUnit<T> unit = update(c, i, bias_of(p.left_bias, left_biases[c], i, Outcome::kNonFiniteLeftBias) + sum);
       left_value(c, i) = unit.value;
       mean_out[linear(c) * n1 + i] = unit.mean;
     });
@@ -245,9 +260,16 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int n1 = int(p.n1), n2 = int(p.n2);
   const int64_t sweeps = s.num_relaxed_sweeps, total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const auto linear = [&](int c) { return linear_number(batch, chains.model, chains.first + c); };
   const BackwardLayout<T> layout(p, params.chains_per_cta, kResident, params.sums_outer);
   SharedMemory memory(shared);
+  const Shared<int64_t> rows = memory.take<int64_t>(params.chains_per_cta);
+  const Shared<uint64_t> numbers = memory.take<uint64_t>(params.chains_per_cta);
+  for (int c = threadIdx.x; c < chains.count; c += blockDim.x) {
+    rows[c] = linear_number(batch, chains.model, chains.first + c);
+    numbers[c] = chain_number(s, chains.model, chains.first + c);
+  }
+  __syncthreads();  // they are found
+  const auto linear = [&](int64_t c) { return rows[c]; };
   const auto weight = load_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
   const Shared<T> grads = memory.template take<T>(layout.grads);
   // The factors of chain c, [2 sweeps, n], lie in shared memory or in the workspace, where chains are in the order of their models.
@@ -284,8 +306,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     const auto relaxed = [&](int c, int number) {
       const T* of_chain = static_cast<const T*>(p.fields) + (sweep * total + linear(c)) * (n1 + n2);
       const T field = of_chain[number < n1 ? n2 + number : number - n1];
-      return relax<T>(s.relaxation, field, relaxed_word(s, chain_number(s, chains.model, chains.first + c), sweep, number), beta,
-                      T(s.sharpness), s.slope_gradient);
+      return relax<T>(s.relaxation, field, relaxed_word(s, numbers[c], sweep, number), beta, T(s.sharpness), s.slope_gradient);
     };
     for_each(n1, [&](int c, int i) {
       const RelaxedUnit<T> unit = relaxed(c, i);

@@ -8,8 +8,6 @@ namespace gibbs {
 
 namespace {
 
-int64_t scale_numbers(const BipartiteParams& p) { return scale_scratch(std::min(p.n1, p.n2)); }
-
 bool has_shared_biases(const BipartiteParams& p) {
   const BatchView& batch = p.sweep.batch;
   return is_shared_row(p.left_bias, batch) && is_shared_row(p.right_bias, batch) &&

@@ -24,14 +24,18 @@ struct BipartiteSliceParams {
   BipartitePacked packed;
 };
 
+GIBBS_HOST_DEVICE bool has_columns_in_one_piece(const BipartiteParams& p) { return p.weight.stride > p.weight.row_stride; }
+GIBBS_HOST_DEVICE int64_t scale_numbers(const BipartiteParams& p) {
+  return scale_scratch(has_columns_in_one_piece(p) ? p.n1 : p.n2);
+}
+
 #if defined(GIBBS_DEVICE)
 
-// A CTA owns a model, whose weight it reads once or twice. Takes the weight or its transpose, whichever has fewer columns, because it keeps the
-// columns' sums.
+// A CTA owns a model, whose weight it reads once or twice, along rows or columns, whichever are in one piece.
 template <class T, class Scratch>
 GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Scratch& scratch) {
   const BipartiteParams& p = params.call;
-  const bool swaps = p.n2 > p.n1;
+  const bool swaps = has_columns_in_one_piece(p);
   const int64_t rows = swaps ? p.n2 : p.n1, columns = swaps ? p.n1 : p.n2;
   const int64_t row_stride = swaps ? p.weight.stride : p.weight.row_stride, stride = swaps ? p.weight.row_stride : p.weight.stride;
   const T* weight = parameter_row<T>(p.weight, p.sweep.batch, blockIdx.x, 0);
@@ -46,7 +50,7 @@ template <class T>
 __global__ void __launch_bounds__(kScaleThreads, 1) bipartite_scale_kernel(const __grid_constant__ BipartiteScaleParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
   SharedMemory memory(shared);
-  const int64_t numbers = scale_scratch(params.call.n1 < params.call.n2 ? params.call.n1 : params.call.n2);
+  const int64_t numbers = scale_numbers(params.call);
   if (params.scratch)
     find_scale<T>(params, params.scratch + blockIdx.x * numbers);
   else

@@ -104,14 +104,14 @@ class LaunchConfig {
 };
 #endif
 
-// The number of CTAs that run on a multiprocessor at a time, at least one. kRegisters: about the number that each thread of the kernels planned
-// by this function takes (make cuda-report), because plans are made without asking the driver.
-inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape) {
+// The number of CTAs that run on a multiprocessor at a time, at least one. registers: about the number that each thread of the planned kernel
+// takes (make cuda-report), because plans are made without asking the driver.
+inline int64_t ctas_per_sm(const DeviceLimits& limits, const LaunchShape& shape, int64_t registers = 128) {
   constexpr int64_t kReservedShared = 1024;  // CUDA takes it from each CTA
-  constexpr int64_t kRegistersPerSm = 65536, kRegisters = 128;
+  constexpr int64_t kRegistersPerSm = 65536;
   return std::max<int64_t>(1, std::min<int64_t>({limits.shared_memory_per_sm / (shape.shared_memory + kReservedShared),
                                                  limits.max_threads_per_sm / shape.num_threads, limits.max_ctas_per_sm,
-                                                 kRegistersPerSm / (kRegisters * shape.num_threads)}));
+                                                 kRegistersPerSm / (registers * shape.num_threads)}));
 }
 
 // Launches kernel(params) on the stream; does nothing for 0 CTAs. Throws CUDA's errors. The kernel has been loaded, and may have as much

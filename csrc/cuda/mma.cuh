@@ -19,21 +19,21 @@ struct RightFragment {
 
 #if defined(GIBBS_DEVICE)
 
-// sum += left right, modulo 2^32. All lanes of a warp must call this.
+// sum += left right, modulo 2^32. All lanes of a warp must call this; volatile, so that no compiler moves it to where they do not.
 GIBBS_DEVICE void multiply_add(int32_t (&sum)[4], const LeftFragment& left, const RightFragment& right) {
 #if defined(GIBBS_EMULATE)
   cuda_emulator::multiply_add(sum, left.of, right.of);
 #elif __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
-      : "r"(left.of[0]), "r"(left.of[1]), "r"(left.of[2]), "r"(left.of[3]), "r"(right.of[0]), "r"(right.of[1]));
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+               : "r"(left.of[0]), "r"(left.of[1]), "r"(left.of[2]), "r"(left.of[3]), "r"(right.of[0]), "r"(right.of[1]));
 #else
   // Older tensor cores take 8 x 16 and 16 x 8 bytes, whose layout is that of one register of the larger operands.
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(sum[2 * (r % 2)]), "+r"(sum[2 * (r % 2) + 1])
-        : "r"(left.of[r]), "r"(right.of[r / 2]));
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+r"(sum[2 * (r % 2)]), "+r"(sum[2 * (r % 2) + 1])
+                 : "r"(left.of[r]), "r"(right.of[r / 2]));
 #endif
 }
 

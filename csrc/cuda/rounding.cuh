@@ -70,8 +70,8 @@ GIBBS_DEVICE int32_t coupling_at(const ParameterView& weight, const void* of_mod
 // A model's k, and e of max |coupling| < 2^e.
 struct CouplingScale {
   int k, exponent;
-  // How many of its lowest bits a rounded coupling loses in two slices of 8 bits, which hold up to 127 * 257. It is at most 2^(k + exponent)
-  // <= 2^31, unless a fault has been reported.
+  // How many of its lowest bits a rounded coupling loses in two slices of 8 bits, which hold up to 127 * 257. A rounded coupling is at most
+  // 2^(k + exponent) <= 2^31, unless a fault has been reported.
   GIBBS_DEVICE int shift() const {
     const int largest = k + exponent;
     return largest <= 14 ? 0 : largest < 31 ? largest - 14 : 17;

@@ -16,11 +16,11 @@ GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return round_up(n, 1
 
 #if defined(GIBBS_DEVICE)
 
-// Writes the bytes of one counter, `group` of random_byte_counters(n).
+// Writes the bytes of one counter, `group` of random_byte_counters(n), into the words of a chain, which begin at `begin`.
 template <class Words>
-GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const Words& words) {
+GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const Words& words, int64_t begin = 0) {
   const PhiloxOutput r = philox4x32(uint32_t(group), s.c1, s.c2, s.c3, s.k0, s.k1);
-  const int64_t at = (group >> 3) * 32 + (group & 7);
+  const int64_t at = begin + (group >> 3) * 32 + (group & 7);
 #pragma unroll
   for (int w = 0; w < 4; ++w) words[at + 8 * w] = r.word[w];
 }

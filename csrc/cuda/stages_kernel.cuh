@@ -9,7 +9,7 @@ namespace gibbs {
 
 constexpr int kStageThreads = 256;
 constexpr int kStageWarps = kStageThreads / kWarpSize;
-constexpr int kPartWords = 32;  // a warp takes so many words of a row, or of biases 32 times as many numbers
+constexpr int kPartWords = 32;  // a warp takes this many words of a row, or of biases 32 times as many numbers
 
 GIBBS_HOST_DEVICE int64_t parts_of_row(int64_t n) { return (state_words(n) + kPartWords - 1) / kPartWords; }
 GIBBS_HOST_DEVICE int64_t rows_of(const BiasesToPack& biases, const BatchView& b) {

@@ -216,10 +216,6 @@ GIBBS_DEVICE float finite_bias(const SweepView& s, float bias, Outcome outcome) 
   report_fault(s, outcome, bias);
   return 0;
 }
-template <class T>
-GIBBS_DEVICE float load_bias(const SweepView& s, const T* row, int64_t at, Outcome outcome) {
-  return finite_bias(s, float(row[at]), outcome);
-}
 
 #endif
 

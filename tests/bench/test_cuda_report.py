@@ -57,6 +57,17 @@ def test_a_plan_that_depends_on_the_number_of_sweeps_is_not_continued() -> None:
         cuda_report.count(problem, "H100")
 
 
+def test_pegasus() -> None:
+    graphs = pytest.importorskip("dwave.graphs", reason="dwave-graphs is not installed")
+    for size in (2, 3, 6):
+        graph, expected = cuda_report.pegasus(size), graphs.pegasus_graph(size)
+        numbers = {node: at for at, node in enumerate(sorted(expected))}
+        edges = {tuple(sorted((numbers[a], numbers[b]))) for a, b in expected.edges}
+        assert {tuple(sorted(edge)) for edge in graph.edges.tolist()} == edges
+        assert graph.num_nodes == len(expected)
+    assert cuda_report.pegasus(14).num_nodes == 4264
+
+
 def test_a_sweep_of_pytorch_is_eight_launches() -> None:
     problem = cuda_report.bipartite(3, 1, 20, 10, 50)
     peer = cuda_report.count_peer(problem)

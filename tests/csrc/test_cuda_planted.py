@@ -42,7 +42,7 @@ FAULTS = [
         "uint64_t(p_.sweep.sweep_offset + sweep)",
         "uint64_t(p_.sweep.sweep_offset)",
     ),
-    Fault("the next CTA's chains are the same", "bipartite", "% params.clusters_per_model * chains()", "* 0"),
+    Fault("the next CTA's chains are the same", "bipartite", "% params.clusters_per_model * chain_slots()", "* 0"),
     Fault(
         "units in the wrong order", "bipartite", "sums[i / 2][s][2 * (i % 2) + c]", "sums[i % 2][s][2 * (i / 2) + c]"
     ),

@@ -54,7 +54,7 @@ struct Problem : RandomBatch {
 };
 
 static int64_t random_side() {
-  constexpr int64_t kSides[] = {1, 2, 3, 31, 32, 33, 64, 65, 100, 129};
+  constexpr int64_t kSides[] = {1, 2, 3, 4, 8, 12, 31, 32, 33, 64, 65, 100, 120, 124, 129, 252};
   return one_in(2) ? kSides[below(std::size(kSides))] : 1 + below(one_in(10) ? 400 : 70);
 }
 
@@ -247,7 +247,7 @@ static void change_plan(const BipartiteParams& p, BipartitePlan& plan) {
   plan.sweeps_ahead = int(below(plan.sweeps_ahead + 1));
   plan.resident = below(plan.resident + 1);
   if (plan.route != BipartiteRoute::kRegisters)
-    plan.shape.num_threads = int(kWarpSize * (1 + below(kBipartiteThreads / kWarpSize)));
+    plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, 0) / kWarpSize)));
   Workspace nowhere(nullptr);
   const BipartitePacked packed(p, plan.scale_in_shared, nowhere);
   plan.shape.shared_memory = BipartiteLayout(packed.sides[0], packed.sides[1], plan, p.log_weights).shared_memory();

@@ -66,9 +66,13 @@ GIBBS_HOST_DEVICE RandomStream random_stream(uint64_t seed, uint64_t chain, uint
 
 constexpr uint32_t kLowPlane = 1u << 30;
 
+// The high bytes of units 4 at .. 4 at + 3, lowest first.
+GIBBS_HOST_DEVICE uint32_t random_high_bytes(const RandomStream& s, uint32_t at) {
+  const PhiloxOutput r = philox4x32((at >> 5) * 8 + (at & 7), s.c1, s.c2, s.c3, s.k0, s.k1);
+  return output_word(r, at >> 3 & 3);
+}
 GIBBS_HOST_DEVICE uint32_t random_high_byte(const RandomStream& s, uint32_t unit) {
-  const PhiloxOutput r = philox4x32((unit >> 7) * 8 + (unit >> 2 & 7), s.c1, s.c2, s.c3, s.k0, s.k1);
-  return output_word(r, unit >> 5 & 3) >> (8 * (unit & 3)) & 0xff;
+  return random_high_bytes(s, unit >> 2) >> (8 * (unit & 3)) & 0xff;
 }
 
 GIBBS_HOST_DEVICE uint32_t random_low_bits(const RandomStream& s, uint32_t unit) {

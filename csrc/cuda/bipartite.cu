@@ -75,8 +75,8 @@ class Planner {
   int64_t clusters_per_model(int tiles) const {
     return (p_.sweep.batch.chains_per_model + tiles * kTileChains - 1) / (tiles * kTileChains);
   }
-  int64_t block_bytes() const { return packed_.num_slices * kBlockBytes; }
-  BipartiteLayout layout(const BipartitePlan& plan) const { return {left(), right(), plan, p_.log_weights != nullptr}; }
+  int64_t block_bytes() const { return block_fragments(packed_.num_slices) * int64_t(sizeof(LeftFragment)); }
+  BipartiteLayout layout(const BipartitePlan& plan) const { return {packed_, plan}; }
   // Finds the plan's shared memory, and returns whether a CTA can have so much.
   bool make_fit(BipartitePlan& plan) const {
     plan.shape.shared_memory = layout(plan).shared_memory();
@@ -173,7 +173,7 @@ void launch_bipartite(const BipartiteParams& p, const BipartitePlan& plan, Strea
   Workspace workspace(p.workspace);
   const BipartitePacked packed(p, plan.scale_in_shared, workspace);
   launch_bipartite_pack(p, packed, stream);
-  const BipartiteLayout arrays(packed.sides[0], packed.sides[1], plan, p.log_weights != nullptr);
+  const BipartiteLayout arrays(packed, plan);
   const auto clusters = int32_t(plan.shape.num_ctas / plan.shape.cluster_size / p.sweep.batch.num_models);
   launch(kernel_of(p, plan), plan.shape, stream,
          BipartiteBinaryParams{p.sweep, p.weight, p.is_double, packed, arrays, plan, clusters,

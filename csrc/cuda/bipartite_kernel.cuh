@@ -16,9 +16,7 @@ namespace gibbs {
 constexpr int kBipartiteThreads = 384;  // at most
 constexpr int kTileChains = 8;          // chains of a product
 constexpr int kMaxBipartiteTiles = 4;   // of a CTA
-constexpr int kMaxOpenUnits = 512;      // noted units of a half sweep; further ones are decided at once
 constexpr int kMaxSweepsAhead = 8;      // at most this many sweeps' random bytes are drawn at once
-constexpr int64_t kBlockBytes = 1024;   // of a block's slice
 
 // Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of a side with at most this many words, with a warp for each.
 GIBBS_HOST_DEVICE constexpr int kept_words(int kept_sides) { return kept_sides == 2 ? 4 : 8; }
@@ -49,20 +47,19 @@ struct BipartiteLayout {
   bool is_shared;  // states and terms are in shared memory, else in device memory
   int64_t states, terms, resident, bytes;
   int32_t byte_stride;  // of a chain, in words; rows of 2 t chains are in different banks
-  GIBBS_HOST_DEVICE BipartiteLayout(const BipartiteSide& left, const BipartiteSide& right, const BipartitePlan& plan,
-                                    bool is_annealed)
+  GIBBS_HOST_DEVICE BipartiteLayout(const BipartitePacked& packed, const BipartitePlan& plan)
       : is_shared(plan.route != BipartiteRoute::kAllGlobal),
-        states(int64_t{left.words + right.words} * plan.tiles * kTileChains),
-        terms(is_annealed ? states : 0),
-        resident(plan.resident * block_fragments(is_annealed ? kMaxSlices : 2)) {
+        states(int64_t{packed.sides[0].words + packed.sides[1].words} * plan.tiles * kTileChains),
+        terms(packed.num_slices == kMaxSlices ? states : 0),
+        resident(plan.resident * block_fragments(packed.num_slices)) {
+    const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
     const int size = plan.shape.cluster_size;
     const auto blocks = [&](const BipartiteSide& side) { return span_blocks_of(most_words(side.words, size) * kWarpSize) + 1; };
     byte_stride = kSpanWords * (size > 1 ? blocks(left) + blocks(right) : span_blocks_of_all(right)) + 4;
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
-    return shared_bytes<uint32_t>(kBytes) + shared_bytes<uint64_t>(kMaxBipartiteTiles * kTileChains) +
-           2 * shared_bytes<int32_t>(kMaxOpenUnits) + shared_bytes<uint8_t>(kMaxOpenUnits) + shared_bytes<uint32_t>(2) +
+    return shared_bytes<uint32_t>(kBytes) + shared_bytes<uint64_t>(kMaxBipartiteTiles * kTileChains) + open_units_bytes() +
            shared_bytes<LeftFragment>(resident) + shared_bytes<uint32_t>(bytes) +
            (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<double>(terms) : 0);
   }
@@ -129,10 +126,7 @@ class BipartiteCta {
     // Arrays of constant size come first, so that their places are constants.
     open_logits_ = memory.take<uint32_t>(kBytes);
     numbers_ = memory.take<uint64_t>(kMaxBipartiteTiles * kTileChains);
-    open_positions_ = memory.take<int32_t>(kMaxOpenUnits);
-    open_fields_ = memory.take<int32_t>(kMaxOpenUnits);
-    open_chains_ = memory.take<uint8_t>(kMaxOpenUnits);
-    num_open_ = memory.take<uint32_t>(2);
+    open_units_ = OpenUnits(memory);
     if constexpr (kShared) {
       states_ = memory.take<uint32_t>(params.arrays.states);
       terms_ = memory.take<double>(params.arrays.terms);
@@ -149,7 +143,7 @@ class BipartiteCta {
     const SweepView& s = p_.sweep;
     tabulate_open_logits<false>(open_logits_);
     for (int c = int(threadIdx.x); c < num_chains_; c += int(blockDim.x)) numbers_[c] = p_.packed.numbers[row(c)];
-    if (threadIdx.x < 2) num_open_[threadIdx.x] = 0;
+    open_units_.clear();
     load_states(0);
     load_states(1);
     load_slices();
@@ -276,7 +270,7 @@ class BipartiteCta {
   GIBBS_DEVICE uint32_t random_bytes(int bytes_at, uint32_t number, int chain, int64_t sweep) const {
     if (chain >= num_chains_) return 0;
     if (p_.plan.sweeps_ahead) return bytes_[(ahead_ * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at + int(number / 4)];
-    return random_byte_word(stream(chain, sweep), number / 4);
+    return draw_high_bytes(stream(chain, sweep), number / 4);
   }
   GIBBS_DEVICE int64_t bias_row(int chain) const {
     return p_.packed.bias_per_chain ? row(chain < num_chains_ ? chain : 0) : model_;
@@ -368,7 +362,7 @@ class BipartiteCta {
     if (__syncthreads_or(notes)) {  // the side is whole, but for its open units
       close(side, sweep, bounds);
       __syncthreads();  // the CTA's words are whole
-      parity_ ^= 1;
+      open_units_.next();
     }
     if (p_.plan.shape.cluster_size > 1) {
       publish(side);
@@ -439,17 +433,13 @@ class BipartiteCta {
   // Notes open ones of a lane's units, whose bits are 0 until they are decided.
   GIBBS_DEVICE void note(int side, int position, int chain, uint32_t open, const int32_t (&fields)[kChains][kUnits], int64_t sweep,
                          const ModelBounds& bounds) const {
-    uint32_t at = atomicAdd(&num_open_[parity_], uint32_t(__popc(open))), left = 0;
+    uint32_t at = open_units_.reserve(__popc(open)), left = 0;
 #pragma unroll
     for (int c = 0; c < kChains; ++c)
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
         if (!(open >> (kUnits * c + i) & 1)) continue;
-        if (at < kMaxOpenUnits)
-          open_positions_[at] = position + i, open_fields_[at] = fields[c][i], open_chains_[at] = uint8_t(chain + c);
-        else
-          left |= 1u << (kUnits * c + i);
-        ++at;
+        if (!open_units_.note(at++, {position + i, chain + c, fields[c][i]})) left |= 1u << (kUnits * c + i);
       }
     for (; left; left &= left - 1) {  // there is no room for these
       const int which = __ffs(int(left)) - 1, of_unit = position + which % kUnits, of_chain = chain + which / kUnits;
@@ -466,26 +456,24 @@ class BipartiteCta {
     }
   }
   GIBBS_DEVICE void close(int side, int64_t sweep, const ModelBounds& bounds) const {
-    const uint32_t noted = num_open_[parity_], count = noted < kMaxOpenUnits ? noted : kMaxOpenUnits;
-    if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;
+    const uint32_t count = open_units_.take_up();
     for (uint32_t first = uint32_t(warp()) * kWarpSize; first < count; first += blockDim.x) {
       const uint32_t at = first + uint32_t(lane());
-      int position = 0, chain = 0;
-      int32_t field = 0;
+      OpenUnits::Unit unit = {};
       uint32_t word = 0;
       auto below = IsBelow::kNo;
       if (at < count) {
-        position = open_positions_[at], chain = open_chains_[at], field = open_fields_[at];
-        word = random_word_of(side, position, chain, sweep);
-        below = is_below_by_bounds(side, position, chain, field, word, bounds);
+        unit = open_units_[at];
+        word = random_word_of(side, unit.position, unit.chain, sweep);
+        below = is_below_by_bounds(side, unit.position, unit.chain, unit.field, word, bounds);
       }
       for (uint32_t open = __ballot_sync(kFullWarp, below == IsBelow::kOpen); open; open &= open - 1) {
         const int of = __ffs(int(open)) - 1;
-        const int of_unit = __shfl_sync(kFullWarp, position, of), of_chain = __shfl_sync(kFullWarp, chain, of);
-        const int32_t exact = kAnnealed ? field : int32_t(warp_sum(partial_field(side, of_unit, of_chain, 1u << lane())));
+        const int position = __shfl_sync(kFullWarp, unit.position, of), chain = __shfl_sync(kFullWarp, unit.chain, of);
+        const int32_t exact = kAnnealed ? unit.field : int32_t(warp_sum(partial_field(side, position, chain, 1u << lane())));
         if (lane() == of && word < threshold(exact_logit(side, exact, position, chain, bounds.beta))) below = IsBelow::kYes;
       }
-      if (below == IsBelow::kYes) set_bit(side, position, chain);
+      if (below == IsBelow::kYes) set_bit(side, unit.position, unit.chain);
     }
   }
   GIBBS_DEVICE IsBelow is_below_by_bounds(int side, int position, int chain, int32_t field, uint32_t word,
@@ -595,16 +583,15 @@ class BipartiteCta {
   const int rank_;
   const int64_t model_, first_;  // chain of the model
   OwnSide own_[2];
-  int num_chains_, parity_ = 0, ahead_ = 0;
+  int num_chains_, ahead_ = 0;
   ModelScale scale_;
   const LeftFragment* slices_;
-  Shared<uint32_t> open_logits_, num_open_, bytes_;
+  OpenUnits open_units_;
+  Shared<uint32_t> open_logits_, bytes_;
   Array<uint32_t> states_;
   Array<uint8_t> state_bytes_;
   Array<double> terms_;
-  Shared<uint8_t> open_chains_;
   Shared<uint64_t> numbers_;
-  Shared<int32_t> open_positions_, open_fields_;
   Shared<LeftFragment> resident_;
   Kept kept_[kKeptSides == 0 ? 1 : kKeptSides];  // right's is the last
 };

@@ -11,6 +11,11 @@ namespace gibbs {
 
 constexpr int kBytes = 256;
 
+constexpr int kMaxOpenUnits = 512;  // that are noted; further ones are decided at once
+GIBBS_HOST_DEVICE int64_t open_units_bytes() {
+  return 2 * shared_bytes<int32_t>(kMaxOpenUnits) + shared_bytes<uint8_t>(kMaxOpenUnits) + shared_bytes<uint32_t>(2);
+}
+
 // What rounding to slices has taken from a unit's field: between centre - error and centre + error.
 struct alignas(8) FieldError {
   float centre, error;
@@ -109,6 +114,51 @@ GIBBS_DEVICE IsBelow is_below(uint32_t word, float low, float high) {
   if (word + kSlack < value(low)) return IsBelow::kYes;
   return word >= value(high) + kSlack ? IsBelow::kNo : IsBelow::kOpen;
 }
+
+// Notes in shared memory of the units of a colour (or side) that bounds leave open, which all threads decide when the colour is done.
+class OpenUnits {
+ public:
+  struct Unit {
+    int position, chain;
+    int32_t field;
+  };
+
+  OpenUnits() = default;
+  GIBBS_DEVICE explicit OpenUnits(SharedMemory& memory)
+      : positions_(memory.take<int32_t>(kMaxOpenUnits)),
+        fields_(memory.take<int32_t>(kMaxOpenUnits)),
+        chains_(memory.take<uint8_t>(kMaxOpenUnits)),
+        counts_(memory.take<uint32_t>(2)) {}
+  // A barrier must follow.
+  GIBBS_DEVICE void clear() const {
+    if (threadIdx.x < 2) counts_[threadIdx.x] = 0;
+  }
+
+  // Takes room for some units, from the returned place on.
+  GIBBS_DEVICE uint32_t reserve(int count) const { return atomicAdd(&counts_[turn_], uint32_t(count)); }
+  // Notes a unit at a place; returns whether there is room.
+  GIBBS_DEVICE bool note(uint32_t at, const Unit& unit) const {
+    if (at >= kMaxOpenUnits) return false;
+    positions_[at] = unit.position, fields_[at] = unit.field, chains_[at] = uint8_t(unit.chain);
+    return true;
+  }
+
+  // Begins to take the notes up, after a barrier; returns how many there are. The next colour's are counted by another counter, which is cleared.
+  GIBBS_DEVICE uint32_t take_up() const {
+    if (threadIdx.x == 0) counts_[turn_ ^ 1] = 0;
+    const uint32_t count = counts_[turn_];
+    return count < kMaxOpenUnits ? count : kMaxOpenUnits;
+  }
+  GIBBS_DEVICE Unit operator[](uint32_t at) const { return {positions_[at], chains_[at], fields_[at]}; }
+  // Goes on to the next colour, after another barrier.
+  GIBBS_DEVICE void next() { turn_ ^= 1; }
+
+ private:
+  Shared<int32_t> positions_, fields_;
+  Shared<uint8_t> chains_;
+  Shared<uint32_t> counts_;
+  int turn_ = 0;
+};
 
 #endif
 

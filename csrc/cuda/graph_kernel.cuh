@@ -20,7 +20,6 @@ constexpr int kGraphPackThreads = 512;  // of the kernel that rounds couplings
 constexpr int kOctet = 8;               // chains of a byte
 constexpr int kQuad = 4;                // half-edges of a product
 constexpr int kMaxGraphTile = 32;       // chains of a CTA
-constexpr int kMaxOpen = 512;           // noted units of a colour; further ones are decided at once
 
 // The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
@@ -77,8 +76,7 @@ struct GraphBinaryLayout {
         terms(p.log_weights ? plan.shape.num_threads : 0) {}
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
     return shared_bytes<uint32_t>(kBytes) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
-           shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + 2 * shared_bytes<int32_t>(kMaxOpen) +
-           shared_bytes<uint8_t>(kMaxOpen) + shared_bytes<uint32_t>(2) + shared_bytes<double>(terms);
+           shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + open_units_bytes() + shared_bytes<double>(terms);
   }
 };
 
@@ -191,10 +189,7 @@ class GraphCta {
     // Arrays of constant size come first, so that their places are constants.
     open_logits_ = memory.take<uint32_t>(kBytes);
     numbers_ = memory.take<uint64_t>(kMaxGraphTile);
-    open_positions_ = memory.take<int32_t>(kMaxOpen);
-    open_fields_ = memory.take<int32_t>(kMaxOpen);
-    open_chains_ = memory.take<uint8_t>(kMaxOpen);
-    num_open_ = memory.take<uint32_t>(2);
+    open_units_ = OpenUnits(memory);
     if constexpr (kShared) {
       states_ = memory.take<uint32_t>(params.arrays.states);
       random_words_ = memory.take<uint32_t>(params.arrays.bytes);
@@ -215,7 +210,7 @@ class GraphCta {
     load(state_bytes_, p_.packed.bits);
     if (p_.packed.clamps) load(clamp_bytes_, p_.packed.clamps);
     if (int(threadIdx.x) < num_chains_) numbers_[threadIdx.x] = p_.packed.numbers[row(int(threadIdx.x))];
-    if (threadIdx.x < 2) num_open_[threadIdx.x] = 0;
+    open_units_.clear();
     __syncthreads();  // all arrays are filled
     const ModelScale scale = p_.packed.scales[model_];
     scale_ = scale.scale;
@@ -230,7 +225,7 @@ class GraphCta {
         if (!__syncthreads_or(notes)) continue;  // the colour is whole, but for its open units
         close(sweep, bounds);
         __syncthreads();  // the colour is whole
-        parity_ ^= 1;
+        open_units_.next();
       }
     }
     store();
@@ -372,15 +367,11 @@ class GraphCta {
   template <int kChains>
   GIBBS_DEVICE void note(int position, int first, uint32_t open, const int32_t (&fields)[kChains], int64_t sweep,
                          const ModelBounds& bounds) const {
-    uint32_t at = atomicAdd(&num_open_[parity_], uint32_t(__popc(open))), left = 0;
+    uint32_t at = open_units_.reserve(__popc(open)), left = 0;
 #pragma unroll
     for (int c = 0; c < kChains; ++c) {
       if (!(open >> c & 1)) continue;
-      if (at < kMaxOpen)
-        open_positions_[at] = position, open_fields_[at] = fields[c], open_chains_[at] = uint8_t(first + c);
-      else
-        left |= 1u << c;
-      ++at;
+      if (!open_units_.note(at++, {position, first + c, fields[c]})) left |= 1u << c;
     }
     for (; left; left &= left - 1) {  // there is no room for these
       const int chain = first + __ffs(int(left)) - 1;
@@ -389,14 +380,13 @@ class GraphCta {
     }
   }
   GIBBS_DEVICE void close(int64_t sweep, const ModelBounds& bounds) const {
-    const uint32_t noted = num_open_[parity_], count = noted < kMaxOpen ? noted : kMaxOpen;
-    if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;
+    const uint32_t count = open_units_.take_up();
     for (uint32_t at = threadIdx.x; at < count; at += blockDim.x) {
-      const int position = open_positions_[at], chain = open_chains_[at];
+      const auto [position, chain, field] = open_units_[at];
       const bool is_one = bit(g().order[position], chain), negates = kMetropolis && is_one;
       const uint32_t of_unit = word(position, chain, sweep);
       const UnitBounds unit = unit_bounds(bounds, position, chain);
-      const float sum = float(open_fields_[at]), low = unit.slope * sum + unit.low, high = unit.slope * sum + unit.high;
+      const float sum = float(field), low = unit.slope * sum + unit.low, high = unit.slope * sum + unit.high;
       const IsBelow below = is_below<kMetropolis>(of_unit, negates ? -high : low, negates ? -low : high);
       if (below == IsBelow::kYes || (below == IsBelow::kOpen && is_below_exactly(position, chain, of_unit, is_one, bounds.beta)))
         flip(position, chain);
@@ -488,15 +478,15 @@ class GraphCta {
   const QuadLayout quads_;
   const int model_;
   const int64_t first_;  // chain of the model
-  int num_chains_, parity_ = 0;
+  int num_chains_;
   const Slices* slices_;
   float scale_ = 1;
-  Shared<uint32_t> open_logits_, num_open_, random_words_;
+  OpenUnits open_units_;
+  Shared<uint32_t> open_logits_, random_words_;
   Array<uint32_t> states_, clamps_;
   Array<uint8_t> state_bytes_, clamp_bytes_;
-  Shared<uint8_t> random_bytes_, open_chains_;
+  Shared<uint8_t> random_bytes_;
   Shared<uint64_t> numbers_;
-  Shared<int32_t> open_positions_, open_fields_;
   Shared<double> terms_;
 };
 

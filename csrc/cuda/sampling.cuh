@@ -27,11 +27,7 @@ GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const
 
 // Streams are passed by value, because an argument that a call gets by reference lies in local memory.
 GIBBS_DEVICE_CALL uint32_t draw_low_bits(RandomStream s, uint32_t unit) { return random_low_bits(s, unit); }
-// Word `at` of the words that store_random_bytes() writes.
-GIBBS_DEVICE_CALL uint32_t random_byte_word(RandomStream s, uint32_t at) {
-  const PhiloxOutput r = philox4x32((at >> 5) * 8 + (at & 7), s.c1, s.c2, s.c3, s.k0, s.k1);
-  return output_word(r, at >> 3 & 3);
-}
+GIBBS_DEVICE_CALL uint32_t draw_high_bytes(RandomStream s, uint32_t at) { return random_high_bytes(s, at); }
 
 // beta field + (1 - beta) base field of an annealed sweep.
 GIBBS_DEVICE float annealed_logit(int32_t acc, float scale, float bias, float base_bias, float beta) {

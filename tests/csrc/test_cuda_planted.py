@@ -50,9 +50,6 @@ FAULTS = [
     Fault("a unit for which there is no room", "bipartite", "left |= 1u << (kUnits * c + i);", "left |= 0;"),
     Fault("open units of a side are forgotten", "bipartite", "close(side, sweep, bounds);", ""),
     Fault(
-        "noted units of a side are never cleared", "bipartite", "if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;", ""
-    ),
-    Fault(
         "a clamped unit is updated",
         "bipartite",
         "(old & fixed) | (~decided.is_not_one & ~fixed)",
@@ -101,7 +98,7 @@ FAULTS = [
     Fault(
         "open units are forgotten", "graph", "if (open) note<kChains>(position, first, open, high, sweep, bounds);", ""
     ),
-    Fault("noted units are never cleared", "graph", "if (threadIdx.x == 0) num_open_[parity_ ^ 1] = 0;", ""),
+    Fault("noted units are never cleared", "bounds", "if (threadIdx.x == 0) counts_[turn_ ^ 1] = 0;", ""),
     Fault(
         "a flip of the wrong sign",
         "graph",

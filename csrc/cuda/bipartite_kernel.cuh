@@ -35,11 +35,9 @@ struct WordRange {
 // The most that any CTA has.
 GIBBS_HOST_DEVICE int most_words(int words, int cluster_size) { return (words + cluster_size - 1) / cluster_size; }
 
-// Random bytes come in blocks of 128 numbers. One span of blocks serves all positions; in a cluster each side of a CTA has its own.
-constexpr int kSpanNumbers = 128, kSpanWords = kSpanNumbers / 4, kSpanCounters = kSpanNumbers / 16;
-GIBBS_HOST_DEVICE int span_blocks_of(int64_t numbers) { return int((numbers + kSpanNumbers - 1) / kSpanNumbers); }
-GIBBS_HOST_DEVICE int span_blocks_of_all(const BipartiteSide& right) {
-  return span_blocks_of(int64_t{right.first_number} + right.words * kWarpSize);
+// One run of spans of random bytes serves all positions; in a cluster each side of a CTA has its own.
+GIBBS_HOST_DEVICE int num_spans_of_all(const BipartiteSide& right) {
+  return int(num_spans(int64_t{right.first_number} + right.words * kWarpSize));
 }
 
 // A CTA's arrays.
@@ -54,8 +52,8 @@ struct BipartiteLayout {
         resident(plan.resident * block_fragments(packed.num_slices)) {
     const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
     const int size = plan.shape.cluster_size;
-    const auto blocks = [&](const BipartiteSide& side) { return span_blocks_of(most_words(side.words, size) * kWarpSize) + 1; };
-    byte_stride = kSpanWords * (size > 1 ? blocks(left) + blocks(right) : span_blocks_of_all(right)) + 4;
+    const auto spans = [&](const BipartiteSide& side) { return int(num_spans(most_words(side.words, size) * kWarpSize)) + 1; };
+    byte_stride = kSpanWords * (size > 1 ? spans(left) + spans(right) : num_spans_of_all(right)) + 4;
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
@@ -116,8 +114,8 @@ class BipartiteCta {
              {WordRange(side_of(1).words, rank_, params.plan.shape.cluster_size), side_of(0).words, 0, 0}} {
     if (!kKeptSides) own_[0].resident_at = own(1).words.count() * side_of(0).words;
     if (params.plan.shape.cluster_size > 1) {
-      own_[0].bytes_at = -kSpanWords * span_begin(0, own(0).words.begin);
-      own_[1].bytes_at = kSpanWords * (span_blocks(0) - span_begin(1, own(1).words.begin));
+      own_[0].bytes_at = -kSpanWords * first_span(0, own(0).words.begin);
+      own_[1].bytes_at = kSpanWords * (spans_of(0) - first_span(1, own(1).words.begin));
     }
     const int64_t left_over = params.sweep.batch.chains_per_model - first_;
     num_chains_ = left_over < chain_slots() ? int(left_over) : chain_slots();
@@ -181,12 +179,12 @@ class BipartiteCta {
   GIBBS_DEVICE const BipartiteSide& side_of(int side) const { return p_.packed.sides[side]; }
   // A selection, because an array with an index known only at run time would lie in local memory.
   GIBBS_DEVICE OwnSide own(int side) const { return side ? own_[1] : own_[0]; }
-  // Spans of random bytes of a cluster's CTA: the first block, and their number.
-  GIBBS_DEVICE int span_begin(int side, int word, int up = 0) const {
-    return int(side_of(side).first_number + uint32_t(word * kWarpSize + up)) / kSpanNumbers;
+  // Spans of random bytes of a side of a cluster's CTA: the first one, and their number.
+  GIBBS_DEVICE int first_span(int side, int word, int up = 0) const {
+    return int(side_of(side).first_number + uint32_t(word * kWarpSize + up)) / kSpanUnits;
   }
-  GIBBS_DEVICE int span_blocks(int side) const {
-    return span_begin(side, own(side).words.end, kSpanNumbers - 1) - span_begin(side, own(side).words.begin);
+  GIBBS_DEVICE int spans_of(int side) const {
+    return first_span(side, own(side).words.end, kSpanUnits - 1) - first_span(side, own(side).words.begin);
   }
 
   GIBBS_DEVICE void barrier() const {
@@ -256,12 +254,12 @@ class BipartiteCta {
     const int64_t left_over = p_.sweep.num_sweeps - sweep;
     const int sweeps = left_over < p_.plan.sweeps_ahead ? int(left_over) : p_.plan.sweeps_ahead;
     const bool is_cluster = p_.plan.shape.cluster_size > 1;
-    const int first_blocks = is_cluster ? span_blocks(0) : span_blocks_of_all(side_of(1)),
-              counters = kSpanCounters * (first_blocks + (is_cluster ? span_blocks(1) : 0));
+    const int first_spans = is_cluster ? spans_of(0) : num_spans_of_all(side_of(1)),
+              counters = kSpanCounters * (first_spans + (is_cluster ? spans_of(1) : 0));
     for (int item = int(threadIdx.x); item < sweeps * num_chains_ * counters; item += int(blockDim.x)) {
       const int of_sweep = item / counters, counter = item % counters, chain = of_sweep % num_chains_,
                 ahead = of_sweep / num_chains_;
-      const int bytes_at = counter < kSpanCounters * first_blocks ? own(0).bytes_at : own(1).bytes_at;
+      const int bytes_at = counter < kSpanCounters * first_spans ? own(0).bytes_at : own(1).bytes_at;
       store_random_bytes(stream(chain, sweep + ahead), counter - bytes_at / kSpanWords * kSpanCounters, bytes_,
                          (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
     }

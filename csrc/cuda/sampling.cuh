@@ -8,11 +8,13 @@
 
 namespace gibbs {
 
-// Random bytes of units 0 .. n - 1 as words of four units: unit u is byte u % 4 of word u / 4. Whole counters are written, so there
-// is room for 128 units at a time.
-GIBBS_HOST_DEVICE int64_t random_byte_words(int64_t n) { return round_up(n, 128) / 4; }
-// The number of counters that supply them. A counter serves 16 units: four in each of the four quarters of 128 units.
-GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return round_up(n, 128) / 16; }
+// Random bytes come in spans of 128 units, as words of four units: unit u is byte u % 4 of word u / 4. A counter of Philox serves 16 units, four in
+// each of the four quarters of a span.
+constexpr int kSpanUnits = 128, kSpanWords = kSpanUnits / 4, kSpanCounters = kSpanUnits / 16;
+GIBBS_HOST_DEVICE int64_t num_spans(int64_t n) { return (n + kSpanUnits - 1) / kSpanUnits; }
+// Of units 0 .. n - 1, in whole spans.
+GIBBS_HOST_DEVICE int64_t random_byte_words(int64_t n) { return num_spans(n) * kSpanWords; }
+GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return num_spans(n) * kSpanCounters; }
 
 #if defined(GIBBS_DEVICE)
 
@@ -20,9 +22,9 @@ GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return round_up(n, 1
 template <class Words>
 GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const Words& words, int64_t begin = 0) {
   const PhiloxOutput r = philox4x32(uint32_t(group), s.c1, s.c2, s.c3, s.k0, s.k1);
-  const int64_t at = begin + (group >> 3) * 32 + (group & 7);
+  const int64_t at = begin + group / kSpanCounters * kSpanWords + group % kSpanCounters;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) words[at + 8 * w] = r.word[w];
+  for (int w = 0; w < 4; ++w) words[at + kSpanCounters * w] = r.word[w];
 }
 
 // Streams are passed by value, because an argument that a call gets by reference lies in local memory.

@@ -58,7 +58,7 @@ FAULTS = [
     Fault(
         "blocks of the other side", "bipartite", "own_[0].resident_at = own(1).words.count() * side_of(0).words;", ""
     ),
-    Fault("bytes of another span", "bipartite", "(span_blocks(0) - span_begin(1,", "(0 - span_begin(1,"),
+    Fault("bytes of another span", "bipartite", "(spans_of(0) - first_span(1,", "(0 - first_span(1,"),
     Fault(
         "a weight of right units is left out",
         "bipartite",

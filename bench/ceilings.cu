@@ -86,7 +86,7 @@ __global__ void shared_kernel(uint32_t* out, int steps) {
   if (sum == 1) *out = sum;
 }
 
-// The products of the kernels, in so many independent sums.
+// The products of the kernels, in this many independent sums.
 constexpr int kSums = 8;
 __global__ void tensor_kernel(int* out, int steps) {
   const gibbs::LeftFragment left = {{threadIdx.x & 1, 0, 0, 0}};

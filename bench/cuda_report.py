@@ -3,9 +3,11 @@
 
 For each standard problem and device the report has the plan that the ops make, registers and spills (from ptxas),
 occupancy (from cuda_occupancy.h) and bytes of device memory. It runs a CTA in the emulator of the tests and counts
-wavefronts and bank conflicts of shared memory, sectors that global_load() asks for, barriers and matrix products. From
-these follows a time that no call can undercut; only a GPU can tell how much slower a call is. The bound for plain
-PyTorch is computed in the same way, from the operators that the peers of bench/ call.
+wavefronts and bank conflicts of shared memory, sectors that global_load() asks for, barriers and matrix products;
+instructions are those of the machine code. From these follows a time that the call does not undercut; only a GPU can
+tell how much slower it is. A floor says what any program would need for the same updates on that device. The bound for
+plain PyTorch is computed from the operators that the peers of bench/ call: their launches, bytes and products. What the
+host does for a call is measured.
 """
 
 import argparse
@@ -15,9 +17,11 @@ import math
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import sysconfig
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +36,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 import gibbs_ext as gx
 from gibbs_ext import ops
@@ -52,42 +57,66 @@ COMMAND = "make cuda-report"  # writes the table of bounds there, and marks it
 
 
 class Limits(NamedTuple):
-    """Limits of a device per second or clock cycle. Where sources differ it is the most favourable figure."""
+    """Limits of a device per second or clock cycle: what it promises, or what was measured where that is much less."""
 
     clock: float  # boost clock in Hz
     memory: float  # bytes of device memory per second
-    l2: float  # bytes that all multiprocessors read from L2 per clock
+    l2: float  # bytes that all multiprocessors read from L2 per second
     l2_size: int  # bytes
     l1_size: int  # bytes of a multiprocessor, with its shared memory
     tensor: int  # dense 8-bit multiply-adds of a multiprocessor per clock
+    mma: float  # the part of these that mma.sync reaches
     latency: float  # clocks from a load of shared memory to its value
+    flops: dict[str, float]  # of matrix products, per second, by arithmetic
 
 
-# Clock (the highest), memory, tensor cores, size of L2: NVIDIA's data sheets of A100 80GB SXM, H100 SXM5, HGX B200.
-# L2: whitepaper "NVIDIA A100 Tensor Core GPU Architecture", 5120 bytes a clock; else the 64 bytes that a
-# multiprocessor takes per clock. L1: "CUDA C++ Programming Guide", compute capabilities 8.0, 9.0, 10.0. Latency: Luo et
-# al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499, 29 clocks on A100 and H100;
-# B200 is taken to be alike.
+# Clock (the highest), memory, products, size of L2: NVIDIA's data sheets of A100 80GB SXM, H100 SXM5, HGX B200.
+# L1: "CUDA C++ Programming Guide", compute capabilities 8.0, 9.0, 10.0.
+# L2: 5.7 TB/s were measured on an H100 PCIe (chipsandcheese.com, "Nvidia's H100: Funny L2, and Tons of Bandwidth"),
+# 28.5 bytes per clock of each of its 114 multiprocessors. The others are taken to have as much per clock.
+# Latency and mma.sync: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499:
+# 29 clocks on A100 and H100; 63% of the promised rate on H100, nearly all of it on A100. B200 is taken to have the
+# latency, and the rate of mma.sync, of H100.
+FLOPS = {
+    "A100": {"float32": 19.5e12, "TF32": 156e12, "bfloat16": 312e12},
+    "H100": {"float32": 67e12, "TF32": 494e12, "bfloat16": 989e12},
+    "B200": {"float32": 75e12, "TF32": 1.1e15, "bfloat16": 2.25e15},
+}
 LIMITS = {
-    "A100": Limits(1.410e9, 2.039e12, 5120, 40 << 20, 192 << 10, 2048, 29),
-    "H100": Limits(1.980e9, 3.35e12, 132 * 64, 50 << 20, 256 << 10, 4096, 29),
-    "B200": Limits(1.965e9, 8e12, 148 * 64, 126 << 20, 256 << 10, 8192, 29),
+    "A100": Limits(1.410e9, 2.039e12, 4.3e12, 40 << 20, 192 << 10, 2048, 1, 29, FLOPS["A100"]),
+    "H100": Limits(1.980e9, 3.35e12, 5.7e12, 50 << 20, 256 << 10, 4096, 0.63, 29, FLOPS["H100"]),
+    "B200": Limits(1.965e9, 8e12, 8.3e12, 126 << 20, 256 << 10, 8192, 0.32, 29, FLOPS["B200"]),
 }
 ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "90", "B200": "100", "RTX 5090": "120"}
 
-# Seconds from one launch to the next.
-LAUNCH = 4e-6  # eager, for gibbs_ext and for PyTorch
-GRAPH_LAUNCH = 1e-6  # in a CUDA graph
+# Seconds of a launch.
+LAUNCH = 2e-6  # eager: what the driver takes, beside the host's own time for the operator
+GRAPH_LAUNCH = 1e-6  # in a CUDA graph, from one launch to the next
 LANES = 128  # instructions of single lanes that a multiprocessor begins per clock
 PRODUCT = 16 * 8 * 32  # multiply-adds of a matrix product in the emulator's count
-# The least number of instructions of an update: about 35 of relax(), or of a decision by bounds with all that surrounds
-# it (557 for 16 units, in the machine code of bipartite_kernel for 9.0, two tiles of chains), and 10 rounds of 4 of
-# Philox for 16 high bytes (relaxed updates also need 4 low parts).
-INSTRUCTIONS = {"binary": 35 + 40 / 16, "relaxed": 35 + 40 / 16 + 40 / 4}
+# Instructions of an update: a decision by bounds with all that surrounds it (408 for 16 units, in the machine code of
+# bipartite_kernel for 9.0, four tiles of chains), and 10 rounds of 4 of Philox for 16 high bytes; about 60 of a relaxed
+# update, which draws two counters alone.
+INSTRUCTIONS = {"binary": 408 / 16 + 40 / 16, "relaxed": 60 + 2 * 40}
+# Of a warp for a matrix product, with loads of slices and bits and their expansion: the most of the inner loops of
+# bipartite_kernel for 9.0 (3.7 with four tiles of chains).
+PRODUCT_INSTRUCTIONS = 4.2
 # Of graphs, counted in the machine code of graph_kernel for 9.0 (eight chains, bounds alone): 101 for two quads of
 # half-edges, 156 for the decisions.
 GRAPH_DECISION, GRAPH_QUAD = 156 / 8 + 40 / 16, 101 / 2 / 8
+# What no program can do without: random bits as above, and one comparison or, of a relaxed update, an exponential, a
+# logarithm, and their sum's exponential with a division.
+LEAST = {"binary": 40 / 16 + 1, "relaxed": 40 / 16 + 40 / 4 + 8}
 
+
+# Problems of the table in README.
+SHORT = (
+    "4096 models, 200+200, 100 sweeps",
+    "shared weight, 65536 chains, 784+500, 100 sweeps",
+    "4096 models, 200+200, 10 + 1 sweeps and backward",
+    "Chimera C16, 1024 chains, 100 sweeps",
+    "Pegasus P14, 10000 chains, 100 sweeps",
+)
 
 COMPILE = "compile"  # the way of a peer that torch.compile compiles
 
@@ -101,6 +130,7 @@ class Problem:
     name: str
     sweeps: int
     updates: int  # updates of units per sweep
+    products: int  # multiply-adds of a coupling and a bit per sweep
     ours: Callable[[int], Callable[[], object]]
     peer: Callable[
         ..., Callable[[], object]
@@ -109,6 +139,12 @@ class Problem:
     num_relaxed: int = 0
     quads: int = 0  # of a graph: quads of half-edges of a unit
     runs: tuple[int, int] = (2, 4)  # numbers of sweeps that are run; large enough for the plan of many sweeps
+
+    @property
+    def call(self) -> str:
+        """What of gibbs_ext it calls."""
+        family = "graph" if self.quads else "bipartite"
+        return "AIS" if self.name.startswith("AIS") else f"{family}_gibbs{'_relaxed' * bool(self.num_relaxed)}"
 
 
 def bipartite(models: int, chains: int, n1: int, n2: int, sweeps: int, **more: Any) -> Problem:
@@ -124,7 +160,8 @@ def bipartite(models: int, chains: int, n1: int, n2: int, sweeps: int, **more: A
             return lambda: bipartite_gibbs.compiled_sweeps(left, a, b, weight, num_sweeps)
         return lambda: bipartite_gibbs.torch_sweeps(left, a, b, weight, num_sweeps, getattr(bipartite_gibbs, way))
 
-    return Problem(f"{what}, {n1}+{n2}, {sweeps} sweeps", sweeps, models * chains * (n1 + n2), ours, peer, **more)
+    updates, products = models * chains * (n1 + n2), models * chains * 2 * n1 * n2
+    return Problem(f"{what}, {n1}+{n2}, {sweeps} sweeps", sweeps, updates, products, ours, peer, **more)
 
 
 def relaxed(models: int, n: int, sweeps: int) -> Problem:
@@ -154,7 +191,7 @@ def relaxed(models: int, n: int, sweeps: int) -> Problem:
         return run
 
     name = f"{models} models, {n}+{n}, {sweeps} + 1 sweeps and backward"
-    return Problem(name, sweeps, models * 2 * n, ours, peer, num_relaxed=1)
+    return Problem(name, sweeps, models * 2 * n, models * 2 * n * n, ours, peer, num_relaxed=1)
 
 
 def ais_step(
@@ -193,7 +230,8 @@ def ais(chains: int, n: int, steps: int) -> Problem:
         return lambda: torch_ais(left, a, b, weight, betas, step)
 
     ways = ("rand", COMPILE)
-    return Problem(f"AIS, {chains} chains, {n}+{n}, {steps} steps", steps, chains * 2 * n, ours, peer, ways)
+    name = f"AIS, {chains} chains, {n}+{n}, {steps} steps"
+    return Problem(name, steps, chains * 2 * n, chains * 2 * n * n, ours, peer, ways)
 
 
 def pegasus(size: int) -> gx.ColoredGraph:
@@ -274,7 +312,8 @@ def coloured(
     relaxation = f" + {num_relaxed} sweeps and backward" if num_relaxed else " sweeps"
     name = f"{name}, {what}, {sweeps}{relaxation}"
     quads = math.ceil(graph.max_degree / 4)
-    return Problem(name, sweeps, chains * n, ours, peer, ways, num_relaxed, quads, runs=(4, 8))
+    products = chains * 2 * graph.num_edges
+    return Problem(name, sweeps, chains * n, products, ours, peer, ways, num_relaxed, quads, runs=(4, 8))
 
 
 def chimera(size: int, chains: int, sweeps: int, **more: Any) -> Problem:
@@ -360,12 +399,13 @@ def count(problem: Problem, device: str) -> tuple[list[dict[str, Any]], int]:
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that a GPU would launch a kernel for, and the bytes of their operands by size."""
+    """Counts the operators that a GPU would launch a kernel for, the bytes of their operands by size, and products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launches = 0
         self.operands: Counter[int] = Counter()
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
@@ -377,30 +417,37 @@ class Operators(TorchDispatchMode):
             self.operands.update(
                 t.numel() * t.element_size() for t in tree_leaves((args, read, results)) if isinstance(t, Tensor)
             )
+            if func.overloadpacket in flop_registry:
+                self.flops += flop_registry[func.overloadpacket](*args, **read, out_val=results)
+            if "_embedding_bag" in name:  # reads a row for each index
+                rows, indices = args[:2]
+                self.operands[rows[0].numel() * rows.element_size()] += indices.numel()
         return results
 
 
 class PeerCount(NamedTuple):
     launches: float
     operands: dict[int, float]  # bytes of a tensor -> number of times that one of this size is read or written
+    flops: float  # of matrix products
 
 
-def count_peer(problem: Problem) -> PeerCount:
+def count_peer(problem: Problem, dtype: torch.dtype = torch.float32) -> PeerCount:
     """Counts of plain PyTorch, extrapolated from few sweeps on tensors without data."""
     few, more = 2, 3
     counts = []
     for sweeps in (few, more):
         with FakeTensorMode(allow_non_fake_inputs=True):
-            call = problem.peer(sweeps)
+            call = problem.peer(sweeps, dtype=dtype)
             with Operators() as counted:
                 call()
         counts.append(counted)
     a, b = counts
-    steps = problem.sweeps - few
-    operands = {
-        size: a.operands[size] + (b.operands[size] - a.operands[size]) * steps for size in a.operands | b.operands
-    }
-    return PeerCount(a.launches + (b.launches - a.launches) * steps, operands)
+
+    def of_all(few_sweeps: float, more_sweeps: float) -> float:
+        return few_sweeps + (more_sweeps - few_sweeps) * (problem.sweeps - few)
+
+    operands = {size: of_all(a.operands[size], b.operands[size]) for size in a.operands | b.operands}
+    return PeerCount(of_all(a.launches, b.launches), operands, of_all(a.flops, b.flops))
 
 
 # Bounds ------------------------------------------------------------------------------------------------------------
@@ -435,22 +482,23 @@ def kernel_bounds(launch: dict[str, Any], limits: Limits, num_sms: int) -> dict[
     return {
         "shared memory": on_one_sm * (launch["wavefronts"] + launch["lines"]) / limits.clock,
         "latency": waves * launch["barriers"] * limits.latency / limits.clock,
-        "L2": from_l2 / limits.l2 / limits.clock,
-        "tensor cores": on_one_sm * launch["products"] * PRODUCT / limits.tensor / limits.clock,
+        "L2": from_l2 / limits.l2,
+        "tensor cores": on_one_sm * launch["products"] * PRODUCT / limits.tensor / limits.mma / limits.clock,
     }
 
 
 def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: Limits, num_sms: int) -> dict[str, Any]:
-    """The least time of a call of gibbs_ext, and the resource that bounds it most."""
+    """The least time of a call of gibbs_ext in a CUDA graph, and the resource that bounds it most."""
     seconds: Counter[str] = Counter()
+    lanes = problem.updates * 2 * problem.num_relaxed * INSTRUCTIONS["relaxed"]
+    binary = GRAPH_DECISION + GRAPH_QUAD * problem.quads if problem.quads else INSTRUCTIONS["binary"]
+    lanes += problem.updates * problem.sweeps * binary
     for launch in planned:
-        of_kernel = kernel_bounds(launch, limits, num_sms)
+        of_kernel = kernel_bounds(launch, limits, num_sms) | {"launches": GRAPH_LAUNCH}
         most = max(of_kernel, key=of_kernel.__getitem__)
         seconds[most] += of_kernel[most]
-    by = {"memory": moved / limits.memory, "launches": LAUNCH * len(planned)}
-    binary = GRAPH_DECISION + GRAPH_QUAD * problem.quads if problem.quads else INSTRUCTIONS["binary"]
-    lanes = problem.updates * (problem.sweeps * binary + 2 * problem.num_relaxed * INSTRUCTIONS["relaxed"])
-    by["arithmetic"] = lanes / LANES / num_sms / limits.clock
+        lanes += launch["num_ctas"] * launch["products"] * PRODUCT_INSTRUCTIONS * 32
+    by = {"memory": moved / limits.memory, "instructions": lanes / LANES / num_sms / limits.clock}
     total = sum(seconds.values())
     most = max(by, key=by.__getitem__)
     if total >= by[most]:
@@ -458,10 +506,68 @@ def bounds(problem: Problem, planned: list[dict[str, Any]], moved: int, limits: 
     return {"seconds": by[most], "bound_by": most}
 
 
-def peer_bound(peer: PeerCount, limits: Limits, launch: float) -> float:
+def floor(problem: Problem, moved: int, limits: Limits, num_sms: int) -> float:
+    """The least seconds of any program that makes the same updates on the device, with couplings of 16 bits.
+
+    It reads arguments and writes results once, multiplies bipartite models on tensor cores at their full rate, adds two
+    couplings of a graph at once, and has the instructions LEAST. Every half sweep reads what the last one wrote.
+    """
+    lanes = problem.updates * (problem.sweeps * LEAST["binary"] + 2 * problem.num_relaxed * LEAST["relaxed"])
+    products = 0.0
+    if problem.quads:
+        lanes += problem.products * problem.sweeps / 2
+    else:
+        products = 2 * problem.products * problem.sweeps / limits.tensor / num_sms / limits.clock
+    # A relaxed sweep's fields, and the products of its backward pass.
+    relaxed_products = 0 if problem.quads else 3 * 2 * problem.products * problem.num_relaxed / limits.flops["float32"]
+    instructions = lanes / LANES / num_sms / limits.clock
+    latency = 2 * (problem.sweeps + 2 * problem.num_relaxed) * limits.latency / limits.clock
+    return max(moved / limits.memory, products + relaxed_products, instructions, GRAPH_LAUNCH + latency)
+
+
+def peer_bound(peer: PeerCount, limits: Limits, arithmetic: str, launch: float) -> float:
     """The least seconds of plain PyTorch, where L2 holds as much as it can of every tensor."""
-    moved = sum(max(0, size - limits.l2_size) * times for size, times in peer.operands.items())
-    return max(launch * peer.launches, moved / limits.memory)
+    all_bytes = sum(size * times for size, times in peer.operands.items())
+    beyond_l2 = sum(max(0, size - limits.l2_size) * times for size, times in peer.operands.items())
+    flops = peer.flops / limits.flops[arithmetic]
+    return max(launch * peer.launches, beyond_l2 / limits.memory, all_bytes / limits.l2, flops)
+
+
+# The host ----------------------------------------------------------------------------------------------------------
+
+
+def median_seconds(call: Callable[[], object], calls: int = 50) -> float:
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def host_seconds() -> dict[str, float]:
+    """What Python and host code take for a call of gibbs_ext, whose launches do nothing, and for PyTorch's operator."""
+    backends.emulated_library()
+    found = {}
+    for problem in (
+        bipartite(2, 1, 4, 4, 2),
+        relaxed(2, 4, 2),
+        ais(2, 4, 2),
+        chimera(1, 2, 2),
+        chimera(1, 2, 2, models=True, num_relaxed=1),
+    ):
+        call = problem.ours(problem.sweeps)
+        counters().emulator_count(0)
+        try:
+            with patch.object(ops, "_call", backends.call_emulated):
+                found[problem.call] = min(median_seconds(call) for _ in range(5))
+        finally:
+            counters().emulator_launches()
+    sweeps = 20
+    call = bipartite(1, 8, 4, 4, sweeps).peer(sweeps)
+    with Operators() as counted:
+        call()
+    return found | {"operator": min(median_seconds(call) for _ in range(5)) / counted.launches}
 
 
 # Machine code ------------------------------------------------------------------------------------------------------
@@ -539,15 +645,16 @@ def report() -> dict[str, Any]:
     objects = nvcc.compile_kernels(cuda)
     usage = {(u.kernel, u.architecture): u for u in nvcc.usages(objects)}
     mixes = instruction_mix(objects, "90")
+    host = host_seconds()
     cases = []
     for problem in problems():
-        peer = count_peer(problem)
+        peer, halved = count_peer(problem), count_peer(problem, torch.bfloat16)
         devices = {}
         for device, architecture in ARCHITECTURES.items():
             planned, moved = count(problem, device)
             for launch in planned:
-                found = usage[launch["kernel"], architecture]
-                launch |= {"registers": found.registers, "spilled_bytes": found.spilled_bytes}
+                used = usage[launch["kernel"], architecture]
+                launch |= {"registers": used.registers, "spilled_bytes": used.spilled_bytes}
             rows = [(device, x["registers"], x["num_threads"], x["shared_memory"]) for x in planned]
             found_rows = occupancies(rows)
             for launch, (ctas_per_sm, _, most_threads) in zip(planned, found_rows, strict=True):
@@ -555,10 +662,16 @@ def report() -> dict[str, Any]:
                 launch["occupancy"] = ctas_per_sm * launch["num_threads"] / most_threads
             devices[device] = {"launches": planned, "bytes": moved}
             if device in LIMITS:
-                limits = LIMITS[device]
-                devices[device] |= bounds(problem, planned, moved, limits, found_rows[0][1])
-                devices[device]["peer_seconds"] = peer_bound(peer, limits, LAUNCH)
-                devices[device]["peer_graph_seconds"] = peer_bound(peer, limits, GRAPH_LAUNCH)
+                limits, num_sms = LIMITS[device], found_rows[0][1]
+                found = devices[device]
+                found |= bounds(problem, planned, moved, limits, num_sms)
+                found["floor"] = floor(problem, moved, limits, num_sms)
+                found["eager_seconds"] = max(found["seconds"], host[problem.call] + LAUNCH * len(planned))
+                found["peer_eager_seconds"] = peer_bound(peer, limits, "float32", LAUNCH + host["operator"])
+                counts = {"float32": peer, "TF32": peer, "bfloat16": halved}
+                found["peer_graph_seconds"] = {
+                    name: peer_bound(counts[name], limits, name, GRAPH_LAUNCH) for name in limits.flops
+                }
         cases.append({"problem": problem.name, "peer_launches": peer.launches, "devices": devices})
         print(describe(cases[-1]), flush=True)
     for kernel, mix in mixes.items():
@@ -568,6 +681,7 @@ def report() -> dict[str, Any]:
     return {
         "limits": {name: limits._asdict() for name, limits in LIMITS.items()},
         "launch_seconds": {"eager": LAUNCH, "graph": GRAPH_LAUNCH},
+        "host_seconds": host,
         "problems": cases,
         "kernels": [u._asdict() for u in usage.values()],
         "inner_loops_sm_90": mixes,
@@ -596,47 +710,64 @@ def describe(case: dict[str, Any]) -> str:
     for device, found in case["devices"].items():
         if "seconds" in found:
             text.append(
-                f"  {device}: at least {duration(found['seconds'])} ({found['bound_by']}), "
-                f"{found['bytes'] / 1e6:.1f} MB; "
-                f"PyTorch {case['peer_launches']:.0f} launches, {duration(found['peer_seconds'])}, "
-                f"{duration(found['peer_graph_seconds'])} as a CUDA graph"
+                f"  {device}: at least {duration(found['seconds'])} ({found['bound_by']}; any program "
+                f"{duration(found['floor'])}), {found['bytes'] / 1e6:.1f} MB; PyTorch {case['peer_launches']:.0f} "
+                f"launches, {duration(found['peer_eager_seconds'])}, as a CUDA graph "
+                + ", ".join(f"{duration(s)} ({name})" for name, s in found["peer_graph_seconds"].items())
             )
     return "\n".join(text) + "\n"
 
 
-def readme_table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The table of csrc/cuda/README.md, which has bounds and no measurements."""
-    lines = [
-        ["problem", "kernels on H100", *LIMITS, "because of", "PyTorch, eager", "as a CUDA graph", "ratio to that"]
-    ]
+    arithmetics = list(LIMITS["H100"].flops)
+    head = ["problem", *LIMITS, "because of", "above the floor", "eager", "PyTorch, eager"]
+    lines = [[*head, *(f"as a CUDA graph, {name}" for name in arithmetics), "TF32 / ours"]]
     for case in found["problems"]:
-        on = {name: case["devices"][name] for name in LIMITS}
-        h100 = on["H100"]
+        h100 = case["devices"]["H100"]
+        peers = h100["peer_graph_seconds"]
         lines.append(
             [
                 case["problem"],
-                ", ".join(dict.fromkeys(short_name(x["kernel"]) for x in h100["launches"])),
-                *(duration(on[name]["seconds"]) for name in LIMITS),
+                *(duration(case["devices"][name]["seconds"]) for name in LIMITS),
                 h100["bound_by"],
-                duration(h100["peer_seconds"]),
-                duration(h100["peer_graph_seconds"]),
-                f"{h100['peer_graph_seconds'] / h100['seconds']:.1f}x",
+                f"{h100['seconds'] / h100['floor']:.1f}x",
+                duration(h100["eager_seconds"]),
+                duration(h100["peer_eager_seconds"]),
+                *(duration(peers[name]) for name in arithmetics),
+                f"{peers['TF32'] / h100['seconds']:.1f}x",
             ]
         )
     return markdown(lines)
 
 
+def short_table(found: dict[str, Any]) -> str:
+    """The table of README: some rows, on an H100."""
+    lines = [["on an H100, as a CUDA graph", "at least", "PyTorch with TF32, at least"]]
+    for case in found["problems"]:
+        if case["problem"] in SHORT:
+            h100 = case["devices"]["H100"]
+            lines.append([case["problem"], duration(h100["seconds"]), duration(h100["peer_graph_seconds"]["TF32"])])
+    return markdown(lines)
+
+
+def write_tables() -> None:
+    found = json.loads(HISTORY.read_text())
+    write_part(README, COMMAND, table(found))
+    write_part(harness.ROOT / "README.md", COMMAND, short_table(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_report", description="Counts what the CUDA kernels do.")
     parser.add_argument(
-        "--readme", action="store_true", help="only rewrite the table of csrc/cuda/README.md from the history"
+        "--readme", action="store_true", help="only rewrite the tables of both READMEs from the history"
     )
     args = parser.parse_args()
     if not args.readme:
         found = report()
         write(HISTORY, json.dumps(found, indent=1) + "\n")
         print(f"kept in {HISTORY.relative_to(harness.ROOT)}")
-    write_part(README, COMMAND, readme_table(json.loads(HISTORY.read_text())))
+    write_tables()
 
 
 if __name__ == "__main__":

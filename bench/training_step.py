@@ -22,6 +22,7 @@ from undirected_vae.train import Trainer
 from .bipartite_gibbs import rand, torch_sweeps
 from .bipartite_gibbs_relaxed import torch_relaxed
 from .harness import OURS, WITHOUT_SAMPLING, Case
+from .texts import duration
 
 SHAPE = (28, 28)
 
@@ -112,16 +113,16 @@ def count(preset: str) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    from .cuda_report import GRAPH_LAUNCH, LAUNCH, LIMITS
+    from .cuda_report import GRAPH_LAUNCH, LAUNCH, LIMITS, host_seconds
+
+    eager_launch = LAUNCH + host_seconds()["operator"]
 
     for preset in ("paper-mnist-200", "paper-mnist-400"):
         launches, moved, products = count(preset)
-        captured, eager, memory = (
-            seconds * 1e6 for seconds in (GRAPH_LAUNCH * launches, LAUNCH * launches, moved / LIMITS["H100"].memory)
-        )
         print(
             f"{preset}: {launches} operators, {moved / 1e6:.0f} MB, {products / 1e9:.2f} GFLOP. On an H100, beside the "
-            f"samplers, at least {captured:.0f} us of launches captured, {eager:.0f} us not, {memory:.0f} us of memory"
+            f"samplers, at least {duration(GRAPH_LAUNCH * launches)} of launches captured, "
+            f"{duration(eager_launch * launches)} not, {duration(moved / LIMITS['H100'].memory)} of memory"
         )
 
 

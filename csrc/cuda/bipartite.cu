@@ -20,8 +20,9 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
   if (plan.route == kAllGlobal) return registered<bipartite_kernel<false, 1, 0, false>>;
   if (plan.kept_sides == 2) return registered<bipartite_kernel<false, 1, 2, true>>;
   if (plan.kept_sides == 1) return registered<bipartite_kernel<false, 1, 1, true>>;
-  return plan.tiles_per_warp == 2 ? registered<bipartite_kernel<false, 2, 0, true>>
-                                  : registered<bipartite_kernel<false, 1, 0, true>>;
+  return plan.tiles_per_warp == 4   ? registered<bipartite_kernel<false, 4, 0, true>>
+         : plan.tiles_per_warp == 2 ? registered<bipartite_kernel<false, 2, 0, true>>
+                                    : registered<bipartite_kernel<false, 1, 0, true>>;
 }
 
 // Plans of a call, and what they cost: an estimate of a sweep's clocks on a recent device, from counts in bench/NOTES.md.
@@ -39,7 +40,7 @@ class Planner {
     BipartitePlan plan = {};
     plan.route = route;
     plan.tiles = tiles;
-    plan.tiles_per_warp = tiles > 1 && !p_.log_weights && !kept_sides && route != kAllGlobal ? 2 : 1;
+    plan.tiles_per_warp = p_.log_weights || kept_sides || route == kAllGlobal ? 1 : tiles;
     plan.kept_sides = kept_sides;
     plan.scale_in_shared = scale_in_shared_;
     plan.shape.cluster_size = cluster_size;
@@ -90,16 +91,19 @@ class Planner {
     int64_t products;   // of blocks and tiles
     int64_t blocks;     // of slices that do not lie in registers
     int64_t reads;      // of these, in a sweep
+    int64_t bits;       // wavefronts of the other side's bits
     int64_t words;      // of both sides
-    Counts(const Planner& of, const BipartitePlan& plan) : products(0), blocks(0), reads(0), words(0) {
+    Counts(const Planner& of, const BipartitePlan& plan) : products(0), blocks(0), reads(0), bits(0), words(0) {
+      const int parts = plan.tiles_per_warp == 4 ? 2 : 1;  // of a word, which items have
       for (int side = 0; side < 2; ++side) {
         const int64_t own = most_words(of.packed_.sides[side].words, plan.shape.cluster_size),
                       all = own * of.packed_.sides[1 - side].words;
         const bool is_kept = plan.kept_sides > 1 - side;
         const int64_t groups = is_kept ? 1 : plan.tiles / plan.tiles_per_warp;
-        items[side] = own * groups;
+        items[side] = own * parts * groups;
         rounds[side] = is_kept ? plan.tiles : 1;
         products += all * plan.tiles;
+        bits += all * (plan.tiles_per_warp == 4 ? parts : plan.tiles);
         if (!is_kept) blocks += all, reads += all * groups;
         words += own;
       }
@@ -107,7 +111,7 @@ class Planner {
   };
 
   // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared memory 1;
-  // 24 bytes a clock come from L2; an update takes 32 instructions of a lane, and four warps issue one each clock. A CTA also waits: for loads,
+  // 24 bytes a clock come from L2; an update takes 28 instructions of a lane, and four warps issue one each clock. A CTA also waits: for loads,
   // for instructions that depend on each other, and at barriers.
   double cost(const BipartitePlan& plan, const Counts& counts) const {
     const bool is_cluster = plan.shape.cluster_size > 1;
@@ -119,8 +123,8 @@ class Planner {
     const double from_shared = counts.blocks ? double(plan.resident) / double(counts.blocks) : 1;
     const double bytes = double(counts.reads * block_bytes());
     const double products = double(counts.products) * packed_.num_slices * kFragments * 2;
-    const double wavefronts = bytes * from_shared / 128 + double(counts.products);
-    const double updates = double(counts.words * kWarpSize * plan.tiles * kTileChains) * 32 / (4 * kWarpSize);
+    const double wavefronts = bytes * from_shared / 128 + double(counts.bits);
+    const double updates = double(counts.words * kWarpSize * plan.tiles * kTileChains) * 28 / (4 * kWarpSize);
     const double throughput = std::max({products, wavefronts, bytes * (1 - from_shared) / 24}) + updates;
     double latency = is_cluster ? 2000 : 600;
     for (int side = 0; side < 2; ++side) {

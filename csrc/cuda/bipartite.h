@@ -48,7 +48,7 @@ struct BipartitePlan {
   BipartiteRoute route;
   LaunchShape shape;
   int tiles;             // tiles of 8 chains of a CTA (of a cluster)
-  int tiles_per_warp;    // of those that a warp multiplies at a time
+  int tiles_per_warp;    // of those that a warp multiplies at a time: 1, 2, or 4 with half a word
   int kept_sides;        // of which slices lie in registers: none, right, or both
   int64_t resident;      // blocks of slices that each CTA keeps in shared memory
   bool scale_in_shared;  // the sums that give a model's scale
@@ -63,8 +63,9 @@ struct BipartiteRelaxedPlan {
   BipartitePlan binary;  // if there are binary sweeps
   LaunchShape shape;
   int chains_per_cta;
-  bool is_resident;   // values and the weight are in shared memory
-  int64_t workspace;  // bytes
+  bool is_resident;       // the weight and values are in shared memory
+  bool values_in_shared;  // else they are in the outputs
+  int64_t workspace;      // bytes
 };
 BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams&, const DeviceLimits&);
 void launch_bipartite_relaxed(const BipartiteParams&, const BipartiteRelaxedPlan&, Stream);

@@ -3,9 +3,10 @@
 
 // Binary sweeps of bipartite models. twin: csrc/cpu/kernels/bipartite.h
 //
-// Fields are products of matrices on tensor cores: couplings in two slices of signed bytes times bits, for 8 chains at a time. A lane gets the
-// fields of four neighbouring units of two chains, and decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up
-// when the side is done, by as many threads as there are of them. Log-weights need exact fields; their calls have four slices.
+// Fields are products of matrices on tensor cores: couplings in two slices of signed bytes times bits, for tiles of 8 chains. A warp takes a word's
+// 32 units of one or two tiles, or 16 units of four tiles, for which slices are read half as often. A lane gets the fields of pairs of units, and
+// decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up when the side is done, by as many threads as there are of
+// them. Log-weights need exact fields; their calls have four slices.
 #include "cuda/bipartite_slices.h"
 #include "cuda/cluster.cuh"
 
@@ -87,14 +88,18 @@ struct BipartiteBinaryParams {
 // registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
 // Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or for a
 // batch of random bytes. In a cluster, its own words are then copied to the other CTAs, before a barrier of the cluster.
-// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains, whose bits take one wavefront. Each unit also
-// takes a random byte and an interval, and a sixteenth of a Philox counter.
+// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains. Its bits take a wavefront for each tile, or for
+// four. Each unit also takes a random byte and an interval, and a sixteenth of a Philox counter.
 // Computes: field_i = sum_j slices_ij z_j, logit_i within beta (field_i 2^(shift - k) + centre_i + bias_i) +- error_i;
 // z_i = [word_i < threshold(logit_i)].
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
 class BipartiteCta {
   static constexpr int kSlices = kAnnealed ? kMaxSlices : 2;
-  static constexpr int kUnits = 4, kChains = 2;  // of a lane
+  // Four tiles' bits are interleaved: word 4 g + t of a word of units has bits 8 i + 2 t + r of chains g of all tiles n, at 8 i + 2 n + r. So a lane
+  // reads the bits that it multiplies, and writes those that it decides as bytes.
+  static constexpr bool kInterleaved = kTiles == 4;
+  static constexpr int kItemFragments = kInterleaved ? 1 : kFragments;  // of an item of a warp's work
+  static constexpr int kPairs = 4;                                      // of units, which a lane decides together
   template <class T>
   using Array = std::conditional_t<kShared, Shared<T>, T*>;
   struct OwnSide {    // what a CTA has of a side
@@ -102,6 +107,16 @@ class BipartiteCta {
     int states_at;    // where the side's words begin among those of both sides
     int resident_at;  // where its blocks begin among those in shared memory
     int bytes_at;     // where the random byte of number 0 would be, in words
+  };
+  struct Sums {
+    int32_t of[kTiles][kItemFragments][kSlices][4];
+  };
+  // Two neighbouring units, which the lane decides for one chain.
+  struct Pair {
+    int first_chain, fragment;  // the chain of the group's first lane
+    UnitBounds* units;
+    int32_t fields[2];
+    GIBBS_DEVICE int chain() const { return first_chain + 2 * place_in_group(); }
   };
 
  public:
@@ -199,15 +214,33 @@ class BipartiteCta {
   GIBBS_DEVICE void load_states(int side) const {
     const int words = side_of(side).words, at = own(side).states_at * chain_slots();
     for (int item = int(threadIdx.x); item < words * chain_slots(); item += int(blockDim.x)) {
-      const int word = item / chain_slots(), chain = item % chain_slots();
-      states_[at + item] = chain < num_chains_ ? side_of(side).bits[row(chain) * words + word] : 0;
+      const int word = item / chain_slots(), slot = item % chain_slots();
+      const auto bits = [&](int chain) { return chain < num_chains_ ? side_of(side).bits[row(chain) * words + word] : 0; };
+      states_[at + item] =
+          kInterleaved ? interleaved(slot % 4, [&](int n) { return bits(n * kTileChains + slot / 4); }) : bits(slot);
     }
+  }
+  // Turns four words of a chain each into word k of the four that hold their bits, and back.
+  template <class Words>
+  GIBBS_DEVICE static uint32_t interleaved(int k, const Words& words) {
+    uint32_t of_all = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) of_all |= (words(j) >> (2 * k) & 0x03030303) << (2 * j);
+    return of_all;
+  }
+  // A word of a chain, which is number `word` of both sides.
+  GIBBS_DEVICE uint32_t state_word(int word, int chain) const {
+    const int at = word * chain_slots();
+    if constexpr (kInterleaved)
+      return interleaved(chain / kTileChains, [&](int t) { return states_[at + 4 * (chain % kTileChains) + t]; });
+    else
+      return states_[at + chain];
   }
   GIBBS_DEVICE void store_states(int side) const {
     const OwnSide of = own(side);
     for (int item = int(threadIdx.x); item < of.words.count() * num_chains_; item += int(blockDim.x)) {
       const int word = of.words.begin + item % of.words.count(), chain = item / of.words.count();
-      side_of(side).bits[row(chain) * side_of(side).words + word] = states_[(of.states_at + word) * chain_slots() + chain];
+      side_of(side).bits[row(chain) * side_of(side).words + word] = state_word(of.states_at + word, chain);
     }
   }
   GIBBS_DEVICE void load_slices() {
@@ -264,50 +297,62 @@ class BipartiteCta {
                          (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
     }
   }
-  // The bytes of four neighbouring numbers.
-  GIBBS_DEVICE uint32_t random_bytes(int bytes_at, uint32_t number, int chain, int64_t sweep) const {
-    if (chain >= num_chains_) return 0;
-    if (p_.plan.sweeps_ahead) return bytes_[(ahead_ * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at + int(number / 4)];
-    return draw_high_bytes(stream(chain, sweep), number / 4);
+  // The bytes of numbers 4 at ... 4 at + 3 of this sweep.
+  GIBBS_DEVICE uint32_t drawn_bytes(int bytes_at, int at, int chain) const {
+    return bytes_[(ahead_ * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at + at];
   }
   GIBBS_DEVICE int64_t bias_row(int chain) const {
     return p_.packed.bias_per_chain ? row(chain < num_chains_ ? chain : 0) : model_;
   }
+  // What bounds of units are made of, from position 0 of a side on, for one chain.
+  struct UnitRow {
+    const float *bias, *base_bias;
+    const FieldError* errors;
+  };
+  struct UnitData {
+    float bias, base_bias;
+    FieldError error;
+    GIBBS_DEVICE UnitBounds bounds(const ModelBounds& of_model) const { return {of_model, bias, base_bias, error}; }
+  };
+  GIBBS_DEVICE UnitRow unit_row(int side, int chain) const {
+    const BipartiteSide& of = side_of(side);
+    const int64_t width = int64_t{of.words} * kWarpSize, at = bias_row(chain) * width;
+    return {of.bias + at, kAnnealed ? of.base_bias + at : nullptr, of.field_errors + model_ * width};
+  }
+  GIBBS_DEVICE static UnitData load_unit(const UnitRow& of, int position) {
+    return {global_load(of.bias + position), kAnnealed ? global_load(of.base_bias + position) : 0.0f,
+            global_load(of.errors + position)};
+  }
   GIBBS_DEVICE UnitBounds unit_bounds(int side, const ModelBounds& bounds, int position, int chain) const {
-    const int width = side_of(side).words * kWarpSize;
-    const int64_t at = bias_row(chain) * width + position;
-    return {bounds, global_load(side_of(side).bias + at), kAnnealed ? global_load(side_of(side).base_bias + at) : 0.0f,
-            global_load(side_of(side).field_errors + model_ * width + position)};
+    return load_unit(unit_row(side, chain), position).bounds(bounds);
   }
-
-  GIBBS_DEVICE void load_bounds(int side, const ModelBounds& bounds, int word, int chain, UnitBounds (&of)[kUnits]) const {
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) of[i] = unit_bounds(side, bounds, word * kWarpSize + kUnits * group() + i, chain);
-  }
+  // A lane's pair of units of a fragment begins at this one of the word.
+  GIBBS_DEVICE static int pair_of(int fragment) { return 16 * fragment + 2 * group(); }
 
   // ---- products ----
 
-  // Adds to the sums of a word of a side, of tiles first .. first + kTiles - 1.
-  GIBBS_DEVICE void multiply(int side, int word, int first_tile, int32_t (&sums)[kTiles][kFragments][kSlices][4]) const {
-    const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chain_slots() + first_tile * kTileChains + group(),
-              shift = 8 * place_in_group();
-    const auto add = [&](int block, const LeftFragment(&left)[kSlices][kFragments]) {
+  // Adds to the sums of an item of a side: of a word, fragments first_fragment ..., and tiles first_tile ...
+  GIBBS_DEVICE void multiply(int side, int word, int first_fragment, int first_tile, Sums& sums) const {
+    const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chain_slots();
+    const auto add = [&](int block, const LeftFragment(&left)[kSlices][kItemFragments]) {
+      uint32_t bits = kInterleaved ? states_[from + block * chain_slots() + lane()] : 0;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint32_t bits = states_[from + block * chain_slots() + n * kTileChains] >> shift;
-        // Copies of a half byte, 7 bits apart, have its bits at 0, 8, 16 and 24.
-        const RightFragment right = {{(bits & 0xf) * 0x204081 & 0x01010101, (bits >> 4 & 0xf) * 0x204081 & 0x01010101}};
+        if constexpr (!kInterleaved)
+          bits = states_[from + block * chain_slots() + (first_tile + n) * kTileChains + group()] >> (2 * place_in_group());
+        const int shift = kInterleaved ? 2 * n : 0;
+        const RightFragment right = {{bits >> shift & 0x01010101, bits >> (shift + 1) & 0x01010101}};
 #pragma unroll
-        for (int m = 0; m < kFragments; ++m)
+        for (int m = 0; m < kItemFragments; ++m)
 #pragma unroll
-          for (int s = 0; s < kSlices; ++s) multiply_add(sums[n][m][s], left[s][m], right);
+          for (int s = 0; s < kSlices; ++s) multiply_add(sums.of[n][m][s], left[s][m], right);
       }
     };
     const auto add_kept = [&](const Kept& kept) {
 #pragma unroll
       for (int block = 0; block < kKeptWords; ++block) {
         if (block >= blocks) break;
-        add(block, kept.of[block]);
+        if constexpr (!kInterleaved) add(block, kept.of[block]);
       }
     };
     if constexpr (kKeptSides == 2)
@@ -319,21 +364,24 @@ class BipartiteCta {
       const OwnSide of = own(side);
       const int64_t begin = of.resident_at + int64_t{word - of.words.begin} * blocks, left_over = p_.plan.resident - begin;
       const int num_resident = left_over < 0 ? 0 : left_over < blocks ? int(left_over) : blocks;
-      LeftFragment left[kSlices][kFragments];
+      LeftFragment left[kSlices][kItemFragments];
       const auto load = [&](const auto& fragment_at) {
 #pragma unroll
         for (int s = 0; s < kSlices; ++s)
 #pragma unroll
-          for (int m = 0; m < kFragments; ++m) left[s][m] = fragment_at((s * kFragments + m) * kWarpSize + lane());
+          for (int m = 0; m < kItemFragments; ++m)
+            left[s][m] = fragment_at((s * kFragments + first_fragment + m) * kWarpSize + lane());
       };
       for (int block = 0; block < num_resident; ++block) {
         load([&](int at) { return resident_[(begin + block) * block_fragments(kSlices) + at]; });
         add(block, left);
       }
+      if constexpr (kKeptSides == 0) {  // else all are resident
 #pragma unroll 2
-      for (int block = num_resident; block < blocks; ++block) {
-        load([&](int at) { return global_load(block_of(side, word, block) + at); });
-        add(block, left);
+        for (int block = num_resident; block < blocks; ++block) {
+          load([&](int at) { return global_load(block_of(side, word, block) + at); });
+          add(block, left);
+        }
       }
     }
   }
@@ -342,20 +390,46 @@ class BipartiteCta {
 
   GIBBS_DEVICE void half_sweep(int side, int64_t sweep, const ModelBounds& bounds, float last_beta) {
     const OwnSide of = own(side);
-    const int groups = (num_chains_ + kTiles * kTileChains - 1) / (kTiles * kTileChains);
+    constexpr int kParts = kFragments / kItemFragments;  // of a word
+    const int groups = (num_chains_ + kTiles * kTileChains - 1) / (kTiles * kTileChains), items = kParts * groups;
+    const UnitRow units_of_side = unit_row(side, 0);
     bool notes = false;
     // A warp has the words that it keeps.
-    const int all = of.words.count() * groups, begin = is_kept(side) ? warp() * groups : warp(),
-              end = is_kept(side) && begin + groups < all ? begin + groups : all;
+    const int all = of.words.count() * items, begin = is_kept(side) ? warp() * items : warp(),
+              end = is_kept(side) && begin + items < all ? begin + items : all;
     for (int item = begin; item < end; item += is_kept(side) ? 1 : num_warps()) {
-      const int word = of.words.begin + item / groups, first_tile = item % groups * kTiles;
-      int32_t sums[kTiles][kFragments][kSlices][4] = {};
-      multiply(side, word, first_tile, sums);
-      UnitBounds units[kUnits];
-      load_bounds(side, bounds, word, 0, units);
+      const int word = of.words.begin + item / items, fragment = item % kParts, first_tile = item % items / kParts * kTiles;
+      constexpr bool kLoadsEarly = kKeptSides != 1;  // which has no registers left
+      UnitData data[kItemFragments][2];
+      const auto load_units = [&] {
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n)
-        notes |= decide(side, of, word, (first_tile + n) * kTileChains, sums[n], units, sweep, bounds, last_beta);
+        for (int i = 0; i < 2 * kItemFragments; ++i)
+          data[i / 2][i % 2] =
+              load_unit(kLoadsEarly ? units_of_side : unit_row(side, 0), word * kWarpSize + pair_of(fragment + i / 2) + i % 2);
+      };
+      if (kLoadsEarly) load_units();
+      Sums sums = {};
+      multiply(side, word, fragment, first_tile, sums);
+      if (!kLoadsEarly) load_units();
+      UnitBounds units[kItemFragments][2];
+#pragma unroll
+      for (int i = 0; i < 2 * kItemFragments; ++i) units[i / 2][i % 2] = data[i / 2][i % 2].bounds(bounds);
+      // Of four tiles, the chains of a column are decided together; of fewer, the units of a tile.
+#pragma unroll
+      for (int k = 0; k < (kInterleaved ? 2 : kTiles); ++k) {
+        Pair pairs[kPairs];
+#pragma unroll
+        for (int p = 0; p < kPairs; ++p) {
+          const int column = kInterleaved ? k : p / 2, tile = kInterleaved ? p : k, m = kInterleaved ? 0 : p % 2;
+          Pair& pair = pairs[p];
+          pair.first_chain = (first_tile + tile) * kTileChains + column;
+          pair.fragment = fragment + m;
+          pair.units = units[m];
+#pragma unroll
+          for (int r = 0; r < 2; ++r) pair.fields[r] = field_of(sums.of[tile][m], 2 * r + column);
+        }
+        notes |= decide(side, of, word, pairs, units_that_are(side, word, fragment), sweep, bounds, last_beta);
+      }
     }
     if (__syncthreads_or(notes)) {  // the side is whole, but for its open units
       close(side, sweep, bounds);
@@ -368,90 +442,133 @@ class BipartiteCta {
     }
   }
 
-  // Decides the units of a word in chains first .. first + 7. Returns whether the thread has noted one that is open.
-  GIBBS_DEVICE bool decide(int side, const OwnSide& of, int word, int first_chain, const int32_t (&sums)[kFragments][kSlices][4],
-                           UnitBounds (&bounds_of)[kUnits], int64_t sweep, const ModelBounds& bounds, float last_beta) {
+  GIBBS_DEVICE static int32_t field_of(const int32_t (&sums)[kSlices][4], int element) {
+    uint32_t field = 0;
+#pragma unroll
+    for (int s = kSlices; s-- > 0;) field = field * 256 + uint32_t(sums[s][element]);
+    return int32_t(field);
+  }
+  // Those of an item's pairs that are units of the model.
+  GIBBS_DEVICE uint32_t units_that_are(int side, int word, int fragment) const {
+    const BipartiteSide& of = side_of(side);
+    const int unit = word * kWarpSize + pair_of(fragment) - of.offset;
+    uint32_t are = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * kItemFragments; ++i) are |= uint32_t(unsigned(unit + 16 * (i / 2) + i % 2) < unsigned(of.n)) << i;
+    return are * (kInterleaved ? 0x55 : 0x11);
+  }
+
+  // Decides pairs of units of a word, as far as they are in the mask. Returns whether the thread has noted one that is open. Chains that are not
+  // there are decided like others.
+  GIBBS_DEVICE bool decide(int side, const OwnSide& of, int word, const Pair (&pairs)[kPairs], uint32_t mask, int64_t sweep,
+                           const ModelBounds& bounds, float last_beta) {
     const BipartiteSide& to = side_of(side);
-    const int position = word * kWarpSize + kUnits * group(), chain = first_chain + kChains * place_in_group(),
-              at = (of.states_at + word) * chain_slots() + chain;
-    int32_t fields[kChains][kUnits];
-#pragma unroll
-    for (int c = 0; c < kChains; ++c)
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        uint32_t field = 0;
-#pragma unroll
-        for (int s = kSlices; s-- > 0;) field = field * 256 + uint32_t(sums[i / 2][s][2 * (i % 2) + c]);
-        fields[c][i] = int32_t(field);
-      }
-    if (kAnnealed && side == 1) weigh_right(of, word, chain, fields, last_beta, bounds.beta);
-    uint32_t units = 0;  // that there are
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) units |= uint32_t(position + i >= to.offset && position + i < to.offset + to.n) << i;
-    const uint32_t mask = (chain < num_chains_ ? units : 0) | (chain + 1 < num_chains_ ? units << kUnits : 0);
+    if (kAnnealed && side == 1) {
+      weigh_right(of, word, pairs[0], pairs[1], last_beta, bounds.beta);
+      weigh_right(of, word, pairs[2], pairs[3], last_beta, bounds.beta);
+    }
+    uint32_t bytes[kPairs];
+    load_bytes(side, of, word, pairs, sweep, bytes);
     Decided decided;
 #pragma unroll
-    for (int c = kChains; c-- > 0;) {
-      if (first_chain + c >= num_chains_) continue;  // so do all lanes, and nobody looks at what becomes of these chains
-      const uint32_t bytes = random_bytes(of.bytes_at, to.first_number + uint32_t(position), chain + c, sweep);
-      if (p_.packed.bias_per_chain) load_bounds(side, bounds, word, chain + c, bounds_of);
+    for (int p = kPairs; p-- > 0;) {
+      const Pair& pair = pairs[p];
+      if (kTiles == 1 && pair.first_chain >= num_chains_) {  // in all lanes: many models have one chain
+        decided.skip(2);
+        continue;
+      }
+      if (p_.packed.bias_per_chain) {
+        const UnitRow units = unit_row(side, pair.chain());
 #pragma unroll
-      for (int i = kUnits; i-- > 0;) {
-        const UnitBounds& unit = bounds_of[i];
-        const auto sum = float(fields[c][i]);
-        decided.add(open_logits_[bytes >> (8 * i) & 0xff], unit.slope * sum + unit.low, unit.slope * sum + unit.high);
+        for (int r = 0; r < 2; ++r) pair.units[r] = load_unit(units, word * kWarpSize + pair_of(pair.fragment) + r).bounds(bounds);
+      }
+#pragma unroll
+      for (int r = 2; r-- > 0;) {
+        const UnitBounds& unit = pair.units[r];
+        const auto sum = float(pair.fields[r]);
+        decided.add(open_logits_[bytes[p] >> (8 * r) & 0xff], unit.slope * sum + unit.low, unit.slope * sum + unit.high);
       }
     }
-    uint32_t old = 0, fixed = 0;
+    uint32_t fixed = 0, old = 0;
     if (to.clamps) {
 #pragma unroll
-      for (int c = 0; c < kChains; ++c) {
-        if (chain + c >= num_chains_) continue;
-        const int shift = kUnits * group();
-        old |= (states_[at + c] >> shift & 0xf) << (kUnits * c);
-        fixed |= (to.clamps[row(chain + c) * to.words + word] >> shift & 0xf) << (kUnits * c);
+      for (int p = 0; p < kPairs; ++p) {
+        if (pairs[p].chain() >= num_chains_) continue;
+        const int in_word = pair_of(pairs[p].fragment);
+        fixed |= (to.clamps[row(pairs[p].chain()) * to.words + word] >> in_word & 3) << (2 * p);
+        old |= (state_word(of.states_at + word, pairs[p].chain()) >> in_word & 3) << (2 * p);
       }
     }
-    const uint32_t open = decided.open() & ~fixed & mask;
-    write(at, ((old & fixed) | (~decided.is_not_one & ~fixed)) & mask);
-    if (open) note(side, position, chain, open, fields, sweep, bounds);
+    uint32_t open = decided.open() & ~fixed & mask, bits = ((old & fixed) | (~decided.is_not_one & ~fixed)) & mask;
+    if (open) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p)
+        if (pairs[p].chain() >= num_chains_) open &= ~(3u << (2 * p));
+      if (open) bits |= note(side, word, pairs, open, sweep, bounds);
+    }
+    write((of.states_at + word) * chain_slots(), pairs[0], bits);
     return open != 0;
   }
-  // Two lanes with neighbouring units put a byte together for each of their chains, and each writes one.
-  GIBBS_DEVICE void write(int at, uint32_t bits) const {
-    const uint32_t others = __shfl_xor_sync(kFullWarp, bits, 4);
-    const bool is_odd = group() & 1;
-    const uint32_t byte = is_odd ? others >> 4 | (bits & 0xf0) : (bits & 0xf) | (others & 0xf) << 4;
-    state_bytes_[int64_t{4} * (at + is_odd) + group() / 2] = uint8_t(byte);
-    __syncwarp();  // the bits are there before any of them is set
+  // Random bytes of pairs of units, in the lowest 16 bits.
+  GIBBS_DEVICE void load_bytes(int side, const OwnSide& of, int word, const Pair (&pairs)[kPairs], int64_t sweep,
+                               uint32_t (&bytes)[kPairs]) const {
+    const auto number = int(side_of(side).first_number) + word * kWarpSize;
+    const auto each = [&](const auto& load) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        const int chain = min(pairs[p].chain(), num_chains_ - 1);
+        if (kTiles > 1 || pairs[p].first_chain < num_chains_)
+          bytes[p] = load((number + pair_of(pairs[p].fragment)) / 4, chain) >> (16 * (group() % 2));
+      }
+    };
+    if (p_.plan.sweeps_ahead)
+      each([&](int at, int chain) { return drawn_bytes(of.bytes_at, at, chain); });
+    else
+      each([&](int at, int chain) { return draw_high_bytes(stream(chain, sweep), uint32_t(at)); });
+  }
+  // Writes the bits of four pairs, of which the first is given, to a word of units whose states begin at `at`.
+  GIBBS_DEVICE void write(int at, const Pair& first, uint32_t bits) const {
+    const int quarter = group() % 4, byte = group() / 4;
+    if constexpr (kInterleaved) {
+      state_bytes_[int64_t{4} * (at + 4 * first.chain() + quarter) + 2 * first.fragment + byte] = uint8_t(bits);
+    } else {
+      // Four lanes put a byte together for each pair (two chains, two fragments), and each writes one.
+      bits = (bits | bits << 12) & 0x000f000f;
+      bits = ((bits | bits << 6) & 0x03030303) << (2 * quarter);
+      bits |= __shfl_xor_sync(kFullWarp, bits, 4);
+      bits |= __shfl_xor_sync(kFullWarp, bits, 8);
+      state_bytes_[int64_t{4} * (at + first.chain() + quarter / 2) + 2 * (quarter % 2) + byte] = uint8_t(bits >> (8 * quarter));
+    }
   }
 
   // ---- open units ----
 
-  // Notes open ones of a lane's units, whose bits are 0 until they are decided.
-  GIBBS_DEVICE void note(int side, int position, int chain, uint32_t open, const int32_t (&fields)[kChains][kUnits], int64_t sweep,
-                         const ModelBounds& bounds) const {
-    uint32_t at = open_units_.reserve(__popc(open)), left = 0;
+  // Notes open ones of a lane's units, whose bits are 0 until they are decided. Returns the bits of those for which there is no room.
+  GIBBS_DEVICE uint32_t note(int side, int word, const Pair (&pairs)[kPairs], uint32_t open, int64_t sweep,
+                             const ModelBounds& bounds) const {
+    uint32_t at = open_units_.reserve(__popc(open)), left = 0, bits = 0;
+    const auto unit = [&](int k, const Pair& pair, int32_t field) {
+      return OpenUnits::Unit{word * kWarpSize + pair_of(pair.fragment) + k % 2, pair.chain(), field};
+    };
 #pragma unroll
-    for (int c = 0; c < kChains; ++c)
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        if (!(open >> (kUnits * c + i) & 1)) continue;
-        if (!open_units_.note(at++, {position + i, chain + c, fields[c][i]})) left |= 1u << (kUnits * c + i);
-      }
+    for (int k = 0; k < 2 * kPairs; ++k)
+      if (open >> k & 1 && !open_units_.note(at++, unit(k, pairs[k / 2], pairs[k / 2].fields[k % 2]))) left |= 1u << k;
     for (; left; left &= left - 1) {  // there is no room for these
-      const int which = __ffs(int(left)) - 1, of_unit = position + which % kUnits, of_chain = chain + which / kUnits;
-      int32_t field = 0;
+      const int which = __ffs(int(left)) - 1;
+      OpenUnits::Unit of = {};
 #pragma unroll
-      for (int k = 0; k < kChains * kUnits; ++k) field = k == which ? fields[k / kUnits][k % kUnits] : field;
-      const uint32_t word = random_word_of(side, of_unit, of_chain, sweep);
-      auto below = is_below_by_bounds(side, of_unit, of_chain, field, word, bounds);
-      if (below == IsBelow::kOpen) {
-        const int32_t exact = kAnnealed ? field : int32_t(partial_field(side, of_unit, of_chain, ~0u));
-        if (word < threshold(exact_logit(side, exact, of_unit, of_chain, bounds.beta))) below = IsBelow::kYes;
-      }
-      if (below == IsBelow::kYes) set_bit(side, of_unit, of_chain);
+      for (int k = 0; k < 2 * kPairs; ++k)
+        if (k == which) of = unit(k, pairs[k / 2], pairs[k / 2].fields[k % 2]);
+      bits |= uint32_t(decide_alone(side, of, sweep, bounds)) << which;
     }
+    return bits;
+  }
+  GIBBS_DEVICE bool decide_alone(int side, const OpenUnits::Unit& unit, int64_t sweep, const ModelBounds& bounds) const {
+    const uint32_t word = random_word_of(side, unit.position, unit.chain, sweep);
+    const auto below = is_below_by_bounds(side, unit.position, unit.chain, unit.field, word, bounds);
+    if (below != IsBelow::kOpen) return below == IsBelow::kYes;
+    const int32_t exact = kAnnealed ? unit.field : int32_t(partial_field(side, unit.position, unit.chain, ~0u));
+    return word < threshold(exact_logit(side, exact, unit.position, unit.chain, bounds.beta));
   }
   GIBBS_DEVICE void close(int side, int64_t sweep, const ModelBounds& bounds) const {
     const uint32_t count = open_units_.take_up();
@@ -482,11 +599,17 @@ class BipartiteCta {
   }
   GIBBS_DEVICE uint32_t random_word_of(int side, int position, int chain, int64_t sweep) const {
     const uint32_t number = side_of(side).first_number + uint32_t(position);
-    const uint32_t bytes = random_bytes(own(side).bytes_at, number & ~3u, chain, sweep);
+    const uint32_t bytes = p_.plan.sweeps_ahead ? drawn_bytes(own(side).bytes_at, int(number / 4), chain)
+                                                : draw_high_bytes(stream(chain, sweep), number / 4);
     return (bytes >> (8 * (number % 4)) & 0xff) << 24 | draw_low_bits(stream(chain, sweep), number);
   }
   GIBBS_DEVICE void set_bit(int side, int position, int chain) const {
-    atomicOr(&states_[(own(side).states_at + position / kWarpSize) * chain_slots() + chain], 1u << (position % kWarpSize));
+    const int at = (own(side).states_at + position / kWarpSize) * chain_slots(), in_word = position % kWarpSize;
+    if constexpr (kInterleaved)  // bits 8 i + 2 t + r of tile n
+      atomicOr(&states_[at + 4 * (chain % kTileChains) + in_word % 8 / 2],
+               1u << (in_word / 8 * 8 + 2 * (chain / kTileChains) + in_word % 2));
+    else
+      atomicOr(&states_[at + chain], 1u << in_word);
   }
 
   // ---- exact fields ----
@@ -496,10 +619,10 @@ class BipartiteCta {
   GIBBS_DEVICE uint32_t partial_field(int side, int position, int chain, uint32_t mask) const {
     const BipartiteSide &to = side_of(side), &from = side_of(1 - side);
     const void* weight = parameter_row(p_.weight, p_.sweep.batch, p_.is_double, model_, 0);
-    const int unit = position - to.offset, at = own(1 - side).states_at * chain_slots() + chain;
+    const int unit = position - to.offset, at = own(1 - side).states_at;
     uint32_t sum = 0;
     for (int word = 0; word < from.words; ++word)
-      for (uint32_t bits = states_[at + word * chain_slots()] & mask; bits; bits &= bits - 1) {
+      for (uint32_t bits = state_word(at + word, chain) & mask; bits; bits &= bits - 1) {
         const int other = word * kWarpSize + __ffs(int(bits)) - 1 - from.offset;
         sum += uint32_t(coupling_at(p_.weight, weight, p_.is_double, scale_.k, side == 0 ? unit : other, side == 0 ? other : unit));
       }
@@ -525,38 +648,36 @@ class BipartiteCta {
 
   // ---- annealing ----
 
-  // What right units of a word, which are summed out, add to log f_beta - log f_last_beta of chains `chain` and `chain` + 1.
-  GIBBS_DEVICE void weigh_right(const OwnSide& of, int word, int chain, const int32_t (&fields)[kChains][kUnits], float last_beta,
+  // What right units of a word, which are summed out, add to log f_beta - log f_last_beta of a chain.
+  GIBBS_DEVICE void weigh_right(const OwnSide& of, int word, const Pair& first, const Pair& second, float last_beta,
                                 float beta) const {
     const BipartiteSide& right = side_of(1);
+    const int chain = first.chain();
+    double term = 0;
 #pragma unroll
-    for (int c = 0; c < kChains; ++c) {
-      double term = 0;
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        const int position = word * kWarpSize + kUnits * group() + i;
-        if (position < right.offset || position >= right.offset + right.n || chain + c >= num_chains_) continue;
-        term += double(softplus_difference(exact_logit(1, fields[c][i], position, chain + c, last_beta),
-                                           exact_logit(1, fields[c][i], position, chain + c, beta)));
-      }
-      store_term(of.states_at + word, chain + c, term);
+    for (int k = 0; k < 4; ++k) {
+      const Pair& pair = k < 2 ? first : second;
+      const int position = word * kWarpSize + pair_of(pair.fragment) + k % 2;
+      if (position < right.offset || position >= right.offset + right.n || chain >= num_chains_) continue;
+      term += double(softplus_difference(exact_logit(1, pair.fields[k % 2], position, chain, last_beta),
+                                         exact_logit(1, pair.fields[k % 2], position, chain, beta)));
     }
+    store_term(of.states_at + word, chain, term);
   }
   // The same for left units, without the factor of the betas' difference.
   GIBBS_DEVICE void weigh_left() const {
     const OwnSide of = own(0);
     const BipartiteSide& left = side_of(0);
     for (int item = warp(); item < of.words.count() * p_.plan.tiles; item += num_warps()) {
-      const int word = of.words.begin + item / p_.plan.tiles,
-                chain = item % p_.plan.tiles * kTileChains + kChains * place_in_group();
+      const int word = of.words.begin + item / p_.plan.tiles, chain = item % p_.plan.tiles * kTileChains + 2 * place_in_group();
 #pragma unroll
-      for (int c = 0; c < kChains; ++c) {
+      for (int c = 0; c < 2; ++c) {
         double term = 0;
         if (chain + c < num_chains_) {
-          const uint32_t bits = states_[(of.states_at + word) * chain_slots() + chain + c] >> (kUnits * group());
-          const int64_t at = (bias_row(chain + c) * left.words + word) * kWarpSize + kUnits * group();
+          const uint32_t bits = state_word(of.states_at + word, chain + c) >> (4 * group());
+          const int64_t at = (bias_row(chain + c) * left.words + word) * kWarpSize + 4 * group();
 #pragma unroll
-          for (int i = 0; i < kUnits; ++i)
+          for (int i = 0; i < 4; ++i)
             if (bits >> i & 1) term += double(left.bias[at + i]) - double(left.base_bias[at + i]);
         }
         store_term(of.states_at + word, chain + c, term);

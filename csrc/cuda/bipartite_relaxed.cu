@@ -9,18 +9,19 @@ namespace gibbs {
 
 namespace {
 
-constexpr int kMaxChainsPerCta = 16;
+constexpr int kMaxChainsPerCta = 4 * kChainsAtATime;
 
 int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
-// The largest number of chains of a CTA that fits and leaves a CTA for each multiprocessor.
+// The number of chains of a CTA: one, or as many as fit and leave a CTA for each multiprocessor.
 template <class Fits>
 int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits& fits) {
   int chains = 1;
+  const auto next = [&] { return std::max(2 * chains, kChainsAtATime); };
   while (chains < std::min<int64_t>(kMaxChainsPerCta, batch.chains_per_model) && ctas(batch, chains) > limits.num_sms &&
-         fits(chains + 1))
-    ++chains;
-  return chains;
+         fits(next()))
+    chains = next();
+  return int(std::min<int64_t>(chains, batch.chains_per_model));
 }
 
 }  // namespace
@@ -28,12 +29,13 @@ int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits
 BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const DeviceLimits& limits) {
   BipartiteRelaxedPlan plan = {};
   const auto bytes = [&](int chains) {
-    return p.is_double ? RelaxedLayout<double>(p, chains, plan.is_resident).bytes()
-                       : RelaxedLayout<float>(p, chains, plan.is_resident).bytes();
+    return p.is_double ? RelaxedLayout<double>(p, chains, plan.is_resident, plan.values_in_shared).bytes()
+                       : RelaxedLayout<float>(p, chains, plan.is_resident, plan.values_in_shared).bytes();
   };
   const auto fits = [&](int chains) { return bytes(chains) <= limits.shared_memory_per_cta; };
-  plan.is_resident = true;
-  plan.is_resident = fits(1);
+  plan.is_resident = plan.values_in_shared = true;
+  if (!fits(1)) plan.is_resident = false;
+  if (!fits(1)) plan.values_in_shared = false;
   plan.chains_per_cta = choose_chains(p.sweep.batch, limits, fits);
   plan.shape.num_ctas = ctas(p.sweep.batch, plan.chains_per_cta);
   plan.shape.num_threads = kRelaxedThreads;
@@ -44,10 +46,15 @@ BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const Devi
   return plan;
 }
 
+template <class T, int kChains>
+static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
+  launch(plan.is_resident ? registered<bipartite_relaxed_kernel<T, kChains, true>>
+                          : registered<bipartite_relaxed_kernel<T, kChains, false>>,
+         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta, plan.values_in_shared});
+}
 template <class T>
 static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
-  launch(plan.is_resident ? registered<bipartite_relaxed_kernel<T, true>> : registered<bipartite_relaxed_kernel<T, false>>,
-         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta});
+  plan.chains_per_cta == 1 ? launch_relaxed<T, 1>(p, plan, stream) : launch_relaxed<T, kChainsAtATime>(p, plan, stream);
 }
 void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
   if (p.sweep.num_sweeps) {
@@ -81,7 +88,7 @@ static BipartiteBackwardPlan plan_backward(const BipartiteBackwardParams& p, con
   const auto tiles = [](int64_t n) { return (n + kOuterTile - 1) / kOuterTile; };
   plan.outer.num_ctas = batch.num_models * tiles(p.n1) * tiles(p.n2);
   plan.outer.num_threads = kOuterThreads;
-  plan.outer.shared_memory = 2 * shared_bytes<T>(kOuterTile * kOuterTile);
+  plan.outer.shared_memory = 2 * shared_bytes<T>(kOuterFactors * kOuterTile);
   plan.workspace = batch.num_models * all * 2 * p.sweep.num_relaxed_sweeps * (p.n1 + p.n2) * int64_t(sizeof(T));
   return plan;
 }
@@ -89,11 +96,15 @@ BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams& p, 
   return p.is_double ? plan_backward<double>(p, limits) : plan_backward<float>(p, limits);
 }
 
+template <class T, int kChains>
+static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
+  launch(plan.weight_in_shared ? registered<bipartite_backward_kernel<T, kChains, true>>
+                               : registered<bipartite_backward_kernel<T, kChains, false>>,
+         plan.shape, stream, BipartiteBackwardKernelParams{p, plan.chains_per_cta, plan.outer.num_ctas == 0});
+}
 template <class T>
 static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
-  const BipartiteBackwardKernelParams params = {p, plan.chains_per_cta, plan.outer.num_ctas == 0};
-  launch(plan.weight_in_shared ? registered<bipartite_backward_kernel<T, true>> : registered<bipartite_backward_kernel<T, false>>,
-         plan.shape, stream, params);
+  plan.chains_per_cta == 1 ? launch_backward<T, 1>(p, plan, stream) : launch_backward<T, kChainsAtATime>(p, plan, stream);
   launch(registered<outer_products_kernel<T>>, plan.outer, stream, p);
 }
 void launch_bipartite_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {

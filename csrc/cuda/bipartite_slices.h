@@ -13,10 +13,10 @@ namespace gibbs {
 constexpr int kMaxSlices = 4;  // all bits of a coupling; log-weights need them
 
 // A word has 32 units of a side. A block multiplies the bits of a word by couplings with another word's units: for each slice two fragments of
-// 16 units. Rows and columns of fragments are units in an order that lets a lane (4 g + t) expand a byte of the other side's word, and get
-// fields of four neighbouring units:
-//   row g + 8 r of fragment m        is unit 4 g + 2 m + r of the word that is updated;
-//   columns 4 t + i and 16 + 4 t + i are units 8 t + i and 8 t + 4 + i of the other word.
+// 16 units. Rows and columns of fragments are units in an order that lets a lane (4 g + t) expand bits of the other side's word by shifts and masks
+// alone, and get fields of two neighbouring units:
+//   row g + 8 r of fragment m is unit 16 m + 2 g + r of the word that is updated;
+//   column 4 t + i + 16 r     is unit 8 i + 2 t + r of the other word.
 constexpr int kFragments = 2;
 GIBBS_HOST_DEVICE int64_t block_fragments(int slices) { return int64_t{slices} * kFragments * kWarpSize; }
 

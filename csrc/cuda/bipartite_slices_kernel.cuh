@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
 #pragma unroll
       for (int element = 0; element < 16; ++element) {
         const int i = element % 4, r = element / 4 % 2, half = element / 8, row = 2 * m + r;
-        const int64_t of_to = int64_t{word} * kWarpSize + 4 * g + row - to.offset,
-                      of_from = int64_t{block} * kWarpSize + 8 * t + 4 * half + i - from.offset;
+        const int64_t of_to = int64_t{word} * kWarpSize + 16 * m + 2 * g + r - to.offset,
+                      of_from = int64_t{block} * kWarpSize + 8 * i + 2 * t + half - from.offset;
         if (of_to < 0 || of_to >= to.n || of_from < 0 || of_from >= from.n) continue;
         const int32_t exact =
             coupling_at(p.weight, weight, p.is_double, scale.k, is_right ? of_from : of_to, is_right ? of_to : of_from);
@@ -108,8 +108,9 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
   }
 #pragma unroll
   for (int row = 0; row < 4; ++row) {
-    atomicAdd(&lost[2 * (4 * g + row)], above[row]);
-    atomicAdd(&lost[2 * (4 * g + row) + 1], below[row]);
+    const int unit = 16 * (row / 2) + 2 * g + row % 2;
+    atomicAdd(&lost[2 * unit], above[row]);
+    atomicAdd(&lost[2 * unit + 1], below[row]);
   }
   __syncthreads();  // the sums are whole
   if (threadIdx.x >= kWarpSize) return;

@@ -101,6 +101,8 @@ struct Decided {
     is_not_one = is_not_one << 1 | __float_as_uint(low - float_of_half(open >> 16)) >> 31;
     is_zero = is_zero << 1 | __float_as_uint(high - float_of_half(open & 0xffff)) >> 31;
   }
+  // Takes units that do not matter, as 1.
+  GIBBS_DEVICE void skip(int count) { is_not_one <<= count, is_zero <<= count; }
   GIBBS_DEVICE uint32_t open() const { return is_not_one & ~is_zero; }
 };
 

@@ -7,13 +7,24 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
-from bench import cuda_report, texts
+from bench import cuda_report, harness, texts
 
 
-def test_the_table_of_bounds_is_that_of_the_history() -> None:
-    text = texts.parts(cuda_report.README, cuda_report.COMMAND)[1]
-    assert text.strip() == cuda_report.readme_table(json.loads(cuda_report.HISTORY.read_text())).strip()
+def test_the_tables_of_bounds_are_those_of_the_history() -> None:
+    history = json.loads(cuda_report.HISTORY.read_text())
+    for path, table in ((cuda_report.README, cuda_report.table), (harness.ROOT / "README.md", cuda_report.short_table)):
+        assert texts.parts(path, cuda_report.COMMAND)[1].strip() == table(history).strip()
+    assert cuda_report.short_table(history).count("\n") == 1 + len(cuda_report.SHORT)
+
+
+def test_products_have_no_more_instructions_than_the_report_takes() -> None:
+    history = json.loads(cuda_report.HISTORY.read_text())
+    loops = [loop for loop in history["inner_loops_sm_90"].values() if "tensor" in loop]
+    assert loops
+    for loop in loops:
+        assert sum(loop.values()) / loop["tensor"] <= cuda_report.PRODUCT_INSTRUCTIONS + 0.1
 
 
 def test_the_history_is_of_the_problems_and_kernels_that_there_are() -> None:
@@ -85,7 +96,8 @@ LAUNCH: dict[str, Any] = dict.fromkeys(cuda_report.COUNTS, 0) | {
     "cluster_size": 1,
     "ctas_per_sm": 2,
 }
-LIMITS = cuda_report.Limits(1e9, 1e12, 1000, 1 << 20, 128 << 10, 1024, 30)
+RATES = {"float32": 1e13, "TF32": 1e14, "bfloat16": 2e14}
+LIMITS = cuda_report.Limits(1e9, 1e12, 1e12, 1 << 20, 128 << 10, 1024, 0.5, 30, RATES)
 
 
 def test_bounds_of_a_kernel() -> None:
@@ -94,7 +106,7 @@ def test_bounds_of_a_kernel() -> None:
     found = cuda_report.kernel_bounds(launch, LIMITS, 100)
     assert found["shared memory"] == pytest.approx(3 * 1000 / 1e9)
     assert found["latency"] == pytest.approx(2 * 10 * 30 / 1e9)
-    assert found["tensor cores"] == pytest.approx(3 * 5 * 16 * 8 * 32 / 1024 / 1e9)
+    assert found["tensor cores"] == pytest.approx(3 * 5 * 16 * 8 * 32 / 1024 / 0.5 / 1e9)
 
 
 def test_what_is_read_again_comes_from_the_nearest_cache() -> None:
@@ -102,9 +114,9 @@ def test_what_is_read_again_comes_from_the_nearest_cache() -> None:
     launch = LAUNCH | {"sectors": 12000, "different_sectors": 3000}
     for shared, from_l2 in ((100 << 10, 12000), (0, 3000 + 3 * (3000 - 2048)), (48 << 10, 3000 + 3 * (3000 - 512))):
         found = cuda_report.kernel_bounds(launch | {"shared_memory": shared}, LIMITS, 100)
-        assert found["L2"] == pytest.approx(300 * from_l2 * 32 / 1000 / 1e9)
+        assert found["L2"] == pytest.approx(300 * from_l2 * 32 / 1e12)
     few = cuda_report.kernel_bounds(launch | {"different_sectors": 1000, "shared_memory": 0}, LIMITS, 100)
-    assert few["L2"] == pytest.approx(300 * 1000 * 32 / 1000 / 1e9)
+    assert few["L2"] == pytest.approx(300 * 1000 * 32 / 1e12)
 
 
 def test_the_bound_of_a_call_is_the_largest() -> None:
@@ -114,16 +126,59 @@ def test_the_bound_of_a_call_is_the_largest() -> None:
         "seconds": pytest.approx(6e-3),
         "bound_by": "shared memory",
     }
-    assert cuda_report.bounds(problem, [LAUNCH], 0, LIMITS, 100) == {"seconds": 4e-6, "bound_by": "launches"}
+    assert cuda_report.bounds(problem, [LAUNCH] * 4, 0, LIMITS, 100) == {"seconds": 4e-6, "bound_by": "launches"}
     assert cuda_report.bounds(problem, [LAUNCH], 10**9, LIMITS, 100)["bound_by"] == "memory"
     many = dataclasses.replace(problem, updates=10**9)
-    assert cuda_report.bounds(many, [LAUNCH], 0, LIMITS, 100)["bound_by"] == "arithmetic"
+    found = cuda_report.bounds(many, [LAUNCH], 0, LIMITS, 100)
+    lanes = 10**9 * cuda_report.INSTRUCTIONS["binary"]
+    assert found == {"seconds": pytest.approx(lanes / 128 / 100 / 1e9), "bound_by": "instructions"}
+    # A product's instructions are those of a warp.
+    found = cuda_report.bounds(many, [LAUNCH | {"num_ctas": 100, "products": 1e5}], 0, LIMITS, 100)
+    lanes += 1e7 * 32 * cuda_report.PRODUCT_INSTRUCTIONS
+    assert found == {"seconds": pytest.approx(lanes / 128 / 100 / 1e9), "bound_by": "instructions"}
 
 
-def test_pytorch_reads_what_fits_the_cache_for_nothing() -> None:
-    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {1 << 20: 10**6}), LIMITS, 4e-6) == 4e-6
-    moved = 10 * (10**8 - (1 << 20))
-    assert cuda_report.peer_bound(cuda_report.PeerCount(1, {10**8: 10}), LIMITS, 4e-6) == pytest.approx(moved / 1e12)
+def test_no_program_is_faster_than_the_floor() -> None:
+    one = cuda_report.bipartite(1, 1, 8, 8, 50)
+    latency = 2 * 50 * 30 / 1e9
+    assert cuda_report.floor(one, 0, LIMITS, 100) == pytest.approx(1e-6 + latency)
+    assert cuda_report.floor(one, 10**10, LIMITS, 100) == pytest.approx(1e-2)
+    drawing = dataclasses.replace(one, updates=10**9)
+    assert cuda_report.floor(drawing, 0, LIMITS, 100) == pytest.approx(50 * 10**9 * 3.5 / 128 / 100 / 1e9)
+    multiplying = dataclasses.replace(one, products=10**10)
+    assert cuda_report.floor(multiplying, 0, LIMITS, 100) == pytest.approx(50 * 2 * 10**10 / 1024 / 100 / 1e9)
+    graph = dataclasses.replace(multiplying, quads=1)
+    assert cuda_report.floor(graph, 0, LIMITS, 100) == pytest.approx(50 * 10**10 / 2 / 128 / 100 / 1e9, rel=1e-3)
+    learning = dataclasses.replace(multiplying, sweeps=0, num_relaxed=1)
+    assert cuda_report.floor(learning, 0, LIMITS, 100) == pytest.approx(6 * 10**10 / 1e13)
+
+
+def test_the_bound_of_pytorch_is_what_takes_longest() -> None:
+    def bound(launches: float, operands: dict[int, float], flops: float, arithmetic: str = "float32") -> float:
+        return cuda_report.peer_bound(cuda_report.PeerCount(launches, operands, flops), LIMITS, arithmetic, 4e-6)
+
+    assert bound(3, {1 << 20: 2}, 0) == 12e-6
+    assert bound(1, {1 << 20: 10**4}, 0) == pytest.approx((1 << 20) * 1e4 / 1e12)  # from L2
+    slower = LIMITS._replace(memory=1e10)
+    found = cuda_report.peer_bound(cuda_report.PeerCount(1, {10**8: 10}, 0), slower, "float32", 4e-6)
+    assert found == pytest.approx(10 * (10**8 - (1 << 20)) / 1e10)  # what L2 does not hold, from memory
+    assert [bound(1, {}, 2e12, name) for name in RATES] == [pytest.approx(s) for s in (0.2, 0.02, 0.01)]
+
+
+def test_products_of_pytorch_are_counted() -> None:
+    for problem in (cuda_report.bipartite(3, 2, 20, 10, 50), cuda_report.bipartite(1, 70, 40, 33, 6)):
+        assert cuda_report.count_peer(problem).flops == 2 * problem.products * problem.sweeps
+        halved = cuda_report.count_peer(problem, torch.bfloat16)
+        assert halved.flops == cuda_report.count_peer(problem).flops
+    graph = cuda_report.count_peer(cuda_report.chimera(2, 40, 4))
+    # A bag reads a row of 40 chains for each neighbour.
+    assert graph.operands[40 * 4] >= 4 * 2 * cuda_report.chimera(2, 40, 4).products / 40 / 2
+
+
+def test_the_host_is_measured() -> None:
+    found = cuda_report.host_seconds()
+    assert set(found) == {problem.call for problem in cuda_report.problems()} | {"operator"}
+    assert all(0 < seconds < 0.1 for seconds in found.values())
 
 
 SASS = """

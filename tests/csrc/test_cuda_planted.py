@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults are planted in the CUDA kernels, one at a time: a comparison of emulated ops with the CPU's finds each."""
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,10 +45,35 @@ FAULTS = [
     ),
     Fault("the next CTA's chains are the same", "bipartite", "% params.clusters_per_model * chain_slots()", "* 0"),
     Fault(
-        "units in the wrong order", "bipartite", "sums[i / 2][s][2 * (i % 2) + c]", "sums[i % 2][s][2 * (i / 2) + c]"
+        "units in the wrong order",
+        "bipartite",
+        "field_of(sums.of[tile][m], 2 * r + column)",
+        "field_of(sums.of[tile][m], 2 * column + r)",
     ),
-    Fault("a half byte of another unit", "bipartite", "others >> 4 | (bits & 0xf0)", "others >> 4 | (others & 0xf0)"),
-    Fault("a unit for which there is no room", "bipartite", "left |= 1u << (kUnits * c + i);", "left |= 0;"),
+    Fault(
+        "bits that a lane does not send",
+        "bipartite",
+        "bits |= __shfl_xor_sync(kFullWarp, bits, 8);",
+        "__shfl_xor_sync(kFullWarp, bits, 8);",
+    ),
+    Fault("bits of another tile", "bipartite", "kInterleaved ? 2 * n : 0", "kInterleaved ? 2 * (n ^ 1) : 0"),
+    Fault(
+        "an interleaved byte in the wrong word",
+        "bipartite",
+        "4 * first.chain() + quarter) + 2 * first.fragment",
+        "4 * first.chain() + (quarter ^ 1)) + 2 * first.fragment",
+    ),
+    Fault(
+        "states that are not interleaved",
+        "bipartite",
+        "return interleaved(chain / kTileChains, [&]",
+        "return interleaved(chain % 4, [&]",
+    ),
+    Fault("an open unit of another tile", "bipartite", "2 * (chain / kTileChains) + in_word % 2", "in_word % 2"),
+    Fault("the second half of a word is left out", "bipartite", "fragment = item % kParts,", "fragment = 0,"),
+    Fault("bytes of another unit", "bipartite", ">> (16 * (group() % 2));", ">> (16 * (group() % 1));"),
+    Fault("units that there are not", "bipartite", "< unsigned(of.n)) << i", "< unsigned(of.n + 31)) << i"),
+    Fault("a unit for which there is no room", "bipartite", "left |= 1u << k;", "left |= 0;"),
     Fault("open units of a side are forgotten", "bipartite", "close(side, sweep, bounds);", ""),
     Fault(
         "a clamped unit is updated",
@@ -62,11 +88,15 @@ FAULTS = [
     Fault(
         "a weight of right units is left out",
         "bipartite",
-        "if (kAnnealed && side == 1) weigh_right",
-        "if (false) weigh_right",
+        "if (kAnnealed && side == 1) { weigh_right",
+        "if (false) { weigh_right",
     ),
-    Fault("couplings of another row", "bipartite_slices", "8 * t + 4 * half + i - from.offset", "8 * t + 4 * half + i"),
-    Fault("columns in the wrong order", "bipartite_slices", "8 * t + 4 * half + i", "4 * t + 16 * half + i"),
+    Fault("couplings of another row", "bipartite_slices", "8 * i + 2 * t + half - from.offset", "8 * i + 2 * t + half"),
+    Fault("columns in the wrong order", "bipartite_slices", "8 * i + 2 * t + half", "4 * t + i + 16 * half"),
+    Fault(
+        "rows in the wrong order", "bipartite_slices", "16 * m + 2 * g + r - to.offset", "4 * g + 2 * m + r - to.offset"
+    ),
+    Fault("a residual of another unit", "bipartite_slices", "16 * (row / 2) + 2 * g + row % 2", "4 * g + row"),
     Fault(
         "a residual on the wrong side", "bipartite_slices", "if (int32_t(residual) > 0)", "if (int32_t(residual) < 0)"
     ),
@@ -80,7 +110,7 @@ FAULTS = [
         "no barrier between values and products",
         "bipartite_relaxed",
         "__syncthreads();",
-        after="Outcome::kNonFiniteRightBias) + sum).value; });",
+        after="n1 + j, j, j, value).value; });",
     ),
     missing(
         "no barrier in the backward pass",
@@ -88,6 +118,26 @@ FAULTS = [
         "__syncthreads();",
         after="out(p.grad_left_bias, c, n1)[i] += grad; });",
     ),
+    missing(
+        "sums of warps written over",
+        "bipartite_relaxed",
+        "__syncthreads();",
+        after="sum(chain + c, column) = total; }",
+    ),
+    missing(
+        "sums of rows that are not there yet",
+        "bipartite_relaxed",
+        "__syncthreads();",
+        after="sum(chain + c, row) = total; } }",
+    ),
+    Fault(
+        "a column of another row",
+        "bipartite_relaxed",
+        "for (int i = lane; i < n1; i += kWarpSize) to[i * ld + j]",
+        "for (int i = lane; i < n1; i += kWarpSize) to[i * (ld - 1) + j]",
+    ),
+    Fault("a sum of another row", "bipartite_relaxed", "odd ? first : second, 8", "odd ? second : first, 8"),
+    Fault("a factor of another row", "bipartite_relaxed", "kOuterTile + k * kApart + row", "kOuterTile + row"),
     Fault(
         "words of a binary sweep again",
         "bipartite_relaxed",
@@ -176,6 +226,26 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
 def test_without_a_fault_they_agree() -> None:
     done = compare(build.emulated_ops())
     assert done.returncode == 0, done.stderr
+
+
+def test_every_kernel_of_binary_sweeps_is_compared() -> None:
+    library = build.emulated_ops()
+    program = f"""
+import ctypes, json, sys
+sys.path[:0] = {[str(build.ROOT / "tests" / "cuda")]}
+import compare
+library = ctypes.CDLL({str(library)!r})
+library.emulator_launches.restype = ctypes.c_char_p
+for *_, call in compare.emulated_calls({str(library)!r}):
+    library.emulator_count(ctypes.c_int64(0))  # plans are made, and nothing runs
+    call()
+    print(*(launch["kernel"] for launch in json.loads(library.emulator_launches())))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+    kernels = set(re.findall(r"_ZN5gibbs10registeredIXadL_ZNS_(\w+?_kernelI\w+BinaryParamsE)EEE", symbols))
+    assert len(kernels) > 10
+    assert {f"_ZN5gibbs{kernel}" for kernel in kernels} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("words", ["partial sums", "y();", "x();"])

@@ -245,9 +245,10 @@ constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto,    BipartiteRoute::
 // Other threads, random bytes and resident blocks than those that the plan chose.
 static void change_plan(const BipartiteParams& p, BipartitePlan& plan) {
   plan.sweeps_ahead = int(below(plan.sweeps_ahead + 1));
-  plan.resident = below(plan.resident + 1);
-  if (plan.route != BipartiteRoute::kRegisters)
+  if (plan.route != BipartiteRoute::kRegisters) {
+    plan.resident = below(plan.resident + 1);
     plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, 0) / kWarpSize)));
+  }
   Workspace nowhere(nullptr);
   const BipartitePacked packed(p, plan.scale_in_shared, nowhere);
   plan.shape.shared_memory = BipartiteLayout(packed, plan).shared_memory();

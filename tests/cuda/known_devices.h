@@ -30,6 +30,8 @@ constexpr KnownDevice kKnownDevices[] = {
     // Made up: of a capability that has clusters, but granting small ones or none, as a slice of a device may.
     {"pairs", {90, 16, 48 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<2>}},
     {"no clusters", {90, 16, 48 * kKiB, 228 * kKiB, 2048, 32, clusters_of_up_to<0>}},
+    // Made up: so small that a CTA takes many chains.
+    {"one pair", {90, 2, 63 * kKiB, 64 * kKiB, 2048, 32, clusters_of_up_to<2>}},
 };
 constexpr int kH100 = 4;
 

@@ -29,11 +29,7 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
 class Planner {
  public:
   Planner(const BipartiteParams& p, const DeviceLimits& limits)
-      : p_(p),
-        limits_(limits),
-        scale_in_shared_(scale_fits_in_shared(p, limits)),
-        nowhere_(nullptr),
-        packed_(p, scale_in_shared_, nowhere_) {}
+      : p_(p), limits_(limits), scale_(plan_bipartite_scale(p, limits)), nowhere_(nullptr), packed_(p, scale_, nowhere_) {}
 
   // Takes a plan if it is possible and costs least.
   void consider(BipartiteRoute route, int tiles, int cluster_size, int kept_sides = 0) {
@@ -42,7 +38,7 @@ class Planner {
     plan.tiles = tiles;
     plan.tiles_per_warp = p_.log_weights || kept_sides || route == kAllGlobal ? 1 : tiles;
     plan.kept_sides = kept_sides;
-    plan.scale_in_shared = scale_in_shared_;
+    plan.scale = scale_;
     plan.shape.cluster_size = cluster_size;
     plan.shape.num_ctas = p_.sweep.batch.num_models * clusters_per_model(tiles) * cluster_size;
     const Counts counts(*this, plan);
@@ -138,7 +134,7 @@ class Planner {
 
   const BipartiteParams& p_;
   const DeviceLimits& limits_;
-  const bool scale_in_shared_;
+  const ScalePlan scale_;
   Workspace nowhere_;
   const BipartitePacked packed_;
   BipartitePlan plan_ = {};
@@ -175,8 +171,8 @@ BipartitePlan plan_bipartite(const BipartiteParams& p, const DeviceLimits& limit
 
 void launch_bipartite(const BipartiteParams& p, const BipartitePlan& plan, Stream stream) {
   Workspace workspace(p.workspace);
-  const BipartitePacked packed(p, plan.scale_in_shared, workspace);
-  launch_bipartite_pack(p, packed, stream);
+  const BipartitePacked packed(p, plan.scale, workspace);
+  launch_bipartite_pack(p, plan.scale, packed, stream);
   const BipartiteLayout arrays(packed, plan);
   const auto clusters = int32_t(plan.shape.num_ctas / plan.shape.cluster_size / p.sweep.batch.num_models);
   launch(kernel_of(p, plan), plan.shape, stream,

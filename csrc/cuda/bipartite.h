@@ -44,23 +44,35 @@ struct BipartiteBackwardParams {
 // and benchmarks choose one.
 enum class BipartiteRoute { kAuto, kRegisters, kShared, kCluster, kGlobal, kAllGlobal };
 
+// How the scales of weights are found. CTAs share a model if models are few and large.
+struct ScalePlan {
+  int parts;               // CTAs of a model
+  bool columns_in_shared;  // the columns' sums are in shared memory, else in the workspace
+};
+
 struct BipartitePlan {
   BipartiteRoute route;
   LaunchShape shape;
-  int tiles;             // tiles of 8 chains of a CTA (of a cluster)
-  int tiles_per_warp;    // of those that a warp multiplies at a time: 1, 2, or 4 with half a word
-  int kept_sides;        // of which slices lie in registers: none, right, or both
-  int64_t resident;      // blocks of slices that each CTA keeps in shared memory
-  bool scale_in_shared;  // the sums that give a model's scale
-  int sweeps_ahead;      // for which random bytes are drawn at once; 0: there is no room for bytes, and each is drawn alone
-  int64_t workspace;     // bytes
+  int tiles;           // tiles of 8 chains of a CTA (of a cluster)
+  int tiles_per_warp;  // of those that a warp multiplies at a time: 1, 2, or 4 with half a word
+  int kept_sides;      // of which slices lie in registers: none, right, or both
+  int64_t resident;    // blocks of slices that each CTA keeps in shared memory
+  ScalePlan scale;
+  int sweeps_ahead;   // for which random bytes are drawn at once; 0: there is no room for bytes, and each is drawn alone
+  int64_t workspace;  // bytes
 };
 
 BipartitePlan plan_bipartite(const BipartiteParams&, const DeviceLimits&, BipartiteRoute = BipartiteRoute::kAuto);
 void launch_bipartite(const BipartiteParams&, const BipartitePlan&, Stream);
 
+struct ResolutionPlan {
+  ScalePlan scale;
+  int64_t workspace;
+};
+
 struct BipartiteRelaxedPlan {
-  BipartitePlan binary;  // if there are binary sweeps
+  BipartitePlan binary;       // if there are binary sweeps,
+  ResolutionPlan resolution;  // and if there are none
   LaunchShape shape;
   int chains_per_cta;
   bool is_resident;       // the weight and values are in shared memory
@@ -81,9 +93,6 @@ BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams&, co
 void launch_bipartite_backward(const BipartiteBackwardParams&, const BipartiteBackwardPlan&, Stream);
 
 // out [linear number] (may be null) = 2^-k of each model of params.weight (float64); only weight, n1, n2, is_double, sweep and workspace are used.
-struct ResolutionPlan {
-  int64_t workspace;
-};
 ResolutionPlan plan_coupling_resolution(const BipartiteParams&, const DeviceLimits&);
 void launch_coupling_resolution(const BipartiteParams&, const ResolutionPlan&, double* out, Stream);
 

@@ -88,18 +88,20 @@ struct BipartiteBinaryParams {
 // registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
 // Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or for a
 // batch of random bytes. In a cluster, its own words are then copied to the other CTAs, before a barrier of the cluster.
-// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains. Its bits take a wavefront for each tile, or for
-// four. Each unit also takes a random byte and an interval, and a sixteenth of a Philox counter.
+// Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains. Bits take a wavefront a tile or, interleaved,
+// one for four tiles and half a word. Each unit also takes a random byte and an interval, and a sixteenth of a Philox counter.
 // Computes: field_i = sum_j slices_ij z_j, logit_i within beta (field_i 2^(shift - k) + centre_i + bias_i) +- error_i;
 // z_i = [word_i < threshold(logit_i)].
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
 class BipartiteCta {
   static constexpr int kSlices = kAnnealed ? kMaxSlices : 2;
-  // Four tiles' bits are interleaved: word 4 g + t of a word of units has bits 8 i + 2 t + r of chains g of all tiles n, at 8 i + 2 n + r. So a lane
-  // reads the bits that it multiplies, and writes those that it decides as bytes.
+  // Four tiles' bits are interleaved (the plan has four tiles then): word 4 g + t of a word of units has bits 8 i + 2 t + r of chains g of all tiles n,
+  // at 8 i + 2 n + r. So a lane reads the bits that it multiplies, and writes those that it decides as bytes.
   static constexpr bool kInterleaved = kTiles == 4;
   static constexpr int kItemFragments = kInterleaved ? 1 : kFragments;  // of an item of a warp's work
-  static constexpr int kPairs = 4;                                      // of units, which a lane decides together
+  static_assert(!kInterleaved || kKeptSides == 0);
+  static_assert(!kAnnealed || kTiles == 1, "weigh_right() takes the pairs of one tile");
+  static constexpr int kPairs = 4;  // of units, which a lane decides together
   template <class T>
   using Array = std::conditional_t<kShared, Shared<T>, T*>;
   struct OwnSide {    // what a CTA has of a side
@@ -228,7 +230,7 @@ class BipartiteCta {
     for (int j = 0; j < 4; ++j) of_all |= (words(j) >> (2 * k) & 0x03030303) << (2 * j);
     return of_all;
   }
-  // A word of a chain, which is number `word` of both sides.
+  // A word of a chain; `word` counts through both sides' words.
   GIBBS_DEVICE uint32_t state_word(int word, int chain) const {
     const int at = word * chain_slots();
     if constexpr (kInterleaved)
@@ -348,17 +350,17 @@ class BipartiteCta {
           for (int s = 0; s < kSlices; ++s) multiply_add(sums.of[n][m][s], left[s][m], right);
       }
     };
-    const auto add_kept = [&](const Kept& kept) {
+    const auto add_kept = [&](const auto& kept) {
 #pragma unroll
       for (int block = 0; block < kKeptWords; ++block) {
         if (block >= blocks) break;
-        if constexpr (!kInterleaved) add(block, kept.of[block]);
+        add(block, kept.of[block]);
       }
     };
     if constexpr (kKeptSides == 2)
       side ? add_kept(kept_[1]) : add_kept(kept_[0]);
-    else if (is_kept(side))
-      add_kept(kept_[0]);
+    else if constexpr (kKeptSides == 1)
+      if (side == 1) add_kept(kept_[0]);
     if constexpr (kKeptSides != 2) {
       if (is_kept(side)) return;
       const OwnSide of = own(side);
@@ -428,7 +430,7 @@ class BipartiteCta {
 #pragma unroll
           for (int r = 0; r < 2; ++r) pair.fields[r] = field_of(sums.of[tile][m], 2 * r + column);
         }
-        notes |= decide(side, of, word, pairs, units_that_are(side, word, fragment), sweep, bounds, last_beta);
+        notes |= decide(side, of, word, pairs, mask_of_units(side, word, fragment), sweep, bounds, last_beta);
       }
     }
     if (__syncthreads_or(notes)) {  // the side is whole, but for its open units
@@ -448,8 +450,8 @@ class BipartiteCta {
     for (int s = kSlices; s-- > 0;) field = field * 256 + uint32_t(sums[s][element]);
     return int32_t(field);
   }
-  // Those of an item's pairs that are units of the model.
-  GIBBS_DEVICE uint32_t units_that_are(int side, int word, int fragment) const {
+  // Bits of an item's pairs of units: 1 where there is such a unit; the same for four tiles, or for two columns of chains.
+  GIBBS_DEVICE uint32_t mask_of_units(int side, int word, int fragment) const {
     const BipartiteSide& of = side_of(side);
     const int unit = word * kWarpSize + pair_of(fragment) - of.offset;
     uint32_t are = 0;
@@ -459,7 +461,7 @@ class BipartiteCta {
   }
 
   // Decides pairs of units of a word, as far as they are in the mask. Returns whether the thread has noted one that is open. Chains that are not
-  // there are decided like others.
+  // there get bits too, which nobody reads; they are never noted.
   GIBBS_DEVICE bool decide(int side, const OwnSide& of, int word, const Pair (&pairs)[kPairs], uint32_t mask, int64_t sweep,
                            const ModelBounds& bounds, float last_beta) {
     const BipartiteSide& to = side_of(side);
@@ -491,12 +493,13 @@ class BipartiteCta {
     }
     uint32_t fixed = 0, old = 0;
     if (to.clamps) {
+      if constexpr (kInterleaved) old = state_bytes_[byte_of(of, word, pairs[0])];
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
         if (pairs[p].chain() >= num_chains_) continue;
         const int in_word = pair_of(pairs[p].fragment);
         fixed |= (to.clamps[row(pairs[p].chain()) * to.words + word] >> in_word & 3) << (2 * p);
-        old |= (state_word(of.states_at + word, pairs[p].chain()) >> in_word & 3) << (2 * p);
+        if constexpr (!kInterleaved) old |= (state_word(of.states_at + word, pairs[p].chain()) >> in_word & 3) << (2 * p);
       }
     }
     uint32_t open = decided.open() & ~fixed & mask, bits = ((old & fixed) | (~decided.is_not_one & ~fixed)) & mask;
@@ -506,7 +509,7 @@ class BipartiteCta {
         if (pairs[p].chain() >= num_chains_) open &= ~(3u << (2 * p));
       if (open) bits |= note(side, word, pairs, open, sweep, bounds);
     }
-    write((of.states_at + word) * chain_slots(), pairs[0], bits);
+    write(of, word, pairs[0], bits);
     return open != 0;
   }
   // Random bytes of pairs of units, in the lowest 16 bits.
@@ -526,19 +529,23 @@ class BipartiteCta {
     else
       each([&](int at, int chain) { return draw_high_bytes(stream(chain, sweep), uint32_t(at)); });
   }
-  // Writes the bits of four pairs, of which the first is given, to a word of units whose states begin at `at`.
-  GIBBS_DEVICE void write(int at, const Pair& first, uint32_t bits) const {
-    const int quarter = group() % 4, byte = group() / 4;
-    if constexpr (kInterleaved) {
-      state_bytes_[int64_t{4} * (at + 4 * first.chain() + quarter) + 2 * first.fragment + byte] = uint8_t(bits);
-    } else {
+  // The byte of the states that a lane writes, for four pairs of which the first is given. Interleaved: it has the bits of these pairs.
+  GIBBS_DEVICE int64_t byte_of(const OwnSide& of, int word, const Pair& first) const {
+    const int at = (of.states_at + word) * chain_slots(), quarter = group() % 4, byte = group() / 4;
+    return kInterleaved ? int64_t{4} * (at + 4 * first.chain() + quarter) + 2 * first.fragment + byte
+                        : int64_t{4} * (at + first.chain() + quarter / 2) + 2 * (quarter % 2) + byte;
+  }
+  GIBBS_DEVICE void write(const OwnSide& of, int word, const Pair& first, uint32_t bits) const {
+    if constexpr (!kInterleaved) {
       // Four lanes put a byte together for each pair (two chains, two fragments), and each writes one.
+      const int quarter = group() % 4;
       bits = (bits | bits << 12) & 0x000f000f;
       bits = ((bits | bits << 6) & 0x03030303) << (2 * quarter);
       bits |= __shfl_xor_sync(kFullWarp, bits, 4);
       bits |= __shfl_xor_sync(kFullWarp, bits, 8);
-      state_bytes_[int64_t{4} * (at + first.chain() + quarter / 2) + 2 * (quarter % 2) + byte] = uint8_t(bits >> (8 * quarter));
+      bits >>= 8 * quarter;
     }
+    state_bytes_[byte_of(of, word, first)] = uint8_t(bits);
   }
 
   // ---- open units ----

@@ -13,7 +13,7 @@ constexpr int kMaxChainsPerCta = 4 * kChainsAtATime;
 
 int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
 
-// The number of chains of a CTA: one, or as many as fit and leave a CTA for each multiprocessor.
+// The number of chains of a CTA: more of them while there are more CTAs than multiprocessors, because four chains cost little more than one.
 template <class Fits>
 int choose_chains(const BatchView& batch, const DeviceLimits& limits, const Fits& fits) {
   int chains = 1;
@@ -42,15 +42,17 @@ BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const Devi
   plan.shape.shared_memory = bytes(plan.chains_per_cta);
   if (p.sweep.num_sweeps) plan.binary = plan_bipartite(p, limits);
   // Without binary sweeps the couplings' scale is found all the same, for its faults.
-  plan.workspace = p.sweep.num_sweeps ? plan.binary.workspace : plan_coupling_resolution(p, limits).workspace;
+  if (!p.sweep.num_sweeps) plan.resolution = plan_coupling_resolution(p, limits);
+  plan.workspace = std::max(plan.binary.workspace, plan.resolution.workspace);
   return plan;
 }
 
 template <class T, int kChains>
 static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
-  launch(plan.is_resident ? registered<bipartite_relaxed_kernel<T, kChains, true>>
-                          : registered<bipartite_relaxed_kernel<T, kChains, false>>,
-         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta, plan.values_in_shared});
+  launch(plan.is_resident        ? registered<bipartite_relaxed_kernel<T, kChains, true, true>>
+         : plan.values_in_shared ? registered<bipartite_relaxed_kernel<T, kChains, false, true>>
+                                 : registered<bipartite_relaxed_kernel<T, kChains, false, false>>,
+         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta});
 }
 template <class T>
 static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
@@ -62,7 +64,7 @@ void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPl
     binary.left_out = p.is_double ? StateOutput{p.state, 8, 0x3ff0000000000000} : StateOutput{p.state, 4, 0x3f800000};
     launch_bipartite(binary, plan.binary, stream);
   } else {
-    launch_coupling_resolution(p, {plan.workspace}, nullptr, stream);
+    launch_coupling_resolution(p, plan.resolution, nullptr, stream);
   }
   p.is_double ? launch_relaxed<double>(p, plan, stream) : launch_relaxed<float>(p, plan, stream);
 }

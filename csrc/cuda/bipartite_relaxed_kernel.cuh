@@ -18,7 +18,7 @@ constexpr int kOuterThreads = 256;  // 16 x 16, with 4 x 4 elements each
 // Leading dimension of a weight in shared memory. It is odd, so that lanes along a column are in 32 banks.
 GIBBS_HOST_DEVICE int64_t odd(int64_t n) { return n | 1; }
 
-// A product takes one chain or four at a time, and then so many columns of a lane.
+// A product takes one chain or four at a time; a lane then has so many columns.
 constexpr int kChainsAtATime = 4;
 GIBBS_HOST_DEVICE constexpr int lane_columns(int chains) { return chains == 1 ? 8 : 4; }
 // Of a CTA with some chains: sums of each warp, [warp, chain at a time, columns of a warp].
@@ -30,7 +30,6 @@ GIBBS_HOST_DEVICE int64_t partial_sums(int chains_per_cta) {
 struct BipartiteRelaxedParams {
   BipartiteParams call;
   int chains_per_cta;
-  bool values_in_shared;  // else in the outputs
 };
 struct BipartiteBackwardKernelParams {
   BipartiteBackwardParams call;
@@ -117,10 +116,10 @@ GIBBS_DEVICE RelaxedWeight<T, kResident> find_weight(const ParameterView& view, 
 template <class T>
 GIBBS_DEVICE T warp_sums(const T (&x)[4]) {
   const int lane = int(threadIdx.x) % kWarpSize;
-  const bool upper = lane & 16, odd = lane & 8;
+  const bool upper = lane & 16, second_of_two = lane & 8;
   const T first = (upper ? x[2] : x[0]) + __shfl_xor_sync(kFullWarp, upper ? x[0] : x[2], 16),
           second = (upper ? x[3] : x[1]) + __shfl_xor_sync(kFullWarp, upper ? x[1] : x[3], 16);
-  T sum = (odd ? second : first) + __shfl_xor_sync(kFullWarp, odd ? first : second, 8);
+  T sum = (second_of_two ? second : first) + __shfl_xor_sync(kFullWarp, second_of_two ? first : second, 8);
   for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(kFullWarp, sum, step);
   return sum;
 }
@@ -232,12 +231,12 @@ struct CtaChains {
 };
 
 // A CTA owns some chains of one model, whose binary sweeps, if there are any, have left their bits in p.state.
-// Shared memory holds the weight (resident; else it stays in global memory), and the values of both sides, or the outputs hold these.
-// Synchronisation: barriers lie between products, which write their sums over the values, and updates, which make values of them.
-// Traffic: the weight passes once or, if it is not resident, twice a sweep; fields and values pass once. Products read a coupling from shared memory for
-// one chain or four. An update draws two Philox counters.
+// Shared memory holds the weight (resident; else it stays in global memory), the values of both sides, or the outputs hold these, and the warps' sums.
+// Synchronisation: barriers lie between products, which put sums in the place of old values, and updates, which make values of them.
+// Traffic: the weight passes once or, if it is not resident, twice a sweep for every four chains of the CTA; fields and values pass once. Products read
+// a coupling from shared memory for one chain or four. An update draws two Philox counters.
 // It computes field_j = bias_j + sum_i zeta_i W_ij and zeta_j = relax(field_j, u_j).
-template <class T, int kChains, bool kResident>
+template <class T, int kChains, bool kResident, bool kValuesInShared>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_relaxed_kernel(const __grid_constant__ BipartiteRelaxedParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
@@ -247,7 +246,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int n1 = int(p.n1), n2 = int(p.n2);
   const int64_t total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, params.values_in_shared);
+  const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, kValuesInShared);
   SharedMemory memory(shared);
   // These take 64-bit divisions, so they are found once.
   const Shared<int64_t> rows = memory.take<int64_t>(layout.chains), left_biases = memory.take<int64_t>(layout.chains),
@@ -267,10 +266,16 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
   const auto left_value = [&](int c, int i) -> T& {
-    return kResident || params.values_in_shared ? value_array[c * n1 + i] : left_out[rows[c] * n1 + i];
+    if constexpr (kValuesInShared)
+      return value_array[c * n1 + i];
+    else
+      return left_out[rows[c] * n1 + i];
   };
   const auto right_value = [&](int c, int j) -> T& {
-    return kResident || params.values_in_shared ? value_array[chains.count * n1 + c * n2 + j] : right_out[rows[c] * n2 + j];
+    if constexpr (kValuesInShared)
+      return value_array[chains.count * n1 + c * n2 + j];
+    else
+      return right_out[rows[c] * n2 + j];
   };
   const auto for_each = [&](int n, const auto& f) {
     for (int item = int(threadIdx.x); item < chains.count * n; item += kRelaxedThreads) f(item / n, item % n);
@@ -314,7 +319,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     });
     __syncthreads();  // left's values are there
   }
-  if (kResident || params.values_in_shared) {
+  if (kValuesInShared) {
     for_each(n1, [&](int c, int i) { left_out[rows[c] * n1 + i] = left_value(c, i); });
     for_each(n2, [&](int c, int j) { right_out[rows[c] * n2 + j] = right_value(c, j); });
   }
@@ -323,11 +328,11 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
 // A CTA owns some chains of one model, and goes through all relaxed sweeps in reverse. For each sweep it leaves two pairs of
 // factors, whose outer products sum to the weight's gradient: (d loss / d left field, right values) and (left values that right
 // saw, d loss / d right field).
-// Shared memory holds the weight and the gradients of left values (resident). It also holds the factors if the CTA has all chains
+// Shared memory holds the weight and the gradients of left values (resident), and the warps' sums. It also holds the factors if the CTA has all chains
 // of its model; then the CTA sums their products, too. Otherwise factors lie in the workspace, and outer_products_kernel sums their
 // products.
 // Synchronisation: A barrier lies between each product's factors and the product.
-// Traffic: Fields, gradients and the weight are read once, and the weight's gradient is written once. Random words are drawn again.
+// Traffic: Fields and gradients are read once, the weight as in the forward pass, and its gradient is written once. Random words are drawn again.
 // It computes g_field = g_zeta d zeta / d field, g_right = W^T g_left_field and g_left = W g_right_field.
 template <class T, int kChains, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)

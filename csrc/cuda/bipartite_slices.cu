@@ -14,14 +14,29 @@ bool has_shared_biases(const BipartiteParams& p) {
          (!p.log_weights || (is_shared_row(p.base_left_bias, batch) && is_shared_row(p.base_right_bias, batch)));
 }
 
-}  // namespace
-
-int64_t bipartite_scale_scratch(const BipartiteParams& p) { return p.sweep.batch.num_models * scale_numbers(p); }
-bool scale_fits_in_shared(const BipartiteParams& p, const DeviceLimits& limits) {
-  return shared_bytes<uint32_t>(scale_numbers(p)) <= limits.shared_memory_per_cta;
+template <class T>
+const Kernel<BipartiteSliceParams>& slice_kernel_of(int num_slices) {
+  return num_slices == kMaxSlices ? registered<bipartite_slice_kernel<T, kMaxSlices>> : registered<bipartite_slice_kernel<T, 2>>;
+}
+const Kernel<BipartiteSliceParams>& slice_kernel(bool is_double, int num_slices) {
+  return is_double ? slice_kernel_of<double>(num_slices) : slice_kernel_of<float>(num_slices);
 }
 
-BipartitePacked::BipartitePacked(const BipartiteParams& p, bool scale_in_shared, Workspace& workspace) {
+}  // namespace
+
+// A model with many couplings has several CTAs if models alone leave most of the device idle.
+ScalePlan plan_bipartite_scale(const BipartiteParams& p, const DeviceLimits& limits) {
+  constexpr int64_t kCouplingsOfPart = 1 << 13;
+  const int64_t models = p.sweep.batch.num_models, rows = p.n1 * p.n2 / std::max<int64_t>(scale_columns(p), 1),
+                parts = std::min({p.n1 * p.n2 / kCouplingsOfPart, limits.num_sms / std::max<int64_t>(models, 1), rows});
+  const bool fits = shared_bytes<uint32_t>(kScaleHead) + shared_bytes<uint32_t>(scale_columns(p)) <= limits.shared_memory_per_cta;
+  return {parts > 2 ? int(parts) : 1, fits};  // three launches must be worth it
+}
+int64_t scale_numbers(const BipartiteParams& p, const ScalePlan& plan) {
+  return plan.parts == 1 && plan.columns_in_shared ? 0 : p.sweep.batch.num_models * plan.parts * (kScaleHead + scale_columns(p));
+}
+
+BipartitePacked::BipartitePacked(const BipartiteParams& p, const ScalePlan& plan, Workspace& workspace) {
   const BatchView& batch = p.sweep.batch;
   bias_per_chain = !has_shared_biases(p);
   num_slices = p.log_weights ? kMaxSlices : 2;
@@ -36,7 +51,7 @@ BipartitePacked::BipartitePacked(const BipartiteParams& p, bool scale_in_shared,
   scales = workspace.take<ModelScale>(batch.num_models);
   slices = workspace.take<LeftFragment>(batch.num_models * num_blocks * block_fragments(num_slices));
   numbers = workspace.take<uint64_t>(num_rows(batch));
-  scale_scratch = scale_in_shared ? nullptr : workspace.take<uint32_t>(bipartite_scale_scratch(p));
+  scale_parts = workspace.take<uint32_t>(scale_numbers(p, plan));
   for (BipartiteSide& side : sides) {
     const bool is_left = &side == sides;
     const int64_t rows = num_rows(batch), biases = (bias_per_chain ? rows : batch.num_models) * side.words * kWarpSize;
@@ -48,25 +63,41 @@ BipartitePacked::BipartitePacked(const BipartiteParams& p, bool scale_in_shared,
   }
 }
 
-void launch_bipartite_scale(const BipartiteParams& p, ModelScale* scales, uint32_t* scratch, double* out, Stream stream) {
+template <class T>
+static void launch_scale(BipartiteScaleParams params, Stream stream) {
+  const ScalePlan& plan = params.plan;
   LaunchShape shape;
-  shape.num_ctas = p.sweep.batch.num_models;
+  shape.num_ctas = params.call.sweep.batch.num_models;
   shape.num_threads = kScaleThreads;
-  shape.shared_memory = scratch ? 0 : shared_bytes<uint32_t>(scale_numbers(p));
-  launch(p.is_double ? registered<bipartite_scale_kernel<double>> : registered<bipartite_scale_kernel<float>>, shape, stream,
-         BipartiteScaleParams{p, scales, scratch, out});
+  shape.shared_memory =
+      shared_bytes<uint32_t>(kScaleHead) + (plan.columns_in_shared ? shared_bytes<uint32_t>(scale_columns(params.call)) : 0);
+  if (plan.parts > 1) {
+    LaunchShape of_parts = shape;
+    of_parts.num_ctas *= plan.parts;
+    for (const ScaleStep step : {ScaleStep::kLargest, ScaleStep::kSums}) {
+      params.step = step;
+      launch(registered<bipartite_part_kernel<T>>, of_parts, stream, params);
+    }
+    params.step = ScaleStep::kConclusion;
+  }
+  launch(registered<bipartite_scale_kernel<T>>, shape, stream, params);
+}
+void launch_bipartite_scale(const BipartiteParams& p, const ScalePlan& plan, ModelScale* scales, uint32_t* parts, double* out,
+                            Stream stream) {
+  const BipartiteScaleParams params = {p, plan, ScaleStep::kAll, scales, parts, out};
+  p.is_double ? launch_scale<double>(params, stream) : launch_scale<float>(params, stream);
 }
 
-void launch_bipartite_pack(const BipartiteParams& p, const BipartitePacked& packed, Stream stream) {
+void launch_bipartite_pack(const BipartiteParams& p, const ScalePlan& scale, const BipartitePacked& packed, Stream stream) {
   const BatchView& batch = p.sweep.batch;
   const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
-  launch_bipartite_scale(p, packed.scales, packed.scale_scratch, nullptr, stream);
+  launch_bipartite_scale(p, scale, packed.scales, packed.scale_parts, nullptr, stream);
 
   LaunchShape slices;
   slices.num_ctas = batch.num_models * (left.words + right.words);
   slices.num_threads = kSliceThreads;
   slices.shared_memory = shared_bytes<uint32_t>(2 * kWarpSize);
-  launch(registered<bipartite_slice_kernel>, slices, stream, BipartiteSliceParams{p.weight, batch, p.is_double, packed});
+  launch(slice_kernel(p.is_double, packed.num_slices), slices, stream, BipartiteSliceParams{p.weight, batch, packed});
 
   PackParams pack = {};
   pack.sweep = p.sweep;
@@ -102,10 +133,11 @@ void launch_bipartite_unpack(const BipartiteParams& p, const BipartitePacked& pa
 }
 
 ResolutionPlan plan_coupling_resolution(const BipartiteParams& p, const DeviceLimits& limits) {
-  return {scale_fits_in_shared(p, limits) ? 0 : bipartite_scale_scratch(p) * int64_t(sizeof(uint32_t))};
+  const ScalePlan scale = plan_bipartite_scale(p, limits);
+  return {scale, scale_numbers(p, scale) * int64_t(sizeof(uint32_t))};
 }
 void launch_coupling_resolution(const BipartiteParams& p, const ResolutionPlan& plan, double* out, Stream stream) {
-  launch_bipartite_scale(p, nullptr, plan.workspace ? static_cast<uint32_t*>(p.workspace) : nullptr, out, stream);
+  launch_bipartite_scale(p, plan.scale, nullptr, static_cast<uint32_t*>(p.workspace), out, stream);
 }
 
 }  // namespace gibbs

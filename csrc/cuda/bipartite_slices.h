@@ -38,20 +38,20 @@ struct BipartitePacked {
   int64_t num_blocks;    // of a model
   int32_t num_slices;    // 2, or 4 and exact (annealed)
   bool bias_per_chain;
-  uint64_t* numbers;        // [row]
-  BipartiteSide sides[2];   // left, right
-  uint32_t* scale_scratch;  // [model, kept numbers] if shared memory has no room for it, else null
-  BipartitePacked(const BipartiteParams&, bool scale_in_shared, Workspace&);
+  uint64_t* numbers;       // [row]
+  BipartiteSide sides[2];  // left, right
+  uint32_t* scale_parts;   // what launch_bipartite_scale() needs
+  BipartitePacked(const BipartiteParams&, const ScalePlan&, Workspace&);
 };
 
 // Finds scales, makes slices and packs bits, biases and numbers.
-void launch_bipartite_pack(const BipartiteParams&, const BipartitePacked&, Stream);
+void launch_bipartite_pack(const BipartiteParams&, const ScalePlan&, const BipartitePacked&, Stream);
 void launch_bipartite_unpack(const BipartiteParams&, const BipartitePacked&, Stream);
 
-// Finds the models' scales, reports their faults, and writes them to `scales` or, as resolutions, to `out`, if these are not null.
-void launch_bipartite_scale(const BipartiteParams&, ModelScale* scales, uint32_t* scratch, double* out, Stream);
-// The numbers of scratch, of all models, that scales need if shared memory has no room for a model's.
-int64_t bipartite_scale_scratch(const BipartiteParams&);
-bool scale_fits_in_shared(const BipartiteParams&, const DeviceLimits&);
+// Finds the models' scales, reports their faults, and writes them to `scales` or, as resolutions, to `out`, if these are not null. parts: device memory
+// for scale_numbers() numbers.
+ScalePlan plan_bipartite_scale(const BipartiteParams&, const DeviceLimits&);
+int64_t scale_numbers(const BipartiteParams&, const ScalePlan&);
+void launch_bipartite_scale(const BipartiteParams&, const ScalePlan&, ModelScale* scales, uint32_t* parts, double* out, Stream);
 
 }  // namespace gibbs

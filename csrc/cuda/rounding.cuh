@@ -77,9 +77,9 @@ struct CouplingScale {
     return largest <= 14 ? 0 : largest < 31 ? largest - 14 : 17;
   }
 };
-// To the nearest. The sum leaves 31 bits only where a fault has been reported.
+// To the nearest, halves upwards.
 GIBBS_DEVICE int32_t shifted(int32_t coupling, int shift) {
-  return shift ? int32_t((int64_t{coupling} + (int64_t{1} << (shift - 1))) >> shift) : coupling;
+  return shift ? (coupling >> shift) + (coupling >> (shift - 1) & 1) : coupling;
 }
 // Takes the lowest digit, -128 .. 127, off `rest`. Only sums of digits modulo 2^32 matter.
 GIBBS_DEVICE int32_t take_digit(int32_t& rest) {
@@ -94,55 +94,6 @@ GIBBS_DEVICE int warp_max(int x) {
     x = other > x ? other : x;
   }
   return x;
-}
-
-// The memory that matrix_scale works with, in numbers.
-GIBBS_HOST_DEVICE int64_t scale_scratch(int64_t n2) { return n2 + 2; }
-
-// The scale of a [n1, n2] weight whose elements weight(i, j) gives. All threads of the CTA must call this and get the same answer. Reads the
-// weight once or twice. Reports a fault, and rounding that calls for a warning. scratch: [scale_scratch(n2)].
-template <class T, class Weight, class Scratch>
-GIBBS_DEVICE CouplingScale matrix_scale(const SweepView& s, int64_t n1, int64_t n2, const Weight& weight, const Scratch& scratch) {
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, num_warps = int(blockDim.x) / kWarpSize;
-  for (int64_t j = threadIdx.x; j < scale_scratch(n2); j += blockDim.x) scratch[j] = 0;
-  __syncthreads();  // scratch is clear
-  int stored = 0;
-  for (int64_t i = warp; i < n1; i += num_warps)
-    for (int64_t j = lane; j < n2; j += kWarpSize) {
-      const int e = FloatTraits<T>::exponent(weight(i, j));
-      stored = e > stored ? e : stored;
-    }
-  stored = warp_max(stored);
-  if (lane == 0) atomicMax(&scratch[0], uint32_t(stored));
-  __syncthreads();  // scratch[0] is the largest
-  const int64_t degree = n1 > n2 ? n1 : n2;
-  Outcome fault;
-  const LargestCoupling largest =
-      largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteWeight, Outcome::kTooLargeWeight, &fault);
-  if (fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
-  int k = kMaxScaleExponent;
-  if (!largest.settled) {  // the same for the whole CTA
-    const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
-    for (int64_t i = warp; i < n1; i += num_warps) {
-      uint32_t row = 0;
-      for (int64_t j = lane; j < n2; j += kWarpSize) {
-        const uint32_t q = rounded_up<T>(weight(i, j), factor);
-        row += q;
-        atomicAdd(&scratch[2 + j], q);
-      }
-      row = warp_sum(row);
-      if (lane == 0) atomicMax(&scratch[1], row);
-    }
-    __syncthreads();  // the columns' sums are whole
-    uint32_t column = 0;
-    for (int64_t j = threadIdx.x; j < n2; j += blockDim.x) column = scratch[2 + j] > column ? scratch[2 + j] : column;
-    column = uint32_t(warp_max(int(column)));
-    if (lane == 0) atomicMax(&scratch[1], column);
-    __syncthreads();  // scratch[1] is the largest sum
-    k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
-  }
-  if (threadIdx.x == 0) report_rounding(s, {FloatTraits<float>::power(-k), 0}, degree);
-  return {k, largest.exponent};
 }
 
 #endif

@@ -57,7 +57,8 @@ extern "C" __attribute__((visibility("default"))) void emulator_count(int64_t mo
   cuda_emulator::options().counts = true;
   cuda_emulator::options().most_ctas = most_ctas;
   cuda_emulator::options().least_ctas = [](const void* kernel) -> int64_t {
-    constexpr std::pair<const char*, int64_t> kStages[] = {{"pack_kernel", INT64_MAX}, {"slice_kernel", 128}};
+    constexpr std::pair<const char*, int64_t> kStages[] = {
+        {"part_kernel", INT64_MAX}, {"pack_kernel", INT64_MAX}, {"slice_kernel", 128}};
     for (const auto& [stage, least] : kStages)
       if (std::strstr(name_of(kernel), stage)) return least;
     return 0;

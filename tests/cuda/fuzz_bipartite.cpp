@@ -250,7 +250,7 @@ static void change_plan(const BipartiteParams& p, BipartitePlan& plan) {
     plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, 0) / kWarpSize)));
   }
   Workspace nowhere(nullptr);
-  const BipartitePacked packed(p, plan.scale_in_shared, nowhere);
+  const BipartitePacked packed(p, plan.scale, nowhere);
   plan.shape.shared_memory = BipartiteLayout(packed, plan).shared_memory();
 }
 

@@ -214,6 +214,18 @@ def test_bipartite_many_chains(bipartite_way: str) -> None:
     assert_same_on_gpu(gx.bipartite_gibbs, left, *p, 6, seed=-3, chain_offset=2**33, sweep_offset=2**34)
 
 
+def test_bipartite_many_chains_with_clamps_and_biases_of_their_own(bipartite_way: str) -> None:
+    """So many that CTAs take four tiles of them, whose bits are interleaved."""
+    chains = 20000
+    left_bias, right_bias, weight = random_parameters(33, 40, ((chains,), (chains,), ()))
+    clamps = {"clamp_left": torch.rand(33) < 0.2, "clamp_right": torch.rand(chains, 40) < 0.2}
+    left, right = random_bits(chains, 33), random_bits(chains, 40)
+    # Bounds decide little near the largest numbers, and there is no room to note all units that they leave open.
+    for scale, beta in ((1.0, 1.0), (1e38, 1e-38)):
+        biases = [scale * bias.clamp(-1, 1) for bias in (left_bias, right_bias)]
+        assert_same_on_gpu(gx.bipartite_gibbs, left, *biases, weight, 3, right=right, beta=beta, seed=5, **clamps)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("state", [*DTYPES, torch.bool, torch.uint8])
 def test_bipartite_dtypes(bipartite_way: str, dtype: torch.dtype, state: torch.dtype) -> None:

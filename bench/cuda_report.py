@@ -123,7 +123,7 @@ WORK = {
     "graph_relaxed": Work(product=8, update=RELAXED, coupling_bytes=4, update_bytes=4 * 4),
     "graph_backward": Work(product=12, update=RELAXED, coupling_bytes=2 * 4, update_bytes=6 * 4),
 }
-# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, with all that surrounds a decision. Lanes have
+# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them. Lanes have
 # two chains of eight, so a model with one chain takes four times as many. Log-weights take two softplus of right units.
 BIPARTITE_DECISION, SOFTPLUS = 408 / 16, 80
 # Of graphs with eight chains: 101 for two quads of half-edges, 156 for the decisions; with one chain at least these.
@@ -131,7 +131,7 @@ GRAPH_DECISION, GRAPH_QUAD = 156 / 8, 101 / 2 / 8
 GRAPH_DECISION_ALONE, GRAPH_QUAD_ALONE = 30, 20
 # Of a warp for a matrix product, with loads of slices and bits and their expansion.
 PRODUCT_IN_REGISTERS, PRODUCT_FROM_MEMORY = 2.3, 3.6
-# What no program of this kind can do without: random bits as above and one comparison, or a random number of 23 bits, an
+# What no program of this kind can do without: random bits and one comparison; or a random number of 23 bits, an
 # exponential and a quotient (16 lanes a clock each).
 LEAST = {"binary": PHILOX / 16 + 1, "relaxed": PHILOX / 16 + PHILOX / 4 + 2 * LANES / 16, "softplus": 4 * LANES / 16}
 

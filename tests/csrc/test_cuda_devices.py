@@ -61,7 +61,7 @@ FAULTS = {
     "the driver is asked at every plan": ("is asked again", "known != answers.end() ? known->second : ", ""),
     "a fork goes on": ("WIFEXITED(status)", "&& user != process", "&& user == -1"),
     "a launch asks for shared memory": (
-        "calls of 6 launches",
+        "calls of 8 launches",
         "  check_cuda(cudaLaunchKernelEx(",
         "  cudaFuncSetAttribute(\n"
         "      kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_memory));\n"

@@ -1280,8 +1280,9 @@ def small_problems(wanted_route: str = "", num_sizes: str = "3") -> str:
 
     torch.manual_seed(0)
     asked: dict[str, set[str]] = {}  # routes that calls of a kind of model took, of "bipartite" and "graph"
+    # In float32 a unit at the very edge of a clip may fall on the other side.
     for name, arguments, routes, tolerance in compare.calls(
-        lambda route: wanted_route in ("", route), compare.SIZES[: int(num_sizes)]
+        lambda route: wanted_route in ("", route), compare.SIZES[: int(num_sizes)], [torch.float64]
     ):
         op = getattr(torch.ops.gibbs_ext, name).default
         expected = call_on_cpu(op, *arguments)

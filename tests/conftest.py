@@ -25,7 +25,8 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"emulated tests: eighth {eighths.chosen()} of 0 to 7 (GIBBS_TEST_EMULATED names another, or all)"
+    which = "an eighth of the emulated tests, and half of the faults planted in kernels"
+    return f"{which}: {eighths.chosen()} of 0 to 7 (GIBBS_TEST_EMULATED names another, or all)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

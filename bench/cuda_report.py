@@ -106,7 +106,8 @@ class Work(NamedTuple):
     update_bytes: float = 0
 
 
-# Counted in the machine code for 9.0, or less. A relaxed update computes about 60 and draws two Philox counters alone.
+# Instructions of bipartite_slice are counted in the machine code for 9.0; the others are estimates, meant to be low.
+# A relaxed update computes about 60 and draws two Philox counters alone.
 PHILOX = 40  # instructions of a counter, which serves 16 high bytes
 RELAXED = 60 + 2 * PHILOX
 WORK = {
@@ -124,9 +125,10 @@ WORK = {
     "graph_backward": Work(product=12, update=RELAXED, coupling_bytes=2 * 4, update_bytes=6 * 4),
 }
 # Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them. Lanes have
-# two chains of eight, so a model with one chain takes four times as many. Log-weights take two softplus of right units.
+# two chains of eight, so a model with one chain takes four times as many. Log-weights take two softplus of right units
+# (an estimate).
 BIPARTITE_DECISION, SOFTPLUS = 408 / 16, 80
-# Of graphs with eight chains: 101 for two quads of half-edges, 156 for the decisions; with one chain at least these.
+# Of graphs with eight chains: 101 for two quads of half-edges, 156 for the decisions; with one chain, estimates.
 GRAPH_DECISION, GRAPH_QUAD = 156 / 8, 101 / 2 / 8
 GRAPH_DECISION_ALONE, GRAPH_QUAD_ALONE = 30, 20
 # Of a warp for a matrix product, with loads of slices and bits and their expansion.

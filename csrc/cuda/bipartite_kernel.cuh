@@ -416,6 +416,7 @@ class BipartiteCta {
       UnitBounds units[kItemFragments][2];
 #pragma unroll
       for (int i = 0; i < 2 * kItemFragments; ++i) units[i / 2][i % 2] = data[i / 2][i % 2].bounds(bounds);
+      const uint32_t mask = mask_of_units(side, word, fragment);
       // Of four tiles, the chains of a column are decided together; of fewer, the units of a tile.
 #pragma unroll
       for (int k = 0; k < (kInterleaved ? 2 : kTiles); ++k) {
@@ -430,7 +431,7 @@ class BipartiteCta {
 #pragma unroll
           for (int r = 0; r < 2; ++r) pair.fields[r] = field_of(sums.of[tile][m], 2 * r + column);
         }
-        notes |= decide(side, of, word, pairs, mask_of_units(side, word, fragment), sweep, bounds, last_beta);
+        notes |= decide(side, of, word, pairs, mask, sweep, bounds, last_beta);
       }
     }
     if (__syncthreads_or(notes)) {  // the side is whole, but for its open units

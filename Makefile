@@ -29,12 +29,13 @@ else
 	for grid in $(GRIDS); do $(BIN)/python -m undirected_vae compare $$grid --data '$(DATA)' $(ARGS) || exit; done
 endif
 
+# A process a core; each takes whole files of tests. ARGS="-n 0": one, say for a debugger.
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # All tests of the ops on the emulated CUDA kernels. make test runs an eighth of them, which depends on the commit.
 emulated: build
-	GIBBS_TEST_EMULATED=all $(BIN)/python -m pytest tests/ops/test_cuda_emulated.py $(ARGS)
+	GIBBS_TEST_EMULATED=all $(BIN)/python -m pytest -n auto --maxprocesses 8 tests/ops/test_cuda_emulated.py $(ARGS)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

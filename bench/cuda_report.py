@@ -87,7 +87,7 @@ LIMITS = {
     "H100": Limits(1.83e9, 3.35e12, 132 * 28.5 * 1.83e9, 50 << 20, 256 << 10, 4096, 0.63, 29, FLOPS["H100"]),
     "B200": Limits(1.85e9, 8e12, 148 * 28.5 * 1.85e9, 126 << 20, 256 << 10, 8192, 0.32, 29, FLOPS["B200"]),
 }
-ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "86", "L40S": "89", "H100": "90", "B200": "100", "RTX 5090": "120"}
+ARCHITECTURES = {"T4": "75", "A100": "80", "A10": "80", "L40S": "80", "H100": "90", "B200": "100", "RTX 5090": "120"}
 
 # Seconds of a launch, as is commonly seen.
 LAUNCH = 2e-6  # eager: what the driver takes, beside the host's own time for the operator

@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    which = "an eighth of the emulated tests, and half of the faults planted in kernels"
+    which = "an eighth of the emulated tests, and a quarter of the faults planted in kernels"
     return f"{which}: {eighths.chosen()} of 0 to 7 (GIBBS_TEST_EMULATED names another, or all)"
 
 

@@ -49,14 +49,9 @@ BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const Devi
 
 template <class T, int kChains>
 static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
-  launch(plan.is_resident        ? registered<bipartite_relaxed_kernel<T, kChains, true, true>>
-         : plan.values_in_shared ? registered<bipartite_relaxed_kernel<T, kChains, false, true>>
-                                 : registered<bipartite_relaxed_kernel<T, kChains, false, false>>,
-         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta});
-}
-template <class T>
-static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
-  plan.chains_per_cta == 1 ? launch_relaxed<T, 1>(p, plan, stream) : launch_relaxed<T, kChainsAtATime>(p, plan, stream);
+  launch(plan.is_resident ? registered<bipartite_relaxed_kernel<T, kChains, true>>
+                          : registered<bipartite_relaxed_kernel<T, kChains, false>>,
+         plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta, plan.values_in_shared});
 }
 void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
   if (p.sweep.num_sweeps) {
@@ -66,7 +61,9 @@ void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPl
   } else {
     launch_coupling_resolution(p, plan.resolution, nullptr, stream);
   }
-  p.is_double ? launch_relaxed<double>(p, plan, stream) : launch_relaxed<float>(p, plan, stream);
+  p.is_double                                         ? launch_relaxed<double, 1>(p, plan, stream)
+  : chains_at_a_time<float>(plan.chains_per_cta) == 1 ? launch_relaxed<float, 1>(p, plan, stream)
+                                                      : launch_relaxed<float, kChainsAtATime>(p, plan, stream);
 }
 
 template <class T>
@@ -103,14 +100,12 @@ static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBac
   launch(plan.weight_in_shared ? registered<bipartite_backward_kernel<T, kChains, true>>
                                : registered<bipartite_backward_kernel<T, kChains, false>>,
          plan.shape, stream, BipartiteBackwardKernelParams{p, plan.chains_per_cta, plan.outer.num_ctas == 0});
-}
-template <class T>
-static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
-  plan.chains_per_cta == 1 ? launch_backward<T, 1>(p, plan, stream) : launch_backward<T, kChainsAtATime>(p, plan, stream);
   launch(registered<outer_products_kernel<T>>, plan.outer, stream, p);
 }
 void launch_bipartite_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
-  p.is_double ? launch_backward<double>(p, plan, stream) : launch_backward<float>(p, plan, stream);
+  p.is_double                                         ? launch_backward<double, 1>(p, plan, stream)
+  : chains_at_a_time<float>(plan.chains_per_cta) == 1 ? launch_backward<float, 1>(p, plan, stream)
+                                                      : launch_backward<float, kChainsAtATime>(p, plan, stream);
 }
 
 }  // namespace gibbs

@@ -18,18 +18,24 @@ constexpr int kOuterThreads = 256;  // 16 x 16, with 4 x 4 elements each
 // Leading dimension of a weight in shared memory. It is odd, so that lanes along a column are in 32 banks.
 GIBBS_HOST_DEVICE int64_t odd(int64_t n) { return n | 1; }
 
-// A product takes one chain or four at a time; a lane then has so many columns.
+// A product takes one chain or, in float, four at a time; a lane then has so many columns.
 constexpr int kChainsAtATime = 4;
+template <class T>
+GIBBS_HOST_DEVICE constexpr int chains_at_a_time(int chains_per_cta) {
+  return sizeof(T) == 4 && chains_per_cta > 1 ? kChainsAtATime : 1;
+}
 GIBBS_HOST_DEVICE constexpr int lane_columns(int chains) { return chains == 1 ? 8 : 4; }
 // Of a CTA with some chains: sums of each warp, [warp, chain at a time, columns of a warp].
+template <class T>
 GIBBS_HOST_DEVICE int64_t partial_sums(int chains_per_cta) {
-  const int at_a_time = chains_per_cta == 1 ? 1 : kChainsAtATime;
+  const int at_a_time = chains_at_a_time<T>(chains_per_cta);
   return int64_t{kRelaxedWarps} * at_a_time * lane_columns(at_a_time) * kWarpSize;
 }
 
 struct BipartiteRelaxedParams {
   BipartiteParams call;
   int chains_per_cta;
+  bool values_in_shared;
 };
 struct BipartiteBackwardKernelParams {
   BipartiteBackwardParams call;
@@ -37,7 +43,8 @@ struct BipartiteBackwardKernelParams {
   bool sums_outer;  // the CTA has all chains of its model, and sums their outer products itself
 };
 
-// Arrays of the forward pass: what is found once for each chain, the weight (resident), the values of both sides, and sums of warps.
+// Arrays of the forward pass: what is found once for each chain, the weight (resident), the values of both sides, and sums of warps. Values of large
+// models lie in the outputs.
 template <class T>
 struct RelaxedLayout {
   int64_t chains, weight, values, partial;
@@ -45,9 +52,10 @@ struct RelaxedLayout {
       : chains(chains_per_cta),
         weight(is_resident ? p.n1 * odd(p.n2) : 0),
         values(values_in_shared ? chains * (p.n1 + p.n2) : 0),
-        partial(partial_sums(chains_per_cta)) {}
+        partial(partial_sums<T>(chains_per_cta)) {}
   GIBBS_HOST_DEVICE int64_t bytes() const {
-    return 4 * shared_bytes<int64_t>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(values) + shared_bytes<T>(partial);
+    return 4 * shared_bytes<int64_t>(chains) + 2 * shared_bytes<T*>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(values) +
+           shared_bytes<T>(partial);
   }
 };
 
@@ -62,7 +70,7 @@ struct BackwardLayout {
         grads(is_resident ? chains * p.n1 : 0),
         left_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n1 : 0),
         right_factors(sums_outer ? chains * 2 * p.sweep.num_relaxed_sweeps * p.n2 : 0),
-        partial(partial_sums(chains_per_cta)) {}
+        partial(partial_sums<T>(chains_per_cta)) {}
   GIBBS_HOST_DEVICE int64_t bytes() const {
     return 2 * shared_bytes<int64_t>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(grads) + shared_bytes<T>(left_factors) +
            shared_bytes<T>(right_factors) + shared_bytes<T>(partial);
@@ -236,7 +244,7 @@ struct CtaChains {
 // Traffic: the weight passes once or, if it is not resident, twice a sweep for every four chains of the CTA; fields and values pass once. Products read
 // a coupling from shared memory for one chain or four. An update draws two Philox counters.
 // It computes field_j = bias_j + sum_i zeta_i W_ij and zeta_j = relax(field_j, u_j).
-template <class T, int kChains, bool kResident, bool kValuesInShared>
+template <class T, int kChains, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_relaxed_kernel(const __grid_constant__ BipartiteRelaxedParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
@@ -246,36 +254,35 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int n1 = int(p.n1), n2 = int(p.n2);
   const int64_t total = batch.num_models * batch.chains_per_model;
   const CtaChains chains(batch, params.chains_per_cta);
-  const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, kValuesInShared);
+  const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, params.values_in_shared);
   SharedMemory memory(shared);
+  T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
+           *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
+           *const fields = static_cast<T*>(p.fields);
   // These take 64-bit divisions, so they are found once.
   const Shared<int64_t> rows = memory.take<int64_t>(layout.chains), left_biases = memory.take<int64_t>(layout.chains),
                         right_biases = memory.take<int64_t>(layout.chains);
   const Shared<uint64_t> numbers = memory.take<uint64_t>(layout.chains);
+  const Shared<T*> left_rows = memory.template take<T*>(layout.chains), right_rows = memory.template take<T*>(layout.chains);
+  const Shared<T> weight_array = memory.template take<T>(layout.weight), values = memory.template take<T>(layout.values),
+                  partial = memory.template take<T>(layout.partial);
   for (int c = int(threadIdx.x); c < chains.count; c += kRelaxedThreads) {
     rows[c] = linear_number(batch, chains.model, chains.first + c);
+    left_rows[c] = params.values_in_shared ? shared_pointer(values) + c * n1 : left_out + rows[c] * n1;
+    right_rows[c] = params.values_in_shared ? shared_pointer(values) + chains.count * n1 + c * n2 : right_out + rows[c] * n2;
     left_biases[c] = batch_offset(batch, p.left_bias.batch_strides, chains.model, chains.first + c);
     right_biases[c] = batch_offset(batch, p.right_bias.batch_strides, chains.model, chains.first + c);
     numbers[c] = chain_number(s, chains.model, chains.first + c);
   }
-  const Shared<T> weight_array = memory.template take<T>(layout.weight), value_array = memory.template take<T>(layout.values),
-                  partial = memory.template take<T>(layout.partial);
   const auto weight = find_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, weight_array);
   __syncthreads();  // rows and weight are there
-  T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
-           *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
-           *const fields = static_cast<T*>(p.fields);
   const auto left_value = [&](int c, int i) -> T& {
-    if constexpr (kValuesInShared)
-      return value_array[c * n1 + i];
-    else
-      return left_out[rows[c] * n1 + i];
+    if constexpr (kResident) return values[c * n1 + i];
+    return left_rows[c][i];
   };
   const auto right_value = [&](int c, int j) -> T& {
-    if constexpr (kValuesInShared)
-      return value_array[chains.count * n1 + c * n2 + j];
-    else
-      return right_out[rows[c] * n2 + j];
+    if constexpr (kResident) return values[chains.count * n1 + c * n2 + j];
+    return right_rows[c][j];
   };
   const auto for_each = [&](int n, const auto& f) {
     for (int item = int(threadIdx.x); item < chains.count * n; item += kRelaxedThreads) f(item / n, item % n);
@@ -319,7 +326,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     });
     __syncthreads();  // left's values are there
   }
-  if (kValuesInShared) {
+  if (params.values_in_shared) {
     for_each(n1, [&](int c, int i) { left_out[rows[c] * n1 + i] = left_value(c, i); });
     for_each(n2, [&](int c, int j) { right_out[rows[c] * n2 + j] = right_value(c, j); });
   }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+ARCHITECTURES = ("75", "80", "90", "100", "120")  # code for 8.0 runs on 8.6 and 8.9
 
 
 def generation(architecture: str) -> int:

@@ -210,8 +210,8 @@ FAULTS = [
     Fault("a coupling of the wrong sign", "graph_fields", "field += coupling", "field -= coupling"),
 ]
 
-# Each takes half a minute, so a run takes every second one, as it takes an eighth of the emulated tests.
-CHOSEN = FAULTS if eighths.chosen() == "all" else FAULTS[int(eighths.chosen()) % 2 :: 2]
+# Each takes half a minute, so a run takes every fourth one, as it takes an eighth of the emulated tests.
+CHOSEN = FAULTS if eighths.chosen() == "all" else FAULTS[int(eighths.chosen()) % 4 :: 4]
 
 # Prefixes of the names of the ops that a kernel serves, and of their routes.
 SERVES = {
@@ -283,6 +283,12 @@ def test_a_fault_hooks_on_code_that_occurs_once(words: str) -> None:
     text = {"a.cuh": "x();\nx();  // partial sums\n/* y(); */"}
     with pytest.raises(ValueError, match=r"^a\.cuh: expected once, found [02] times"):
         build.with_fault(text, words, "")
+
+
+def test_every_fault_hooks_on_code() -> None:
+    for fault in FAULTS:  # also those that this run does not plant
+        name = file_of(fault.kernel)
+        build.with_fault({name: (build.ROOT / "csrc" / "cuda" / name).read_text()}, fault.old, fault.new)
 
 
 @pytest.mark.parametrize("fault", CHOSEN, ids=lambda fault: fault.what)

@@ -2,15 +2,18 @@
 """Compiles the CUDA half of gibbs_ext as C++ for the host emulator: as a library of ops, or with a C++ test program.
 
 An object is compiled again if a file that it included has changed since; the compiler lists these files (``-MMD``).
+Processes of tests may ask for the same objects: the first one compiles them, and the others wait.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,16 @@ def torch_flags() -> tuple[list[str], list[str]]:
     return [*includes, *defines], ["-shared", "-Wl,-z,defs", *libraries, "-lc10", "-ltorch_cpu"]
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keeps other processes and threads from FOLDER."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:  # closing it unlocks it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@alone()
 def emulated_objects() -> list[Path]:
     ops = [*sorted((ROOT / "csrc" / "ops" / "cuda").glob("*.cpp")), ROOT / "tests" / "cuda" / "emulated_devices.cpp"]
     flags = include_flags()
@@ -130,6 +143,7 @@ def emulated_ops_with_fault(kernel: str, old: str, new: str, folder: Path) -> Pa
     return link([*compile_all(changed, flags, folder), *others], torch_flags()[1], folder / "gibbs_ext_emulated.so")
 
 
+@alone()
 def program(source: Path, *, sanitize: bool = False) -> Path:
     """A C++ test program with all the kernels. The CPU's have programs of their own, so they are not sanitized here."""
     plain, flags = include_flags(), SANITIZE if sanitize else []

@@ -367,7 +367,8 @@ def problems() -> Iterator[Problem]:
     yield ais(1024, 100, 1000)
     yield chimera(16, 1024, 100)
     yield chimera(16, 16384, 100)
-    yield coloured("Pegasus P14", pegasus(14), 10000, 100)
+    for chains in (80, 10000, 100000):
+        yield coloured("Pegasus P14", pegasus(14), chains, 100)
     yield chimera(8, 128, 100, models=True)
     yield chimera(8, 128, 10, models=True, num_relaxed=1)
 

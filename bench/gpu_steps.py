@@ -118,17 +118,18 @@ def backend(emulate: bool) -> Backend:
 
 
 def standard_problems(emulate: bool) -> list[Any]:
-    """The problems of bench/cuda_report.py, or small ones of the same kinds, for the default device."""
+    """The problems of bench/cuda_report.py that PyTorch does in seconds, or small ones of the same kinds."""
     from . import cuda_report as report
 
     if not emulate:
-        return list(report.problems())
+        return [problem for problem in report.problems() if problem.chains <= 1 << 16]
     return [
         report.bipartite(6, 1, 20, 25, 5),
         report.bipartite(1, 70, 40, 33, 4),
         report.relaxed(6, 20, 3),
         report.ais(40, 20, 10),
         report.chimera(2, 40, 4),
+        report.coloured("Pegasus P2", report.pegasus(2), 40, 4),
         report.chimera(2, 6, 4, models=True),
         report.chimera(2, 6, 3, models=True, num_relaxed=1),
     ]
@@ -144,7 +145,7 @@ def large_weights() -> Any:
 def kind_of(problem: Any) -> str:
     if problem.num_relaxed:
         return "relaxed"
-    return "ais" if problem.name.startswith("AIS") else "graph" if problem.name.startswith("Chimera") else "bipartite"
+    return "ais" if problem.name.startswith("AIS") else "graph" if problem.quads else "bipartite"
 
 
 # Environment, build ------------------------------------------------------------------------------------------------

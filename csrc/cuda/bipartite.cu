@@ -40,7 +40,7 @@ class Planner {
     plan.kept_sides = kept_sides;
     plan.scale = scale_;
     plan.shape.cluster_size = cluster_size;
-    plan.shape.num_ctas = p_.sweep.batch.num_models * clusters_per_model(tiles) * cluster_size;
+    plan.shape.num_ctas = p_.sweep.batch.num_models * ctas_per_model(p_.sweep.batch, tiles * kTileChains) * cluster_size;
     const Counts counts(*this, plan);
     if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
     const int most = most_threads(p_.log_weights != nullptr, kept_sides),
@@ -69,9 +69,6 @@ class Planner {
 
   const BipartiteSide& left() const { return packed_.sides[0]; }
   const BipartiteSide& right() const { return packed_.sides[1]; }
-  int64_t clusters_per_model(int tiles) const {
-    return (p_.sweep.batch.chains_per_model + tiles * kTileChains - 1) / (tiles * kTileChains);
-  }
   int64_t block_bytes() const { return block_fragments(packed_.num_slices) * int64_t(sizeof(LeftFragment)); }
   BipartiteLayout layout(const BipartitePlan& plan) const { return {packed_, plan}; }
   // Finds the plan's shared memory, and returns whether a CTA can have so much.

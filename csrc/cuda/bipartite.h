@@ -20,8 +20,8 @@ struct BipartiteParams {
   // Relaxed calls, in the parameters' dtype.
   ParameterView start;  // [..., n1] where the relaxed sweeps begin if num_sweeps is 0; else `left` is read
   bool start_is_bits;   // `start` must hold 0 and 1 only
-  void *state, *left_relaxed, *right_relaxed, *left_mean;  // outputs, [linear number, n]
-  void* fields;                                            // output, [num_relaxed_sweeps, linear number, n2 + n1]
+  void *left_relaxed, *right_relaxed, *left_mean;  // outputs, [linear number, n], beside left_out, where they begin
+  void* fields;                                    // output, [num_relaxed_sweeps, linear number, n2 + n1]
 
   void* workspace;  // device memory of the plan's size
 };
@@ -85,6 +85,7 @@ void launch_bipartite_relaxed(const BipartiteParams&, const BipartiteRelaxedPlan
 struct BipartiteBackwardPlan {
   LaunchShape shape;
   LaunchShape outer;  // the launch that sums the weight's gradient over a model's chains; 0 CTAs: the first one does it
+  int outer_parts;    // parts of the chains and sweeps, whose sums are added by one more launch
   int chains_per_cta;
   bool weight_in_shared;
   int64_t workspace;

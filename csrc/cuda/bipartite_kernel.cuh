@@ -165,8 +165,8 @@ class BipartiteCta {
     barrier();  // all arrays are filled
     double log_weight = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      ahead_ = p_.plan.sweeps_ahead ? int(sweep % p_.plan.sweeps_ahead) : 0;
-      if (ahead_ == 0 && p_.plan.sweeps_ahead) {
+      if (p_.plan.sweeps_ahead && (sweep == 0 || ++ahead_ == p_.plan.sweeps_ahead)) {
+        ahead_ = 0;
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
@@ -186,11 +186,8 @@ class BipartiteCta {
   }
 
  private:
-  GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
   GIBBS_DEVICE static int group() { return lane() / 4; }           // g of bipartite_slices.h
   GIBBS_DEVICE static int place_in_group() { return lane() % 4; }  // t
-  GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
-  GIBBS_DEVICE static int num_warps() { return int(blockDim.x) / kWarpSize; }
   GIBBS_DEVICE int chain_slots() const { return p_.plan.tiles * kTileChains; }
   GIBBS_DEVICE int64_t row(int chain) const { return model_ * p_.sweep.batch.chains_per_model + first_ + chain; }
   GIBBS_DEVICE const BipartiteSide& side_of(int side) const { return p_.packed.sides[side]; }

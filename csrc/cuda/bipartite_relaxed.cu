@@ -4,6 +4,7 @@
 
 #include "cuda/bipartite.h"
 #include "cuda/bipartite_relaxed_kernel.cuh"
+#include "cuda/stages.h"
 
 namespace gibbs {
 
@@ -11,7 +12,7 @@ namespace {
 
 constexpr int kMaxChainsPerCta = 4 * kChainsAtATime;
 
-int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ((batch.chains_per_model + chains - 1) / chains); }
+int64_t ctas(const BatchView& batch, int chains) { return batch.num_models * ctas_per_model(batch, chains); }
 
 // The number of chains of a CTA: more of them while there are more CTAs than multiprocessors, because four chains cost little more than one.
 template <class Fits>
@@ -37,9 +38,7 @@ BipartiteRelaxedPlan plan_bipartite_relaxed(const BipartiteParams& p, const Devi
   if (!fits(1)) plan.is_resident = false;
   if (!fits(1)) plan.values_in_shared = false;
   plan.chains_per_cta = choose_chains(p.sweep.batch, limits, fits);
-  plan.shape.num_ctas = ctas(p.sweep.batch, plan.chains_per_cta);
-  plan.shape.num_threads = kRelaxedThreads;
-  plan.shape.shared_memory = bytes(plan.chains_per_cta);
+  plan.shape = {ctas(p.sweep.batch, plan.chains_per_cta), kRelaxedThreads, bytes(plan.chains_per_cta)};
   if (p.sweep.num_sweeps) plan.binary = plan_bipartite(p, limits);
   // Without binary sweeps the couplings' scale is found all the same, for its faults.
   if (!p.sweep.num_sweeps) plan.resolution = plan_coupling_resolution(p, limits);
@@ -54,16 +53,19 @@ static void launch_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan&
          plan.shape, stream, BipartiteRelaxedParams{p, plan.chains_per_cta, plan.values_in_shared});
 }
 void launch_bipartite_relaxed(const BipartiteParams& p, const BipartiteRelaxedPlan& plan, Stream stream) {
-  if (p.sweep.num_sweeps) {
-    BipartiteParams binary = p;
-    binary.left_out = p.is_double ? StateOutput{p.state, 8, 0x3ff0000000000000} : StateOutput{p.state, 4, 0x3f800000};
-    launch_bipartite(binary, plan.binary, stream);
-  } else {
+  if (p.sweep.num_sweeps)
+    launch_bipartite(p, plan.binary, stream);
+  else
     launch_coupling_resolution(p, plan.resolution, nullptr, stream);
-  }
   p.is_double                                         ? launch_relaxed<double, 1>(p, plan, stream)
   : chains_at_a_time<float>(plan.chains_per_cta) == 1 ? launch_relaxed<float, 1>(p, plan, stream)
                                                       : launch_relaxed<float, kChainsAtATime>(p, plan, stream);
+}
+
+// Of the factors of outer products, in the workspace.
+template <class T>
+static int64_t factors_bytes(const BipartiteBackwardParams& p) {
+  return num_rows(p.sweep.batch) * 2 * p.sweep.num_relaxed_sweeps * (p.n1 + p.n2) * int64_t(sizeof(T));
 }
 
 template <class T>
@@ -80,15 +82,18 @@ static BipartiteBackwardPlan plan_backward(const BipartiteBackwardParams& p, con
   const bool sums_outer = few && fits(int(all), plan.weight_in_shared, true);
   plan.chains_per_cta =
       sums_outer ? int(all) : choose_chains(batch, limits, [&](int chains) { return fits(chains, plan.weight_in_shared, false); });
-  plan.shape.num_ctas = ctas(batch, plan.chains_per_cta);
-  plan.shape.num_threads = kRelaxedThreads;
-  plan.shape.shared_memory = BackwardLayout<T>(p, plan.chains_per_cta, plan.weight_in_shared, sums_outer).bytes();
+  plan.shape = {ctas(batch, plan.chains_per_cta), kRelaxedThreads,
+                BackwardLayout<T>(p, plan.chains_per_cta, plan.weight_in_shared, sums_outer).bytes()};
   if (sums_outer) return plan;
   const auto tiles = [](int64_t n) { return (n + kOuterTile - 1) / kOuterTile; };
-  plan.outer.num_ctas = batch.num_models * tiles(p.n1) * tiles(p.n2);
-  plan.outer.num_threads = kOuterThreads;
-  plan.outer.shared_memory = 2 * shared_bytes<T>(kOuterFactors * kOuterTile);
-  plan.workspace = batch.num_models * all * 2 * p.sweep.num_relaxed_sweeps * (p.n1 + p.n2) * int64_t(sizeof(T));
+  // Few tiles with many factors are shared out, as far as no multiprocessor is idle and parts are worth a launch.
+  constexpr int64_t kFactorsOfPart = 8 * kOuterFactors;
+  const int64_t owners = batch.num_models * tiles(p.n1) * tiles(p.n2), factors = all * 2 * p.sweep.num_relaxed_sweeps,
+                weights = batch.num_models * p.n1 * p.n2 * int64_t(sizeof(T));
+  plan.outer_parts = int(std::max<int64_t>(1, std::min({2 * limits.num_sms / owners, factors / kFactorsOfPart,
+                                                        PartialSums::kMaxBytes / std::max<int64_t>(weights, 1)})));
+  plan.outer = {owners * plan.outer_parts, kOuterThreads, 2 * shared_bytes<T>(kOuterFactors * kOuterTile)};
+  plan.workspace = factors_bytes<T>(p) + (plan.outer_parts > 1 ? plan.outer_parts * weights : 0);
   return plan;
 }
 BipartiteBackwardPlan plan_bipartite_backward(const BipartiteBackwardParams& p, const DeviceLimits& limits) {
@@ -100,7 +105,12 @@ static void launch_backward(const BipartiteBackwardParams& p, const BipartiteBac
   launch(plan.weight_in_shared ? registered<bipartite_backward_kernel<T, kChains, true>>
                                : registered<bipartite_backward_kernel<T, kChains, false>>,
          plan.shape, stream, BipartiteBackwardKernelParams{p, plan.chains_per_cta, plan.outer.num_ctas == 0});
-  launch(registered<outer_products_kernel<T>>, plan.outer, stream, p);
+  if (!plan.outer.num_ctas) return;
+  const bool is_shared = plan.outer_parts > 1;
+  void* const sums = is_shared ? static_cast<unsigned char*>(p.workspace) + factors_bytes<T>(p) : p.grad_weight;
+  launch(registered<outer_products_kernel<T>>, plan.outer, stream, {p, plan.outer_parts, sums});
+  if (is_shared)
+    launch_partial_sums({p.sweep.batch.num_models, plan.outer_parts, p.n1 * p.n2, sums, p.grad_weight}, p.is_double, stream);
 }
 void launch_bipartite_backward(const BipartiteBackwardParams& p, const BipartiteBackwardPlan& plan, Stream stream) {
   p.is_double                                         ? launch_backward<double, 1>(p, plan, stream)

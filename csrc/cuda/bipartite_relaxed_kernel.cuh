@@ -54,7 +54,7 @@ struct RelaxedLayout {
         values(values_in_shared ? chains * (p.n1 + p.n2) : 0),
         partial(partial_sums<T>(chains_per_cta)) {}
   GIBBS_HOST_DEVICE int64_t bytes() const {
-    return 4 * shared_bytes<int64_t>(chains) + 2 * shared_bytes<T*>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(values) +
+    return 5 * shared_bytes<int64_t>(chains) + 2 * shared_bytes<T*>(chains) + shared_bytes<T>(weight) + shared_bytes<T>(values) +
            shared_bytes<T>(partial);
   }
 };
@@ -101,18 +101,18 @@ GIBBS_DEVICE RelaxedWeight<T, kResident> find_weight(const ParameterView& view, 
                                                      int64_t model, const Shared<T>& to) {
   const T* const from = parameter_row<T>(view, batch, model, 0);
   if constexpr (kResident) {
-    const int ld = int(odd(n2)), lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+    const int ld = int(odd(n2));
     if (view.stride <= view.row_stride) {
-      for (int first = 4 * warp; first < n1; first += 4 * kRelaxedWarps)  // rows that are loaded together
+      for (int first = 4 * warp(); first < n1; first += 4 * kRelaxedWarps)  // rows that are loaded together
 #pragma unroll 2
-        for (int j = lane; j < n2; j += kWarpSize)
+        for (int j = lane(); j < n2; j += kWarpSize)
 #pragma unroll
           for (int i = first; i < first + 4; ++i)
             if (i < n1) to[i * ld + j] = global_load(from + i * view.row_stride + j * view.stride);
     } else {  // columns are in one piece
-      for (int j = warp; j < n2; j += kRelaxedWarps)
+      for (int j = warp(); j < n2; j += kRelaxedWarps)
 #pragma unroll 4
-        for (int i = lane; i < n1; i += kWarpSize) to[i * ld + j] = global_load(from + i * view.row_stride + j * view.stride);
+        for (int i = lane(); i < n1; i += kWarpSize) to[i * ld + j] = global_load(from + i * view.row_stride + j * view.stride);
     }
     return {to, ld, 1, n1, n2};
   } else {
@@ -123,8 +123,7 @@ GIBBS_DEVICE RelaxedWeight<T, kResident> find_weight(const ParameterView& view, 
 // Sums four numbers over a warp; the sum of number k is in lanes 8 k .. 8 k + 7.
 template <class T>
 GIBBS_DEVICE T warp_sums(const T (&x)[4]) {
-  const int lane = int(threadIdx.x) % kWarpSize;
-  const bool upper = lane & 16, second_of_two = lane & 8;
+  const bool upper = lane() & 16, second_of_two = lane() & 8;
   const T first = (upper ? x[2] : x[0]) + __shfl_xor_sync(kFullWarp, upper ? x[0] : x[2], 16),
           second = (upper ? x[3] : x[1]) + __shfl_xor_sync(kFullWarp, upper ? x[1] : x[3], 16);
   T sum = (second_of_two ? second : first) + __shfl_xor_sync(kFullWarp, second_of_two ? first : second, 8);
@@ -209,9 +208,6 @@ class RelaxedProduct {
   }
 
  private:
-  GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
-  GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
-
   const Weight& weight_;
   const int num_chains_;
   const Shared<T> partial_;
@@ -225,20 +221,7 @@ GIBBS_DEVICE uint32_t relaxed_word(const SweepView& s, uint64_t seed, uint64_t c
   return draw_word(random_stream(seed, chain, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep)), uint32_t(unit));
 }
 
-// The chains of a CTA, which belong to one model.
-struct CtaChains {
-  int64_t model, first;
-  int count;
-  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta, int64_t cta = blockIdx.x) {
-    const int64_t ctas = (batch.chains_per_model + chains_per_cta - 1) / chains_per_cta, at = cta % ctas;
-    model = cta / ctas;
-    first = at * chains_per_cta;
-    const int64_t left_over = batch.chains_per_model - first;
-    count = left_over < chains_per_cta ? int(left_over) : chains_per_cta;
-  }
-};
-
-// A CTA owns some chains of one model, whose binary sweeps, if there are any, have left their bits in p.state.
+// A CTA owns some chains of one model, whose binary sweeps, if there are any, have left their bits in p.left_out.
 // Shared memory holds the weight (resident; else it stays in global memory), the values of both sides, or the outputs hold these, and the warps' sums.
 // Synchronisation: barriers lie between products, which put sums in the place of old values, and updates, which make values of them.
 // Traffic: the weight passes once or, if it is not resident, twice a sweep for every four chains of the CTA; fields and values pass once. Products read
@@ -252,16 +235,16 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
   const int n1 = int(p.n1), n2 = int(p.n2);
-  const int64_t total = batch.num_models * batch.chains_per_model;
+  const int64_t total = num_rows(batch);
   const CtaChains chains(batch, params.chains_per_cta);
   const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, params.values_in_shared);
   SharedMemory memory(shared);
-  T *const state = static_cast<T*>(p.state), *const left_out = static_cast<T*>(p.left_relaxed),
+  T *const state = static_cast<T*>(p.left_out.data), *const left_out = static_cast<T*>(p.left_relaxed),
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
   // These take 64-bit divisions, so they are found once.
-  const Shared<int64_t> rows = memory.take<int64_t>(layout.chains), left_biases = memory.take<int64_t>(layout.chains),
-                        right_biases = memory.take<int64_t>(layout.chains);
+  const Shared<int64_t> rows = memory.take<int64_t>(layout.chains), starts = memory.take<int64_t>(layout.chains),
+                        left_biases = memory.take<int64_t>(layout.chains), right_biases = memory.take<int64_t>(layout.chains);
   const Shared<uint64_t> numbers = memory.take<uint64_t>(layout.chains);
   const Shared<T*> left_rows = memory.template take<T*>(layout.chains), right_rows = memory.template take<T*>(layout.chains);
   const Shared<T> weight_array = memory.template take<T>(layout.weight), values = memory.template take<T>(layout.values),
@@ -270,6 +253,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     rows[c] = linear_number(batch, chains.model, chains.first + c);
     left_rows[c] = params.values_in_shared ? shared_pointer(values) + c * n1 : left_out + rows[c] * n1;
     right_rows[c] = params.values_in_shared ? shared_pointer(values) + chains.count * n1 + c * n2 : right_out + rows[c] * n2;
+    starts[c] = batch_offset(batch, p.start.batch_strides, chains.model, chains.first + c);
     left_biases[c] = batch_offset(batch, p.left_bias.batch_strides, chains.model, chains.first + c);
     right_biases[c] = batch_offset(batch, p.right_bias.batch_strides, chains.model, chains.first + c);
     numbers[c] = chain_number(s, chains.model, chains.first + c);
@@ -290,9 +274,9 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   for_each(n1, [&](int c, int i) {
     T& of_state = state[rows[c] * n1 + i];
     if (!s.num_sweeps) {
-      const T value = parameter_row<T>(p.start, batch, chains.model, chains.first + c)[i * p.start.stride];
+      const T value = static_cast<const T*>(p.start.data)[starts[c] + i * p.start.stride];
       if (p.start_is_bits && value != 0 && value != 1) report_fault(s, Outcome::kLeftNotBits, float(value));
-      if (value - value != 0) report_fault(s, Outcome::kNonFiniteLeft);
+      if (!is_finite(value)) report_fault(s, Outcome::kNonFiniteLeft);
       of_state = value;
     }
     left_value(c, i) = of_state;
@@ -306,7 +290,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     const auto update = [&](const ParameterView& biases, int64_t bias_row, Outcome fault, int c, int number, int unit, int at,
                             T sum) {
       const T bias = static_cast<const T*>(biases.data)[bias_row + unit * biases.stride], field = bias + sum;
-      if (bias - bias != 0) report_fault(s, fault);
+      if (!is_finite(bias)) report_fault(s, fault);
       fields[(sweep * total + rows[c]) * (n1 + n2) + at] = field;
       return relax<T>(s.relaxation, field, relaxed_word(s, seed, numbers[c], sweep, number), beta, T(s.sharpness),
                       s.slope_gradient);
@@ -349,7 +333,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
   const int n1 = int(p.n1), n2 = int(p.n2);
-  const int64_t sweeps = s.num_relaxed_sweeps, total = batch.num_models * batch.chains_per_model;
+  const int64_t sweeps = s.num_relaxed_sweeps, total = num_rows(batch);
   const CtaChains chains(batch, params.chains_per_cta);
   const BackwardLayout<T> layout(p, params.chains_per_cta, kResident, params.sums_outer);
   SharedMemory memory(shared);
@@ -429,9 +413,9 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   // A lane has some columns of four rows; factors lie in shared memory.
   T* const grad_weight = static_cast<T*>(p.grad_weight) + chains.model * n1 * n2;
   constexpr int kRows = 4, kColumns = 4;
-  const int factors = chains.count * 2 * int(sweeps), lane = int(threadIdx.x) % kWarpSize;
-  for (int first = kRows * (int(threadIdx.x) / kWarpSize); first < n1; first += kRows * kRelaxedWarps)
-    for (int begin = lane; begin < n2; begin += kColumns * kWarpSize) {
+  const int factors = chains.count * 2 * int(sweeps);
+  for (int first = kRows * (warp()); first < n1; first += kRows * kRelaxedWarps)
+    for (int begin = lane(); begin < n2; begin += kColumns * kWarpSize) {
       T sums[kRows][kColumns] = {};
       for (int f = 0; f < factors; ++f) {
         T right[kColumns];
@@ -456,18 +440,25 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     }
 }
 
-// A CTA owns 64 x 64 elements of one model's gradient, and a thread owns 4 x 4 of them, 16 rows and columns apart.
+struct OuterProductsParams {
+  BipartiteBackwardParams call;
+  int parts;
+  void* sums;  // [model, part, n1, n2]
+};
+
+// A CTA owns 64 x 64 elements of one model's gradient, or of a part of it, and a thread owns 4 x 4 of them, 16 rows and columns apart.
 // Shared memory holds 16 factors of either side. Synchronisation: Barriers lie between loading and using them.
 // Traffic: Factors are read n2 / 64 and n1 / 64 times, and the gradient is written once. Sixteen products take eight numbers from shared memory.
-// It computes grad_ij = sum over chains and sweeps, in their order, of left_i right_j.
+// It computes grad_ij = sum over chains and sweeps, or a part of them, in their order, of left_i right_j.
 template <class T>
-__global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ BipartiteBackwardParams p) {
+__global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ OuterProductsParams params) {
   GIBBS_DYNAMIC_SHARED(shared);
+  const BipartiteBackwardParams& p = params.call;
   SharedMemory memory(shared);
   const Shared<T> left = memory.template take<T>(kOuterFactors * kOuterTile),
                   right = memory.template take<T>(kOuterFactors * kOuterTile);
   const int64_t n1 = p.n1, n2 = p.n2, tiles_i = (n1 + kOuterTile - 1) / kOuterTile, tiles_j = (n2 + kOuterTile - 1) / kOuterTile;
-  const int64_t tile = blockIdx.x % (tiles_i * tiles_j), model = blockIdx.x / (tiles_i * tiles_j);
+  const int64_t tile = blockIdx.x % (tiles_i * tiles_j), part = blockIdx.x / (tiles_i * tiles_j), model = part / params.parts;
   const int64_t first_i = tile / tiles_j * kOuterTile, first_j = tile % tiles_j * kOuterTile;
   const BatchView& batch = p.sweep.batch;
   const int64_t factors = batch.chains_per_model * 2 * p.sweep.num_relaxed_sweeps, total = batch.num_models * factors;
@@ -476,12 +467,13 @@ __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __g
   constexpr int kEach = 4, kApart = kOuterTile / kEach;
   const int row = int(threadIdx.x) / kApart, column = int(threadIdx.x) % kApart;
   T sums[kEach][kEach] = {};
-  for (int64_t begin = 0; begin < factors; begin += kOuterFactors) {
+  const int64_t first = factors * (part % params.parts) / params.parts, end = factors * (part % params.parts + 1) / params.parts;
+  for (int64_t begin = first; begin < end; begin += kOuterFactors) {
 #pragma unroll
     for (int at = int(threadIdx.x); at < kOuterFactors * kOuterTile; at += kOuterThreads) {
       const int64_t f = begin + at / kOuterTile, i = first_i + at % kOuterTile, j = first_j + at % kOuterTile;
-      left[at] = f < factors && i < n1 ? left_factors[f * n1 + i] : T(0);
-      right[at] = f < factors && j < n2 ? right_factors[f * n2 + j] : T(0);
+      left[at] = f < end && i < n1 ? left_factors[f * n1 + i] : T(0);
+      right[at] = f < end && j < n2 ? right_factors[f * n2 + j] : T(0);
     }
     __syncthreads();  // the factors are there
 #pragma unroll 4
@@ -504,7 +496,7 @@ __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __g
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const int64_t i = first_i + r * kApart + row, j = first_j + k * kApart + column;
-      if (i < n1 && j < n2) static_cast<T*>(p.grad_weight)[(model * n1 + i) * n2 + j] = sums[r][k];
+      if (i < n1 && j < n2) static_cast<T*>(params.sums)[(part * n1 + i) * n2 + j] = sums[r][k];
     }
 }
 

@@ -14,12 +14,35 @@ bool has_shared_biases(const BipartiteParams& p) {
          (!p.log_weights || (is_shared_row(p.base_left_bias, batch) && is_shared_row(p.base_right_bias, batch)));
 }
 
-template <class T>
-const Kernel<BipartiteSliceParams>& slice_kernel_of(int num_slices) {
-  return num_slices == kMaxSlices ? registered<bipartite_slice_kernel<T, kMaxSlices>> : registered<bipartite_slice_kernel<T, 2>>;
+template <int kSlices>
+const Kernel<BipartiteSliceParams>& slice_kernel(bool is_double) {
+  return is_double ? registered<bipartite_slice_kernel<double, kSlices>> : registered<bipartite_slice_kernel<float, kSlices>>;
 }
-const Kernel<BipartiteSliceParams>& slice_kernel(bool is_double, int num_slices) {
-  return is_double ? slice_kernel_of<double>(num_slices) : slice_kernel_of<float>(num_slices);
+
+// Of the workspace that launch_scale() needs.
+int64_t scale_numbers(const BipartiteParams& p, const ScalePlan& plan) {
+  return plan.parts == 1 && plan.columns_in_shared ? 0 : p.sweep.batch.num_models * plan.parts * (kScaleHead + scale_columns(p));
+}
+
+// Finds the models' scales, reports their faults, and writes them to params.scales or, as resolutions, to params.out, if these are not null.
+template <class T>
+void launch_scale(BipartiteScaleParams params, Stream stream) {
+  const ScalePlan& plan = params.plan;
+  const int64_t columns = plan.columns_in_shared ? shared_bytes<uint32_t>(scale_columns(params.call)) : 0;
+  const LaunchShape shape = {params.call.sweep.batch.num_models, kScaleThreads, shared_bytes<uint32_t>(kScaleHead) + columns};
+  if (plan.parts > 1) {
+    LaunchShape of_parts = shape;
+    of_parts.num_ctas *= plan.parts;
+    for (const ScaleStep step : {ScaleStep::kLargest, ScaleStep::kSums}) {
+      params.step = step;
+      launch(registered<bipartite_part_kernel<T>>, of_parts, stream, params);
+    }
+    params.step = ScaleStep::kConclusion;
+  }
+  launch(registered<bipartite_scale_kernel<T>>, shape, stream, params);
+}
+void launch_scale(const BipartiteScaleParams& params, Stream stream) {
+  params.call.is_double ? launch_scale<double>(params, stream) : launch_scale<float>(params, stream);
 }
 
 }  // namespace
@@ -31,9 +54,6 @@ ScalePlan plan_bipartite_scale(const BipartiteParams& p, const DeviceLimits& lim
                 parts = std::min({p.n1 * p.n2 / kCouplingsOfPart, limits.num_sms / std::max<int64_t>(models, 1), rows});
   const bool fits = shared_bytes<uint32_t>(kScaleHead) + shared_bytes<uint32_t>(scale_columns(p)) <= limits.shared_memory_per_cta;
   return {parts > 2 ? int(parts) : 1, fits};  // three launches must be worth it
-}
-int64_t scale_numbers(const BipartiteParams& p, const ScalePlan& plan) {
-  return plan.parts == 1 && plan.columns_in_shared ? 0 : p.sweep.batch.num_models * plan.parts * (kScaleHead + scale_columns(p));
 }
 
 BipartitePacked::BipartitePacked(const BipartiteParams& p, const ScalePlan& plan, Workspace& workspace) {
@@ -63,41 +83,14 @@ BipartitePacked::BipartitePacked(const BipartiteParams& p, const ScalePlan& plan
   }
 }
 
-template <class T>
-static void launch_scale(BipartiteScaleParams params, Stream stream) {
-  const ScalePlan& plan = params.plan;
-  LaunchShape shape;
-  shape.num_ctas = params.call.sweep.batch.num_models;
-  shape.num_threads = kScaleThreads;
-  shape.shared_memory =
-      shared_bytes<uint32_t>(kScaleHead) + (plan.columns_in_shared ? shared_bytes<uint32_t>(scale_columns(params.call)) : 0);
-  if (plan.parts > 1) {
-    LaunchShape of_parts = shape;
-    of_parts.num_ctas *= plan.parts;
-    for (const ScaleStep step : {ScaleStep::kLargest, ScaleStep::kSums}) {
-      params.step = step;
-      launch(registered<bipartite_part_kernel<T>>, of_parts, stream, params);
-    }
-    params.step = ScaleStep::kConclusion;
-  }
-  launch(registered<bipartite_scale_kernel<T>>, shape, stream, params);
-}
-void launch_bipartite_scale(const BipartiteParams& p, const ScalePlan& plan, ModelScale* scales, uint32_t* parts, double* out,
-                            Stream stream) {
-  const BipartiteScaleParams params = {p, plan, ScaleStep::kAll, scales, parts, out};
-  p.is_double ? launch_scale<double>(params, stream) : launch_scale<float>(params, stream);
-}
-
 void launch_bipartite_pack(const BipartiteParams& p, const ScalePlan& scale, const BipartitePacked& packed, Stream stream) {
   const BatchView& batch = p.sweep.batch;
   const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
-  launch_bipartite_scale(p, scale, packed.scales, packed.scale_parts, nullptr, stream);
+  launch_scale({p, scale, ScaleStep::kAll, packed.scales, packed.scale_parts, nullptr}, stream);
 
-  LaunchShape slices;
-  slices.num_ctas = batch.num_models * (left.words + right.words);
-  slices.num_threads = kSliceThreads;
-  slices.shared_memory = shared_bytes<uint32_t>(2 * kWarpSize);
-  launch(slice_kernel(p.is_double, packed.num_slices), slices, stream, BipartiteSliceParams{p.weight, batch, packed});
+  const LaunchShape slices = {batch.num_models * (left.words + right.words), kSliceThreads, shared_bytes<uint32_t>(2 * kWarpSize)};
+  launch(packed.num_slices == kMaxSlices ? slice_kernel<kMaxSlices>(p.is_double) : slice_kernel<2>(p.is_double), slices, stream,
+         BipartiteSliceParams{p.weight, batch, packed});
 
   PackParams pack = {};
   pack.sweep = p.sweep;
@@ -137,7 +130,7 @@ ResolutionPlan plan_coupling_resolution(const BipartiteParams& p, const DeviceLi
   return {scale, scale_numbers(p, scale) * int64_t(sizeof(uint32_t))};
 }
 void launch_coupling_resolution(const BipartiteParams& p, const ResolutionPlan& plan, double* out, Stream stream) {
-  launch_bipartite_scale(p, plan.scale, nullptr, static_cast<uint32_t*>(p.workspace), out, stream);
+  launch_scale({p, plan.scale, ScaleStep::kAll, nullptr, static_cast<uint32_t*>(p.workspace), out}, stream);
 }
 
 }  // namespace gibbs

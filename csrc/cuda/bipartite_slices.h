@@ -40,7 +40,7 @@ struct BipartitePacked {
   bool bias_per_chain;
   uint64_t* numbers;       // [row]
   BipartiteSide sides[2];  // left, right
-  uint32_t* scale_parts;   // what launch_bipartite_scale() needs
+  uint32_t* scale_parts;   // of CTAs that share a model
   BipartitePacked(const BipartiteParams&, const ScalePlan&, Workspace&);
 };
 
@@ -48,10 +48,6 @@ struct BipartitePacked {
 void launch_bipartite_pack(const BipartiteParams&, const ScalePlan&, const BipartitePacked&, Stream);
 void launch_bipartite_unpack(const BipartiteParams&, const BipartitePacked&, Stream);
 
-// Finds the models' scales, reports their faults, and writes them to `scales` or, as resolutions, to `out`, if these are not null. parts: device memory
-// for scale_numbers() numbers.
 ScalePlan plan_bipartite_scale(const BipartiteParams&, const DeviceLimits&);
-int64_t scale_numbers(const BipartiteParams&, const ScalePlan&);
-void launch_bipartite_scale(const BipartiteParams&, const ScalePlan&, ModelScale* scales, uint32_t* parts, double* out, Stream);
 
 }  // namespace gibbs

@@ -50,7 +50,7 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
   const int part = is_part ? int(blockIdx.x % params.plan.parts) : 0, parts = is_part ? params.plan.parts : 1;
   uint32_t* const of_model = params.parts + model * params.plan.parts * (kScaleHead + num_columns);
   uint32_t* const own = of_model + part * (kScaleHead + num_columns);
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize, num_warps = kScaleThreads / kWarpSize;
+  constexpr int kWarps = kScaleThreads / kWarpSize;
   const int64_t begin = num_rows * part / parts, end = num_rows * (part + 1) / parts;
   const T* weight = parameter_row<T>(p.weight, p.sweep.batch, model, 0);
   const auto coupling = [&](int64_t i, int64_t j) { return global_load(weight + i * row_stride + j * stride); };
@@ -59,9 +59,9 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
   __syncthreads();  // the head is clear
   uint32_t stored = 0;
   if (params.step == ScaleStep::kAll || params.step == ScaleStep::kLargest) {
-    for (int64_t i = begin + warp; i < end; i += num_warps)
+    for (int64_t i = begin + warp(); i < end; i += kWarps)
 #pragma unroll 4
-      for (int64_t j = lane; j < num_columns; j += kWarpSize) {
+      for (int64_t j = lane(); j < num_columns; j += kWarpSize) {
         const auto e = uint32_t(FloatTraits<T>::exponent(coupling(i, j)));
         stored = e > stored ? e : stored;
       }
@@ -72,7 +72,7 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
     }
   }
   stored = uint32_t(warp_max(int(stored)));
-  if (lane == 0) atomicMax(&head[0], stored);
+  if (lane() == 0) atomicMax(&head[0], stored);
   __syncthreads();  // head[0] is the largest
   if (params.step == ScaleStep::kLargest) {
     if (threadIdx.x == 0) own[0] = head[0];
@@ -88,16 +88,16 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
       for (int64_t j = threadIdx.x; j < num_columns; j += kScaleThreads) columns[j] = 0;
       __syncthreads();  // the sums are clear
       const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
-      for (int64_t i = begin + warp; i < end; i += num_warps) {
+      for (int64_t i = begin + warp(); i < end; i += kWarps) {
         uint32_t row = 0;
 #pragma unroll 4
-        for (int64_t j = lane; j < num_columns; j += kWarpSize) {
+        for (int64_t j = lane(); j < num_columns; j += kWarpSize) {
           const uint32_t q = rounded_up<T>(coupling(i, j), factor);
           row += q;
           atomicAdd(&columns[j], q);
         }
         row = warp_sum(row);
-        if (lane == 0) atomicMax(&head[1], row);
+        if (lane() == 0) atomicMax(&head[1], row);
       }
       __syncthreads();  // the columns' sums are whole
     }
@@ -124,7 +124,7 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
       most = column > most ? column : most;
     }
     most = uint32_t(warp_max(int(most)));
-    if (lane == 0) atomicMax(&head[1], most);
+    if (lane() == 0) atomicMax(&head[1], most);
     __syncthreads();  // head[1] is the largest sum
     k = scale_exponent(int64_t(head[1]), degree, largest.exponent);
   }
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
   const bool is_right = at >= left_words;
   const BipartiteSide &to = p.packed.sides[is_right], &from = p.packed.sides[!is_right];
   const int word = is_right ? at - left_words : at;
-  const int lane = int(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
+  const int g = lane() / 4, t = lane() % 4;
   const ModelScale scale = p.packed.scales[model];
   const T factor = FloatTraits<T>::power(scale.k);
   const int shift = kSlices == kMaxSlices ? 0 : scale.shift;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
   LeftFragment* const blocks =
       p.packed.slices + (model * p.packed.num_blocks + to.blocks_at + int64_t{word} * from.words) * block_fragments(kSlices);
   uint32_t above[4] = {}, below[4] = {};
-  for (int block = int(threadIdx.x) / kWarpSize; block < from.words; block += kSliceThreads / kWarpSize) {
+  for (int block = warp(); block < from.words; block += kSliceThreads / kWarpSize) {
     // The other side's units, columns 4 t + i + 16 half, and where their couplings are in a row.
     bool are[2][4];
     int64_t places[2][4];
@@ -225,7 +225,8 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
           }
       }
 #pragma unroll
-      for (int s = 0; s < kSlices; ++s) blocks[((int64_t{block} * kSlices + s) * kFragments + m) * kWarpSize + lane] = fragment[s];
+      for (int s = 0; s < kSlices; ++s)
+        blocks[((int64_t{block} * kSlices + s) * kFragments + m) * kWarpSize + lane()] = fragment[s];
     }
   }
 #pragma unroll
@@ -237,8 +238,8 @@ __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const
   __syncthreads();  // the sums are whole
   if (threadIdx.x >= kWarpSize) return;
   // The sums are below 2^31, and float32 is off by 2^-24 of them.
-  const float most = float(lost[2 * lane]) * scale.scale, least = -float(lost[2 * lane + 1]) * scale.scale;
-  to.field_errors[(model * to.words + word) * kWarpSize + lane] = {(most + least) / 2, (most - least) / 2 * (1 + 0x1p-20f)};
+  const float most = float(lost[2 * lane()]) * scale.scale, least = -float(lost[2 * lane() + 1]) * scale.scale;
+  to.field_errors[(model * to.words + word) * kWarpSize + lane()] = {(most + least) / 2, (most - least) / 2 * (1 + 0x1p-20f)};
 }
 
 #endif

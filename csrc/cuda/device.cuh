@@ -68,6 +68,10 @@ GIBBS_HOST_DEVICE int64_t shared_bytes(int64_t count) {
 }
 
 #if defined(GIBBS_DEVICE)
+GIBBS_DEVICE int lane() { return int(threadIdx.x) % kWarpSize; }
+GIBBS_DEVICE int warp() { return int(threadIdx.x) / kWarpSize; }
+GIBBS_DEVICE int num_warps() { return int(blockDim.x) / kWarpSize; }
+
 // The sum over a warp, in every lane.
 template <class T>
 GIBBS_DEVICE T warp_sum(T x) {

@@ -11,8 +11,6 @@ namespace gibbs {
 
 namespace {
 
-int64_t ctas_per_model(const BatchView& batch, int tile) { return (batch.chains_per_model + tile - 1) / tile; }
-
 bool has_shared_biases(const GraphParams& p) {
   return is_shared_row(p.bias, p.sweep.batch) && (!p.log_weights || is_shared_row(p.base_bias, p.sweep.batch));
 }
@@ -27,6 +25,8 @@ GraphPlan plan_for(const GraphParams& p, int tile, GraphCudaRoute route) {
   plan.shape.shared_memory = GraphBinaryLayout(p, plan).shared_memory();
   return plan;
 }
+
+LaunchShape pack_shape(int64_t ctas) { return {ctas, kGraphPackThreads, shared_bytes<uint32_t>(kGraphScaleScratch)}; }
 
 GraphView graph_of(const GraphParams& p) { return graph_view(p.layout, p.num_nodes, p.num_edges, p.num_colors, 0); }
 
@@ -88,11 +88,7 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
 void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
   Workspace workspace(p.workspace);
   const GraphPacked packed(p, plan, workspace);
-  LaunchShape couplings;
-  couplings.num_ctas = p.sweep.batch.num_models + 1;
-  couplings.num_threads = kGraphPackThreads;
-  couplings.shared_memory = shared_bytes<uint32_t>(kGraphScaleScratch);
-  launch(registered<graph_pack_kernel>, couplings, stream, GraphPackParams{p, packed});
+  launch(registered<graph_pack_kernel>, pack_shape(p.sweep.batch.num_models + 1), stream, GraphPackParams{p, packed});
 
   PackParams pack = {};
   pack.sweep = p.sweep;
@@ -130,16 +126,13 @@ void launch_graph(const GraphParams& p, const GraphPlan& plan, Stream stream) {
 
   UnpackParams unpack = {};
   unpack.batch = p.sweep.batch;
+  unpack.scales = packed.scales;
   unpack.bits[unpack.num_bits++] = {packed.bits, p.num_nodes, 0, p.state_out};
   launch_unpack(unpack, stream);
 }
 
 void launch_graph_coupling_resolution(const GraphParams& p, double* out, Stream stream) {
-  LaunchShape shape;
-  shape.num_ctas = p.sweep.batch.num_models;
-  shape.num_threads = kGraphPackThreads;
-  shape.shared_memory = shared_bytes<uint32_t>(kGraphScaleScratch);
-  launch(registered<graph_resolution_kernel>, shape, stream, GraphResolutionParams{p, out});
+  launch(registered<graph_resolution_kernel>, pack_shape(p.sweep.batch.num_models), stream, GraphResolutionParams{p, out});
 }
 
 }  // namespace gibbs

@@ -7,41 +7,46 @@
 
 namespace gibbs {
 
-struct GraphParams {
+struct GraphModel {
   SweepView sweep;
-  const int32_t*
-      layout;  // in device memory (core/graph_view.h). Only its size has been checked: kernels check every number they follow
+  // In device memory (core/graph_view.h). Only its size has been checked: kernels check every number that they follow.
+  const int32_t* layout;
   int64_t num_nodes, num_edges, num_colors;
-  ParameterView bias, coupling;  // coupling: [..., E]
-  ParameterView base_bias;       // annealed
-  StateView state, clamp;        // clamp may be absent
+  ParameterView coupling;  // [..., E]
+  bool is_double;
+};
+
+#if defined(GIBBS_DEVICE)
+// Whether the layout's header agrees with its tensor's size.
+GIBBS_DEVICE bool header_fits(const GraphModel& p) {
+  return p.layout[0] == p.num_nodes && p.layout[1] == p.num_edges && p.layout[2] == p.num_colors;
+}
+#endif
+
+struct GraphParams : GraphModel {
+  ParameterView bias, base_bias;  // base_bias: annealed
+  StateView state, clamp;         // clamp may be absent
   StateOutput state_out;
   double* log_weights;  // [linear number]; not null: annealed
   bool metropolis;      // binary sweeps by Metropolis's rule instead of Gibbs's; not annealed
-  bool is_double;
 
-  // Relaxed calls, in the parameters' dtype. Their state_out is ignored.
-  ParameterView start;               // [..., N] where the relaxed sweeps begin if num_sweeps is 0; else `state` is read
-  bool start_is_bits;                // `start` must hold 0 and 1 only
-  void *start_out, *relaxed, *mean;  // outputs, [linear number, N]
-  void* fields;                      // output, [num_relaxed_sweeps, linear number, N]
+  // Relaxed calls, in the parameters' dtype.
+  ParameterView start;   // [..., N] where the relaxed sweeps begin if num_sweeps is 0; else `state` is read
+  bool start_is_bits;    // `start` must hold 0 and 1 only
+  void *relaxed, *mean;  // outputs, [linear number, N], beside state_out, where they begin
+  void* fields;          // output, [num_relaxed_sweeps, linear number, N]
 
   void* workspace;
 };
 
-struct GraphBackwardParams {
-  SweepView sweep;
-  const int32_t* layout;
-  int64_t num_nodes, num_edges, num_colors;
-  ParameterView coupling;
-  bool is_double;
+struct GraphBackwardParams : GraphModel {
   const void *grad_relaxed, *grad_mean, *state, *fields;  // [linear number, N], contiguous; fields as above
   void *grad_state, *grad_bias;                           // outputs, [linear number, N]
   void* grad_coupling;                                    // output, [model, E]
   void* workspace;
 };
 
-// Where binary sweeps keep a CTA's states and random bytes: in shared memory, or in device memory if they do not fit there. Tests choose one.
+// Where binary sweeps keep a CTA's states: in shared memory, or in device memory if they do not fit there. Tests choose one.
 enum class GraphCudaRoute { kAuto, kShared, kGlobal };
 
 struct GraphPlan {
@@ -54,25 +59,21 @@ struct GraphPlan {
 GraphPlan plan_graph(const GraphParams&, const DeviceLimits&, GraphCudaRoute = GraphCudaRoute::kAuto);
 void launch_graph(const GraphParams&, const GraphPlan&, Stream);
 
-struct GraphRelaxedPlan {
-  GraphPlan binary;  // of the sweeps before the relaxed ones, if there are any
+// Of relaxed sweeps, forward or backward.
+struct GraphTilePlan {
   LaunchShape shape;
   int chains_per_cta;
+  int tile;  // number of a CTA's chains that lie side by side in neighbouring lanes, a power of 2
   bool state_in_shared, couplings_in_shared;
   int64_t workspace;
-  int tile;  // number of a CTA's chains that lie side by side in neighbouring lanes, a power of 2
+};
+struct GraphRelaxedPlan : GraphTilePlan {
+  GraphPlan binary;  // of the sweeps before the relaxed ones, if there are any
 };
 GraphRelaxedPlan plan_graph_relaxed(const GraphParams&, const DeviceLimits&);
 void launch_graph_relaxed(const GraphParams&, const GraphRelaxedPlan&, Stream);
 
-struct GraphBackwardPlan {
-  LaunchShape shape;
-  LaunchShape edges;  // the launch that sums the couplings' gradient over a model's chains; 0 CTAs: the first one does it
-  int chains_per_cta;
-  bool state_in_shared, couplings_in_shared;
-  int64_t workspace;
-  int tile;  // number of a CTA's chains that lie side by side in relaxed sweeps: 1, 2 or 4
-};
+using GraphBackwardPlan = GraphTilePlan;
 GraphBackwardPlan plan_graph_backward(const GraphBackwardParams&, const DeviceLimits&);
 void launch_graph_backward(const GraphBackwardParams&, const GraphBackwardPlan&, Stream);
 

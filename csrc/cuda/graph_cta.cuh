@@ -11,51 +11,27 @@ namespace gibbs {
 
 constexpr int kGraphScaleScratch = 2;
 
-GIBBS_HOST_DEVICE int64_t graph_ctas_per_model(const BatchView& b, int chains_per_cta) {
-  return (b.chains_per_model + chains_per_cta - 1) / chains_per_cta;
-}
-
 #if defined(GIBBS_DEVICE)
 
-// The chains of a CTA.
-struct GraphCtaChains {
-  int64_t model, begin, end;
-  GIBBS_DEVICE GraphCtaChains(const BatchView& b, int chains_per_cta) {
-    const int64_t ctas = graph_ctas_per_model(b, chains_per_cta);
-    model = blockIdx.x / ctas;
-    begin = blockIdx.x % ctas * chains_per_cta;
-    end = begin + chains_per_cta < b.chains_per_model ? begin + chains_per_cta : b.chains_per_model;
+// Whether every number that sweeps follow lies inside the graph; else the fault is reported. All threads of the CTA must call this and get the
+// same answer.
+GIBBS_DEVICE_CALL bool graph_layout_is_sound(const GraphModel& p) {
+  bool sound = header_fits(p);
+  if (sound) {  // the same for the whole CTA
+    const GraphView g = graph_view(p.layout);
+    sound = g.color_offsets[0] == 0 && g.color_offsets[p.num_colors] == p.num_nodes && g.row_offsets[0] == 0 &&
+            g.row_offsets[p.num_nodes] == 2 * p.num_edges && g.max_degree < p.num_nodes;
+    const auto is_below = [](int32_t x, int64_t limit) { return uint32_t(x) < uint32_t(limit); };
+    for (int64_t c = threadIdx.x; c < p.num_colors; c += blockDim.x) sound &= g.color_offsets[c] <= g.color_offsets[c + 1];
+    for (int64_t pos = threadIdx.x; pos < p.num_nodes; pos += blockDim.x)
+      sound &= is_below(g.order[pos], p.num_nodes) && g.row_offsets[pos] <= g.row_offsets[pos + 1] &&
+               int64_t{g.row_offsets[pos + 1]} - g.row_offsets[pos] <= g.max_degree;
+    for (int64_t h = threadIdx.x; h < 2 * p.num_edges; h += blockDim.x)
+      sound &= is_below(g.neighbors[h], p.num_nodes) && is_below(g.edge_of[h], p.num_edges);
   }
-};
-
-// A thread's part: lane `lane` of group `group`. blockDim.x is a multiple of the tile.
-struct GraphTileThread {
-  int tile, lane, group, num_groups;
-  GIBBS_DEVICE explicit GraphTileThread(int tile_)
-      : tile(tile_), lane(int(threadIdx.x) % tile), group(int(threadIdx.x) / tile), num_groups(int(blockDim.x) / tile) {}
-  // The sum over the tile's chains, in the same order for each of them.
-  template <class T>
-  GIBBS_DEVICE T sum(T x) const {
-    const unsigned mask = ((1u << tile) - 1) << (threadIdx.x % kWarpSize / tile * tile);
-    for (int step = 1; step < tile; step *= 2) x += __shfl_xor_sync(mask, x, step);
-    return x;
-  }
-};
-
-// Whether every number that sweeps follow lies inside the graph. All threads of the CTA must call this and get the same answer.
-GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
-  if (layout[0] != num_nodes || layout[1] != num_edges || layout[2] != num_colors) return false;
-  const GraphView g = graph_view(layout);
-  bool sound = g.color_offsets[0] == 0 && g.color_offsets[num_colors] == num_nodes && g.row_offsets[0] == 0 &&
-               g.row_offsets[num_nodes] == 2 * num_edges && g.max_degree < num_nodes;
-  const auto is_below = [](int32_t x, int64_t limit) { return uint32_t(x) < uint32_t(limit); };
-  for (int64_t c = threadIdx.x; c < num_colors; c += blockDim.x) sound &= g.color_offsets[c] <= g.color_offsets[c + 1];
-  for (int64_t pos = threadIdx.x; pos < num_nodes; pos += blockDim.x)
-    sound &= is_below(g.order[pos], num_nodes) && g.row_offsets[pos] <= g.row_offsets[pos + 1] &&
-             int64_t{g.row_offsets[pos + 1]} - g.row_offsets[pos] <= g.max_degree;
-  for (int64_t h = threadIdx.x; h < 2 * num_edges; h += blockDim.x)
-    sound &= is_below(g.neighbors[h], num_nodes) && is_below(g.edge_of[h], num_edges);
-  return !__syncthreads_or(!sound);
+  if (!__syncthreads_or(!sound)) return true;
+  if (threadIdx.x == 0) report_fault(p.sweep, Outcome::kBadLayout);
+  return false;
 }
 
 // The scale of a model's couplings (core/fixed_point.h). All threads of the CTA must call this and get the same answer. Reports faults, and rounding that calls for a warning.
@@ -63,7 +39,6 @@ GIBBS_DEVICE_CALL bool graph_layout_is_sound(const int32_t* layout, int64_t num_
 template <class T>
 GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,
                                                Shared<uint32_t> scratch) {
-  const int lane = int(threadIdx.x) % kWarpSize;
   if (threadIdx.x < kGraphScaleScratch) scratch[threadIdx.x] = 0;
   __syncthreads();  // scratch is clear
   int stored = 0;
@@ -72,7 +47,7 @@ GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, 
     stored = exponent > stored ? exponent : stored;
   }
   stored = warp_max(stored);
-  if (lane == 0) atomicMax(&scratch[0], uint32_t(stored));
+  if (lane() == 0) atomicMax(&scratch[0], uint32_t(stored));
   __syncthreads();  // scratch[0] is the largest
   const int64_t degree = g.max_degree > 1 ? g.max_degree : 1;
   Outcome fault;
@@ -90,7 +65,7 @@ GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, 
       sum = of_unit > sum ? of_unit : sum;
     }
     sum = uint32_t(warp_max(int(sum)));
-    if (lane == 0) atomicMax(&scratch[1], sum);
+    if (lane() == 0) atomicMax(&scratch[1], sum);
     __syncthreads();  // scratch[1] is the largest sum
     k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
   }

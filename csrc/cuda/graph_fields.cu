@@ -12,7 +12,7 @@ LaunchShape one_thread_each(int64_t count) { return shape_for(count, kFieldsThre
 }  // namespace
 
 void launch_graph_fields(const GraphFieldsParams& p, Stream stream) {
-  const LaunchShape shape = one_thread_each(p.sweep.batch.num_models * p.sweep.batch.chains_per_model * p.num_nodes);
+  const LaunchShape shape = one_thread_each(num_rows(p.sweep.batch) * p.num_nodes);
   launch(p.is_double ? registered<graph_fields_kernel<double>> : registered<graph_fields_kernel<float>>, shape, stream, p);
 }
 

@@ -9,19 +9,17 @@ namespace gibbs {
 
 #if defined(GIBBS_DEVICE)
 
-// Whether the layout's header agrees with its tensor's size.
-GIBBS_DEVICE bool header_fits(const int32_t* layout, int64_t num_nodes, int64_t num_edges, int64_t num_colors) {
-  return layout[0] == num_nodes && layout[1] == num_edges && layout[2] == num_colors;
-}
-
-// The half-edges of a position, none of them outside the layout.
-struct HalfEdges {
-  int64_t begin, end;
+// The unit at a position, and its half-edges.
+struct GraphRow {
+  bool is_sound = false;  // inside the graph
+  int64_t node, begin, end;
+  GIBBS_DEVICE GraphRow(const GraphModel& p, int64_t position) {
+    if (!header_fits(p)) return;
+    const GraphView g = graph_view(p.layout);
+    node = g.order[position], begin = g.row_offsets[position], end = g.row_offsets[position + 1];
+    is_sound = 0 <= node && node < p.num_nodes && 0 <= begin && begin <= end && end <= 2 * p.num_edges;
+  }
 };
-GIBBS_DEVICE HalfEdges half_edges(const GraphView& g, int64_t position) {
-  const int64_t begin = g.row_offsets[position], end = g.row_offsets[position + 1];
-  return begin >= 0 && begin <= end && end <= 2 * g.num_edges ? HalfEdges{begin, end} : HalfEdges{0, 0};
-}
 
 // A thread owns one unit of one chain. Only the caches share anything: the couplings and the graph among all chains of a model, the state among
 // neighbours. Traffic: 8 bytes of graph, a coupling and a state for each half-edge, mostly from L1.
@@ -31,21 +29,19 @@ __global__ void __launch_bounds__(kFieldsThreads, 1) graph_fields_kernel(const _
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const BatchView& batch = p.sweep.batch;
   const int64_t row = at / p.num_nodes, position = at % p.num_nodes;
-  if (row >= batch.num_models * batch.chains_per_model) return;
+  if (row >= num_rows(batch)) return;
+  const GraphRow unit(p, position);
+  if (!unit.is_sound) return report_fault(p.sweep, Outcome::kBadLayout);
   const GraphView g = graph_view(p.layout);
-  const bool fits = header_fits(p.layout, p.num_nodes, p.num_edges, p.num_colors);
-  const int64_t node = fits ? g.order[position] : -1;
-  if (node < 0 || node >= p.num_nodes) return report_fault(p.sweep, Outcome::kBadLayout);
   const int64_t model = row / batch.chains_per_model, chain = row % batch.chains_per_model;
   const T *state = parameter_row<T>(p.state, batch, model, chain), *coupling = parameter_row<T>(p.coupling, batch, model, 0);
-  T field = parameter_row<T>(p.bias, batch, model, chain)[node * p.bias.stride];
-  const HalfEdges row_of_unit = half_edges(g, position);
-  for (int64_t h = row_of_unit.begin; h < row_of_unit.end; ++h) {
+  T field = parameter_row<T>(p.bias, batch, model, chain)[unit.node * p.bias.stride];
+  for (int64_t h = unit.begin; h < unit.end; ++h) {
     const int64_t other = g.neighbors[h], edge = g.edge_of[h];
     if (other < 0 || other >= p.num_nodes || edge < 0 || edge >= p.num_edges) return report_fault(p.sweep, Outcome::kBadLayout);
     field += coupling[edge * p.coupling.stride] * state[other * p.state.stride];
   }
-  static_cast<T*>(p.out)[linear_number(batch, model, chain) * p.num_nodes + node] = field;
+  static_cast<T*>(p.out)[linear_number(batch, model, chain) * p.num_nodes + unit.node] = field;
 }
 
 // A thread owns the edges from one unit of one model to those of higher numbers, summed over the model's chains in their order.
@@ -56,12 +52,11 @@ __global__ void __launch_bounds__(kFieldsThreads, 1) graph_edge_sums_kernel(cons
   const BatchView& batch = p.sweep.batch;
   const int64_t model = at / p.num_nodes, position = at % p.num_nodes;
   if (model >= batch.num_models) return;
+  const GraphRow unit(p, position);
+  if (!unit.is_sound) return report_fault(p.sweep, Outcome::kBadLayout);
   const GraphView g = graph_view(p.layout);
-  const bool fits = header_fits(p.layout, p.num_nodes, p.num_edges, p.num_colors);
-  const int64_t u = fits ? g.order[position] : -1;
-  if (u < 0 || u >= p.num_nodes) return report_fault(p.sweep, Outcome::kBadLayout);
-  const HalfEdges row_of_unit = half_edges(g, position);
-  for (int64_t h = row_of_unit.begin; h < row_of_unit.end; ++h) {
+  const int64_t u = unit.node;
+  for (int64_t h = unit.begin; h < unit.end; ++h) {
     const int64_t v = g.neighbors[h], edge = g.edge_of[h];
     if (v < 0 || v >= p.num_nodes || edge < 0 || edge >= p.num_edges) return report_fault(p.sweep, Outcome::kBadLayout);
     if (u >= v) continue;

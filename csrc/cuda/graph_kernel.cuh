@@ -146,10 +146,11 @@ __global__ void __launch_bounds__(kGraphPackThreads, 1) graph_pack_kernel(const 
   const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
   const GraphParams& p = params.call;
   const int64_t model = blockIdx.x, num_models = p.sweep.batch.num_models;
-  if (!graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors)) {
-    if (threadIdx.x != 0) return;
-    if (model == num_models) return report_fault(p.sweep, Outcome::kBadLayout);
-    params.packed.scales[model] = {kUnsound, 0, 1, 0};
+  if (!graph_layout_is_sound(p)) {
+    if (model == num_models) return;
+    if (threadIdx.x == 0) params.packed.scales[model] = {kUnsound, 0, 1, 0};
+    for (int64_t chain = threadIdx.x; p.log_weights && chain < p.sweep.batch.chains_per_model; chain += blockDim.x)
+      p.log_weights[linear_number(p.sweep.batch, model, chain)] = 0;
     return;
   }
   const GraphView g = graph_view(p.layout);
@@ -235,9 +236,6 @@ class GraphCta {
  private:
   GIBBS_DEVICE const GraphView& g() const { return p_.graph; }
   GIBBS_DEVICE int64_t row(int chain) const { return model_ * p_.sweep.batch.chains_per_model + first_ + chain; }
-  GIBBS_DEVICE static int lane() { return int(threadIdx.x) % kWarpSize; }
-  GIBBS_DEVICE static int warp() { return int(threadIdx.x) / kWarpSize; }
-  GIBBS_DEVICE static int num_warps() { return int(blockDim.x) / kWarpSize; }
 
   // ---- before and after ----
 
@@ -512,13 +510,11 @@ __global__ void __launch_bounds__(kGraphPackThreads, 1)
   SharedMemory memory(shared);
   const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
   int k = 0;
-  if (graph_layout_is_sound(p.layout, p.num_nodes, p.num_edges, p.num_colors)) {
+  if (graph_layout_is_sound(p)) {
     const GraphView g = graph_view(p.layout);
     const void* row = parameter_row(p.coupling, p.sweep.batch, p.is_double, blockIdx.x, 0);
     k = p.is_double ? graph_scale_of(p.sweep, g, static_cast<const double*>(row), p.coupling.stride, scratch).k
                     : graph_scale_of(p.sweep, g, static_cast<const float*>(row), p.coupling.stride, scratch).k;
-  } else if (threadIdx.x == 0) {
-    report_fault(p.sweep, Outcome::kBadLayout);
   }
   if (threadIdx.x == 0) params.out[linear_number(p.sweep.batch, blockIdx.x, 0)] = FloatTraits<double>::power(-k);
 }

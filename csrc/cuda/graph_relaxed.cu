@@ -2,23 +2,20 @@
 #include <algorithm>
 
 #include "cuda/graph_relaxed_kernel.cuh"
+#include "cuda/stages.h"
 
 namespace gibbs {
 
 namespace {
-
-constexpr int64_t kPartialSums =
-    int64_t{1} << 28;  // bytes that partial sums may take, if a CTA of each model is not too much already
 
 int64_t number_size(bool is_double) { return is_double ? 8 : 4; }
 
 // Chooses the number of chains of a CTA, which takes a tile of them at a time, and the contents of its shared memory. A tile reads the graph
 // once for all its chains, so tiles are as wide as leaves no multiprocessor idle. Couplings are left out of shared memory first, because a
 // cache holds what is the same for every CTA. CTAs take several tiles if all tiles together would run in more than two waves.
-template <class Call, class Plan>
-void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward, Plan& plan) {
+void plan_relaxed(const GraphModel& call, const DeviceLimits& device, bool is_backward, GraphTilePlan& plan) {
   const BatchView& batch = call.sweep.batch;
-  const int64_t chains = batch.num_models * batch.chains_per_model;
+  const int64_t chains = num_rows(batch);
   int widest = kGraphRelaxedTile;
   while (widest > 1 && (widest > batch.chains_per_model || chains / widest < device.num_sms)) widest /= 2;
   const auto fits = [&](int tile, bool state, bool couplings) {
@@ -39,11 +36,12 @@ void plan_relaxed(const Call& call, const DeviceLimits& device, bool is_backward
   plan.shape.num_threads = int(std::clamp<int64_t>(threads, 2 * kWarpSize, kGraphRelaxedThreads));
 
   int64_t most_ctas = 2 * device.num_sms * ctas_per_sm(device, plan.shape);
-  if (is_backward && call.num_edges) most_ctas = std::min(most_ctas, kPartialSums / (call.num_edges * number_size(call.is_double)));
+  if (is_backward && call.num_edges)
+    most_ctas = std::min(most_ctas, PartialSums::kMaxBytes / (call.num_edges * number_size(call.is_double)));
   const int64_t most_per_model = std::max<int64_t>(most_ctas / batch.num_models, 1);
   const int64_t tiles = (batch.chains_per_model + tile - 1) / tile;
   plan.chains_per_cta = int(std::min<int64_t>((tiles + most_per_model - 1) / most_per_model, INT32_MAX / tile) * tile);
-  plan.shape.num_ctas = batch.num_models * graph_ctas_per_model(batch, plan.chains_per_cta);
+  plan.shape.num_ctas = batch.num_models * ctas_per_model(batch, plan.chains_per_cta);
 }
 
 }  // namespace
@@ -57,12 +55,7 @@ GraphRelaxedPlan plan_graph_relaxed(const GraphParams& call, const DeviceLimits&
 }
 
 void launch_graph_relaxed(const GraphParams& call, const GraphRelaxedPlan& plan, Stream stream) {
-  if (call.sweep.num_sweeps) {
-    GraphParams binary = call;
-    binary.state_out =
-        call.is_double ? StateOutput{call.start_out, 8, 0x3ff0000000000000} : StateOutput{call.start_out, 4, 0x3f800000};
-    launch_graph(binary, plan.binary, stream);
-  }
+  if (call.sweep.num_sweeps) launch_graph(call, plan.binary, stream);
   const auto& kernel = plan.state_in_shared ? call.is_double ? registered<graph_relaxed_kernel<double, true>>
                                                              : registered<graph_relaxed_kernel<float, true>>
                        : call.is_double     ? registered<graph_relaxed_kernel<double, false>>
@@ -75,11 +68,6 @@ GraphBackwardPlan plan_graph_backward(const GraphBackwardParams& call, const Dev
   plan_relaxed(call, device, true, plan);
   const GraphBackwardWorkspace workspace(call, plan);
   plan.workspace = (workspace.fields + workspace.partial_rows * call.num_edges) * number_size(call.is_double);
-  if (workspace.partial_rows) {
-    plan.edges.num_ctas = call.sweep.batch.num_models * ((call.num_edges + kWarpSize - 1) / kWarpSize);
-    plan.edges.num_threads = kEdgeSumThreads;
-    plan.edges.shared_memory = call.is_double ? shared_bytes<double>(kEdgeSumThreads) : shared_bytes<float>(kEdgeSumThreads);
-  }
   return plan;
 }
 
@@ -90,8 +78,11 @@ void launch_graph_backward(const GraphBackwardParams& call, const GraphBackwardP
                        : call.is_double     ? registered<graph_backward_kernel<double, false>>
                                             : registered<graph_backward_kernel<float, false>>;
   launch(kernel, plan.shape, stream, params);
-  launch(call.is_double ? registered<graph_edge_sum_kernel<double>> : registered<graph_edge_sum_kernel<float>>, plan.edges, stream,
-         params);
+  const GraphBackwardWorkspace workspace(call, plan);
+  if (!workspace.partial_rows) return;
+  const int64_t models = call.sweep.batch.num_models;
+  const auto* const parts = static_cast<const unsigned char*>(call.workspace) + workspace.fields * number_size(call.is_double);
+  launch_partial_sums({models, workspace.partial_rows / models, call.num_edges, parts, call.grad_coupling}, call.is_double, stream);
 }
 
 }  // namespace gibbs

@@ -13,7 +13,6 @@ namespace gibbs {
 
 constexpr int kGraphRelaxedThreads = 512;  // at most
 constexpr int kGraphRelaxedTile = 4;       // at most, a power of two
-constexpr int kEdgeSumThreads = 256;
 
 struct GraphRelaxedParams {
   GraphParams call;
@@ -29,8 +28,7 @@ struct GraphRelaxedBackwardParams {
 struct GraphRelaxedLayout {
   int64_t values = 0, low_words = 0, high_words = 0, couplings = 0, sums = 0;
 
-  template <class Call, class Plan>
-  GIBBS_HOST_DEVICE GraphRelaxedLayout(const Call& call, const Plan& plan, bool is_backward) {
+  GIBBS_HOST_DEVICE GraphRelaxedLayout(const GraphModel& call, const GraphTilePlan& plan, bool is_backward) {
     if (plan.state_in_shared) {
       values = plan.tile * call.num_nodes;
       if (call.sweep.relaxation != kMeanField) {
@@ -56,24 +54,38 @@ struct GraphBackwardWorkspace {
   int64_t fields, partial_rows;
   GIBBS_HOST_DEVICE GraphBackwardWorkspace(const GraphBackwardParams& call, const GraphBackwardPlan& plan) {
     const BatchView& b = call.sweep.batch;
-    const int64_t ctas = graph_ctas_per_model(b, plan.chains_per_cta);
-    fields = plan.state_in_shared ? 0 : b.num_models * b.chains_per_model * call.num_nodes;
+    const int64_t ctas = ctas_per_model(b, plan.chains_per_cta);
+    fields = plan.state_in_shared ? 0 : num_rows(b) * call.num_nodes;
     partial_rows = ctas > 1 ? b.num_models * ctas : 0;
   }
 };
 
 #if defined(GIBBS_DEVICE)
 
-// The thread's chain in a tile. Lanes beyond the last chain read the first one's and write nothing.
+// A thread's part: lane `lane` of group `group`. blockDim.x is a multiple of the tile.
+struct GraphTileThread {
+  int tile, lane, group, num_groups;
+  GIBBS_DEVICE explicit GraphTileThread(int tile_)
+      : tile(tile_), lane(int(threadIdx.x) % tile), group(int(threadIdx.x) / tile), num_groups(int(blockDim.x) / tile) {}
+  // The sum over the tile's chains, in the same order for each of them.
+  template <class T>
+  GIBBS_DEVICE T sum(T x) const {
+    const unsigned mask = ((1u << tile) - 1) << (threadIdx.x % kWarpSize / tile * tile);
+    for (int step = 1; step < tile; step *= 2) x += __shfl_xor_sync(mask, x, step);
+    return x;
+  }
+};
+
+// The thread's chain, `at` of its CTA's. Lanes beyond the last chain read the first one's and write nothing.
 struct GraphTileChain {
   bool is_active;
   int64_t chain, linear;
   uint64_t number;
-  GIBBS_DEVICE GraphTileChain(const SweepView& s, int64_t model, int64_t first, int64_t end, int lane)
-      : is_active(first + lane < end),
-        chain(is_active ? first + lane : first),
-        linear(linear_number(s.batch, model, chain)),
-        number(chain_number(s, model, chain)) {}
+  GIBBS_DEVICE GraphTileChain(const SweepView& s, const CtaChains& own, int at)
+      : is_active(at < own.count),
+        chain(own.first + (is_active ? at : 0)),
+        linear(linear_number(s.batch, own.model, chain)),
+        number(chain_number(s, own.model, chain)) {}
   GIBBS_DEVICE RandomStream stream(const SweepView& s, int64_t relaxed_sweep) const {
     return random_stream(seed_of(s), number, uint64_t(s.sweep_offset + s.num_sweeps + relaxed_sweep));
   }
@@ -120,20 +132,12 @@ struct GraphTileWords {
     for (int g = thread.group; g < random_byte_counters(num_nodes); g += thread.num_groups) store(s, 0, g, ~0u, high);
     for (int g = thread.group; g < round_up(num_nodes, 32) / 4; g += thread.num_groups) store(s, kLowPlane, g, 0xffffff, low);
   }
-  GIBBS_DEVICE uint32_t high_byte(const RandomStream& s, int unit) const {
-    if constexpr (!kInShared) return random_high_byte(s, uint32_t(unit));
-    return high[(unit >> 2) * thread.tile + thread.lane] >> (8 * (unit & 3)) & 0xff;
-  }
   GIBBS_DEVICE uint32_t word(const RandomStream& s, int unit) const {
     if constexpr (!kInShared) return random_word(s, uint32_t(unit));
-    return high_byte(s, unit) << 24 | low[unit * thread.tile + thread.lane];
+    const uint32_t of_four = high[(unit >> 2) * thread.tile + thread.lane];
+    return of_four >> (8 * (unit & 3)) << 24 | low[unit * thread.tile + thread.lane];
   }
 };
-
-template <class T>
-GIBBS_DEVICE bool is_finite(T x) {
-  return x - x == 0;
-}
 
 // Reports couplings that are not finite, and copies them to shared memory if they are to lie there.
 template <class T>
@@ -146,9 +150,11 @@ GIBBS_DEVICE void load_graph_couplings(const SweepView& s, const T* row, int64_t
   }
 }
 
+// Clears rows of n elements, [linear number, n], of the CTA's chains.
 template <class T>
-GIBBS_DEVICE void clear_graph_row(T* row, int64_t n) {
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) row[i] = 0;
+GIBBS_DEVICE void clear_rows(const CtaChains& own, const BatchView& b, T* rows, int64_t n) {
+  for (int c = 0; c < own.count; ++c)
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) rows[linear_number(b, own.model, own.first + c) * n + i] = 0;
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------------------
@@ -179,27 +185,21 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
   GIBBS_DYNAMIC_SHARED(base);
   const GraphParams& call = p.call;
   const SweepView& s = call.sweep;
-  const int64_t n = call.num_nodes, total = s.batch.num_models * s.batch.chains_per_model;
-  const GraphCtaChains own(s.batch, p.plan.chains_per_cta);
+  const int64_t n = call.num_nodes, total = num_rows(s.batch);
+  const CtaChains own(s.batch, p.plan.chains_per_cta);
   const int64_t model = own.model;
-  T *start_out = static_cast<T*>(call.start_out), *relaxed = static_cast<T*>(call.relaxed), *mean = static_cast<T*>(call.mean),
+  T *start_out = static_cast<T*>(call.state_out.data), *relaxed = static_cast<T*>(call.relaxed), *mean = static_cast<T*>(call.mean),
     *fields = static_cast<T*>(call.fields);
 
-  if (!graph_layout_is_sound(call.layout, n, call.num_edges, call.num_colors)) {
-    if (threadIdx.x == 0) report_fault(s, Outcome::kBadLayout);
-    for (int64_t chain = own.begin; chain < own.end; ++chain) {
-      const int64_t linear = linear_number(s.batch, model, chain);
-      clear_graph_row(start_out + linear * n, n);
-      clear_graph_row(relaxed + linear * n, n);
-      clear_graph_row(mean + linear * n, n);
-      for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) clear_graph_row(fields + (sweep * total + linear) * n, n);
-    }
+  if (!graph_layout_is_sound(call)) {
+    for (T* rows : {start_out, relaxed, mean}) clear_rows(own, s.batch, rows, n);
+    for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) clear_rows(own, s.batch, fields + sweep * total * n, n);
     return;
   }
   const GraphView g = graph_view(call.layout);
 
   if (s.num_sweeps == 0)
-    for (int64_t chain = own.begin; chain < own.end; ++chain)
+    for (int64_t chain = own.first; chain < own.first + own.count; ++chain)
       copy_graph_start(call, model, chain, start_out + linear_number(s.batch, model, chain) * n);
 
   SharedMemory memory(base);
@@ -214,8 +214,8 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
   load_graph_couplings(s, coupling, call.coupling.stride, call.num_edges, couplings_in_shared, shared_coupling);
   __syncthreads();  // start_out and the couplings are whole
 
-  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
-    const GraphTileChain chain(s, model, first, own.end, thread.lane);
+  for (int first = 0; first < own.count; first += thread.tile) {
+    const GraphTileChain chain(s, own, first + thread.lane);
     const T* bias = parameter_row<T>(call.bias, s.batch, model, chain.chain);
     const int64_t row = chain.linear * n;
     const GraphTileValues<T, kInShared> value = {values, relaxed + row, thread, chain.is_active};
@@ -273,8 +273,8 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   GIBBS_DYNAMIC_SHARED(base);
   const GraphBackwardParams& call = p.call;
   const SweepView& s = call.sweep;
-  const int64_t n = call.num_nodes, edges = call.num_edges, total = s.batch.num_models * s.batch.chains_per_model;
-  const GraphCtaChains own(s.batch, p.plan.chains_per_cta);
+  const int64_t n = call.num_nodes, edges = call.num_edges, total = num_rows(s.batch);
+  const CtaChains own(s.batch, p.plan.chains_per_cta);
   const int64_t model = own.model;
   const T *grad_relaxed = static_cast<const T*>(call.grad_relaxed), *grad_mean = static_cast<const T*>(call.grad_mean),
           *state = static_cast<const T*>(call.state), *fields = static_cast<const T*>(call.fields);
@@ -283,14 +283,10 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   T* sums_out = workspace.partial_rows ? static_cast<T*>(call.workspace) + workspace.fields + blockIdx.x * edges
                                        : static_cast<T*>(call.grad_coupling) + model * edges;
 
-  if (!graph_layout_is_sound(call.layout, n, edges, call.num_colors)) {
-    if (threadIdx.x == 0) report_fault(s, Outcome::kBadLayout);
-    for (int64_t chain = own.begin; chain < own.end; ++chain) {
-      const int64_t linear = linear_number(s.batch, model, chain);
-      clear_graph_row(grad_state + linear * n, n);
-      clear_graph_row(grad_bias + linear * n, n);
-    }
-    clear_graph_row(sums_out, edges);
+  for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = 0;
+  if (!graph_layout_is_sound(call)) {
+    clear_rows(own, s.batch, grad_state, n);
+    clear_rows(own, s.batch, grad_bias, n);
     return;
   }
   const GraphView g = graph_view(call.layout);
@@ -304,10 +300,10 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   const T* coupling = parameter_row<T>(call.coupling, s.batch, model, 0);
   const bool couplings_in_shared = p.plan.couplings_in_shared;
   load_graph_couplings(s, coupling, call.coupling.stride, edges, couplings_in_shared, shared_coupling);
-  for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) (couplings_in_shared ? sums[e] : sums_out[e]) = 0;
+  for (int64_t e = threadIdx.x; couplings_in_shared && e < edges; e += blockDim.x) sums[e] = 0;
 
-  for (int64_t first = own.begin; first < own.end; first += thread.tile) {
-    const GraphTileChain chain(s, model, first, own.end, thread.lane);
+  for (int first = 0; first < own.count; first += thread.tile) {
+    const GraphTileChain chain(s, own, first + thread.lane);
     const int64_t row = chain.linear * n;
     T* grad_field_row = kInShared ? nullptr : static_cast<T*>(call.workspace) + row;
     const GraphTileValues<T, kInShared> grad_field = {grad_fields, grad_field_row, thread, chain.is_active};
@@ -352,33 +348,6 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   }
   if (couplings_in_shared)
     for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = sums[e];
-}
-
-// A CTA owns 32 edges of one model. Each of its warps adds every eighth partial sum; then their sums are added, always in the same
-// order.
-// Shared memory holds the warps' sums. The barrier makes them whole before they are added.
-// Traffic: Each partial sum is read once. It computes grad_coupling_e = sum of the partial sums of the model's CTAs.
-template <class T>
-__global__ void __launch_bounds__(kEdgeSumThreads) graph_edge_sum_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
-  GIBBS_DYNAMIC_SHARED(base);
-  const GraphBackwardParams& call = p.call;
-  const BatchView& b = call.sweep.batch;
-  const int64_t edges = call.num_edges, ctas = graph_ctas_per_model(b, p.plan.chains_per_cta);
-  const int64_t groups = (edges + kWarpSize - 1) / kWarpSize, model = blockIdx.x / groups;
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  constexpr int kWarps = kEdgeSumThreads / kWarpSize;
-  const int64_t edge = blockIdx.x % groups * kWarpSize + lane;
-  const T* partial =
-      static_cast<const T*>(call.workspace) + GraphBackwardWorkspace(call, p.plan).fields + model * ctas * edges + edge;
-  const Shared<T> sums = SharedMemory(base).take<T>(kEdgeSumThreads);
-  T sum = 0;
-  if (edge < edges)
-    for (int64_t cta = warp; cta < ctas; cta += kWarps) sum += partial[cta * edges];
-  sums[warp * kWarpSize + lane] = sum;
-  __syncthreads();  // the warps' sums are whole
-  if (warp != 0 || edge >= edges) return;
-  for (int w = 1; w < kWarps; ++w) sum += sums[w * kWarpSize + lane];
-  static_cast<T*>(call.grad_coupling)[model * edges + edge] = sum;
 }
 
 #endif

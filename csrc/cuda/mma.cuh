@@ -19,6 +19,23 @@ struct RightFragment {
 
 #if defined(GIBBS_DEVICE)
 
+// Products of 8 x 16 and 16 x 8 bytes, for which there are tensor cores on 7.5, too. (ibid., "Matrix Fragments for mma.m8n8k16")
+//   left, byte i: row g, column 4 t + i     right, byte i: row 4 t + i, column g     sum e: row g, column 2 t + e
+GIBBS_DEVICE void multiply_add(int32_t& sum0, int32_t& sum1, uint32_t left, uint32_t right) {
+#if defined(GIBBS_EMULATE)
+  cuda_emulator::multiply_add(sum0, sum1, left, right);
+#else
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+               : "+r"(sum0), "+r"(sum1)
+               : "r"(left), "r"(right));
+#endif
+}
+// A register of a larger operand is a smaller one.
+GIBBS_DEVICE void multiply_add_in_parts(int32_t (&sum)[4], const LeftFragment& left, const RightFragment& right) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) multiply_add(sum[2 * (r % 2)], sum[2 * (r % 2) + 1], left.of[r], right.of[r / 2]);
+}
+
 // sum += left right, modulo 2^32. All lanes of a warp must call this; volatile, so that no compiler moves it to where they do not.
 GIBBS_DEVICE void multiply_add(int32_t (&sum)[4], const LeftFragment& left, const RightFragment& right) {
 #if defined(GIBBS_EMULATE)
@@ -28,12 +45,7 @@ GIBBS_DEVICE void multiply_add(int32_t (&sum)[4], const LeftFragment& left, cons
                : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
                : "r"(left.of[0]), "r"(left.of[1]), "r"(left.of[2]), "r"(left.of[3]), "r"(right.of[0]), "r"(right.of[1]));
 #else
-  // Older tensor cores take 8 x 16 and 16 x 8 bytes, whose layout is that of one register of the larger operands.
-#pragma unroll
-  for (int r = 0; r < 4; ++r)
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-                 : "+r"(sum[2 * (r % 2)]), "+r"(sum[2 * (r % 2) + 1])
-                 : "r"(left.of[r]), "r"(right.of[r / 2]));
+  multiply_add_in_parts(sum, left, right);
 #endif
 }
 

@@ -1,13 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// One relaxed update and its derivative (csrc/README.md, 4). twin: gibbs_ext/reference.py::relax
+// One relaxed update and its derivative (csrc/README.md, 4), and what kernels of relaxed sweeps share. twin: gibbs_ext/reference.py::relax
 #include "core/philox.h"
 #include "cuda/views.cuh"
 
 namespace gibbs {
 
 #if defined(GIBBS_DEVICE)
+
+// The chains of a CTA, which belong to one model.
+struct CtaChains {
+  int64_t model, first;
+  int count;
+  GIBBS_DEVICE CtaChains(const BatchView& batch, int chains_per_cta) {
+    const int64_t ctas = ctas_per_model(batch, chains_per_cta);
+    model = blockIdx.x / ctas;
+    first = blockIdx.x % ctas * chains_per_cta;
+    const int64_t left_over = batch.chains_per_model - first;
+    count = left_over < chains_per_cta ? int(left_over) : chains_per_cta;
+  }
+};
 
 template <class T>
 struct RelaxedUnit {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches of the kernels that pack and unpack.
+// Launches of the kernels that pack, unpack and sum.
 #include "cuda/stages_kernel.cuh"
 
 namespace gibbs {
@@ -16,6 +16,12 @@ void launch_unpack(const UnpackParams& p, Stream stream) {
   int64_t warps = 0;
   for (int i = 0; i < p.num_bits; ++i) warps += num_rows(p.batch) * parts_of_row(p.bits[i].offset + p.bits[i].n);
   launch(registered<unpack_kernel>, shape_for(warps, kStageWarps, kStageThreads), stream, p);
+}
+
+void launch_partial_sums(const PartialSums& p, bool is_double, Stream stream) {
+  const LaunchShape shape = {p.num_models * ((p.count + kWarpSize - 1) / kWarpSize), kStageThreads,
+                             is_double ? shared_bytes<double>(kStageThreads) : shared_bytes<float>(kStageThreads)};
+  launch(is_double ? registered<partial_sum_kernel<double>> : registered<partial_sum_kernel<float>>, shape, stream, p);
 }
 
 }  // namespace gibbs

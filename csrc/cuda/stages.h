@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What goes before and after the sweeps of a call: its tensors, of any dtype and strides, are checked and packed into device memory, and the
-// packed bits are unpacked in the end. So kernels that sweep know packed arrays only.
+// What goes before and after the sweeps of a call. Tensors of binary sweeps, of any dtype and strides, are checked and packed into device memory, and
+// the packed bits are unpacked in the end, so that the kernels which sweep know packed arrays only. Parts of gradients are summed.
 //
 // A row is a chain of a model, models first: number model * chains_per_model + chain. A side's units may begin at an offset in its rows.
 #include "cuda/launch.cuh"
@@ -54,14 +54,22 @@ struct BitsToUnpack {
 struct UnpackParams {
   static constexpr int kMaxBits = 2;
   BatchView batch;
+  const ModelScale* scales;  // null: of no graph, whose layout may be unsound; then the bits are 0
   int num_bits;
   BitsToUnpack bits[kMaxBits];
 };
 
+// Gradients of models of which several CTAs have parts: to [model, i] = sum of from [model, part, i] over the parts, always in the same order.
+struct PartialSums {
+  static constexpr int64_t kMaxBytes = int64_t{1} << 28;  // that parts may take, if one of each model does not take more
+  int64_t num_models, parts, count;
+  const void* from;
+  void* to;
+};
+
 void launch_pack(const PackParams&, Stream);
 void launch_unpack(const UnpackParams&, Stream);
-
-inline int64_t num_rows(const BatchView& b) { return b.num_models * b.chains_per_model; }
+void launch_partial_sums(const PartialSums&, bool is_double, Stream);
 
 // Hands out device memory, array by array. With a null base it only adds up.
 class Workspace {

@@ -23,6 +23,12 @@ struct BatchView {
   BatchStrides sizes, contiguous;  // contiguous: strides of the row-by-row ("linear") number
 };
 
+GIBBS_HOST_DEVICE int64_t num_rows(const BatchView& b) { return b.num_models * b.chains_per_model; }
+// CTAs, or clusters, of a model, if each takes so many chains.
+GIBBS_HOST_DEVICE int64_t ctas_per_model(const BatchView& b, int64_t chains_of_each) {
+  return (b.chains_per_model + chains_of_each - 1) / chains_of_each;
+}
+
 // A parameter or a per-unit value [..., n], or a weight [..., n1, n2], of the call's dtype. Strides are in elements.
 struct ParameterView {
   const void* data;
@@ -101,10 +107,6 @@ GIBBS_DEVICE_CALL void store_rounding(const SweepView& s, Rounding rounding, int
 // Reports a model whose rounding calls for a warning. degree: less than 2^32.
 GIBBS_DEVICE void report_rounding(const SweepView& s, Rounding rounding, int64_t degree) {
   if (s.largest_error >= 0 && field_error(rounding, degree) > s.largest_error) store_rounding(s, rounding, degree);
-}
-// The same for a unit's bias and base bias (calls that are not annealed pass the bias twice).
-GIBBS_DEVICE void report_bias(const SweepView& s, float bias, float base_bias, float scale, int64_t degree) {
-  report_rounding(s, {scale, cancelling_bias(bias, base_bias, scale)}, degree);
 }
 
 // ---- batches ---------------------------------------------------------------------------------------------------------------------
@@ -210,9 +212,15 @@ GIBBS_DEVICE const void* parameter_row(const ParameterView& p, const BatchView& 
   return static_cast<const char*>(p.data) + batch_offset(b, p.batch_strides, model, chain) * (is_double ? 8 : 4);
 }
 
+// Whether a number of either dtype is finite in float32, which the CPU asks of it, too.
+template <class T>
+GIBBS_DEVICE bool is_finite(T x) {
+  return fabsf(float(x)) <= 3.402823466e38f;
+}
+
 // A bias as binary sweeps use it, in float32. A bias that is not finite is reported and replaced by 0.
 GIBBS_DEVICE float finite_bias(const SweepView& s, float bias, Outcome outcome) {
-  if (fabsf(bias) <= 3.402823466e38f) return bias;
+  if (is_finite(bias)) return bias;
   report_fault(s, outcome, bias);
   return 0;
 }

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ def test_the_history_is_of_the_problems_and_kernels_that_there_are() -> None:
     history = json.loads(cuda_report.HISTORY.read_text())
     assert [case["problem"] for case in history["problems"]] == [problem.name for problem in cuda_report.problems()]
     assert all(kernel["spilled_bytes"] == 0 for kernel in history["kernels"])
+    symbols = subprocess.run(
+        ["nm", "-D", cuda_report.build.emulated_ops()], capture_output=True, text=True, check=True
+    ).stdout
+    launched = {x["kernel"] for case in history["problems"] for x in case["devices"]["H100"]["launches"]}
+    assert launched <= set(symbols.split())
 
 
 # Flips, and with them wavefronts, differ from sweep to sweep, because they are random.

@@ -36,6 +36,21 @@ FAULTS = [
         "__syncthreads();",
         after="close(side, sweep, bounds);",
     ),
+    Fault(
+        "no low bits of an open unit's word",
+        "bipartite",
+        "<< 24 | draw_low_bits(stream(chain, sweep), number)",
+        "<< 24",
+    ),
+    Fault(
+        "exact fields of the transposed weight",
+        "bipartite",
+        "side == 0 ? unit : other, side == 0 ? other : unit",
+        "side == 1 ? unit : other, side == 1 ? other : unit",
+    ),
+    Fault(
+        "bits that no lane adds to an exact field", "bipartite", "chain, 1u << lane())", "chain, 1u << (lane() | 1))"
+    ),
     missing("bytes read before they are drawn", "bipartite", "__syncthreads();", after="draw_bytes(sweep);"),
     missing("a half sweep before all is loaded", "bipartite", "barrier();", after="load_slices();"),
     missing("no barrier of the cluster after a side", "bipartite", "sync_cluster();", after="publish(side);"),
@@ -153,8 +168,8 @@ FAULTS = [
     Fault(
         "a column of another row",
         "bipartite_relaxed",
-        "for (int i = lane; i < n1; i += kWarpSize) to[i * ld + j]",
-        "for (int i = lane; i < n1; i += kWarpSize) to[i * (ld - 1) + j]",
+        "for (int i = lane(); i < n1; i += kWarpSize) to[i * ld + j]",
+        "for (int i = lane(); i < n1; i += kWarpSize) to[i * (ld - 1) + j]",
     ),
     Fault(
         "a sum of another row",
@@ -163,6 +178,12 @@ FAULTS = [
         "second_of_two ? second : first, 8",
     ),
     Fault("a factor of another row", "bipartite_relaxed", "kOuterTile + k * kApart + row", "kOuterTile + row"),
+    Fault(
+        "outer products that no part has",
+        "bipartite_relaxed",
+        "factors * (part % params.parts) / params.parts, end",
+        "factors * (part % params.parts) / params.parts + 1, end",
+    ),
     Fault(
         "words of a binary sweep again",
         "bipartite_relaxed",
@@ -187,6 +208,7 @@ FAULTS = [
     Fault("a clamp is ignored", "graph", "(old & fixed) | (drawn & ~fixed)", "drawn"),
     Fault("intervals too short", "bounds", "return 2e-4f +", "return -2e-2f +"),
     Fault("an error that is not allowed for", "bounds", "(field_error + 1024.0f)", "(0.0f * field_error)"),
+    Fault("a part that is in no sum", "stages", "part = warp(); part < p.parts", "part = warp() + 1; part < p.parts"),
     Fault("biases in the nodes' order", "stages", "job.order ? job.order[at] : at", "at"),
     Fault(
         "rows in the wrong place",

@@ -745,27 +745,36 @@ Shared<T> cluster_array(const Shared<T>& array, unsigned rank) {
 
 namespace cuda_emulator {
 
-// sum += left right of 16 x 32 and 32 x 8 signed bytes, by the layouts of csrc/cuda/mma.cuh. All lanes take part.
-inline void multiply_add(int (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
-  constexpr int kM = 16, kN = 8, kK = 32;
+// sum += left right of kM x kK and kK x 8 signed bytes, by the layouts of csrc/cuda/mma.cuh. All lanes take part.
+template <int kM, int kK>
+void multiply_add(int (&sum)[kM / 4], const uint32_t (&left)[kM * kK / 128], const uint32_t (&right)[kK / 16]) {
+  constexpr int kN = 8, kLeft = kM * kK / 128, kRight = kK / 16, kSum = kM / 4;
   Fiber& f = fiber();
   auto& [a, b] = f.cta->tiles[f.thread / kWarp];
   a.resize(kM * kK), b.resize(kK * kN);
   const int g = int(lane()) / 4, t = int(lane()) % 4;
   const auto byte = [](uint32_t word, int i) { return int(int8_t(word >> (8 * i))); };
   for (int i = 0; i < 4; ++i) {
-    for (int r = 0; r < 4; ++r) a[size_t((g + 8 * (r % 2)) * kK + 4 * t + i + 16 * (r / 2))] = byte(left[r], i);
-    for (int r = 0; r < 2; ++r) b[size_t((4 * t + i + 16 * r) * kN + g)] = byte(right[r], i);
+    for (int r = 0; r < kLeft; ++r) a[size_t((g + 8 * (r % 2)) * kK + 4 * t + i + 16 * (r / 2))] = byte(left[r], i);
+    for (int r = 0; r < kRight; ++r) b[size_t((4 * t + i + 16 * r) * kN + g)] = byte(right[r], i);
   }
   collective(kSync, 0xffffffffu, 0, 0, "multiply_add");
   counts().products += lane() == 0;
-  for (int e = 0; e < 4; ++e) {
+  for (int e = 0; e < kSum; ++e) {
     const int m = g + 8 * (e / 2), n = 2 * t + e % 2;
     auto of = unsigned(sum[e]);
     for (int k = 0; k < kK; ++k) of += unsigned(a[size_t(m * kK + k)] * b[size_t(k * kN + n)]);
     sum[e] = int(of);
   }
   collective(kSync, 0xffffffffu, 0, 0, "the end of multiply_add");
+}
+inline void multiply_add(int (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
+  multiply_add<16, 32>(sum, left, right);
+}
+inline void multiply_add(int& sum0, int& sum1, uint32_t left, uint32_t right) {
+  int sum[] = {sum0, sum1};
+  multiply_add<8, 16>(sum, {left}, {right});
+  sum0 = sum[0], sum1 = sum[1];
 }
 
 }  // namespace cuda_emulator

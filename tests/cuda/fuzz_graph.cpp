@@ -93,6 +93,7 @@ static void aim(Problem<T>& p) {
 struct Outputs {
   std::vector<uint8_t> bits;
   std::vector<double> log_weights;
+  Outcome outcome = Outcome::kOk;
 };
 
 template <class T>
@@ -125,7 +126,7 @@ static Outputs run_on_device(Problem<T>& p, const DeviceLimits& device, GraphCud
   DeviceBatch batch(p.sizes, p.is_model_dim, p.call);
   Outputs out;
   out.bits.assign(size_t(p.chains * p.graph.num_nodes), 2);
-  out.log_weights.assign(size_t(p.chains), 0);
+  out.log_weights.assign(size_t(p.chains), p.is_annealed ? nan("") : 0);
   GraphParams params = {};
   params.sweep = batch.sweep();
   params.layout = p.graph.layout.data();
@@ -142,7 +143,7 @@ static Outputs run_on_device(Problem<T>& p, const DeviceLimits& device, GraphCud
   params.workspace = workspace.data();
   launch_graph(params, plan, nullptr);
   const Findings found = batch.findings();
-  CHECK(!found.fault, "outcome %d", int(found.fault->outcome));
+  if (found.fault) out.outcome = found.fault->outcome;
   return out;
 }
 
@@ -154,6 +155,7 @@ static void fuzz_bits() {
   for (const GraphCudaRoute route : {GraphCudaRoute::kAuto, GraphCudaRoute::kGlobal}) {
     cuda_emulator::options().seed = rng();
     const Outputs found = run_on_device(p, random_device(), route);
+    CHECK(found.outcome == Outcome::kOk, "outcome %d", int(found.outcome));
     for (size_t i = 0; i < expected.bits.size(); ++i) CHECK(found.bits[i] == expected.bits[i], "bit %ld", long(i));
     for (size_t i = 0; i < expected.log_weights.size(); ++i) {
       const double wanted = expected.log_weights[i], tolerance = 1e-4 * (1 + double(p.graph.num_nodes)) + 1e-5 * fabs(wanted);
@@ -163,9 +165,28 @@ static void fuzz_bits() {
   }
 }
 
+// What only the device can find: a layout that leads outside, for which bits and log-weights are 0, and a beta, also if no sweep reads it.
+template <class T>
+static void fuzz_faults() {
+  Problem<T> p = random_problem<T>();
+  const Outcome expected = one_in(2) ? Outcome::kBadLayout : Outcome::kNonFiniteBeta;
+  constexpr int32_t kWrong[] = {-1, INT32_MAX, INT32_MIN};
+  if (expected == Outcome::kBadLayout)
+    p.graph.layout[size_t(below(int64_t(p.graph.layout.size())))] = kWrong[below(3)];
+  else
+    p.call.beta.back() = one_in(2) ? nan("") : INFINITY;
+  const Outputs found = run_on_device(p, random_device(), one_in(2) ? GraphCudaRoute::kAuto : GraphCudaRoute::kGlobal);
+  CHECK(found.outcome == expected, "outcome %d, not %d", int(found.outcome), int(expected));
+  if (expected != Outcome::kBadLayout) return;
+  for (const uint8_t bit : found.bits) CHECK(bit == 0, "a bit is %d", bit);
+  for (const double log_weight : found.log_weights) CHECK(log_weight == 0, "a log-weight is %g", log_weight);
+}
+
 int main(int argc, char** argv) {
   for_each_trial(argc, argv, 400, [] {
     fuzz_bits<float>();
     fuzz_bits<double>();
+    fuzz_faults<float>();
+    fuzz_faults<double>();
   });
 }

@@ -137,7 +137,8 @@ class DeviceCall {
       params.start = view(p_.start);
       params.start_is_bits = p_.start_is_bits;
     }
-    params.start_out = out.of[kStart].data(), params.relaxed = out.of[kRelaxed].data(), params.mean = out.of[kMean].data();
+    params.state_out = {out.of[kStart].data(), int32_t(sizeof(T)), sizeof(T) == 8 ? uint64_t{0x3ff0000000000000} : 0x3f800000};
+    params.relaxed = out.of[kRelaxed].data(), params.mean = out.of[kMean].data();
     params.fields = out.of[kFields].data();
     const GraphRelaxedPlan plan = plan_graph_relaxed(params, device);
     check_shape(plan.shape, device);

@@ -122,7 +122,7 @@ __global__ void multiply(const Call p) {
     b.of[i / 4] |= uint32_t(uint8_t(p.in[512 + row * 8 + group])) << (8 * (i & 3));
   }
   int c[4] = {1000, 1000, 1000, 1000};
-  multiply_add(c, a, b);
+  p.n ? multiply_add_in_parts(c, a, b) : multiply_add(c, a, b);
   for (int i = 0; i < 4; ++i) p.out[(i < 2 ? group : group + 8) * 8 + of_group * 2 + (i & 1)] = c[i];
 }
 
@@ -159,11 +159,11 @@ int64_t wavefronts(void (*kernel)(Call), int stride) {
   return cuda_emulator::counts().wavefronts;
 }
 
-bool multiplies() {
+bool multiplies(bool in_parts) {
   std::vector<int> in(768), out(128);
   uint32_t random = 1;
   for (int& x : in) random = random * 1664525u + 1013904223u, x = int8_t(random >> 24);
-  run(multiply, 1, 32, 0, {out.data(), in.data(), 0});
+  run(multiply, 1, 32, 0, {out.data(), in.data(), in_parts});
   bool ok = true;
   for (int m = 0; m < 16; ++m)
     for (int n = 0; n < 8; ++n) {
@@ -190,7 +190,7 @@ int main() {
       out[0] = 0;
       run(early_return, 3, 100, 0, {out.data(), nullptr, 77});
       CHECK(out[0] == 231);
-      CHECK(multiplies());
+      for (const bool in_parts : {false, true}) CHECK(multiplies(in_parts));
       run(exchange, 8, 40, 160, {out.data(), nullptr, 0}, 4);
       for (int i = 0; i < 320; ++i) CHECK(out[size_t(i)] == ((i / 40 + 1) % 4 + i / 160 * 4) * 1000 + i % 40);
       // planted faults

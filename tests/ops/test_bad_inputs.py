@@ -322,6 +322,21 @@ def test_layouts_that_are_none(op):
             call(*first, layout, *rest)
 
 
+@pytest.mark.parametrize("op", ["graph_fields", "graph_edge_sums"])
+def test_layouts_whose_rows_are_none(op):
+    """These ops follow the order of nodes and the half-edges of each position."""
+    layout, call = gx.ColoredGraph(N, EDGES).layout, getattr(torch.ops.gibbs_ext, op)
+    first = (torch.zeros(3, N), torch.zeros(N) if op == "graph_fields" else torch.zeros(3, N), torch.zeros(E))
+    call(*first, layout)
+    numbers = [*range(3), *range(len(layout) - (2 * N + 1 + 4 * E), len(layout))]
+    for place in numbers:
+        for number in (-1, 10**6, 2**31 - 1, -(2**31)):
+            wrong = layout.clone()
+            wrong[place] = number
+            with pytest.raises((ValueError, RuntimeError), match=rf"^{op}: layout must "):
+                call(*first, wrong)
+
+
 def test_a_coupling_too_large():
     for value in (2.0**127, -(2.0**127), 3e38):
         arguments = good("graph_gibbs") | {"coupling": torch.full((E,), value)}

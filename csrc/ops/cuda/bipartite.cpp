@@ -33,6 +33,23 @@ BipartitePlan plan_sweeps(const BipartiteParams& params, const DeviceLimits& lim
   return plan;
 }
 
+// Binary sweeps; log_weights: annealed.
+void sweep(Call& call, const Problem& p, const Counters& counters, const Tensor& left_out, const Tensor& right_out,
+           double* log_weights = nullptr) {
+  BatchBuilder& batch = call.batch();
+  BipartiteParams params = model<BipartiteParams>(p, batch);
+  add_biases(params, p, batch);
+  batch.state(params.left, p.left().state);
+  batch.state(params.right, p.right().state);
+  batch.state(params.clamp_left, p.left().clamp);
+  batch.state(params.clamp_right, p.right().clamp);
+  params.left_out = BatchBuilder::output(left_out);
+  params.right_out = BatchBuilder::output(right_out);
+  params.log_weights = log_weights;
+  call.describe(params.sweep, counters);
+  call.launch(params, plan_sweeps, launch_bipartite);
+}
+
 std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
                                            const Tensor& weight, const Tensor& beta, const Tensor& seed,
                                            const std::optional<Tensor>& right, const std::optional<Tensor>& clamp_left,
@@ -44,19 +61,7 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   check_sweeps(p, counters);
   Call call(p);
   const Tensor left_out = call.state_output(p.left(), left), right_out = call.state_output(p.right(), left);
-  if (!p.num_chains()) return {left_out, right_out};
-
-  BatchBuilder& batch = call.batch();
-  BipartiteParams params = model<BipartiteParams>(p, batch);
-  add_biases(params, p, batch);
-  batch.state(params.left, p.left().state);
-  batch.state(params.right, p.right().state);
-  batch.state(params.clamp_left, p.left().clamp);
-  batch.state(params.clamp_right, p.right().clamp);
-  params.left_out = BatchBuilder::output(left_out);
-  params.right_out = BatchBuilder::output(right_out);
-  call.describe(params.sweep, counters, num_sweeps);
-  call.launch(params, plan_sweeps, launch_bipartite);
+  sweep(call, p, counters, left_out, right_out);
   return {left_out, right_out};
 }
 
@@ -72,8 +77,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   const Shape left_shape = p.with_batch({p.left().size}), right_shape = p.with_batch({p.right().size});
   const Tensor state = call.output(left_shape), left_out = call.output(left_shape), right_out = call.output(right_shape),
                mean = call.output(left_shape), fields = call.output(p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
-  if (!p.num_chains()) return {left_out, right_out, mean, state, fields};
-
   BatchBuilder& batch = call.batch();
   BipartiteParams params = model<BipartiteParams>(p, batch);
   add_biases(params, p, batch);
@@ -83,12 +86,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
   else
     batch.parameter(params.start, &start);
   params.start_is_bits = is_bit_type(left.scalar_type());
-  params.state = state.mutable_data_ptr();
+  params.left_out = BatchBuilder::output(state);
   params.left_relaxed = left_out.mutable_data_ptr();
   params.right_relaxed = right_out.mutable_data_ptr();
   params.left_mean = mean.mutable_data_ptr();
   params.fields = fields.mutable_data_ptr();
-  call.describe(params.sweep, counters, num_sweeps);
+  call.describe(params.sweep, counters);
   call.describe(params.sweep, how);
   call.launch(params, plan_bipartite_relaxed, launch_bipartite_relaxed);
   return {left_out, right_out, mean, state, fields};
@@ -111,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   const Tensor grad_state = call.output(p.with_batch({n1})), grad_left_bias = call.output(p.with_batch({n1})),
                grad_right_bias = call.output(p.with_batch({n2}));
   Tensor grad_weight = call.output(shape_of(weight));
-  if (!p.num_chains()) return {grad_state, grad_left_bias, grad_right_bias, torch::stable::zero_(grad_weight)};
+  if (!p.num_chains()) torch::stable::zero_(grad_weight);
 
   BipartiteBackwardParams params = model<BipartiteBackwardParams>(p, call.batch());
   params.needs_grad_state = num_sweeps == 0;
@@ -124,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   params.grad_left_bias = grad_left_bias.mutable_data_ptr();
   params.grad_right_bias = grad_right_bias.mutable_data_ptr();
   params.grad_weight = grad_weight.mutable_data_ptr();
-  call.describe(params.sweep, counters, 0);
+  call.describe(params.sweep, counters);
   call.describe(params.sweep, how);
   call.launch(params, plan_bipartite_backward, launch_bipartite_backward);
   return {grad_state, grad_left_bias, grad_right_bias, grad_weight};
@@ -141,17 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   Call call(p);
   const Tensor left_out = call.state_output(p.left(), left), right_out = call.state_output(p.right(), left),
                log_weights = call.output_per_model_or_chain();
-  if (!p.num_chains()) return {left_out, right_out, log_weights};
-
-  BatchBuilder& batch = call.batch();
-  BipartiteParams params = model<BipartiteParams>(p, batch);
-  add_biases(params, p, batch);
-  batch.state(params.left, &left);
-  params.left_out = BatchBuilder::output(left_out);
-  params.right_out = BatchBuilder::output(right_out);
-  params.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
-  call.describe(params.sweep, counters, counters.num_sweeps);
-  call.launch(params, plan_sweeps, launch_bipartite);
+  sweep(call, p, counters, left_out, right_out, static_cast<double*>(log_weights.mutable_data_ptr()));
   return {left_out, right_out, log_weights};
 }
 
@@ -160,7 +153,6 @@ Tensor coupling_resolution(const Tensor& weight) {
   p.finish(true);
   Call call(p);
   const Tensor out = call.output_per_model_or_chain();
-  if (!p.num_chains()) return out;
   BipartiteParams params = model<BipartiteParams>(p, call.batch());
   call.describe(params.sweep);
   call.launch(params, plan_coupling_resolution, [&](const BipartiteParams& of, const ResolutionPlan& plan, Stream stream) {

@@ -2,7 +2,7 @@
 #pragma once
 
 // One call of a CUDA op: tensors become views, kernels are planned and launched, and their reports become errors and warnings. Kernels
-// check the values of tensors as they read them, and report what is wrong (csrc/cuda/README.md, "Faults").
+// check the values of tensors, and report what is wrong (csrc/cuda/README.md, "Faults").
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
@@ -165,8 +165,7 @@ class Call {
   // Without sweeps.
   void describe(SweepView& s) const { s.op = p_.id(), s.report = used_->report, s.largest_error = -1; }
 
-  // num_rounded_sweeps: number of sweeps that use rounded couplings.
-  void describe(SweepView& s, const Counters& c, int64_t num_rounded_sweeps) {
+  void describe(SweepView& s, const Counters& c) {
     describe(s);
     s.chain_offset = c.chain_offset, s.sweep_offset = c.sweep_offset;
     s.num_sweeps = c.num_sweeps, s.num_relaxed_sweeps = c.num_relaxed_sweeps;
@@ -191,7 +190,8 @@ class Call {
       beta_ = as_contiguous(c.beta);
       s.beta_data = static_cast<const double*>(beta_->const_data_ptr());
     }
-    if (num_rounded_sweeps > 0 && largest_beta_ > 0) s.largest_error = float(kResolutionLimit / largest_beta_);
+    const bool rounds = c.num_sweeps > 0 && p_.coupling().numel() > 0;
+    if (rounds && largest_beta_ > 0) s.largest_error = float(kResolutionLimit / largest_beta_);
   }
 
   static void describe(SweepView& s, const RelaxationArguments& r) {
@@ -199,8 +199,10 @@ class Call {
   }
 
   // Plans, allocates the plan's workspace and launches, by start(params, plan, stream). make_plan(params, limits) may note what it has chosen.
+  // Nothing is launched for an empty batch.
   template <class Params, class MakePlan, class Start>
   void launch(Params& params, const MakePlan& make_plan, const Start& start) {
+    if (!p_.num_chains()) return;
     batch_.finish(params.sweep.batch);
     const auto plan = run([&] { return make_plan(params, used_->limits); });
     std::optional<Tensor> workspace;
@@ -212,6 +214,7 @@ class Call {
   // Launches kernels that need no plan, by start(stream).
   template <class Params, class Start>
   void launch(Params& params, const Start& start) {
+    if (!p_.num_chains()) return;
     batch_.finish(params.sweep.batch);
     run([&] { start(stream_); });
     finish();
@@ -260,7 +263,10 @@ class Call {
     if (run([&] { return is_capturing(stream_); }))
       fail(p_.op(), p_.beta_name(), " of more than ", kMaxInlineBetas,
            " values must be on the device while a CUDA graph is captured, got cpu");
-    beta_ = torch::stable::to(as_contiguous(beta), torch::stable::Device(torch::headeronly::DeviceType::CUDA, device_));
+    // From pinned memory, because a copy from any other would wait for the stream. PyTorch keeps that memory until the copy is done.
+    Tensor pinned = torch::stable::new_empty(beta, shape_of(beta), std::nullopt, std::nullopt, std::nullopt, true);
+    torch::stable::copy_(pinned, beta);
+    beta_ = torch::stable::to(pinned, torch::stable::Device(torch::headeronly::DeviceType::CUDA, device_), /*non_blocking=*/true);
 #endif
     return static_cast<const double*>(beta_->const_data_ptr());
   }

@@ -46,8 +46,20 @@ GraphPlan plan_sweeps(const GraphParams& params, const DeviceLimits& limits) {
   return plan;
 }
 
-// Without edges no coupling is rounded.
-int64_t rounded_sweeps(const GraphSize& size, const Counters& counters) { return size.num_edges ? counters.num_sweeps : 0; }
+// Binary sweeps; log_weights: annealed.
+void sweep(Call& call, const Problem& p, const Tensor& layout, const GraphSize& size, const Counters& counters, const Tensor& out,
+           double* log_weights = nullptr) {
+  BatchBuilder& batch = call.batch();
+  GraphParams params = model<GraphParams>(p, layout, size);
+  add_parameters(params, p, batch);
+  batch.state(params.state, p.nodes().state);
+  batch.state(params.clamp, p.nodes().clamp);
+  params.state_out = BatchBuilder::output(out);
+  params.log_weights = log_weights;
+  params.metropolis = p.id() == kGraphMetropolis;
+  call.describe(params.sweep, counters);
+  call.launch(params, plan_sweeps, launch_graph);
+}
 
 // graph_gibbs and graph_metropolis.
 template <OpId kOp>
@@ -60,17 +72,7 @@ Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupl
   check_sweeps(p, counters);
   Call call(p);
   const Tensor out = call.state_output(p.nodes(), state);
-  if (!p.num_chains()) return out;
-
-  BatchBuilder& batch = call.batch();
-  GraphParams params = model<GraphParams>(p, layout, size);
-  add_parameters(params, p, batch);
-  batch.state(params.state, p.nodes().state);
-  batch.state(params.clamp, p.nodes().clamp);
-  params.state_out = BatchBuilder::output(out);
-  params.metropolis = kOp == kGraphMetropolis;
-  call.describe(params.sweep, counters, rounded_sweeps(size, counters));
-  call.launch(params, plan_sweeps, launch_graph);
+  sweep(call, p, layout, size, counters, out);
   return out;
 }
 
@@ -88,8 +90,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   const Shape shape = p.with_batch({p.num_units()});
   const Tensor start_out = call.output(shape), relaxed = call.output(shape), mean = call.output(shape),
                fields = call.output(p.with_batch({p.num_units()}, {num_relaxed_sweeps}));
-  if (!p.num_chains()) return {relaxed, mean, start_out, fields};
-
   BatchBuilder& batch = call.batch();
   GraphParams params = model<GraphParams>(p, layout, size);
   add_parameters(params, p, batch);
@@ -99,11 +99,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& sta
   else
     batch.parameter(params.start, &start);
   params.start_is_bits = is_bit_type(state.scalar_type());
-  params.start_out = start_out.mutable_data_ptr();
+  params.state_out = BatchBuilder::output(start_out);
   params.relaxed = relaxed.mutable_data_ptr();
   params.mean = mean.mutable_data_ptr();
   params.fields = fields.mutable_data_ptr();
-  call.describe(params.sweep, counters, rounded_sweeps(size, counters));
+  call.describe(params.sweep, counters);
   call.describe(params.sweep, how);
   call.launch(params, plan_graph_relaxed, launch_graph_relaxed);
   return {relaxed, mean, start_out, fields};
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
   Call call(p);
   const Tensor grad_state = call.output(p.with_batch({n})), grad_bias = call.output(p.with_batch({n}));
   Tensor grad_coupling = call.output(shape_of(coupling));
-  if (!p.num_chains()) return {grad_state, grad_bias, torch::stable::zero_(grad_coupling)};
+  if (!p.num_chains()) torch::stable::zero_(grad_coupling);
 
   GraphBackwardParams params = model<GraphBackwardParams>(p, layout, size);
   call.batch().coupling(params.coupling);
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
   params.grad_state = grad_state.mutable_data_ptr();
   params.grad_bias = grad_bias.mutable_data_ptr();
   params.grad_coupling = grad_coupling.mutable_data_ptr();
-  call.describe(params.sweep, counters, 0);
+  call.describe(params.sweep, counters);
   call.describe(params.sweep, how);
   call.launch(params, plan_graph_backward, launch_graph_backward);
   return {grad_state, grad_bias, grad_coupling};
@@ -152,16 +152,7 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   check_sweeps(p, counters);
   Call call(p);
   const Tensor out = call.state_output(p.nodes(), state), log_weights = call.output_per_model_or_chain();
-  if (!p.num_chains()) return {out, log_weights};
-
-  BatchBuilder& batch = call.batch();
-  GraphParams params = model<GraphParams>(p, layout, size);
-  add_parameters(params, p, batch);
-  batch.state(params.state, &state);
-  params.state_out = BatchBuilder::output(out);
-  params.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
-  call.describe(params.sweep, counters, rounded_sweeps(size, counters));
-  call.launch(params, plan_sweeps, launch_graph);
+  sweep(call, p, layout, size, counters, out, static_cast<double*>(log_weights.mutable_data_ptr()));
   return {out, log_weights};
 }
 
@@ -182,7 +173,6 @@ Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   p.finish(true);
   Call call(p);
   const Tensor out = call.output_per_model_or_chain();
-  if (!p.num_chains()) return out;
   GraphParams params = model<GraphParams>(p, layout, size);
   call.batch().coupling(params.coupling);
   call.describe(params.sweep);
@@ -198,7 +188,6 @@ Tensor graph_fields(const Tensor& state, const Tensor& bias, const Tensor& coupl
   check_graph_fields(p);
   Call call(p);
   const Tensor out = call.output(p.with_batch({p.num_units()}));
-  if (!p.num_chains()) return out;
   GraphFieldsParams params = model<GraphFieldsParams>(p, layout, size);
   call.batch().coupling(params.coupling);
   call.batch().parameter(params.bias, p.nodes().bias);
@@ -215,7 +204,7 @@ Tensor graph_edge_sums(const Tensor& first, const Tensor& second, const Tensor& 
   check_graph_edge_sums(p, first, second);
   Call call(p);
   Tensor out = call.output(shape_of(coupling));
-  if (!p.num_chains()) return torch::stable::zero_(out);
+  if (!p.num_chains()) torch::stable::zero_(out);
   GraphEdgeSumsParams params = model<GraphEdgeSumsParams>(p, layout, size);
   call.batch().parameter(params.first, &first);
   call.batch().parameter(params.second, &second);

@@ -26,6 +26,9 @@ GIBBS_HOST_DEVICE constexpr int most_threads(bool is_annealed, int kept_sides) {
   return kept_sides ? kept_words(kept_sides) * kWarpSize : is_annealed ? 256 : kBipartiteThreads;
 }
 
+// Copies of the table of bounds, for which there is more room if slices lie in registers.
+GIBBS_HOST_DEVICE constexpr int logit_copies(int kept_sides) { return kept_sides ? 32 : 1; }
+
 // The words of a side that a CTA of a cluster updates.
 struct WordRange {
   int begin, end;
@@ -45,12 +48,14 @@ GIBBS_HOST_DEVICE int num_spans_of_all(const BipartiteSide& right) {
 struct BipartiteLayout {
   bool is_shared;  // states and terms are in shared memory, else in device memory
   int64_t states, terms, resident, bytes;
+  int copies;           // of the table of bounds
   int32_t byte_stride;  // of a chain, in words; rows of 2 t chains are in different banks
   GIBBS_HOST_DEVICE BipartiteLayout(const BipartitePacked& packed, const BipartitePlan& plan)
       : is_shared(plan.route != BipartiteRoute::kAllGlobal),
         states(int64_t{packed.sides[0].words + packed.sides[1].words} * plan.tiles * kTileChains),
         terms(packed.num_slices == kMaxSlices ? states : 0),
-        resident(plan.resident * block_fragments(packed.num_slices)) {
+        resident(plan.resident * block_fragments(packed.num_slices)),
+        copies(logit_copies(plan.kept_sides)) {
     const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
     const int size = plan.shape.cluster_size;
     const auto spans = [&](const BipartiteSide& side) { return int(num_spans(most_words(side.words, size) * kWarpSize)) + 1; };
@@ -58,7 +63,7 @@ struct BipartiteLayout {
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
-    return shared_bytes<uint32_t>(kBytes) + shared_bytes<uint64_t>(kMaxBipartiteTiles * kTileChains) + open_units_bytes() +
+    return open_logits_bytes(copies) + shared_bytes<uint64_t>(kMaxBipartiteTiles * kTileChains) + open_units_bytes() +
            shared_bytes<LeftFragment>(resident) + shared_bytes<uint32_t>(bytes) +
            (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<double>(terms) : 0);
   }
@@ -102,6 +107,7 @@ class BipartiteCta {
   static_assert(!kInterleaved || kKeptSides == 0);
   static_assert(!kAnnealed || kTiles == 1, "weigh_right() takes the pairs of one tile");
   static constexpr int kPairs = 4;  // of units, which a lane decides together
+  static constexpr int kLogitCopies = logit_copies(kKeptSides);
   template <class T>
   using Array = std::conditional_t<kShared, Shared<T>, T*>;
   struct OwnSide {    // what a CTA has of a side
@@ -139,7 +145,7 @@ class BipartiteCta {
     slices_ = params.packed.slices + model_ * params.packed.num_blocks * block_fragments(kSlices);
     scale_ = params.packed.scales[model_];
     // Arrays of constant size come first, so that their places are constants.
-    open_logits_ = memory.take<uint32_t>(kBytes);
+    open_logits_ = OpenLogits<kLogitCopies>(memory);
     numbers_ = memory.take<uint64_t>(kMaxBipartiteTiles * kTileChains);
     open_units_ = OpenUnits(memory);
     if constexpr (kShared) {
@@ -156,7 +162,7 @@ class BipartiteCta {
 
   GIBBS_DEVICE void run() {
     const SweepView& s = p_.sweep;
-    tabulate_open_logits<false>(open_logits_);
+    open_logits_.template tabulate<false>();
     for (int c = int(threadIdx.x); c < num_chains_; c += int(blockDim.x)) numbers_[c] = p_.packed.numbers[row(c)];
     open_units_.clear();
     load_states(0);
@@ -287,13 +293,16 @@ class BipartiteCta {
     const int sweeps = left_over < p_.plan.sweeps_ahead ? int(left_over) : p_.plan.sweeps_ahead;
     const bool is_cluster = p_.plan.shape.cluster_size > 1;
     const int first_spans = is_cluster ? spans_of(0) : num_spans_of_all(side_of(1)),
-              counters = kSpanCounters * (first_spans + (is_cluster ? spans_of(1) : 0));
-    for (int item = int(threadIdx.x); item < sweeps * num_chains_ * counters; item += int(blockDim.x)) {
-      const int of_sweep = item / counters, counter = item % counters, chain = of_sweep % num_chains_,
-                ahead = of_sweep / num_chains_;
-      const int bytes_at = counter < kSpanCounters * first_spans ? own(0).bytes_at : own(1).bytes_at;
-      store_random_bytes(stream(chain, sweep + ahead), counter - bytes_at / kSpanWords * kSpanCounters, bytes_,
-                         (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
+              spans = first_spans + (is_cluster ? spans_of(1) : 0);
+    const bool all_chains = num_chains_ % kTileChains == 0;
+    for (int item = int(threadIdx.x); item < sweeps * spans * num_chains_ * kSpanCounters; item += int(blockDim.x)) {
+      // Eight lanes write words side by side. The next eight have the next even chain, or odd one, whose words are in other banks.
+      const int eight = item / kSpanCounters, of_sweep = eight / num_chains_, at = eight % num_chains_,
+                chain = all_chains ? at / 8 * 8 + at % 4 * 2 + at / 4 % 2 : at;
+      const int ahead = of_sweep / spans, span = of_sweep % spans;
+      const int bytes_at = span < first_spans ? own(0).bytes_at : own(1).bytes_at;
+      store_random_bytes(stream(chain, sweep + ahead), kSpanCounters * (span - bytes_at / kSpanWords) + item % kSpanCounters,
+                         bytes_, (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
     }
   }
   // The bytes of numbers 4 at ... 4 at + 3 of this sweep.
@@ -711,7 +720,8 @@ class BipartiteCta {
   ModelScale scale_;
   const LeftFragment* slices_;
   OpenUnits open_units_;
-  Shared<uint32_t> open_logits_, bytes_;
+  OpenLogits<kLogitCopies> open_logits_;
+  Shared<uint32_t> bytes_;
   Array<uint32_t> states_;
   Array<uint8_t> state_bytes_;
   Array<double> terms_;

@@ -10,6 +10,7 @@
 namespace gibbs {
 
 constexpr int kBytes = 256;
+GIBBS_HOST_DEVICE int64_t open_logits_bytes(int copies) { return shared_bytes<uint32_t>(kBytes * copies); }
 
 constexpr int kMaxOpenUnits = 512;  // that are noted; further ones are decided at once
 GIBBS_HOST_DEVICE int64_t open_units_bytes() {
@@ -56,11 +57,26 @@ GIBBS_DEVICE uint32_t open_logits(int byte) {
   return truncated_to_half(high + margin(high)) << 16 | low_half;
 }
 
-// Fills [kBytes]. A barrier must follow.
-template <bool kMetropolis>
-GIBBS_DEVICE void tabulate_open_logits(const Shared<uint32_t>& table) {
-  for (int byte = int(threadIdx.x); byte < kBytes; byte += int(blockDim.x)) table[byte] = open_logits<kMetropolis>(byte);
-}
+// The intervals of all bytes in shared memory, in kCopies copies: a lane reads one of its own, or one that few others read, so that fewer lanes read
+// from the same bank at a time.
+template <int kCopies>
+class OpenLogits {
+ public:
+  OpenLogits() = default;
+  GIBBS_DEVICE explicit OpenLogits(SharedMemory& memory) : table_(memory.take<uint32_t>(kBytes * kCopies)) {}
+  // A barrier must follow.
+  template <bool kMetropolis>
+  GIBBS_DEVICE void tabulate() const {
+    for (int byte = int(threadIdx.x); byte < kBytes; byte += int(blockDim.x)) {
+      const uint32_t open = open_logits<kMetropolis>(byte);
+      for (int copy = 0; copy < kCopies; ++copy) table_[byte * kCopies + (copy + lane()) % kCopies] = open;
+    }
+  }
+  GIBBS_DEVICE uint32_t operator[](uint32_t byte) const { return table_[byte * kCopies + uint32_t(lane()) % kCopies]; }
+
+ private:
+  Shared<uint32_t> table_;
+};
 
 // ---- bounds of a logit -----------------------------------------------------------------------------------------------------------
 

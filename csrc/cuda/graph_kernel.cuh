@@ -19,10 +19,14 @@ constexpr int kGraphThreads = 512;      // at most, a power of 2
 constexpr int kGraphPackThreads = 512;  // of the kernel that rounds couplings
 constexpr int kOctet = 8;               // chains of a byte
 constexpr int kQuad = 4;                // half-edges of a product
+constexpr int kLogitCopies = 32;        // of the table of bounds
 constexpr int kMaxGraphTile = 32;       // chains of a CTA
 
 // The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
+
+// Words of a chain's random bytes. Eight more than there are bytes for, so that chains begin in different banks.
+GIBBS_HOST_DEVICE int64_t byte_words(int64_t num_nodes) { return random_byte_words(num_nodes) + kSpanCounters; }
 
 // Bytes that hold the chains of a CTA: a power of 2, as `tile` is.
 GIBBS_HOST_DEVICE int octets_of(int tile) { return (tile + kOctet - 1) / kOctet; }
@@ -72,10 +76,10 @@ struct GraphBinaryLayout {
       : is_shared(plan.route == GraphCudaRoute::kShared),
         states((p.num_nodes * octets_of(plan.tile) + 3) / 4),
         clamps(p.clamp.data ? states : 0),
-        bytes(is_shared ? plan.tile * random_byte_words(p.num_nodes) : 0),
+        bytes(is_shared ? plan.tile * byte_words(p.num_nodes) : 0),
         terms(p.log_weights ? plan.shape.num_threads : 0) {}
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
-    return shared_bytes<uint32_t>(kBytes) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
+    return open_logits_bytes(kLogitCopies) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
            shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + open_units_bytes() + shared_bytes<double>(terms);
   }
 };
@@ -188,7 +192,7 @@ class GraphCta {
     num_chains_ = left_over < params.tile ? int(left_over) : params.tile;
     slices_ = params.packed.slices + model_ * QuadLayout::capacity(g().num_nodes, g().num_edges);
     // Arrays of constant size come first, so that their places are constants.
-    open_logits_ = memory.take<uint32_t>(kBytes);
+    open_logits_ = OpenLogits<kLogitCopies>(memory);
     numbers_ = memory.take<uint64_t>(kMaxGraphTile);
     open_units_ = OpenUnits(memory);
     if constexpr (kShared) {
@@ -207,7 +211,7 @@ class GraphCta {
 
   GIBBS_DEVICE void run() {
     const SweepView& s = p_.sweep;
-    tabulate_open_logits<kMetropolis>(open_logits_);
+    open_logits_.template tabulate<kMetropolis>();
     load(state_bytes_, p_.packed.bits);
     if (p_.packed.clamps) load(clamp_bytes_, p_.packed.clamps);
     if (int(threadIdx.x) < num_chains_) numbers_[threadIdx.x] = p_.packed.numbers[row(int(threadIdx.x))];
@@ -263,12 +267,14 @@ class GraphCta {
   GIBBS_DEVICE RandomStream stream(int chain, int64_t sweep) const {
     return random_stream(seed_of(p_.sweep), numbers_[chain], uint64_t(p_.sweep.sweep_offset + sweep));
   }
-  GIBBS_DEVICE int bytes_per_chain() const { return int(4 * random_byte_words(g().num_nodes)); }
+  GIBBS_DEVICE int bytes_per_chain() const { return int(4 * byte_words(g().num_nodes)); }
   GIBBS_DEVICE void draw_bytes(int64_t sweep) const {
     const auto counters = int(random_byte_counters(g().num_nodes));
     for (int item = int(threadIdx.x); item < num_chains_ * counters; item += int(blockDim.x)) {
-      const int chain = item / counters;
-      store_random_bytes(stream(chain, sweep), item % counters, random_words_ + chain * (bytes_per_chain() / 4));
+      // Eight lanes write words side by side. The next eight have the next chain, whose words are in other banks.
+      const int eight = item / kSpanCounters, chain = eight % num_chains_, span = eight / num_chains_;
+      store_random_bytes(stream(chain, sweep), kSpanCounters * span + item % kSpanCounters,
+                         random_words_ + chain * (bytes_per_chain() / 4));
     }
   }
   GIBBS_DEVICE uint32_t random_byte(int node, int chain, int64_t sweep) const {
@@ -480,7 +486,8 @@ class GraphCta {
   const Slices* slices_;
   float scale_ = 1;
   OpenUnits open_units_;
-  Shared<uint32_t> open_logits_, random_words_;
+  OpenLogits<kLogitCopies> open_logits_;
+  Shared<uint32_t> random_words_;
   Array<uint32_t> states_, clamps_;
   Array<uint8_t> state_bytes_, clamp_bytes_;
   Shared<uint8_t> random_bytes_;

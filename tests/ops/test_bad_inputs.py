@@ -338,9 +338,9 @@ def test_layouts_whose_rows_are_none(op):
 
 
 def test_a_bad_beta_of_an_empty_batch():
-    with pytest.raises(ValueError, match="^bipartite_gibbs: beta must be finite"):
+    with pytest.raises(ValueError, match=r"^bipartite_gibbs: beta must be finite"):
         gx.bipartite_gibbs(torch.zeros(0, 3), torch.zeros(3), torch.zeros(2), torch.zeros(3, 2), 1, beta=math.nan)
-    with pytest.raises(ValueError, match="^graph_gibbs: beta must be finite"):
+    with pytest.raises(ValueError, match=r"^graph_gibbs: beta must be finite"):
         gx.graph_gibbs(torch.zeros(0, N), torch.zeros(N), torch.zeros(E), gx.ColoredGraph(N, EDGES), 1, beta=math.nan)
 
 

@@ -548,7 +548,8 @@ def least_instructions(problem: Problem, launch: dict[str, Any]) -> float:
 
 def kernel_bounds(problem: Problem, launch: dict[str, Any], limits: Limits, num_sms: int) -> dict[str, float]:
     """The least seconds of a launch for each resource."""
-    on_one_sm = math.ceil(launch["num_ctas"] / num_sms)
+    clusters = launch["num_ctas"] // launch["cluster_size"]
+    on_one_sm = math.ceil(clusters / (num_sms // launch["cluster_size"]))  # a multiprocessor has one CTA of a cluster
     together = min(on_one_sm, launch["ctas_per_sm"])
     waves = math.ceil(on_one_sm / together)
     # A CTA that reads sectors again finds as many of them in L1 as L1 has room for.

@@ -296,7 +296,7 @@ for *_, call in compare.emulated_calls({str(library)!r}):
     binary = r"\w+?_kernelI\w+BinaryParamsE"
     relaxed = r"\d+bipartite_(?:relaxed|backward)_kernelI\w+ParamsE"
     kernels = set(re.findall(rf"_ZN5gibbs10registeredIXadL_ZNS_({binary}|{relaxed})EEE", symbols))
-    assert len(kernels) > 30
+    assert len(kernels) > 20
     assert {f"_ZN5gibbs{kernel}" for kernel in kernels} <= set(done.stdout.split())
 
 

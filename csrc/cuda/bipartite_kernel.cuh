@@ -128,7 +128,7 @@ class BipartiteCta {
   };
 
  public:
-  GIBBS_DEVICE BipartiteCta(const BipartiteBinaryParams& params, SharedMemory& memory)
+  GIBBS_DEVICE explicit BipartiteCta(const BipartiteBinaryParams& params)
       : p_(params),
         rank_(int(blockIdx.x) % params.plan.shape.cluster_size),
         model_(int64_t{blockIdx.x} / params.plan.shape.cluster_size / params.clusters_per_model),
@@ -144,6 +144,7 @@ class BipartiteCta {
     num_chains_ = left_over < chain_slots() ? int(left_over) : chain_slots();
     slices_ = params.packed.slices + model_ * params.packed.num_blocks * block_fragments(kSlices);
     scale_ = params.packed.scales[model_];
+    SharedMemory memory;
     // Arrays of constant size come first, so that their places are constants.
     open_logits_ = OpenLogits<kLogitCopies>(memory);
     numbers_ = memory.take<uint64_t>(kMaxBipartiteTiles * kTileChains);
@@ -733,10 +734,7 @@ class BipartiteCta {
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
 __global__ void __launch_bounds__(most_threads(kAnnealed, kKeptSides), 1)
     bipartite_kernel(const __grid_constant__ BipartiteBinaryParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
-  BipartiteCta<kAnnealed, kTiles, kKeptSides, kShared> cta(params, memory);
-  cta.run();
+  BipartiteCta<kAnnealed, kTiles, kKeptSides, kShared>(params).run();
 }
 
 #endif

@@ -230,7 +230,6 @@ GIBBS_DEVICE uint32_t relaxed_word(const SweepView& s, uint64_t seed, uint64_t c
 template <class T, int kChains, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_relaxed_kernel(const __grid_constant__ BipartiteRelaxedParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
   const BipartiteParams& p = params.call;
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
@@ -238,7 +237,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int64_t total = num_rows(batch);
   const CtaChains chains(batch, params.chains_per_cta);
   const RelaxedLayout<T> layout(p, params.chains_per_cta, kResident, params.values_in_shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   T *const state = static_cast<T*>(p.left_out.data), *const left_out = static_cast<T*>(p.left_relaxed),
            *const right_out = static_cast<T*>(p.right_relaxed), *const mean_out = static_cast<T*>(p.left_mean),
            *const fields = static_cast<T*>(p.fields);
@@ -328,7 +327,6 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
 template <class T, int kChains, bool kResident>
 __global__ void __launch_bounds__(kRelaxedThreads, 1)
     bipartite_backward_kernel(const __grid_constant__ BipartiteBackwardKernelParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
   const BipartiteBackwardParams& p = params.call;
   const SweepView& s = p.sweep;
   const BatchView& batch = s.batch;
@@ -336,7 +334,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const int64_t sweeps = s.num_relaxed_sweeps, total = num_rows(batch);
   const CtaChains chains(batch, params.chains_per_cta);
   const BackwardLayout<T> layout(p, params.chains_per_cta, kResident, params.sums_outer);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int64_t> rows = memory.take<int64_t>(layout.chains);
   const Shared<uint64_t> numbers = memory.take<uint64_t>(layout.chains);
   for (int c = int(threadIdx.x); c < chains.count; c += kRelaxedThreads) {
@@ -452,9 +450,8 @@ struct OuterProductsParams {
 // It computes grad_ij = sum over chains and sweeps, or a part of them, in their order, of left_i right_j.
 template <class T>
 __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ OuterProductsParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
   const BipartiteBackwardParams& p = params.call;
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<T> left = memory.template take<T>(kOuterFactors * kOuterTile),
                   right = memory.template take<T>(kOuterFactors * kOuterTile);
   const int64_t n1 = p.n1, n2 = p.n2, tiles_i = (n1 + kOuterTile - 1) / kOuterTile, tiles_j = (n2 + kOuterTile - 1) / kOuterTile;

@@ -48,8 +48,8 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
   const bool is_part = params.step == ScaleStep::kLargest || params.step == ScaleStep::kSums, concludes = !is_part;
   const int64_t model = is_part ? blockIdx.x / params.plan.parts : blockIdx.x;
   const int part = is_part ? int(blockIdx.x % params.plan.parts) : 0, parts = is_part ? params.plan.parts : 1;
-  uint32_t* const of_model = params.parts + model * params.plan.parts * (kScaleHead + num_columns);
-  uint32_t* const own = of_model + part * (kScaleHead + num_columns);
+  const int64_t size = kScaleHead + num_columns;  // of what a CTA finds
+  uint32_t *const of_model = params.parts + model * params.plan.parts * size, *const own = of_model + part * size;
   constexpr int kWarps = kScaleThreads / kWarpSize;
   const int64_t begin = num_rows * part / parts, end = num_rows * (part + 1) / parts;
   const T* weight = parameter_row<T>(p.weight, p.sweep.batch, model, 0);
@@ -61,27 +61,17 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
   if (params.step == ScaleStep::kAll || params.step == ScaleStep::kLargest) {
     for (int64_t i = begin + warp(); i < end; i += kWarps)
 #pragma unroll 4
-      for (int64_t j = lane(); j < num_columns; j += kWarpSize) {
-        const auto e = uint32_t(FloatTraits<T>::exponent(coupling(i, j)));
-        stored = e > stored ? e : stored;
-      }
+      for (int64_t j = lane(); j < num_columns; j += kWarpSize) stored = max(stored, FloatTraits<T>::exponent(coupling(i, j)));
   } else {
-    for (int of = int(threadIdx.x); of < params.plan.parts; of += kScaleThreads) {
-      const uint32_t e = of_model[of * (kScaleHead + num_columns)];
-      stored = e > stored ? e : stored;
-    }
+    for (int of = int(threadIdx.x); of < params.plan.parts; of += kScaleThreads) stored = max(stored, of_model[of * size]);
   }
-  stored = uint32_t(warp_max(int(stored)));
-  if (lane() == 0) atomicMax(&head[0], stored);
-  __syncthreads();  // head[0] is the largest
+  stored = cta_max(stored, head, 0);
   if (params.step == ScaleStep::kLargest) {
-    if (threadIdx.x == 0) own[0] = head[0];
+    if (threadIdx.x == 0) own[0] = stored;
     return;
   }
-  Outcome fault;
-  const LargestCoupling largest =
-      largest_coupling<T>(int(head[0]), degree, Outcome::kNonFiniteWeight, Outcome::kTooLargeWeight, &fault);
-  if (concludes && fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
+  const LargestCoupling largest = largest_coupling<T>(stored, degree, Outcome::kNonFiniteWeight, Outcome::kTooLargeWeight);
+  if (concludes && largest.fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, largest.fault);
   int k = kMaxScaleExponent;
   if (!largest.settled) {  // the same for the whole CTA
     if (params.step != ScaleStep::kConclusion) {
@@ -109,24 +99,18 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
     }
     uint32_t most = 0;
     if (params.step == ScaleStep::kConclusion)
-      for (int of = int(threadIdx.x); of < params.plan.parts; of += kScaleThreads) {
-        const uint32_t row = of_model[of * (kScaleHead + num_columns) + 1];
-        most = row > most ? row : most;
-      }
+      for (int of = int(threadIdx.x); of < params.plan.parts; of += kScaleThreads) most = max(most, of_model[of * size + 1]);
     for (int64_t j = threadIdx.x; j < num_columns; j += kScaleThreads) {
       uint32_t column = 0;
       if (params.step == ScaleStep::kAll) {
         column = columns[j];
       } else {
 #pragma unroll 8
-        for (int of = 0; of < params.plan.parts; ++of) column += of_model[of * (kScaleHead + num_columns) + kScaleHead + j];
+        for (int of = 0; of < params.plan.parts; ++of) column += of_model[of * size + kScaleHead + j];
       }
-      most = column > most ? column : most;
+      most = max(most, column);
     }
-    most = uint32_t(warp_max(int(most)));
-    if (lane() == 0) atomicMax(&head[1], most);
-    __syncthreads();  // head[1] is the largest sum
-    k = scale_exponent(int64_t(head[1]), degree, largest.exponent);
+    k = scale_exponent(int64_t(cta_max(most, head, 1)), degree, largest.exponent);
   }
   if (!concludes || threadIdx.x != 0) return;
   const CouplingScale scale = {k, largest.exponent};
@@ -136,7 +120,8 @@ GIBBS_DEVICE void find_scale(const BipartiteScaleParams& params, const Shared<ui
 }
 
 template <class T>
-GIBBS_DEVICE void find_scale_in(const BipartiteScaleParams& params, SharedMemory& memory) {
+GIBBS_DEVICE void find_scale_in(const BipartiteScaleParams& params) {
+  SharedMemory memory;
   const Shared<uint32_t> head = memory.take<uint32_t>(kScaleHead);
   if (params.plan.columns_in_shared)
     find_scale<T>(params, head, memory.take<uint32_t>(scale_columns(params.call)));
@@ -146,16 +131,12 @@ GIBBS_DEVICE void find_scale_in(const BipartiteScaleParams& params, SharedMemory
 // All of a model's scale, or the conclusion from what CTAs have found.
 template <class T>
 __global__ void __launch_bounds__(kScaleThreads, 1) bipartite_scale_kernel(const __grid_constant__ BipartiteScaleParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
-  find_scale_in<T>(params, memory);
+  find_scale_in<T>(params);
 }
 // What a CTA finds of its part of a model.
 template <class T>
 __global__ void __launch_bounds__(kScaleThreads, 1) bipartite_part_kernel(const __grid_constant__ BipartiteScaleParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
-  find_scale_in<T>(params, memory);
+  find_scale_in<T>(params);
 }
 
 // A CTA owns a word of a side of a model; its warps share the blocks of it.
@@ -164,8 +145,7 @@ __global__ void __launch_bounds__(kScaleThreads, 1) bipartite_part_kernel(const 
 // Computes: slices of w_ij, and for each unit the middle and the half of the interval of sum_j (w_ij - its slices) z_j over all z.
 template <class T, int kSlices>
 __global__ void __launch_bounds__(kSliceThreads, 1) bipartite_slice_kernel(const __grid_constant__ BipartiteSliceParams p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<uint32_t> lost = memory.take<uint32_t>(2 * kWarpSize);
   if (threadIdx.x < 2 * kWarpSize) lost[threadIdx.x] = 0;
   __syncthreads();  // the sums are clear

@@ -82,7 +82,10 @@ GIBBS_DEVICE T warp_sum(T x) {
 // Hands out a CTA's dynamic shared memory, array by array.
 class SharedMemory {
  public:
-  GIBBS_DEVICE explicit SharedMemory(unsigned char* base) : next_(base) {}
+  GIBBS_DEVICE SharedMemory() {
+    GIBBS_DYNAMIC_SHARED(base);
+    next_ = base;
+  }
   template <class T>
   GIBBS_DEVICE Shared<T> take(int64_t count) {
     unsigned char* base = next_;

@@ -41,19 +41,13 @@ GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, 
                                                Shared<uint32_t> scratch) {
   if (threadIdx.x < kGraphScaleScratch) scratch[threadIdx.x] = 0;
   __syncthreads();  // scratch is clear
-  int stored = 0;
-  for (int64_t e = threadIdx.x; e < g.num_edges; e += blockDim.x) {
-    const int exponent = FloatTraits<T>::exponent(global_load(coupling + e * stride));
-    stored = exponent > stored ? exponent : stored;
-  }
-  stored = warp_max(stored);
-  if (lane() == 0) atomicMax(&scratch[0], uint32_t(stored));
-  __syncthreads();  // scratch[0] is the largest
+  uint32_t stored = 0;
+  for (int64_t e = threadIdx.x; e < g.num_edges; e += blockDim.x)
+    stored = max(stored, FloatTraits<T>::exponent(global_load(coupling + e * stride)));
   const int64_t degree = g.max_degree > 1 ? g.max_degree : 1;
-  Outcome fault;
   const LargestCoupling largest =
-      largest_coupling<T>(int(scratch[0]), degree, Outcome::kNonFiniteCoupling, Outcome::kTooLargeCoupling, &fault);
-  if (fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, fault);
+      largest_coupling<T>(cta_max(stored, scratch, 0), degree, Outcome::kNonFiniteCoupling, Outcome::kTooLargeCoupling);
+  if (largest.fault != Outcome::kOk && threadIdx.x == 0) report_fault(s, largest.fault);
   int k = kMaxScaleExponent;
   if (!largest.settled) {  // the same for the whole CTA
     const T factor = FloatTraits<T>::power(coupling_sum_bits(degree) - largest.exponent);
@@ -62,12 +56,9 @@ GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, 
       uint32_t of_unit = 0;
       for (int h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; ++h)
         of_unit += rounded_up<T>(global_load(coupling + g.edge_of[h] * stride), factor);
-      sum = of_unit > sum ? of_unit : sum;
+      sum = max(sum, of_unit);
     }
-    sum = uint32_t(warp_max(int(sum)));
-    if (lane() == 0) atomicMax(&scratch[1], sum);
-    __syncthreads();  // scratch[1] is the largest sum
-    k = scale_exponent(int64_t(scratch[1]), degree, largest.exponent);
+    k = scale_exponent(int64_t(cta_max(sum, scratch, 1)), degree, largest.exponent);
   }
   if (threadIdx.x == 0) report_rounding(s, {FloatTraits<float>::power(-k), 0}, degree);
   return {k, largest.exponent};

@@ -145,8 +145,7 @@ GIBBS_DEVICE void copy_neighbors(const GraphView& g, const QuadLayout& quads, Qu
 }
 
 __global__ void __launch_bounds__(kGraphPackThreads, 1) graph_pack_kernel(const __grid_constant__ GraphPackParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
   const GraphParams& p = params.call;
   const int64_t model = blockIdx.x, num_models = p.sweep.batch.num_models;
@@ -183,7 +182,7 @@ class GraphCta {
   using Array = std::conditional_t<kShared, Shared<T>, T*>;
 
  public:
-  GIBBS_DEVICE GraphCta(const GraphBinaryParams& params, SharedMemory& memory)
+  GIBBS_DEVICE explicit GraphCta(const GraphBinaryParams& params)
       : p_(params),
         quads_(g().num_nodes, g().num_edges, *params.max_degree),
         model_(int(blockIdx.x) / params.ctas_per_model),
@@ -191,6 +190,7 @@ class GraphCta {
     const int64_t left_over = params.sweep.batch.chains_per_model - first_;
     num_chains_ = left_over < params.tile ? int(left_over) : params.tile;
     slices_ = params.packed.slices + model_ * QuadLayout::capacity(g().num_nodes, g().num_edges);
+    SharedMemory memory;
     // Arrays of constant size come first, so that their places are constants.
     open_logits_ = OpenLogits<kLogitCopies>(memory);
     numbers_ = memory.take<uint64_t>(kMaxGraphTile);
@@ -498,10 +498,7 @@ class GraphCta {
 template <GraphRule kRule, bool kShared>
 __global__ void __launch_bounds__(kGraphThreads, 1) graph_kernel(const __grid_constant__ GraphBinaryParams params) {
   if (params.packed.scales[0].k == kUnsound) return;
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
-  GraphCta<kRule, kShared> cta(params, memory);
-  cta.run();
+  GraphCta<kRule, kShared>(params).run();
 }
 
 struct GraphResolutionParams {
@@ -512,9 +509,8 @@ struct GraphResolutionParams {
 // A CTA owns a model.
 __global__ void __launch_bounds__(kGraphPackThreads, 1)
     graph_resolution_kernel(const __grid_constant__ GraphResolutionParams params) {
-  GIBBS_DYNAMIC_SHARED(shared);
   const GraphParams& p = params.call;
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<uint32_t> scratch = memory.take<uint32_t>(kGraphScaleScratch);
   int k = 0;
   if (graph_layout_is_sound(p)) {

@@ -182,7 +182,6 @@ GIBBS_DEVICE void copy_graph_start(const GraphParams& call, int64_t model, int64
 // It computes field_i = bias_i + sum_j coupling_ij value_j and value_i = relax(beta field_i, u_i).
 template <class T, bool kInShared>
 __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(const __grid_constant__ GraphRelaxedParams p) {
-  GIBBS_DYNAMIC_SHARED(base);
   const GraphParams& call = p.call;
   const SweepView& s = call.sweep;
   const int64_t n = call.num_nodes, total = num_rows(s.batch);
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
     for (int64_t chain = own.first; chain < own.first + own.count; ++chain)
       copy_graph_start(call, model, chain, start_out + linear_number(s.batch, model, chain) * n);
 
-  SharedMemory memory(base);
+  SharedMemory memory;
   const GraphRelaxedLayout layout(call, p.plan, false);
   const Shared<T> values = memory.take<T>(layout.values);
   const GraphTileThread thread(p.plan.tile);
@@ -270,7 +269,6 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
 template <class T, bool kInShared>
 __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     graph_backward_kernel(const __grid_constant__ GraphRelaxedBackwardParams p) {
-  GIBBS_DYNAMIC_SHARED(base);
   const GraphBackwardParams& call = p.call;
   const SweepView& s = call.sweep;
   const int64_t n = call.num_nodes, edges = call.num_edges, total = num_rows(s.batch);
@@ -290,7 +288,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     return;
   }
   const GraphView g = graph_view(call.layout);
-  SharedMemory memory(base);
+  SharedMemory memory;
   const GraphRelaxedLayout layout(call, p.plan, true);
   const Shared<T> grad_fields = memory.take<T>(layout.values);
   const GraphTileThread thread(p.plan.tile);

@@ -13,14 +13,16 @@ template <class T>
 struct FloatTraits;
 template <>
 struct FloatTraits<float> {
-  static constexpr int kBias = 127, kTop = 0xff;
-  GIBBS_DEVICE static int exponent(float x) { return int(__float_as_uint(x) >> 23 & 0xff); }
+  static constexpr int kBias = 127;
+  static constexpr uint32_t kTop = 0xff;
+  GIBBS_DEVICE static uint32_t exponent(float x) { return __float_as_uint(x) >> 23 & 0xff; }
   GIBBS_DEVICE static float power(int e) { return __uint_as_float(uint32_t(e + kBias) << 23); }
 };
 template <>
 struct FloatTraits<double> {
-  static constexpr int kBias = 1023, kTop = 0x7ff;
-  GIBBS_DEVICE static int exponent(double x) { return int(__double_as_longlong(x) >> 52 & 0x7ff); }
+  static constexpr int kBias = 1023;
+  static constexpr uint32_t kTop = 0x7ff;
+  GIBBS_DEVICE static uint32_t exponent(double x) { return uint32_t(__double_as_longlong(x) >> 52) & 0x7ff; }
   GIBBS_DEVICE static double power(int e) { return __longlong_as_double(int64_t(e + kBias) << 52); }
 };
 
@@ -46,18 +48,13 @@ GIBBS_DEVICE int32_t rounded(double w, double factor) {
 struct LargestCoupling {
   bool settled;  // k is known
   int exponent;  // max |w| < 2^exponent
+  Outcome fault;
 };
 template <class T>
-GIBBS_DEVICE LargestCoupling largest_coupling(int stored_exponent, int64_t degree, Outcome non_finite, Outcome too_large,
-                                              Outcome* fault) {
-  *fault = Outcome::kOk;
-  const int e = stored_exponent - FloatTraits<T>::kBias + 1;
-  if (stored_exponent == FloatTraits<T>::kTop)
-    *fault = non_finite;
-  else if (e > 127)
-    *fault = too_large;
-  const bool settled = stored_exponent == 0 || *fault != Outcome::kOk || largest_scale_fits(degree, e);
-  return {settled, e};
+GIBBS_DEVICE LargestCoupling largest_coupling(uint32_t stored_exponent, int64_t degree, Outcome non_finite, Outcome too_large) {
+  const int e = int(stored_exponent) - FloatTraits<T>::kBias + 1;
+  const Outcome fault = stored_exponent == FloatTraits<T>::kTop ? non_finite : e > 127 ? too_large : Outcome::kOk;
+  return {stored_exponent == 0 || fault != Outcome::kOk || largest_scale_fits(degree, e), e, fault};
 }
 
 // Coupling (i, j) of a model, 2^k times as large, to the nearest integer.
@@ -88,12 +85,12 @@ GIBBS_DEVICE int32_t take_digit(int32_t& rest) {
   return digit;
 }
 
-GIBBS_DEVICE int warp_max(int x) {
-  for (int step = 16; step; step >>= 1) {
-    const int other = __shfl_xor_sync(kFullWarp, x, step);
-    x = other > x ? other : x;
-  }
-  return x;
+// The largest x of the CTA. slots[at] is not larger, and a barrier has come since it was written.
+GIBBS_DEVICE uint32_t cta_max(uint32_t x, const Shared<uint32_t>& slots, int at) {
+  for (int step = 16; step; step >>= 1) x = max(x, __shfl_xor_sync(kFullWarp, x, step));
+  if (lane() == 0) atomicMax(&slots[at], x);
+  __syncthreads();  // all warps have taken part
+  return slots[at];
 }
 
 #endif

@@ -107,8 +107,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_c
 // Shared memory holds the warps' sums. The barrier makes them whole before they are added. Every part is read once.
 template <class T>
 __global__ void __launch_bounds__(kStageThreads) partial_sum_kernel(const __grid_constant__ PartialSums p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  const Shared<T> sums = SharedMemory(shared).take<T>(kStageThreads);
+  const Shared<T> sums = SharedMemory().take<T>(kStageThreads);
   const int64_t groups = (p.count + kWarpSize - 1) / kWarpSize, model = blockIdx.x / groups;
   const int64_t at = blockIdx.x % groups * kWarpSize + lane();
   const T* const parts = static_cast<const T*>(p.from) + model * p.parts * p.count + at;

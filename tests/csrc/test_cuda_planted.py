@@ -130,10 +130,10 @@ FAULTS = [
     Fault("the column of one part", "bipartite_slices", "column += of_model[of *", "column = of_model[of *"),
     Fault("a row of no part", "bipartite_slices", "if (threadIdx.x == 0) own[1] = head[1];", "own[1] = 0;"),
     Fault(
-        "the largest of one part",
+        "the largest of no part",
         "bipartite_slices",
-        "of < params.plan.parts; of += kScaleThreads) { const uint32_t e",
-        "of < 1; of += kScaleThreads) { const uint32_t e",
+        "of < params.plan.parts; of += kScaleThreads) stored",
+        "of < 0; of += kScaleThreads) stored",
     ),
     Fault(
         "a digit that is not signed",

@@ -660,6 +660,7 @@ __attribute__((always_inline)) inline T global_load(const T* p) {
 // ---- intrinsics ------------------------------------------------------------------------------------------------------------------
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }

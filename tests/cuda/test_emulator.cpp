@@ -37,16 +37,14 @@ bool fails(void (*kernel)(Call), unsigned threads, size_t shared, const Call& ca
 }
 
 __global__ void reverse(const Call p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int> values = memory.take<int>(blockDim.x);
   values[threadIdx.x] = p.in[blockIdx.x * blockDim.x + threadIdx.x];
   __syncthreads();
   p.out[blockIdx.x * blockDim.x + threadIdx.x] = values[blockDim.x - 1 - threadIdx.x];
 }
 __global__ void reverse_without_barrier(const Call p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int> values = memory.take<int>(blockDim.x);
   values[threadIdx.x] = p.in[threadIdx.x];
   __syncwarp();
@@ -92,19 +90,16 @@ __global__ void deadlock(const Call) {
     __syncwarp();
 }
 __global__ void index_at_the_end(const Call) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int> first = memory.take<int>(10), second = memory.take<int>(10);
   first[threadIdx.x] = second[9];  // index 10 lies in shared memory still, but not in the array
 }
 __global__ void array_too_long(const Call) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   memory.take<int>(100);
 }
 __global__ void read_before_written(const Call p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   p.out[threadIdx.x] = memory.take<int>(32)[threadIdx.x];
 }
 
@@ -128,8 +123,7 @@ __global__ void multiply(const Call p) {
 
 __global__ void exchange(const Call p) {
   const auto cluster = cooperative_groups::this_cluster();
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int> values = memory.take<int>(blockDim.x);
   values[threadIdx.x] = int(blockIdx.x * 1000 + threadIdx.x);
   cluster.sync();
@@ -139,14 +133,12 @@ __global__ void exchange(const Call p) {
 }
 
 __global__ void strided(const Call p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<int> values = memory.take<int>(4096);
   p.out[threadIdx.x] = values[int(threadIdx.x) * p.n];
 }
 __global__ void strided_doubles(const Call p) {
-  GIBBS_DYNAMIC_SHARED(shared);
-  SharedMemory memory(shared);
+  SharedMemory memory;
   const Shared<double> values = memory.take<double>(2048);
   p.out[threadIdx.x] = values[int(threadIdx.x) * p.n] != 0;
 }

@@ -79,6 +79,7 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
   };
   if (route != GraphCudaRoute::kGlobal) choose(GraphCudaRoute::kShared);
   if (!is_planned) choose(GraphCudaRoute::kGlobal);
+  if (!is_planned) throw std::invalid_argument("the device has too little shared memory");
   Workspace workspace(nullptr);
   GraphPacked(p, plan, workspace);
   plan.workspace = workspace.size();

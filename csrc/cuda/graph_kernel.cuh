@@ -19,8 +19,10 @@ constexpr int kGraphThreads = 512;      // at most, a power of 2
 constexpr int kGraphPackThreads = 512;  // of the kernel that rounds couplings
 constexpr int kOctet = 8;               // chains of a byte
 constexpr int kQuad = 4;                // half-edges of a product
-constexpr int kLogitCopies = 32;        // of the table of bounds
 constexpr int kMaxGraphTile = 32;       // chains of a CTA
+
+// Copies of the table of bounds: one for each lane, or a single one if shared memory has not even room for the states.
+GIBBS_HOST_DEVICE constexpr int graph_logit_copies(bool is_shared) { return is_shared ? 32 : 1; }
 
 // The rule by which a sweep updates a unit. kAnnealed is Gibbs's rule with log-weights.
 enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
@@ -79,8 +81,9 @@ struct GraphBinaryLayout {
         bytes(is_shared ? plan.tile * byte_words(p.num_nodes) : 0),
         terms(p.log_weights ? plan.shape.num_threads : 0) {}
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
-    return open_logits_bytes(kLogitCopies) + (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) +
-           shared_bytes<uint32_t>(bytes) + shared_bytes<uint64_t>(kMaxGraphTile) + open_units_bytes() + shared_bytes<double>(terms);
+    return open_logits_bytes(graph_logit_copies(is_shared)) +
+           (is_shared ? shared_bytes<uint32_t>(states) + shared_bytes<uint32_t>(clamps) : 0) + shared_bytes<uint32_t>(bytes) +
+           shared_bytes<uint64_t>(kMaxGraphTile) + open_units_bytes() + shared_bytes<double>(terms);
   }
 };
 
@@ -177,6 +180,7 @@ __global__ void __launch_bounds__(kGraphPackThreads, 1) graph_pack_kernel(const 
 // (kMetropolis) z_i flips where x = (1 - 2 z_i) logit_i >= 0 or word_i < acceptance(x).
 template <GraphRule kRule, bool kShared>
 class GraphCta {
+  static constexpr int kLogitCopies = graph_logit_copies(kShared);
   static constexpr bool kAnnealed = kRule == GraphRule::kAnnealed, kMetropolis = kRule == GraphRule::kMetropolis;
   template <class T>
   using Array = std::conditional_t<kShared, Shared<T>, T*>;

@@ -295,11 +295,11 @@ class BipartiteCta {
     const bool is_cluster = p_.plan.shape.cluster_size > 1;
     const int first_spans = is_cluster ? spans_of(0) : num_spans_of_all(side_of(1)),
               spans = first_spans + (is_cluster ? spans_of(1) : 0);
-    const bool all_chains = num_chains_ % kTileChains == 0;
+    const bool has_whole_tiles = num_chains_ % kTileChains == 0;
     for (int item = int(threadIdx.x); item < sweeps * spans * num_chains_ * kSpanCounters; item += int(blockDim.x)) {
-      // Eight lanes write words side by side. The next eight have the next even chain, or odd one, whose words are in other banks.
+      // Eight lanes write words side by side, and the next eight have another chain: rows of even ones are in different banks (byte_stride).
       const int eight = item / kSpanCounters, of_sweep = eight / num_chains_, at = eight % num_chains_,
-                chain = all_chains ? at / 8 * 8 + at % 4 * 2 + at / 4 % 2 : at;
+                chain = has_whole_tiles ? at / 8 * 8 + at % 4 * 2 + at / 4 % 2 : at;
       const int ahead = of_sweep / spans, span = of_sweep % spans;
       const int bytes_at = span < first_spans ? own(0).bytes_at : own(1).bytes_at;
       store_random_bytes(stream(chain, sweep + ahead), kSpanCounters * (span - bytes_at / kSpanWords) + item % kSpanCounters,

@@ -245,9 +245,9 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const Shared<int64_t> rows = memory.take<int64_t>(layout.chains), starts = memory.take<int64_t>(layout.chains),
                         left_biases = memory.take<int64_t>(layout.chains), right_biases = memory.take<int64_t>(layout.chains);
   const Shared<uint64_t> numbers = memory.take<uint64_t>(layout.chains);
-  const Shared<T*> left_rows = memory.template take<T*>(layout.chains), right_rows = memory.template take<T*>(layout.chains);
-  const Shared<T> weight_array = memory.template take<T>(layout.weight), values = memory.template take<T>(layout.values),
-                  partial = memory.template take<T>(layout.partial);
+  const Shared<T*> left_rows = memory.take<T*>(layout.chains), right_rows = memory.take<T*>(layout.chains);
+  const Shared<T> weight_array = memory.take<T>(layout.weight), values = memory.take<T>(layout.values),
+                  partial = memory.take<T>(layout.partial);
   for (int c = int(threadIdx.x); c < chains.count; c += kRelaxedThreads) {
     rows[c] = linear_number(batch, chains.model, chains.first + c);
     left_rows[c] = params.values_in_shared ? shared_pointer(values) + c * n1 : left_out + rows[c] * n1;
@@ -341,19 +341,19 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
     rows[c] = linear_number(batch, chains.model, chains.first + c);
     numbers[c] = chain_number(s, chains.model, chains.first + c);
   }
-  const auto weight = find_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.template take<T>(layout.weight));
-  const Shared<T> grads = memory.template take<T>(layout.grads);
+  const auto weight = find_weight<T, kResident>(p.weight, batch, n1, n2, chains.model, memory.take<T>(layout.weight));
+  const Shared<T> grads = memory.take<T>(layout.grads);
   // The factors of chain c, [2 sweeps, n], lie in shared memory or in the workspace, where chains are in the order of their models.
   T *left_factors, *right_factors;
   if (params.sums_outer) {
-    left_factors = shared_pointer(memory.template take<T>(layout.left_factors));
-    right_factors = shared_pointer(memory.template take<T>(layout.right_factors));
+    left_factors = shared_pointer(memory.take<T>(layout.left_factors));
+    right_factors = shared_pointer(memory.take<T>(layout.right_factors));
   } else {
     const int64_t first = (chains.model * batch.chains_per_model + chains.first) * 2 * sweeps;
     left_factors = static_cast<T*>(p.workspace) + first * n1;
     right_factors = static_cast<T*>(p.workspace) + total * 2 * sweeps * n1 + first * n2;
   }
-  const Shared<T> partial = memory.template take<T>(layout.partial);
+  const Shared<T> partial = memory.take<T>(layout.partial);
   __syncthreads();  // rows and weight are there
   const auto left_factor = [&](int c, int64_t which) { return left_factors + (c * 2 * sweeps + which) * n1; };
   const auto right_factor = [&](int c, int64_t which) { return right_factors + (c * 2 * sweeps + which) * n2; };
@@ -412,7 +412,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   T* const grad_weight = static_cast<T*>(p.grad_weight) + chains.model * n1 * n2;
   constexpr int kRows = 4, kColumns = 4;
   const int factors = chains.count * 2 * int(sweeps);
-  for (int first = kRows * (warp()); first < n1; first += kRows * kRelaxedWarps)
+  for (int first = kRows * warp(); first < n1; first += kRows * kRelaxedWarps)
     for (int begin = lane(); begin < n2; begin += kColumns * kWarpSize) {
       T sums[kRows][kColumns] = {};
       for (int f = 0; f < factors; ++f) {
@@ -452,8 +452,7 @@ template <class T>
 __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __grid_constant__ OuterProductsParams params) {
   const BipartiteBackwardParams& p = params.call;
   SharedMemory memory;
-  const Shared<T> left = memory.template take<T>(kOuterFactors * kOuterTile),
-                  right = memory.template take<T>(kOuterFactors * kOuterTile);
+  const Shared<T> left = memory.take<T>(kOuterFactors * kOuterTile), right = memory.take<T>(kOuterFactors * kOuterTile);
   const int64_t n1 = p.n1, n2 = p.n2, tiles_i = (n1 + kOuterTile - 1) / kOuterTile, tiles_j = (n2 + kOuterTile - 1) / kOuterTile;
   const int64_t tile = blockIdx.x % (tiles_i * tiles_j), part = blockIdx.x / (tiles_i * tiles_j), model = part / params.parts;
   const int64_t first_i = tile / tiles_j * kOuterTile, first_j = tile % tiles_j * kOuterTile;

@@ -16,13 +16,6 @@ struct GraphModel {
   bool is_double;
 };
 
-#if defined(GIBBS_DEVICE)
-// Whether the layout's header agrees with its tensor's size.
-GIBBS_DEVICE bool header_fits(const GraphModel& p) {
-  return p.layout[0] == p.num_nodes && p.layout[1] == p.num_edges && p.layout[2] == p.num_colors;
-}
-#endif
-
 struct GraphParams : GraphModel {
   ParameterView bias, base_bias;  // base_bias: annealed
   StateView state, clamp;         // clamp may be absent

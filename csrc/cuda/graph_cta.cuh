@@ -13,6 +13,11 @@ constexpr int kGraphScaleScratch = 2;
 
 #if defined(GIBBS_DEVICE)
 
+// Whether the layout's header agrees with its tensor's size.
+GIBBS_DEVICE bool header_fits(const GraphModel& p) {
+  return p.layout[0] == p.num_nodes && p.layout[1] == p.num_edges && p.layout[2] == p.num_colors;
+}
+
 // Whether every number that sweeps follow lies inside the graph; else the fault is reported. All threads of the CTA must call this and get the
 // same answer.
 GIBBS_DEVICE_CALL bool graph_layout_is_sound(const GraphModel& p) {
@@ -34,7 +39,8 @@ GIBBS_DEVICE_CALL bool graph_layout_is_sound(const GraphModel& p) {
   return false;
 }
 
-// The scale of a model's couplings (core/fixed_point.h). All threads of the CTA must call this and get the same answer. Reports faults, and rounding that calls for a warning.
+// The scale of a model's couplings (core/fixed_point.h). All threads of the CTA must call this and get the same answer. Reports faults, and rounding
+// that calls for a warning.
 // scratch: [kGraphScaleScratch].
 template <class T>
 GIBBS_DEVICE_CALL CouplingScale graph_scale_of(const SweepView& s, GraphView g, const T* coupling, int64_t stride,

@@ -2,7 +2,7 @@
 #pragma once
 
 // Sums over a coloured graph's edges: fields of units, and their derivative by the couplings.
-#include "core/graph_view.h"
+#include "cuda/graph_cta.cuh"
 #include "cuda/graph_fields.h"
 
 namespace gibbs {

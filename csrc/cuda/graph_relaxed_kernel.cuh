@@ -281,10 +281,10 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   T* sums_out = workspace.partial_rows ? static_cast<T*>(call.workspace) + workspace.fields + blockIdx.x * edges
                                        : static_cast<T*>(call.grad_coupling) + model * edges;
 
-  for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = 0;
   if (!graph_layout_is_sound(call)) {
     clear_rows(own, s.batch, grad_state, n);
     clear_rows(own, s.batch, grad_bias, n);
+    for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) sums_out[e] = 0;
     return;
   }
   const GraphView g = graph_view(call.layout);
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
   const T* coupling = parameter_row<T>(call.coupling, s.batch, model, 0);
   const bool couplings_in_shared = p.plan.couplings_in_shared;
   load_graph_couplings(s, coupling, call.coupling.stride, edges, couplings_in_shared, shared_coupling);
-  for (int64_t e = threadIdx.x; couplings_in_shared && e < edges; e += blockDim.x) sums[e] = 0;
+  for (int64_t e = threadIdx.x; e < edges; e += blockDim.x) (couplings_in_shared ? sums[e] : sums_out[e]) = 0;
 
   for (int first = 0; first < own.count; first += thread.tile) {
     const GraphTileChain chain(s, own, first + thread.lane);

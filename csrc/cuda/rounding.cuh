@@ -85,7 +85,7 @@ GIBBS_DEVICE int32_t take_digit(int32_t& rest) {
   return digit;
 }
 
-// The largest x of the CTA. slots[at] is not larger, and a barrier has come since it was written.
+// The largest of slots[at] and of the threads' x, which slots[at] is then. A barrier has come since it was written.
 GIBBS_DEVICE uint32_t cta_max(uint32_t x, const Shared<uint32_t>& slots, int at) {
   for (int step = 16; step; step >>= 1) x = max(x, __shfl_xor_sync(kFullWarp, x, step));
   if (lane() == 0) atomicMax(&slots[at], x);

@@ -54,7 +54,7 @@ struct BitsToUnpack {
 struct UnpackParams {
   static constexpr int kMaxBits = 2;
   BatchView batch;
-  const ModelScale* scales;  // null: of no graph, whose layout may be unsound; then the bits are 0
+  const ModelScale* scales;  // of graphs: where a layout is unsound, bits are 0; null: of bipartite models
   int num_bits;
   BitsToUnpack bits[kMaxBits];
 };

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
 // The same for bits that are unpacked.
 __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_constant__ UnpackParams p) {
   const int64_t rows = num_rows(p.batch);
-  const bool are_known = !p.scales || p.scales[0].k != kUnsound;
+  const bool is_sound = !p.scales || p.scales[0].k != kUnsound;
   int64_t part = warp_of_grid();
   for (int i = 0; i < p.num_bits; ++i) {
     const BitsToUnpack& job = p.bits[i];
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_c
     const int64_t to = linear_number(p.batch, own.row / p.batch.chains_per_model, own.row % p.batch.chains_per_model) * job.n;
     const uint32_t* const words = job.from + own.row * state_words(job.offset + job.n);
     for (int64_t at = own.begin + lane(); at < own.end; at += kWarpSize)
-      if (at >= job.offset) store_bit(job.to, to + at - job.offset, are_known && words[at / kWarpSize] >> (at % kWarpSize) & 1);
+      if (at >= job.offset) store_bit(job.to, to + at - job.offset, is_sound && words[at / kWarpSize] >> (at % kWarpSize) & 1);
     return;
   }
 }

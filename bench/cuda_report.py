@@ -124,15 +124,16 @@ WORK = {
     "graph_relaxed": Work(product=8, update=RELAXED, coupling_bytes=4, update_bytes=4 * 4),
     "graph_backward": Work(product=12, update=RELAXED, coupling_bytes=2 * 4, update_bytes=6 * 4),
 }
-# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them. Lanes have
-# two chains of eight, so a model with one chain takes four times as many. Log-weights take two softplus of right units
-# (an estimate).
-BIPARTITE_DECISION, SOFTPLUS = 408 / 16, 80
+# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them; and one more if
+# sums are shifted. Lanes have two chains of eight, so a model with one chain takes four times as many. Log-weights take
+# two softplus of right units (an estimate).
+BIPARTITE_DECISION, SHIFT, SOFTPLUS = 408 / 16, 1, 80
 # Of graphs with eight chains: 101 for two quads of half-edges, 156 for the decisions; with one chain, estimates.
 GRAPH_DECISION, GRAPH_QUAD = 156 / 8, 101 / 2 / 8
 GRAPH_DECISION_ALONE, GRAPH_QUAD_ALONE = 30, 20
-# Of a warp for a matrix product, with loads of slices and bits and their expansion.
-PRODUCT_IN_REGISTERS, PRODUCT_FROM_MEMORY = 2.3, 3.6
+# Of a warp for a matrix product, with loads of slices and bits and their expansion, by tiles of a warp.
+PRODUCT_IN_REGISTERS = 2.3
+PRODUCT_FROM_SHARED = {1: 65 / 16, 2: 60 / 16, 4: 55 / 16, 8: 92 / 32}
 # What no program of this kind can do without: random bits and one comparison; or a random number of 23 bits, an
 # exponential and a quotient (16 lanes a clock each).
 LEAST = {"binary": PHILOX / 16 + 1, "relaxed": PHILOX / 16 + PHILOX / 4 + 2 * LANES / 16, "softplus": 4 * LANES / 16}
@@ -528,11 +529,11 @@ def least_instructions(problem: Problem, launch: dict[str, Any]) -> float:
     lanes = work.coupling * problem.couplings
     lanes += (work.product * problem.products + work.update * problem.updates) * sweeps
     if kernel == "bipartite":
-        kept_sides = re.search(r"bipartite_kernelILb\dELi\dELi(\d)", launch["kernel"])
-        of_product = PRODUCT_IN_REGISTERS if kept_sides and kept_sides[1] != "0" else PRODUCT_FROM_MEMORY
+        tiles, kept_sides = re.findall(r"Li(\d)", launch["kernel"])
+        of_product = PRODUCT_FROM_SHARED[int(tiles)] if kept_sides == "0" else PRODUCT_IN_REGISTERS
         lanes += launch["num_ctas"] * launch["products"] * of_product * 32
         alone = problem.couplings == problem.products / 2  # one chain of each model
-        of_update = BIPARTITE_DECISION * (4 if alone else 1) + PHILOX / 16
+        of_update = (BIPARTITE_DECISION + (SHIFT if int(tiles) >= 4 else 0)) * (4 if alone else 1) + PHILOX / 16
         is_annealed, sweeps = "kernelILb1" in launch["kernel"], problem.sweeps
         if is_annealed:
             of_update += SOFTPLUS / 2

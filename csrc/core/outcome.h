@@ -8,8 +8,9 @@
 // Outcomes and arguments that all backends and models share.
 namespace gibbs {
 
-GIBBS_HOST_DEVICE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-GIBBS_HOST_DEVICE int64_t state_words(int64_t n) { return (n + 31) / 32; }
+GIBBS_HOST_DEVICE int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+GIBBS_HOST_DEVICE int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
+GIBBS_HOST_DEVICE int64_t state_words(int64_t n) { return divide_up(n, 32); }
 
 enum Relaxation { kPwl = 0, kConcrete = 1, kStraightThrough = 2, kMeanField = 3, kNumRelaxations = 4 };
 

@@ -20,7 +20,8 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
   if (plan.route == kAllGlobal) return registered<bipartite_kernel<false, 1, 0, false>>;
   if (plan.kept_sides == 2) return registered<bipartite_kernel<false, 1, 2, true>>;
   if (plan.kept_sides == 1) return registered<bipartite_kernel<false, 1, 1, true>>;
-  return plan.tiles_per_warp == 4   ? registered<bipartite_kernel<false, 4, 0, true>>
+  return plan.tiles_per_warp == 8   ? registered<bipartite_kernel<false, 8, 0, true>>
+         : plan.tiles_per_warp == 4 ? registered<bipartite_kernel<false, 4, 0, true>>
          : plan.tiles_per_warp == 2 ? registered<bipartite_kernel<false, 2, 0, true>>
                                     : registered<bipartite_kernel<false, 1, 0, true>>;
 }
@@ -31,31 +32,13 @@ class Planner {
   Planner(const BipartiteParams& p, const DeviceLimits& limits)
       : p_(p), limits_(limits), scale_(plan_bipartite_scale(p, limits)), nowhere_(nullptr), packed_(p, scale_, nowhere_) {}
 
-  // Takes a plan if it is possible and costs least.
+  // Takes plans if they are possible and cost least.
   void consider(BipartiteRoute route, int tiles, int cluster_size, int kept_sides = 0) {
-    BipartitePlan plan = {};
-    plan.route = route;
-    plan.tiles = tiles;
-    plan.tiles_per_warp = p_.log_weights || kept_sides || route == kAllGlobal ? 1 : tiles;
-    plan.kept_sides = kept_sides;
-    plan.scale = scale_;
-    plan.shape.cluster_size = cluster_size;
-    plan.shape.num_ctas = p_.sweep.batch.num_models * ctas_per_model(p_.sweep.batch, tiles * kTileChains) * cluster_size;
-    const Counts counts(*this, plan);
-    if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
-    const int most = most_threads(p_.log_weights != nullptr, kept_sides),
-              warps = int(std::min<int64_t>(std::max(counts.items[0], counts.items[1]), most / kWarpSize));
-    plan.shape.num_threads = std::clamp(warps * kWarpSize, 4 * kWarpSize, most);
-    // Random bytes of more sweeps are drawn at once if threads would have nothing to do.
-    const int64_t counters = (int64_t{left().n} + right().n) / 16 / cluster_size * tiles * kTileChains;
-    plan.sweeps_ahead = int(std::clamp<int64_t>(plan.shape.num_threads / std::max<int64_t>(counters, 1), 1, kMaxSweepsAhead));
-    while (plan.sweeps_ahead && !make_fit(plan)) --plan.sweeps_ahead;
-    if (!make_fit(plan)) return;
-    if (route != kGlobal && route != kAllGlobal)
-      plan.resident = std::min((limits_.shared_memory_per_cta - plan.shape.shared_memory) / block_bytes(), counts.blocks);
-    if (!make_fit(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
-    const double clocks = cost(plan, counts);
-    if (clocks < least_) plan_ = plan, least_ = clocks;
+    if (p_.log_weights || kept_sides || route == kAllGlobal)
+      consider(route, tiles, 1, cluster_size, kept_sides);
+    else
+      for (const int tiles_per_warp : {std::min(tiles, 4), 8})
+        if (tiles_per_warp <= tiles) consider(route, tiles, tiles_per_warp, cluster_size, 0);
   }
   bool has_plan() const { return least_ < kInfinite; }
 
@@ -67,6 +50,34 @@ class Planner {
  private:
   static constexpr double kInfinite = 1e300;
 
+  void consider(BipartiteRoute route, int tiles, int tiles_per_warp, int cluster_size, int kept_sides) {
+    BipartitePlan plan = {};
+    plan.route = route;
+    plan.tiles = tiles;
+    plan.tiles_per_warp = tiles_per_warp;
+    plan.kept_sides = kept_sides;
+    plan.scale = scale_;
+    plan.shape.cluster_size = cluster_size;
+    const Counts counts(*this, plan);
+    if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
+    const int most = most_threads(p_.log_weights != nullptr, plan.tiles_per_warp, kept_sides),
+              warps = int(std::min<int64_t>(std::max(counts.items[0], counts.items[1]), most / kWarpSize));
+    plan.shape.num_threads = std::clamp(warps * kWarpSize, 4 * kWarpSize, most);
+    // Random bytes of more sweeps are drawn at once if threads would have nothing to do.
+    const int64_t counters = (int64_t{left().n} + right().n) / 16 / cluster_size * tiles * kTileChains;
+    plan.sweeps_ahead = int(std::clamp<int64_t>(plan.shape.num_threads / std::max<int64_t>(counters, 1), 1, kMaxSweepsAhead));
+    while (plan.sweeps_ahead && !make_fit(plan)) --plan.sweeps_ahead;
+    if (!make_fit(plan)) return;
+    if (route != kGlobal && route != kAllGlobal)
+      plan.resident = std::min((limits_.shared_memory_per_cta - plan.shape.shared_memory) / block_bytes(), counts.blocks);
+    if (!make_fit(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
+    const int64_t at_a_time = clusters_at_a_time(plan);
+    if (at_a_time == 0) return;
+    plan.shape.num_ctas = num_clusters(plan, at_a_time) * cluster_size;
+    const double clocks = cost(plan, counts, at_a_time);
+    if (clocks < least_) plan_ = plan, least_ = clocks;
+  }
+
   const BipartiteSide& left() const { return packed_.sides[0]; }
   const BipartiteSide& right() const { return packed_.sides[1]; }
   int64_t block_bytes() const { return block_fragments(packed_.num_slices) * int64_t(sizeof(LeftFragment)); }
@@ -75,6 +86,25 @@ class Planner {
   bool make_fit(BipartitePlan& plan) const {
     plan.shape.shared_memory = layout(plan).shared_memory();
     return plan.shape.shared_memory <= limits_.shared_memory_per_cta;
+  }
+
+  // Clusters, or CTAs that are in none, of which the device runs so many at a time.
+  int64_t clusters_at_a_time(const BipartitePlan& plan) const {
+    if (const int size = plan.shape.cluster_size; size > 1) return limits_.ctas_in_clusters(kernel_of(p_, plan), plan.shape) / size;
+    return limits_.num_sms * ctas_per_sm(limits_, plan.shape,
+                                         plan.kept_sides || p_.log_weights ? 256
+                                         : plan.tiles_per_warp == 8        ? 192
+                                                                           : 168);
+  }
+  // As many clusters as run at a time stay for batches of chains of their model, so that they read the weight once; or each has one batch, if
+  // multiprocessors would then have less to do.
+  int64_t num_clusters(const BipartitePlan& plan, int64_t at_a_time) const {
+    const int64_t models = p_.sweep.batch.num_models, batches = ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains),
+                  staying = std::min(batches, std::max<int64_t>(at_a_time / std::max<int64_t>(models, 1), 1)),
+                  places = plan.shape.cluster_size > 1 ? at_a_time : limits_.num_sms;
+    const int64_t least = divide_up(models * batches, places),
+                  most = divide_up(models * staying, places) * divide_up(batches, std::max<int64_t>(staying, 1));
+    return models * (most <= least + least / 16 ? staying : batches);
   }
 
   // Counts of the CTA with the most words.
@@ -87,7 +117,7 @@ class Planner {
     int64_t bits;       // wavefronts of the other side's bits
     int64_t words;      // of both sides
     Counts(const Planner& of, const BipartitePlan& plan) : products(0), blocks(0), reads(0), bits(0), words(0) {
-      const int parts = plan.tiles_per_warp == 4 ? 2 : 1;  // of a word, which items have
+      const int parts = plan.tiles_per_warp >= kBundle ? 2 : 1;  // of a word, which items have
       for (int side = 0; side < 2; ++side) {
         const int64_t own = most_words(of.packed_.sides[side].words, plan.shape.cluster_size),
                       all = own * of.packed_.sides[1 - side].words;
@@ -96,37 +126,38 @@ class Planner {
         items[side] = own * parts * groups;
         rounds[side] = is_kept ? plan.tiles : 1;
         products += all * plan.tiles;
-        bits += all * (plan.tiles_per_warp == 4 ? parts : plan.tiles);
+        bits += all * (plan.tiles_per_warp >= kBundle ? parts * plan.tiles / kBundle : plan.tiles);
         if (!is_kept) blocks += all, reads += all * groups;
         words += own;
       }
     }
   };
 
-  // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared memory 1;
-  // 24 bytes a clock come from L2; an update takes 28 instructions of a lane, and four warps issue one each clock. A CTA also waits: for loads,
-  // for instructions that depend on each other, and at barriers.
-  double cost(const BipartitePlan& plan, const Counts& counts) const {
-    const bool is_cluster = plan.shape.cluster_size > 1;
-    const auto ctas = double(plan.shape.num_ctas), sms = double(limits_.num_sms),
-               at_a_time = double(is_cluster ? limits_.ctas_in_clusters(kernel_of(p_, plan), plan.shape)
-                                             : limits_.num_sms *
-                                                   ctas_per_sm(limits_, plan.shape, plan.kept_sides || p_.log_weights ? 256 : 168));
-    if (at_a_time == 0) return kInfinite;
+  // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared
+  // memory 1; 24 bytes a clock come from L2; an update takes 28 instructions of a lane, or 63 if its random byte is drawn alone, and four warps issue
+  // one each clock. A CTA also waits: for loads, for instructions that depend on each other, and at barriers.
+  double cost(const BipartitePlan& plan, const Counts& counts, int64_t at_a_time) const {
     const double from_shared = counts.blocks ? double(plan.resident) / double(counts.blocks) : 1;
     const double bytes = double(counts.reads * block_bytes());
     const double products = double(counts.products) * packed_.num_slices * kFragments * 2;
     const double wavefronts = bytes * from_shared / 128 + double(counts.bits);
-    const double updates = double(counts.words * kWarpSize * plan.tiles * kTileChains) * 28 / (4 * kWarpSize);
-    const double throughput = std::max({products, wavefronts, bytes * (1 - from_shared) / 24}) + updates;
-    double latency = is_cluster ? 2000 : 600;
+    const double updates =
+        double(counts.words * kWarpSize * plan.tiles * kTileChains) * (plan.sweeps_ahead ? 28 : 63) / (4 * kWarpSize);
+    const double throughput =
+        std::hypot(products, wavefronts, bytes * (1 - from_shared) / 24) + updates;  // they get in each other's way
+    // A warp's products of a block, one after another, and its decisions, if it has a quarter of the multiprocessor for itself.
+    const int fragments = plan.tiles_per_warp * (plan.tiles_per_warp >= kBundle ? 1 : kFragments);
+    const double of_block = std::max(40.0, 6.5 * fragments * packed_.num_slices) + 110 * (1 - from_shared),
+                 of_item = 100 + 100 * fragments;
+    double latency = plan.shape.cluster_size > 1 ? 2000 : 600;
     for (int side = 0; side < 2; ++side) {
       const double rounds =
           double(counts.rounds[side]) * std::ceil(double(counts.items[side]) * kWarpSize / plan.shape.num_threads);
-      latency += rounds * (packed_.sides[1 - side].words * (40 + 110 * (1 - from_shared)) + 300);
+      latency += rounds * (packed_.sides[1 - side].words * of_block + of_item);
     }
-    const double together = std::ceil(std::min(at_a_time, ctas) / sms);
-    return std::ceil(ctas / at_a_time) * std::max(latency, throughput * together);
+    const int64_t batches = p_.sweep.batch.num_models * ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains);
+    const auto on_one_sm = double(divide_up(std::min(at_a_time, batches) * plan.shape.cluster_size, limits_.num_sms));
+    return double(divide_up(batches, at_a_time)) * std::max(latency, throughput * on_one_sm);
   }
 
   const BipartiteParams& p_;

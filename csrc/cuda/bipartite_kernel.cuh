@@ -4,7 +4,7 @@
 // Binary sweeps of bipartite models. twin: csrc/cpu/kernels/bipartite.h
 //
 // Fields are products of matrices on tensor cores: couplings in two slices of signed bytes times bits, for tiles of 8 chains. A warp takes a word's
-// 32 units of one or two tiles, or 16 units of four tiles, for which slices are read half as often. A lane gets the fields of pairs of units, and
+// 32 units of one or two tiles, or 16 units of four or eight tiles, for which slices are read less often. A lane gets the fields of pairs of units, and
 // decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up when the side is done, by as many threads as there are of
 // them. Log-weights need exact fields; their calls have four slices.
 #include "cuda/bipartite_slices.h"
@@ -14,16 +14,17 @@
 
 namespace gibbs {
 
-constexpr int kBipartiteThreads = 384;  // at most
-constexpr int kTileChains = 8;          // chains of a product
-constexpr int kMaxBipartiteTiles = 4;   // of a CTA
-constexpr int kMaxSweepsAhead = 8;      // at most this many sweeps' random bytes are drawn at once
+constexpr int kBipartiteThreads = 384;                             // at most
+constexpr int kTileChains = 8;                                     // chains of a product
+constexpr int kBundle = 4, kBundleChains = kBundle * kTileChains;  // tiles whose bits may lie together
+constexpr int kMaxBipartiteTiles = 16;                             // of a CTA
+constexpr int kMaxSweepsAhead = 8;                                 // at most this many sweeps' random bytes are drawn at once
 
 // Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of a side with at most this many words, with a warp for each.
 GIBBS_HOST_DEVICE constexpr int kept_words(int kept_sides) { return kept_sides == 2 ? 4 : 8; }
-// Four slices take many registers.
-GIBBS_HOST_DEVICE constexpr int most_threads(bool is_annealed, int kept_sides) {
-  return kept_sides ? kept_words(kept_sides) * kWarpSize : is_annealed ? 256 : kBipartiteThreads;
+// Four slices take many registers, and so do sums of eight tiles.
+GIBBS_HOST_DEVICE constexpr int most_threads(bool is_annealed, int tiles_per_warp, int kept_sides) {
+  return kept_sides ? kept_words(kept_sides) * kWarpSize : is_annealed || tiles_per_warp == 8 ? 256 : kBipartiteThreads;
 }
 
 // Copies of the table of bounds, for which there is more room if slices lie in registers.
@@ -37,19 +38,18 @@ struct WordRange {
   GIBBS_HOST_DEVICE int count() const { return end - begin; }
 };
 // The most that any CTA has.
-GIBBS_HOST_DEVICE int most_words(int words, int cluster_size) { return (words + cluster_size - 1) / cluster_size; }
+GIBBS_HOST_DEVICE int most_words(int words, int cluster_size) { return int(divide_up(words, cluster_size)); }
 
-// One run of spans of random bytes serves all positions; in a cluster each side of a CTA has its own.
-GIBBS_HOST_DEVICE int num_spans_of_all(const BipartiteSide& right) {
-  return int(num_spans(int64_t{right.first_number} + right.words * kWarpSize));
-}
+// A CTA of a cluster has random bytes for its own words of each side, any other CTA for all units. They come as words of four units.
+constexpr int kByteWords = kWarpSize / 4;
+GIBBS_HOST_DEVICE int all_byte_words(const BipartiteSide& right) { return int(right.first_number / 4) + kByteWords * right.words; }
 
 // A CTA's arrays.
 struct BipartiteLayout {
   bool is_shared;  // states and terms are in shared memory, else in device memory
   int64_t states, terms, resident, bytes;
   int copies;           // of the table of bounds
-  int32_t byte_stride;  // of a chain, in words; rows of 2 t chains are in different banks
+  int32_t byte_stride;  // of a chain, in words; 4 modulo 16, so that words of chains 2 t are in different banks
   GIBBS_HOST_DEVICE BipartiteLayout(const BipartitePacked& packed, const BipartitePlan& plan)
       : is_shared(plan.route != BipartiteRoute::kAllGlobal),
         states(int64_t{packed.sides[0].words + packed.sides[1].words} * plan.tiles * kTileChains),
@@ -58,8 +58,9 @@ struct BipartiteLayout {
         copies(logit_copies(plan.kept_sides)) {
     const BipartiteSide &left = packed.sides[0], &right = packed.sides[1];
     const int size = plan.shape.cluster_size;
-    const auto spans = [&](const BipartiteSide& side) { return int(num_spans(most_words(side.words, size) * kWarpSize)) + 1; };
-    byte_stride = kSpanWords * (size > 1 ? spans(left) + spans(right) : num_spans_of_all(right)) + 4;
+    const int words =
+        size > 1 ? kByteWords * (most_words(left.words, size) + most_words(right.words, size)) : all_byte_words(right);
+    byte_stride = (words + 11) / 16 * 16 + 4;
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {
@@ -87,7 +88,8 @@ struct BipartiteBinaryParams {
 
 #if defined(GIBBS_DEVICE)
 
-// A CTA, or a cluster of them, owns up to 32 chains of one model, for all sweeps. In a cluster, each CTA updates some words of both sides.
+// A CTA, or a cluster of them, has up to 128 chains of one model at a time, for all sweeps, and then others of that model. In a cluster, each CTA
+// updates some words of both sides.
 // Shared memory: the interval of logits that each random byte leaves open, both sides' bits [word, chain], random bytes of some sweeps
 // [sweep, chain, unit], the units of a half sweep that are still open, and as many blocks of slices as there is room for, unless they lie in
 // registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
@@ -100,9 +102,9 @@ struct BipartiteBinaryParams {
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
 class BipartiteCta {
   static constexpr int kSlices = kAnnealed ? kMaxSlices : 2;
-  // Four tiles' bits are interleaved (the plan has four tiles then): word 4 g + t of a word of units has bits 8 i + 2 t + r of chains g of all tiles n,
-  // at 8 i + 2 n + r. So a lane reads the bits that it multiplies, and writes those that it decides as bytes.
-  static constexpr bool kInterleaved = kTiles == 4;
+  // Bits of four tiles are interleaved (the plan has four tiles or more then): word 4 g + t of a word of units has bits 8 i + 2 t + r of chains g of
+  // these tiles n, at 8 i + 2 n + r. So a lane reads the bits that it multiplies, and writes those that it decides as bytes.
+  static constexpr bool kInterleaved = kTiles >= kBundle;
   static constexpr int kItemFragments = kInterleaved ? 1 : kFragments;  // of an item of a warp's work
   static_assert(!kInterleaved || kKeptSides == 0);
   static_assert(!kAnnealed || kTiles == 1, "weigh_right() takes the pairs of one tile");
@@ -132,16 +134,13 @@ class BipartiteCta {
       : p_(params),
         rank_(int(blockIdx.x) % params.plan.shape.cluster_size),
         model_(int64_t{blockIdx.x} / params.plan.shape.cluster_size / params.clusters_per_model),
-        first_(int64_t{blockIdx.x} / params.plan.shape.cluster_size % params.clusters_per_model * chain_slots()),
         own_{{WordRange(side_of(0).words, rank_, params.plan.shape.cluster_size), 0, 0, 0},
              {WordRange(side_of(1).words, rank_, params.plan.shape.cluster_size), side_of(0).words, 0, 0}} {
     if (!kKeptSides) own_[0].resident_at = own(1).words.count() * side_of(0).words;
-    if (params.plan.shape.cluster_size > 1) {
-      own_[0].bytes_at = -kSpanWords * first_span(0, own(0).words.begin);
-      own_[1].bytes_at = kSpanWords * (spans_of(0) - first_span(1, own(1).words.begin));
+    if (is_cluster()) {
+      own_[0].bytes_at = -byte_run(0).begin;
+      own_[1].bytes_at = byte_run(0).end - byte_run(0).begin - byte_run(1).begin;
     }
-    const int64_t left_over = params.sweep.batch.chains_per_model - first_;
-    num_chains_ = left_over < chain_slots() ? int(left_over) : chain_slots();
     slices_ = params.packed.slices + model_ * params.packed.num_blocks * block_fragments(kSlices);
     scale_ = params.packed.scales[model_];
     SharedMemory memory;
@@ -162,13 +161,25 @@ class BipartiteCta {
   }
 
   GIBBS_DEVICE void run() {
-    const SweepView& s = p_.sweep;
     open_logits_.template tabulate<false>();
-    for (int c = int(threadIdx.x); c < num_chains_; c += int(blockDim.x)) numbers_[c] = p_.packed.numbers[row(c)];
     open_units_.clear();
+    load_slices();
+    const int64_t begin = int64_t{blockIdx.x} / p_.plan.shape.cluster_size % p_.clusters_per_model;
+    for (first_ = begin * chain_slots(); first_ < p_.sweep.batch.chains_per_model;
+         first_ += int64_t{p_.clusters_per_model} * chain_slots()) {
+      sweep_chains();
+      __syncthreads();  // states are stored, and others may be loaded
+    }
+  }
+
+ private:
+  GIBBS_DEVICE void sweep_chains() {
+    const SweepView& s = p_.sweep;
+    const int64_t left_over = s.batch.chains_per_model - first_;
+    num_chains_ = left_over < chain_slots() ? int(left_over) : chain_slots();
+    for (int c = int(threadIdx.x); c < num_chains_; c += int(blockDim.x)) numbers_[c] = p_.packed.numbers[row(c)];
     load_states(0);
     load_states(1);
-    load_slices();
     barrier();  // all arrays are filled
     double log_weight = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
@@ -192,7 +203,6 @@ class BipartiteCta {
       p_.log_weights[linear_number(s.batch, model_, first_ + threadIdx.x)] = log_weight;
   }
 
- private:
   GIBBS_DEVICE static int group() { return lane() / 4; }           // g of bipartite_slices.h
   GIBBS_DEVICE static int place_in_group() { return lane() % 4; }  // t
   GIBBS_DEVICE int chain_slots() const { return p_.plan.tiles * kTileChains; }
@@ -200,16 +210,22 @@ class BipartiteCta {
   GIBBS_DEVICE const BipartiteSide& side_of(int side) const { return p_.packed.sides[side]; }
   // A selection, because an array with an index known only at run time would lie in local memory.
   GIBBS_DEVICE OwnSide own(int side) const { return side ? own_[1] : own_[0]; }
-  // Spans of random bytes of a side of a cluster's CTA: the first one, and their number.
-  GIBBS_DEVICE int first_span(int side, int word, int up = 0) const {
-    return int(side_of(side).first_number + uint32_t(word * kWarpSize + up)) / kSpanUnits;
-  }
-  GIBBS_DEVICE int spans_of(int side) const {
-    return first_span(side, own(side).words.end, kSpanUnits - 1) - first_span(side, own(side).words.begin);
+  GIBBS_DEVICE bool is_cluster() const { return p_.plan.shape.cluster_size > 1; }
+
+  // Random bytes that a CTA of a cluster draws for a side, or any other CTA for all units (side 0): words of four units, and the spans with them.
+  struct ByteRun {
+    int begin, end;
+    GIBBS_DEVICE int first_span() const { return begin / kSpanWords; }
+    GIBBS_DEVICE int spans() const { return begin == end ? 0 : (end - 1) / kSpanWords + 1 - first_span(); }
+  };
+  GIBBS_DEVICE ByteRun byte_run(int side) const {
+    if (!is_cluster()) return {0, side == 0 ? all_byte_words(side_of(1)) : 0};
+    const int first = int(side_of(side).first_number / 4);
+    return {first + kByteWords * own(side).words.begin, first + kByteWords * own(side).words.end};
   }
 
   GIBBS_DEVICE void barrier() const {
-    if (p_.plan.shape.cluster_size > 1)
+    if (is_cluster())
       sync_cluster();
     else
       __syncthreads();
@@ -220,10 +236,11 @@ class BipartiteCta {
   GIBBS_DEVICE void load_states(int side) const {
     const int words = side_of(side).words, at = own(side).states_at * chain_slots();
     for (int item = int(threadIdx.x); item < words * chain_slots(); item += int(blockDim.x)) {
-      const int word = item / chain_slots(), slot = item % chain_slots();
+      const int word = item / chain_slots(), slot = item % chain_slots(), in_bundle = slot % kBundleChains;
       const auto bits = [&](int chain) { return chain < num_chains_ ? side_of(side).bits[row(chain) * words + word] : 0; };
       states_[at + item] =
-          kInterleaved ? interleaved(slot % 4, [&](int n) { return bits(n * kTileChains + slot / 4); }) : bits(slot);
+          kInterleaved ? interleaved(in_bundle % 4, [&](int n) { return bits(slot - in_bundle + n * kTileChains + in_bundle / 4); })
+                       : bits(slot);
     }
   }
   // Turns four words of a chain each into word k of the four that hold their bits, and back.
@@ -234,11 +251,16 @@ class BipartiteCta {
     for (int j = 0; j < 4; ++j) of_all |= (words(j) >> (2 * k) & 0x03030303) << (2 * j);
     return of_all;
   }
+  // Where interleaved bits of a chain are: slot t of those of a bundle, and the tile in it.
+  GIBBS_DEVICE static int slot_of(int chain, int t) {
+    return chain / kBundleChains * kBundleChains + 4 * (chain % kTileChains) + t;
+  }
+  GIBBS_DEVICE static int tile_in_bundle(int chain) { return chain / kTileChains % kBundle; }
   // A word of a chain; `word` counts through both sides' words.
   GIBBS_DEVICE uint32_t state_word(int word, int chain) const {
     const int at = word * chain_slots();
     if constexpr (kInterleaved)
-      return interleaved(chain / kTileChains, [&](int t) { return states_[at + 4 * (chain % kTileChains) + t]; });
+      return interleaved(tile_in_bundle(chain), [&](int t) { return states_[at + slot_of(chain, t)]; });
     else
       return states_[at + chain];
   }
@@ -292,18 +314,22 @@ class BipartiteCta {
   GIBBS_DEVICE void draw_bytes(int64_t sweep) const {
     const int64_t left_over = p_.sweep.num_sweeps - sweep;
     const int sweeps = left_over < p_.plan.sweeps_ahead ? int(left_over) : p_.plan.sweeps_ahead;
-    const bool is_cluster = p_.plan.shape.cluster_size > 1;
-    const int first_spans = is_cluster ? spans_of(0) : num_spans_of_all(side_of(1)),
-              spans = first_spans + (is_cluster ? spans_of(1) : 0);
+    const int first_spans = byte_run(0).spans(), spans = first_spans + byte_run(1).spans();
     const bool has_whole_tiles = num_chains_ % kTileChains == 0;
     for (int item = int(threadIdx.x); item < sweeps * spans * num_chains_ * kSpanCounters; item += int(blockDim.x)) {
       // Eight lanes write words side by side, and the next eight have another chain: rows of even ones are in different banks (byte_stride).
       const int eight = item / kSpanCounters, of_sweep = eight / num_chains_, at = eight % num_chains_,
                 chain = has_whole_tiles ? at / 8 * 8 + at % 4 * 2 + at / 4 % 2 : at;
-      const int ahead = of_sweep / spans, span = of_sweep % spans;
-      const int bytes_at = span < first_spans ? own(0).bytes_at : own(1).bytes_at;
-      store_random_bytes(stream(chain, sweep + ahead), kSpanCounters * (span - bytes_at / kSpanWords) + item % kSpanCounters,
-                         bytes_, (ahead * chain_slots() + chain) * p_.arrays.byte_stride + bytes_at);
+      const int ahead = of_sweep / spans, nth_span = of_sweep % spans, side = nth_span >= first_spans;
+      const ByteRun run = byte_run(side);
+      const int span = run.first_span() + nth_span - (side ? first_spans : 0), counter = item % kSpanCounters;
+      const PhiloxOutput random = random_bytes(stream(chain, sweep + ahead), kSpanCounters * span + counter);
+      const int64_t row = (ahead * chain_slots() + chain) * p_.arrays.byte_stride + own(side).bytes_at;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int word = kSpanWords * span + counter + kSpanCounters * w;
+        if (run.begin <= word && word < run.end) bytes_[row + word] = random.word[w];
+      }
     }
   }
   // The bytes of numbers 4 at ... 4 at + 3 of this sweep.
@@ -344,13 +370,16 @@ class BipartiteCta {
   GIBBS_DEVICE void multiply(int side, int word, int first_fragment, int first_tile, Sums& sums) const {
     const int blocks = side_of(1 - side).words, from = own(1 - side).states_at * chain_slots();
     const auto add = [&](int block, const LeftFragment(&left)[kSlices][kItemFragments]) {
-      uint32_t bits = kInterleaved ? states_[from + block * chain_slots() + lane()] : 0;
+      uint32_t bits = 0, next_bits = 0;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        if constexpr (!kInterleaved)
-          bits = states_[from + block * chain_slots() + (first_tile + n) * kTileChains + group()] >> (2 * place_in_group());
-        const int shift = kInterleaved ? 2 * n : 0;
-        const RightFragment right = {{bits >> shift & 0x01010101, bits >> (shift + 1) & 0x01010101}};
+        const int at = from + block * chain_slots() + (first_tile + n) * kTileChains;
+        if (!kInterleaved || n % kBundle == 0) {
+          bits = kInterleaved ? states_[at + lane()] : states_[at + group()] >> (2 * place_in_group());
+          next_bits = bits >> 1;
+        }
+        const uint32_t mask = 0x01010101u << shift_of(n);
+        const RightFragment right = {{bits & mask, next_bits & mask}};
 #pragma unroll
         for (int m = 0; m < kItemFragments; ++m)
 #pragma unroll
@@ -381,6 +410,7 @@ class BipartiteCta {
           for (int m = 0; m < kItemFragments; ++m)
             left[s][m] = fragment_at((s * kFragments + first_fragment + m) * kWarpSize + lane());
       };
+#pragma unroll 2
       for (int block = 0; block < num_resident; ++block) {
         load([&](int at) { return resident_[(begin + block) * block_fragments(kSlices) + at]; });
         add(block, left);
@@ -426,17 +456,18 @@ class BipartiteCta {
       const uint32_t mask = mask_of_units(side, word, fragment);
       // Of four tiles, the chains of a column are decided together; of fewer, the units of a tile.
 #pragma unroll
-      for (int k = 0; k < (kInterleaved ? 2 : kTiles); ++k) {
+      for (int k = 0; k < (kInterleaved ? kTiles / 2 : kTiles); ++k) {
         Pair pairs[kPairs];
 #pragma unroll
         for (int p = 0; p < kPairs; ++p) {
-          const int column = kInterleaved ? k : p / 2, tile = kInterleaved ? p : k, m = kInterleaved ? 0 : p % 2;
+          const int column = kInterleaved ? k % 2 : p / 2, tile = kInterleaved ? k / 2 * kBundle + p : k,
+                    m = kInterleaved ? 0 : p % 2;
           Pair& pair = pairs[p];
           pair.first_chain = (first_tile + tile) * kTileChains + column;
           pair.fragment = fragment + m;
           pair.units = units[m];
 #pragma unroll
-          for (int r = 0; r < 2; ++r) pair.fields[r] = field_of(sums.of[tile][m], 2 * r + column);
+          for (int r = 0; r < 2; ++r) pair.fields[r] = field_of(sums.of[tile][m], 2 * r + column, shift_of(tile));
         }
         notes |= decide(side, of, word, pairs, mask, sweep, bounds, last_beta);
       }
@@ -446,16 +477,19 @@ class BipartiteCta {
       __syncthreads();  // the CTA's words are whole
       open_units_.next();
     }
-    if (p_.plan.shape.cluster_size > 1) {
+    if (is_cluster()) {
       publish(side);
       sync_cluster();  // all words are whole, everywhere
     }
   }
 
-  GIBBS_DEVICE static int32_t field_of(const int32_t (&sums)[kSlices][4], int element) {
-    uint32_t field = 0;
+  // Interleaved bits of a tile are multiplied where they lie in a byte, which saves instructions: its sums are too large by 2^shift.
+  GIBBS_DEVICE static constexpr int shift_of(int tile) { return kInterleaved ? 2 * (tile % kBundle) : 0; }
+  // Sums of 32 * 2^11 bits at most, for whose words there is room in shared memory, do not overflow.
+  GIBBS_DEVICE static int32_t field_of(const int32_t (&sums)[kSlices][4], int element, int shift) {
+    auto field = uint32_t(sums[0][element] >> shift);
 #pragma unroll
-    for (int s = kSlices; s-- > 0;) field = field * 256 + uint32_t(sums[s][element]);
+    for (int s = 1; s < kSlices; ++s) field += uint32_t(sums[s][element]) << (8 * s - shift);
     return int32_t(field);
   }
   // Bits of an item's pairs of units: 1 where there is such a unit; the same for four tiles, or for two columns of chains.
@@ -540,7 +574,7 @@ class BipartiteCta {
   // The byte of the states that a lane writes, for four pairs of which the first is given. Interleaved: it has the bits of these pairs.
   GIBBS_DEVICE int64_t byte_of(const OwnSide& of, int word, const Pair& first) const {
     const int at = (of.states_at + word) * chain_slots(), quarter = group() % 4, byte = group() / 4;
-    return kInterleaved ? int64_t{4} * (at + 4 * first.chain() + quarter) + 2 * first.fragment + byte
+    return kInterleaved ? int64_t{4} * (at + slot_of(first.chain(), quarter)) + 2 * first.fragment + byte
                         : int64_t{4} * (at + first.chain() + quarter / 2) + 2 * (quarter % 2) + byte;
   }
   GIBBS_DEVICE void write(const OwnSide& of, int word, const Pair& first, uint32_t bits) const {
@@ -621,8 +655,7 @@ class BipartiteCta {
   GIBBS_DEVICE void set_bit(int side, int position, int chain) const {
     const int at = (own(side).states_at + position / kWarpSize) * chain_slots(), in_word = position % kWarpSize;
     if constexpr (kInterleaved)  // bits 8 i + 2 t + r of tile n
-      atomicOr(&states_[at + 4 * (chain % kTileChains) + in_word % 8 / 2],
-               1u << (in_word / 8 * 8 + 2 * (chain / kTileChains) + in_word % 2));
+      atomicOr(&states_[at + slot_of(chain, in_word % 8 / 2)], 1u << (in_word / 8 * 8 + 2 * tile_in_bundle(chain) + in_word % 2));
     else
       atomicOr(&states_[at + chain], 1u << in_word);
   }
@@ -715,9 +748,10 @@ class BipartiteCta {
 
   const BipartiteBinaryParams& p_;
   const int rank_;
-  const int64_t model_, first_;  // chain of the model
+  const int64_t model_;
+  int64_t first_ = 0;  // chain of the model
   OwnSide own_[2];
-  int num_chains_, ahead_ = 0;
+  int num_chains_ = 0, ahead_ = 0;
   ModelScale scale_;
   const LeftFragment* slices_;
   OpenUnits open_units_;
@@ -732,7 +766,7 @@ class BipartiteCta {
 };
 
 template <bool kAnnealed, int kTiles, int kKeptSides, bool kShared>
-__global__ void __launch_bounds__(most_threads(kAnnealed, kKeptSides), 1)
+__global__ void __launch_bounds__(most_threads(kAnnealed, kTiles, kKeptSides), 1)
     bipartite_kernel(const __grid_constant__ BipartiteBinaryParams params) {
   BipartiteCta<kAnnealed, kTiles, kKeptSides, kShared>(params).run();
 }

@@ -85,7 +85,7 @@ static BipartiteBackwardPlan plan_backward(const BipartiteBackwardParams& p, con
   plan.shape = {ctas(batch, plan.chains_per_cta), kRelaxedThreads,
                 BackwardLayout<T>(p, plan.chains_per_cta, plan.weight_in_shared, sums_outer).bytes()};
   if (sums_outer) return plan;
-  const auto tiles = [](int64_t n) { return (n + kOuterTile - 1) / kOuterTile; };
+  const auto tiles = [](int64_t n) { return divide_up(n, kOuterTile); };
   // Few tiles with many factors are shared out, as far as no multiprocessor is idle and parts are worth a launch.
   constexpr int64_t kFactorsOfPart = 8 * kOuterFactors;
   const int64_t owners = batch.num_models * tiles(p.n1) * tiles(p.n2), factors = all * 2 * p.sweep.num_relaxed_sweeps,

@@ -453,7 +453,7 @@ __global__ void __launch_bounds__(kOuterThreads) outer_products_kernel(const __g
   const BipartiteBackwardParams& p = params.call;
   SharedMemory memory;
   const Shared<T> left = memory.take<T>(kOuterFactors * kOuterTile), right = memory.take<T>(kOuterFactors * kOuterTile);
-  const int64_t n1 = p.n1, n2 = p.n2, tiles_i = (n1 + kOuterTile - 1) / kOuterTile, tiles_j = (n2 + kOuterTile - 1) / kOuterTile;
+  const int64_t n1 = p.n1, n2 = p.n2, tiles_i = divide_up(n1, kOuterTile), tiles_j = divide_up(n2, kOuterTile);
   const int64_t tile = blockIdx.x % (tiles_i * tiles_j), part = blockIdx.x / (tiles_i * tiles_j), model = part / params.parts;
   const int64_t first_i = tile / tiles_j * kOuterTile, first_j = tile % tiles_j * kOuterTile;
   const BatchView& batch = p.sweep.batch;

@@ -5,7 +5,7 @@
 // Arrays in shared memory are held by Shared<T>, so that the emulator can check every index and count every access.
 #include <stdint.h>
 
-#include "core/macros.h"
+#include "core/outcome.h"
 
 #if defined(GIBBS_EMULATE)
 
@@ -63,8 +63,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int64_t kSharedAlignment = 16;
 template <class T>
 GIBBS_HOST_DEVICE int64_t shared_bytes(int64_t count) {
-  const int64_t bytes = count * int64_t(sizeof(T));
-  return (bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+  return round_up(count * int64_t(sizeof(T)), kSharedAlignment);
 }
 
 #if defined(GIBBS_DEVICE)

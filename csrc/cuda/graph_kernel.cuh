@@ -31,7 +31,7 @@ enum class GraphRule { kGibbs, kAnnealed, kMetropolis };
 GIBBS_HOST_DEVICE int64_t byte_words(int64_t num_nodes) { return random_byte_words(num_nodes) + kSpanCounters; }
 
 // Bytes that hold the chains of a CTA: a power of 2, as `tile` is.
-GIBBS_HOST_DEVICE int octets_of(int tile) { return (tile + kOctet - 1) / kOctet; }
+GIBBS_HOST_DEVICE int octets_of(int tile) { return int(divide_up(tile, kOctet)); }
 
 struct alignas(16) Quad {
   int32_t node[kQuad];

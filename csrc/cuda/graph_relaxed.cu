@@ -39,8 +39,8 @@ void plan_relaxed(const GraphModel& call, const DeviceLimits& device, bool is_ba
   if (is_backward && call.num_edges)
     most_ctas = std::min(most_ctas, PartialSums::kMaxBytes / (call.num_edges * number_size(call.is_double)));
   const int64_t most_per_model = std::max<int64_t>(most_ctas / batch.num_models, 1);
-  const int64_t tiles = (batch.chains_per_model + tile - 1) / tile;
-  plan.chains_per_cta = int(std::min<int64_t>((tiles + most_per_model - 1) / most_per_model, INT32_MAX / tile) * tile);
+  const int64_t tiles = divide_up(batch.chains_per_model, tile);
+  plan.chains_per_cta = int(std::min<int64_t>(divide_up(tiles, most_per_model), INT32_MAX / tile) * tile);
   plan.shape.num_ctas = batch.num_models * ctas_per_model(batch, plan.chains_per_cta);
 }
 

@@ -23,7 +23,7 @@ struct LaunchShape {
 };
 
 // As many CTAs as take all items, `per_cta` each.
-inline LaunchShape shape_for(int64_t items, int per_cta, int num_threads) { return {(items + per_cta - 1) / per_cta, num_threads}; }
+inline LaunchShape shape_for(int64_t items, int per_cta, int num_threads) { return {divide_up(items, per_cta), num_threads}; }
 
 // A kernel that can be launched. Each enters a list of all kernels when it is made, so that a device can load every one beforehand:
 // CUDA would load each at its first launch, which may lie in a graph capture, where loading is not allowed.

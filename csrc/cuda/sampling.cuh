@@ -11,17 +11,21 @@ namespace gibbs {
 // Random bytes come in spans of 128 units, as words of four units: unit u is byte u % 4 of word u / 4. A counter of Philox serves 16 units, four in
 // each of the four quarters of a span.
 constexpr int kSpanUnits = 128, kSpanWords = kSpanUnits / 4, kSpanCounters = kSpanUnits / 16;
-GIBBS_HOST_DEVICE int64_t num_spans(int64_t n) { return (n + kSpanUnits - 1) / kSpanUnits; }
+GIBBS_HOST_DEVICE int64_t num_spans(int64_t n) { return divide_up(n, kSpanUnits); }
 // Of units 0 .. n - 1, in whole spans.
 GIBBS_HOST_DEVICE int64_t random_byte_words(int64_t n) { return num_spans(n) * kSpanWords; }
 GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return num_spans(n) * kSpanCounters; }
 
 #if defined(GIBBS_DEVICE)
 
-// Writes the bytes of one counter, `group` of random_byte_counters(n), into the words of a chain, which begin at `begin`.
+// The bytes of one counter, `group` of random_byte_counters(n).
+GIBBS_DEVICE PhiloxOutput random_bytes(const RandomStream& s, int64_t group) {
+  return philox4x32(uint32_t(group), s.c1, s.c2, s.c3, s.k0, s.k1);
+}
+// Writes them into the words of a chain, which begin at `begin`.
 template <class Words>
 GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const Words& words, int64_t begin = 0) {
-  const PhiloxOutput r = philox4x32(uint32_t(group), s.c1, s.c2, s.c3, s.k0, s.k1);
+  const PhiloxOutput r = random_bytes(s, group);
   const int64_t at = begin + group / kSpanCounters * kSpanWords + group % kSpanCounters;
 #pragma unroll
   for (int w = 0; w < 4; ++w) words[at + kSpanCounters * w] = r.word[w];

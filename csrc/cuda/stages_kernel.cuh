@@ -11,7 +11,7 @@ constexpr int kStageThreads = 256;
 constexpr int kStageWarps = kStageThreads / kWarpSize;
 constexpr int kPartWords = 32;  // a warp takes this many words of a row, or of biases 32 times as many numbers
 
-GIBBS_HOST_DEVICE int64_t parts_of_row(int64_t n) { return (state_words(n) + kPartWords - 1) / kPartWords; }
+GIBBS_HOST_DEVICE int64_t parts_of_row(int64_t n) { return divide_up(state_words(n), kPartWords); }
 GIBBS_HOST_DEVICE int64_t rows_of(const BiasesToPack& biases, const BatchView& b) {
   return biases.is_shared ? b.num_models : num_rows(b);
 }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) unpack_kernel(const __grid_c
 template <class T>
 __global__ void __launch_bounds__(kStageThreads) partial_sum_kernel(const __grid_constant__ PartialSums p) {
   const Shared<T> sums = SharedMemory().take<T>(kStageThreads);
-  const int64_t groups = (p.count + kWarpSize - 1) / kWarpSize, model = blockIdx.x / groups;
+  const int64_t groups = divide_up(p.count, kWarpSize), model = blockIdx.x / groups;
   const int64_t at = blockIdx.x % groups * kWarpSize + lane();
   const T* const parts = static_cast<const T*>(p.from) + model * p.parts * p.count + at;
   T sum = 0;

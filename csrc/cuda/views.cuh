@@ -26,7 +26,7 @@ struct BatchView {
 GIBBS_HOST_DEVICE int64_t num_rows(const BatchView& b) { return b.num_models * b.chains_per_model; }
 // CTAs, or clusters, of a model, if each takes so many chains.
 GIBBS_HOST_DEVICE int64_t ctas_per_model(const BatchView& b, int64_t chains_of_each) {
-  return (b.chains_per_model + chains_of_each - 1) / chains_of_each;
+  return divide_up(b.chains_per_model, chains_of_each);
 }
 
 // A parameter or a per-unit value [..., n], or a weight [..., n1, n2], of the call's dtype. Strides are in elements.

@@ -52,7 +52,8 @@ FAULTS = [
         "bits that no lane adds to an exact field", "bipartite", "chain, 1u << lane())", "chain, 1u << (lane() | 1))"
     ),
     missing("bytes read before they are drawn", "bipartite", "__syncthreads();", after="draw_bytes(sweep);"),
-    missing("a half sweep before all is loaded", "bipartite", "barrier();", after="load_slices();"),
+    missing("a half sweep before all is loaded", "bipartite", "barrier();", after="load_states(1);"),
+    missing("chains loaded before others are stored", "bipartite", "__syncthreads();", after="sweep_chains();"),
     missing("no barrier of the cluster after a side", "bipartite", "sync_cluster();", after="publish(side);"),
     Fault("a CTA that keeps its bits to itself", "bipartite", "publish(side);", ""),
     Fault(
@@ -61,12 +62,18 @@ FAULTS = [
         "uint64_t(p_.sweep.sweep_offset + sweep)",
         "uint64_t(p_.sweep.sweep_offset)",
     ),
-    Fault("the next CTA's chains are the same", "bipartite", "% params.clusters_per_model * chain_slots()", "* 0"),
+    Fault("the next CTA's chains are the same", "bipartite", "% p_.clusters_per_model;", "* 0;"),
+    Fault(
+        "a CTA's next chains are those of another",
+        "bipartite",
+        "int64_t{p_.clusters_per_model} * chain_slots()",
+        "chain_slots()",
+    ),
     Fault(
         "units in the wrong order",
         "bipartite",
-        "field_of(sums.of[tile][m], 2 * r + column)",
-        "field_of(sums.of[tile][m], 2 * column + r)",
+        "field_of(sums.of[tile][m], 2 * r + column,",
+        "field_of(sums.of[tile][m], 2 * column + r,",
     ),
     Fault(
         "bits that a lane does not send",
@@ -74,20 +81,26 @@ FAULTS = [
         "bits |= __shfl_xor_sync(kFullWarp, bits, 8);",
         "__shfl_xor_sync(kFullWarp, bits, 8);",
     ),
-    Fault("bits of another tile", "bipartite", "kInterleaved ? 2 * n : 0", "kInterleaved ? 2 * (n ^ 1) : 0"),
+    Fault("a factor that stays in the sums", "bipartite", "sums[0][element] >> shift)", "sums[0][element])"),
+    Fault(
+        "bits of another tile",
+        "bipartite",
+        "0x01010101u << shift_of(n)",
+        "0x01010101u << shift_of(n ^ 1)",
+    ),
     Fault(
         "an interleaved byte in the wrong word",
         "bipartite",
-        "4 * first.chain() + quarter) + 2 * first.fragment",
-        "4 * first.chain() + (quarter ^ 1)) + 2 * first.fragment",
+        "slot_of(first.chain(), quarter)) + 2 * first.fragment",
+        "slot_of(first.chain(), quarter ^ 1)) + 2 * first.fragment",
     ),
     Fault(
         "states that are not interleaved",
         "bipartite",
-        "return interleaved(chain / kTileChains, [&]",
+        "return interleaved(tile_in_bundle(chain), [&]",
         "return interleaved(chain % 4, [&]",
     ),
-    Fault("an open unit of another tile", "bipartite", "2 * (chain / kTileChains) + in_word % 2", "in_word % 2"),
+    Fault("an open unit of another tile", "bipartite", "2 * tile_in_bundle(chain) + in_word % 2", "in_word % 2"),
     Fault("the second half of a word is left out", "bipartite", "fragment = item % kParts,", "fragment = 0,"),
     Fault("bytes of another unit", "bipartite", ">> (16 * (group() % 2));", ">> (16 * (group() % 1));"),
     Fault("units that there are not", "bipartite", "< unsigned(of.n)) << i", "< unsigned(of.n + 31)) << i"),
@@ -102,7 +115,14 @@ FAULTS = [
     Fault(
         "blocks of the other side", "bipartite", "own_[0].resident_at = own(1).words.count() * side_of(0).words;", ""
     ),
-    Fault("bytes of another span", "bipartite", "(spans_of(0) - first_span(1,", "(0 - first_span(1,"),
+    Fault("bits of the first bundle alone", "bipartite", "chain / kBundleChains * kBundleChains + 4 *", "4 *"),
+    Fault("bytes of another span", "bipartite", "nth_span - (side ? first_spans : 0)", "nth_span"),
+    Fault(
+        "bytes of the other side",
+        "bipartite",
+        "= byte_run(0).end - byte_run(0).begin - byte_run(1).begin;",
+        "= -byte_run(1).begin;",
+    ),
     Fault(
         "a weight of right units is left out",
         "bipartite",

@@ -242,22 +242,33 @@ static DeviceLimits random_device() {
 constexpr BipartiteRoute kRoutes[] = {BipartiteRoute::kAuto,    BipartiteRoute::kRegisters, BipartiteRoute::kShared,
                                       BipartiteRoute::kCluster, BipartiteRoute::kGlobal,    BipartiteRoute::kAllGlobal};
 
-// Other threads, random bytes and resident blocks than those that the plan chose.
-static void change_plan(const BipartiteParams& p, BipartitePlan& plan) {
+// Other CTAs, threads, tiles, random bytes and resident blocks than those that the plan chose, if the device has room for them.
+static void change_plan(const BipartiteParams& p, const DeviceLimits& device, BipartitePlan& chosen) {
+  BipartitePlan plan = chosen;
   plan.sweeps_ahead = int(below(plan.sweeps_ahead + 1));
   if (plan.route != BipartiteRoute::kRegisters) {
+    if (!p.log_weights && plan.route != BipartiteRoute::kAllGlobal) {
+      do plan.tiles = 1 << below(5);  // sometimes more than there are chains for
+      while (plan.tiles / 4 * kTileChains > p.sweep.batch.chains_per_model);
+      plan.tiles_per_warp = plan.tiles >= 8 && one_in(2) ? 8 : std::min(plan.tiles, 4);
+    }
     plan.resident = below(plan.resident + 1);
-    plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, 0) / kWarpSize)));
+    plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, plan.tiles_per_warp, 0) / kWarpSize)));
   }
+  const int64_t clusters = 1 + below(ctas_per_model(p.sweep.batch, plan.tiles * kTileChains));
+  plan.shape.num_ctas = p.sweep.batch.num_models * clusters * plan.shape.cluster_size;
   Workspace nowhere(nullptr);
   const BipartitePacked packed(p, plan.scale, nowhere);
-  plan.shape.shared_memory = BipartiteLayout(packed, plan).shared_memory();
+  const BipartiteLayout arrays(packed, plan);
+  plan.workspace = nowhere.size() + plan.shape.num_ctas * arrays.device_memory();
+  plan.shape.shared_memory = arrays.shared_memory();
+  if (plan.shape.shared_memory <= device.shared_memory_per_cta) chosen = plan;
 }
 
 static BipartitePlan random_plan(const BipartiteParams& p) {
   const DeviceLimits device = random_device();
   BipartitePlan plan = plan_bipartite(p, device, kRoutes[below(std::size(kRoutes))]);
-  if (one_in(2)) change_plan(p, plan);
+  if (!one_in(3)) change_plan(p, device, plan);
   CHECK(plan.shape.shared_memory <= device.shared_memory_per_cta, "%ld bytes", long(plan.shape.shared_memory));
   CHECK(plan.shape.num_threads % kWarpSize == 0 && plan.shape.num_threads <= 1024, "%d threads", plan.shape.num_threads);
   CHECK(plan.shape.cluster_size == 1 || (device.active_clusters && device.active_clusters(device, nullptr, plan.shape) > 0),

@@ -20,10 +20,10 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
   if (plan.route == kAllGlobal) return registered<bipartite_kernel<false, 1, 0, false>>;
   if (plan.kept_sides == 2) return registered<bipartite_kernel<false, 1, 2, true>>;
   if (plan.kept_sides == 1) return registered<bipartite_kernel<false, 1, 1, true>>;
-  return plan.tiles_per_warp == 8   ? registered<bipartite_kernel<false, 8, 0, true>>
-         : plan.tiles_per_warp == 4 ? registered<bipartite_kernel<false, 4, 0, true>>
-         : plan.tiles_per_warp == 2 ? registered<bipartite_kernel<false, 2, 0, true>>
-                                    : registered<bipartite_kernel<false, 1, 0, true>>;
+  return plan.tiles_per_warp == kMostTilesOfWarp ? registered<bipartite_kernel<false, 8, 0, true>>
+         : plan.tiles_per_warp == 4              ? registered<bipartite_kernel<false, 4, 0, true>>
+         : plan.tiles_per_warp == 2              ? registered<bipartite_kernel<false, 2, 0, true>>
+                                                 : registered<bipartite_kernel<false, 1, 0, true>>;
 }
 
 // Plans of a call, and what they cost: an estimate of a sweep's clocks on a recent device, from counts in bench/NOTES.md.
@@ -34,11 +34,9 @@ class Planner {
 
   // Takes plans if they are possible and cost least.
   void consider(BipartiteRoute route, int tiles, int cluster_size, int kept_sides = 0) {
-    if (p_.log_weights || kept_sides || route == kAllGlobal)
-      consider(route, tiles, 1, cluster_size, kept_sides);
-    else
-      for (const int tiles_per_warp : {std::min(tiles, 4), 8})
-        if (tiles_per_warp <= tiles) consider(route, tiles, tiles_per_warp, cluster_size, 0);
+    const bool takes_one = p_.log_weights || kept_sides || route == kAllGlobal;
+    const int least = takes_one ? 1 : std::min(tiles, kBundle), most = takes_one ? 1 : std::min(tiles, kMostTilesOfWarp);
+    for (int of_warp = least; of_warp <= most; of_warp *= 2) consider_plan(route, tiles, of_warp, cluster_size, kept_sides);
   }
   bool has_plan() const { return least_ < kInfinite; }
 
@@ -50,7 +48,7 @@ class Planner {
  private:
   static constexpr double kInfinite = 1e300;
 
-  void consider(BipartiteRoute route, int tiles, int tiles_per_warp, int cluster_size, int kept_sides) {
+  void consider_plan(BipartiteRoute route, int tiles, int tiles_per_warp, int cluster_size, int kept_sides) {
     BipartitePlan plan = {};
     plan.route = route;
     plan.tiles = tiles;
@@ -59,10 +57,13 @@ class Planner {
     plan.scale = scale_;
     plan.shape.cluster_size = cluster_size;
     const Counts counts(*this, plan);
+    if (layout(plan).states > INT32_MAX) return;  // their places are int32
     if (kept_sides && std::max(left().words, right().words) > kept_words(kept_sides)) return;
-    const int most = most_threads(p_.log_weights != nullptr, plan.tiles_per_warp, kept_sides),
+    const int most = most_threads(p_.log_weights != nullptr, tiles_per_warp, kept_sides),
               warps = int(std::min<int64_t>(std::max(counts.items[0], counts.items[1]), most / kWarpSize));
-    plan.shape.num_threads = std::clamp(warps * kWarpSize, 4 * kWarpSize, most);
+    constexpr int kLeastThreads = 4 * kWarpSize;
+    static_assert(kLeastThreads >= kMaxBipartiteTiles * kTileChains, "a chain's log-weight has a thread");
+    plan.shape.num_threads = std::clamp(warps * kWarpSize, kLeastThreads, most);
     // Random bytes of more sweeps are drawn at once if threads would have nothing to do.
     const int64_t counters = (int64_t{left().n} + right().n) / 16 / cluster_size * tiles * kTileChains;
     plan.sweeps_ahead = int(std::clamp<int64_t>(plan.shape.num_threads / std::max<int64_t>(counters, 1), 1, kMaxSweepsAhead));
@@ -71,10 +72,7 @@ class Planner {
     if (route != kGlobal && route != kAllGlobal)
       plan.resident = std::min((limits_.shared_memory_per_cta - plan.shape.shared_memory) / block_bytes(), counts.blocks);
     if (!make_fit(plan) || ((route == kShared || route == kRegisters) && plan.resident < counts.blocks)) return;
-    const int64_t at_a_time = clusters_at_a_time(plan);
-    if (at_a_time == 0) return;
-    plan.shape.num_ctas = num_clusters(plan, at_a_time) * cluster_size;
-    const double clocks = cost(plan, counts, at_a_time);
+    const double clocks = choose_ctas(plan, cost(plan, counts));
     if (clocks < least_) plan_ = plan, least_ = clocks;
   }
 
@@ -88,23 +86,11 @@ class Planner {
     return plan.shape.shared_memory <= limits_.shared_memory_per_cta;
   }
 
-  // Clusters, or CTAs that are in none, of which the device runs so many at a time.
+  // The number of clusters, or of CTAs that are in none, that the device runs at a time.
   int64_t clusters_at_a_time(const BipartitePlan& plan) const {
     if (const int size = plan.shape.cluster_size; size > 1) return limits_.ctas_in_clusters(kernel_of(p_, plan), plan.shape) / size;
-    return limits_.num_sms * ctas_per_sm(limits_, plan.shape,
-                                         plan.kept_sides || p_.log_weights ? 256
-                                         : plan.tiles_per_warp == 8        ? 192
-                                                                           : 168);
-  }
-  // As many clusters as run at a time stay for batches of chains of their model, so that they read the weight once; or each has one batch, if
-  // multiprocessors would then have less to do.
-  int64_t num_clusters(const BipartitePlan& plan, int64_t at_a_time) const {
-    const int64_t models = p_.sweep.batch.num_models, batches = ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains),
-                  staying = std::min(batches, std::max<int64_t>(at_a_time / std::max<int64_t>(models, 1), 1)),
-                  places = plan.shape.cluster_size > 1 ? at_a_time : limits_.num_sms;
-    const int64_t least = divide_up(models * batches, places),
-                  most = divide_up(models * staying, places) * divide_up(batches, std::max<int64_t>(staying, 1));
-    return models * (most <= least + least / 16 ? staying : batches);
+    const int64_t registers = plan.kept_sides || p_.log_weights ? 256 : plan.tiles_per_warp == kMostTilesOfWarp ? 192 : 168;
+    return limits_.num_sms * ctas_per_sm(limits_, plan.shape, registers);
   }
 
   // Counts of the CTA with the most words.
@@ -136,7 +122,11 @@ class Planner {
   // Each CTA has a multiprocessor's clocks for itself or shares them with others. A product of a fragment takes 2 of them, a wavefront of shared
   // memory 1; 24 bytes a clock come from L2; an update takes 28 instructions of a lane, or 63 if its random byte is drawn alone, and four warps issue
   // one each clock. A CTA also waits: for loads, for instructions that depend on each other, and at barriers.
-  double cost(const BipartitePlan& plan, const Counts& counts, int64_t at_a_time) const {
+  struct Cost {
+    double throughput, latency;  // of a cluster that has a multiprocessor, or some, for itself, and of any
+    double of(int64_t on_one_sm) const { return std::max(latency, throughput * double(on_one_sm)); }
+  };
+  Cost cost(const BipartitePlan& plan, const Counts& counts) const {
     const double from_shared = counts.blocks ? double(plan.resident) / double(counts.blocks) : 1;
     const double bytes = double(counts.reads * block_bytes());
     const double products = double(counts.products) * packed_.num_slices * kFragments * 2;
@@ -145,7 +135,7 @@ class Planner {
         double(counts.words * kWarpSize * plan.tiles * kTileChains) * (plan.sweeps_ahead ? 28 : 63) / (4 * kWarpSize);
     const double throughput =
         std::hypot(products, wavefronts, bytes * (1 - from_shared) / 24) + updates;  // they get in each other's way
-    // A warp's products of a block, one after another, and its decisions, if it has a quarter of the multiprocessor for itself.
+    // A warp makes the products of a block one after another, and then its decisions, and has a quarter of the multiprocessor for itself.
     const int fragments = plan.tiles_per_warp * (plan.tiles_per_warp >= kBundle ? 1 : kFragments);
     const double of_block = std::max(40.0, 6.5 * fragments * packed_.num_slices) + 110 * (1 - from_shared),
                  of_item = 100 + 100 * fragments;
@@ -155,9 +145,25 @@ class Planner {
           double(counts.rounds[side]) * std::ceil(double(counts.items[side]) * kWarpSize / plan.shape.num_threads);
       latency += rounds * (packed_.sides[1 - side].words * of_block + of_item);
     }
-    const int64_t batches = p_.sweep.batch.num_models * ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains);
-    const auto on_one_sm = double(divide_up(std::min(at_a_time, batches) * plan.shape.cluster_size, limits_.num_sms));
-    return double(divide_up(batches, at_a_time)) * std::max(latency, throughput * on_one_sm);
+    return {throughput, latency};
+  }
+
+  // Chooses the number of CTAs, and returns what the call costs. A cluster may stay for many groups of chains of its model, so that it reads the
+  // weight once. It has one group if multiprocessors would be idle otherwise.
+  double choose_ctas(BipartitePlan& plan, const Cost& cost) const {
+    const int64_t at_a_time = clusters_at_a_time(plan), size = plan.shape.cluster_size, models = p_.sweep.batch.num_models,
+                  groups = ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains);
+    if (at_a_time == 0) return kInfinite;
+    const auto round = [&](int64_t clusters) { return cost.of(divide_up(clusters * size, limits_.num_sms)); };
+    const auto time = [&](int64_t clusters) {
+      return double(clusters / at_a_time) * round(at_a_time) + round(clusters % at_a_time) * (clusters % at_a_time > 0);
+    };
+    const int64_t staying = std::max<int64_t>(std::min(groups, at_a_time / std::max<int64_t>(models, 1)), 1);
+    const double alone = time(models * groups),
+                 together = double(groups / staying) * time(models * staying) + time(models * (groups % staying));
+    const bool stays = together <= alone * (1 + 1.0 / 16);
+    plan.shape.num_ctas = models * (stays ? std::min(staying, groups) : groups) * size;
+    return stays ? together : alone;
   }
 
   const BipartiteParams& p_;

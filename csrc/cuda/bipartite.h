@@ -53,8 +53,8 @@ struct ScalePlan {
 struct BipartitePlan {
   BipartiteRoute route;
   LaunchShape shape;
-  int tiles;           // tiles of 8 chains of a CTA (of a cluster)
-  int tiles_per_warp;  // of those that a warp multiplies at a time: 1, 2, or 4 with half a word
+  int tiles;           // tiles of 8 chains that a CTA (a cluster) has at a time
+  int tiles_per_warp;  // of those that a warp multiplies at a time: 1 or 2, or 4 or 8 with half a word
   int kept_sides;      // of which slices lie in registers: none, right, or both
   int64_t resident;    // blocks of slices that each CTA keeps in shared memory
   ScalePlan scale;

@@ -4,9 +4,9 @@
 // Binary sweeps of bipartite models. twin: csrc/cpu/kernels/bipartite.h
 //
 // Fields are products of matrices on tensor cores: couplings in two slices of signed bytes times bits, for tiles of 8 chains. A warp takes a word's
-// 32 units of one or two tiles, or 16 units of four or eight tiles, for which slices are read less often. A lane gets the fields of pairs of units, and
-// decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up when the side is done, by as many threads as there are of
-// them. Log-weights need exact fields; their calls have four slices.
+// 32 units of one or two tiles, or 16 units of four or eight, for which slices are read less often. A lane gets the fields of pairs of units, and
+// decides them by bounds (bounds.cuh). The few units that stay open are noted, and taken up when the side is done, by as many threads as there are
+// of them. Log-weights need exact fields; their calls have four slices.
 #include "cuda/bipartite_slices.h"
 #include "cuda/cluster.cuh"
 
@@ -17,15 +17,20 @@ namespace gibbs {
 constexpr int kBipartiteThreads = 384;                             // at most
 constexpr int kTileChains = 8;                                     // chains of a product
 constexpr int kBundle = 4, kBundleChains = kBundle * kTileChains;  // tiles whose bits may lie together
-constexpr int kMaxBipartiteTiles = 16;                             // of a CTA
-constexpr int kMaxSweepsAhead = 8;                                 // at most this many sweeps' random bytes are drawn at once
+constexpr int kMostTilesOfWarp = 2 * kBundle;
+constexpr int kMaxBipartiteTiles = 16;  // of a CTA
+constexpr int kMaxSweepsAhead = 8;      // at most this many sweeps' random bytes are drawn at once
 
 // Slices of both sides (kept_sides = 2), or of right's updates (1), may lie in registers: of a side with at most this many words, with a warp for each.
 GIBBS_HOST_DEVICE constexpr int kept_words(int kept_sides) { return kept_sides == 2 ? 4 : 8; }
 // Four slices take many registers, and so do sums of eight tiles.
 GIBBS_HOST_DEVICE constexpr int most_threads(bool is_annealed, int tiles_per_warp, int kept_sides) {
-  return kept_sides ? kept_words(kept_sides) * kWarpSize : is_annealed || tiles_per_warp == 8 ? 256 : kBipartiteThreads;
+  return kept_sides                                          ? kept_words(kept_sides) * kWarpSize
+         : is_annealed || tiles_per_warp == kMostTilesOfWarp ? 256
+                                                             : kBipartiteThreads;
 }
+
+static_assert(kMaxBipartiteTiles * kTileChains <= 256, "a note of an open unit has 8 bits for its chain");
 
 // Copies of the table of bounds, for which there is more room if slices lie in registers.
 GIBBS_HOST_DEVICE constexpr int logit_copies(int kept_sides) { return kept_sides ? 32 : 1; }
@@ -93,8 +98,9 @@ struct BipartiteBinaryParams {
 // Shared memory: the interval of logits that each random byte leaves open, both sides' bits [word, chain], random bytes of some sweeps
 // [sweep, chain, unit], the units of a half sweep that are still open, and as many blocks of slices as there is room for, unless they lie in
 // registers. Bits that do not fit lie in device memory; random bytes that do not fit are drawn alone.
-// Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or for a
-// batch of random bytes. In a cluster, its own words are then copied to the other CTAs, before a barrier of the cluster.
+// Synchronisation: one barrier a half sweep, between the bits that it writes and the products that read them; one more if units are open, or if
+// random bytes are drawn; two between chains and the next ones. In a cluster, a CTA's own words are copied to the other CTAs after the first barrier,
+// before one of the cluster.
 // Traffic: a block's slices (1 KB each, from registers, shared memory or L2) for kTiles tiles of 8 chains. Bits take a wavefront a tile or, interleaved,
 // one for four tiles and half a word. Each unit also takes a random byte and an interval, and a sixteenth of a Philox counter.
 // Computes: field_i = sum_j slices_ij z_j, logit_i within beta (field_i 2^(shift - k) + centre_i + bias_i) +- error_i;
@@ -322,13 +328,14 @@ class BipartiteCta {
                 chain = has_whole_tiles ? at / 8 * 8 + at % 4 * 2 + at / 4 % 2 : at;
       const int ahead = of_sweep / spans, nth_span = of_sweep % spans, side = nth_span >= first_spans;
       const ByteRun run = byte_run(side);
-      const int span = run.first_span() + nth_span - (side ? first_spans : 0), counter = item % kSpanCounters;
-      const PhiloxOutput random = random_bytes(stream(chain, sweep + ahead), kSpanCounters * span + counter);
-      const int64_t row = (ahead * chain_slots() + chain) * p_.arrays.byte_stride + own(side).bytes_at;
+      const int span = run.first_span() + nth_span - (side ? first_spans : 0),
+                counter = kSpanCounters * span + item % kSpanCounters;
+      const PhiloxOutput random = random_bytes(stream(chain, sweep + ahead), counter);
+      const int64_t of_chain = (ahead * chain_slots() + chain) * p_.arrays.byte_stride + own(side).bytes_at;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const int word = kSpanWords * span + counter + kSpanCounters * w;
-        if (run.begin <= word && word < run.end) bytes_[row + word] = random.word[w];
+        const int word = int(random_byte_word(counter, w));
+        if (run.begin <= word && word < run.end) bytes_[of_chain + word] = random.word[w];
       }
     }
   }
@@ -485,7 +492,7 @@ class BipartiteCta {
 
   // Interleaved bits of a tile are multiplied where they lie in a byte, which saves instructions: its sums are too large by 2^shift.
   GIBBS_DEVICE static constexpr int shift_of(int tile) { return kInterleaved ? 2 * (tile % kBundle) : 0; }
-  // Sums of 32 * 2^11 bits at most, for whose words there is room in shared memory, do not overflow.
+  // Shared memory has room for fewer than 2^11 words of 32 units, so that a sum stays below 2^16 2^7 2^6.
   GIBBS_DEVICE static int32_t field_of(const int32_t (&sums)[kSlices][4], int element, int shift) {
     auto field = uint32_t(sums[0][element] >> shift);
 #pragma unroll

@@ -63,7 +63,7 @@ GraphPlan plan_graph(const GraphParams& p, const DeviceLimits& limits, GraphCuda
   constexpr int64_t kGather = 3;
   const auto cost = [&](int tile) {
     const int64_t ctas = batch.num_models * ctas_per_model(batch, tile);
-    return (ctas + limits.num_sms - 1) / limits.num_sms * (kGather + tile);
+    return divide_up(ctas, limits.num_sms) * (kGather + tile);
   };
   GraphPlan plan = {};
   bool is_planned = false;

@@ -46,7 +46,7 @@ struct QuadLayout {
   bool is_strided;
   GIBBS_HOST_DEVICE static int64_t capacity(int64_t num_nodes, int64_t num_edges) { return num_edges / 2 + num_nodes + 1; }
   GIBBS_HOST_DEVICE QuadLayout(int64_t num_nodes, int64_t num_edges, int64_t max_degree)
-      : is_strided((max_degree + kQuad - 1) / kQuad * num_nodes <= capacity(num_nodes, num_edges)) {}
+      : is_strided(divide_up(max_degree, kQuad) * num_nodes <= capacity(num_nodes, num_edges)) {}
   // The places of all quads fit int32, as the numbers of half-edges do.
   GIBBS_HOST_DEVICE int first(int position, int row_offset) const { return is_strided ? position : row_offset / kQuad + position; }
   GIBBS_HOST_DEVICE int step(int64_t num_nodes) const { return is_strided ? int(num_nodes) : 1; }

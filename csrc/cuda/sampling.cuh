@@ -22,13 +22,16 @@ GIBBS_HOST_DEVICE int64_t random_byte_counters(int64_t n) { return num_spans(n) 
 GIBBS_DEVICE PhiloxOutput random_bytes(const RandomStream& s, int64_t group) {
   return philox4x32(uint32_t(group), s.c1, s.c2, s.c3, s.k0, s.k1);
 }
+// Which word of a chain the word w of a counter is.
+GIBBS_DEVICE int64_t random_byte_word(int64_t group, int w) {
+  return group / kSpanCounters * kSpanWords + group % kSpanCounters + kSpanCounters * w;
+}
 // Writes them into the words of a chain, which begin at `begin`.
 template <class Words>
 GIBBS_DEVICE void store_random_bytes(const RandomStream& s, int64_t group, const Words& words, int64_t begin = 0) {
   const PhiloxOutput r = random_bytes(s, group);
-  const int64_t at = begin + group / kSpanCounters * kSpanWords + group % kSpanCounters;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) words[at + kSpanCounters * w] = r.word[w];
+  for (int w = 0; w < 4; ++w) words[begin + random_byte_word(group, w)] = r.word[w];
 }
 
 // Streams are passed by value, because an argument that a call gets by reference lies in local memory.

@@ -253,7 +253,9 @@ static void change_plan(const BipartiteParams& p, const DeviceLimits& device, Bi
       plan.tiles_per_warp = plan.tiles >= 8 && one_in(2) ? 8 : std::min(plan.tiles, 4);
     }
     plan.resident = below(plan.resident + 1);
-    plan.shape.num_threads = int(kWarpSize * (1 + below(most_threads(p.log_weights, plan.tiles_per_warp, 0) / kWarpSize)));
+    const int most = most_threads(p.log_weights, plan.tiles_per_warp, 0) / kWarpSize,
+              least = p.log_weights ? int(divide_up(plan.tiles * kTileChains, kWarpSize)) : 1;  // a chain's log-weight has a thread
+    plan.shape.num_threads = kWarpSize * (least + int(below(most - least + 1)));
   }
   const int64_t clusters = 1 + below(ctas_per_model(p.sweep.batch, plan.tiles * kTileChains));
   plan.shape.num_ctas = p.sweep.batch.num_models * clusters * plan.shape.cluster_size;

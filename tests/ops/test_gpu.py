@@ -215,7 +215,7 @@ def test_bipartite_many_chains(bipartite_way: str) -> None:
 
 
 def test_bipartite_many_chains_with_clamps_and_biases_of_their_own(bipartite_way: str) -> None:
-    """So many that CTAs take four tiles of them, whose bits are interleaved."""
+    """So many that warps take four tiles of them or more, whose bits are interleaved."""
     chains = 20000
     left_bias, right_bias, weight = random_parameters(33, 40, ((chains,), (chains,), ()))
     clamps = {"clamp_left": torch.rand(33) < 0.2, "clamp_right": torch.rand(chains, 40) < 0.2}

@@ -417,7 +417,7 @@ class BipartiteCta {
           for (int m = 0; m < kItemFragments; ++m)
             left[s][m] = fragment_at((s * kFragments + first_fragment + m) * kWarpSize + lane());
       };
-#pragma unroll 2
+#pragma unroll(kTiles == 1 ? 4 : 2)
       for (int block = 0; block < num_resident; ++block) {
         load([&](int at) { return resident_[(begin + block) * block_fragments(kSlices) + at]; });
         add(block, left);

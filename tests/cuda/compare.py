@@ -73,6 +73,11 @@ def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
                 arguments = (state, bias, coupling, graph.layout, beta, seed, clamp, None, 5, 3, 4)
                 yield "graph_gibbs", arguments, GRAPH_ROUTES
                 yield "graph_metropolis", arguments, GRAPH_ROUTES
+            # The largest coupling leaves units of 1/256 for the others, whose roundings all go one way.
+            coarse = (torch.randint(-16, 17, coupling.shape) + 0.45) / 256
+            coarse[..., 0] = 100
+            arguments = (state, bias, coarse, graph.layout, schedule, seed, clamp, None, 5, 3, 4)
+            yield "graph_gibbs", arguments, GRAPH_ROUTES
             base = torch.randn(graph.num_nodes)
             yield "graph_ais", (state, bias, coupling, graph.layout, base, schedule, seed, None, 5, 3), GRAPH_ROUTES
             yield "graph_fields", (state, bias, coupling, graph.layout), ("auto",)

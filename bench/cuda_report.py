@@ -124,9 +124,9 @@ WORK = {
     "graph_relaxed": Work(product=8, update=RELAXED, coupling_bytes=4, update_bytes=4 * 4),
     "graph_backward": Work(product=12, update=RELAXED, coupling_bytes=2 * 4, update_bytes=6 * 4),
 }
-# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them; and one more if
-# sums are shifted. Lanes have two chains of eight, so a model with one chain takes four times as many. Log-weights take
-# two softplus of right units (an estimate).
+# Of a binary update. Bipartite: 408 for 16 units of four tiles of chains, decisions and all around them, and one more
+# for each if sums are shifted. Lanes have two chains of eight, so a model with one chain takes four times as many.
+# Log-weights take two softplus of right units (an estimate).
 BIPARTITE_DECISION, SHIFT, SOFTPLUS = 408 / 16, 1, 80
 # Of graphs with eight chains: 101 for two quads of half-edges, 156 for the decisions; with one chain, estimates.
 GRAPH_DECISION, GRAPH_QUAD = 156 / 8, 101 / 2 / 8

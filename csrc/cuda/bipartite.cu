@@ -20,8 +20,8 @@ const Kernel<BipartiteBinaryParams>& kernel_of(const BipartiteParams& p, const B
   if (plan.route == kAllGlobal) return registered<bipartite_kernel<false, 1, 0, false>>;
   if (plan.kept_sides == 2) return registered<bipartite_kernel<false, 1, 2, true>>;
   if (plan.kept_sides == 1) return registered<bipartite_kernel<false, 1, 1, true>>;
-  return plan.tiles_per_warp == kMostTilesOfWarp ? registered<bipartite_kernel<false, 8, 0, true>>
-         : plan.tiles_per_warp == 4              ? registered<bipartite_kernel<false, 4, 0, true>>
+  return plan.tiles_per_warp == kMostTilesOfWarp ? registered<bipartite_kernel<false, kMostTilesOfWarp, 0, true>>
+         : plan.tiles_per_warp == kBundle        ? registered<bipartite_kernel<false, kBundle, 0, true>>
          : plan.tiles_per_warp == 2              ? registered<bipartite_kernel<false, 2, 0, true>>
                                                  : registered<bipartite_kernel<false, 1, 0, true>>;
 }
@@ -148,15 +148,16 @@ class Planner {
     return {throughput, latency};
   }
 
-  // Chooses the number of CTAs, and returns what the call costs. A cluster may stay for many groups of chains of its model, so that it reads the
-  // weight once. It has one group if multiprocessors would be idle otherwise.
+  // Chooses the number of CTAs, and returns what a sweep of all chains costs. A cluster stays for many groups of chains of its model, so that it
+  // reads the weight once, unless that makes a sweep slower by more than a sixteenth, because multiprocessors would be idle.
   double choose_ctas(BipartitePlan& plan, const Cost& cost) const {
     const int64_t at_a_time = clusters_at_a_time(plan), size = plan.shape.cluster_size, models = p_.sweep.batch.num_models,
                   groups = ctas_per_model(p_.sweep.batch, plan.tiles * kTileChains);
     if (at_a_time == 0) return kInfinite;
     const auto round = [&](int64_t clusters) { return cost.of(divide_up(clusters * size, limits_.num_sms)); };
     const auto time = [&](int64_t clusters) {
-      return double(clusters / at_a_time) * round(at_a_time) + round(clusters % at_a_time) * (clusters % at_a_time > 0);
+      const int64_t left_over = clusters % at_a_time;
+      return double(clusters / at_a_time) * round(at_a_time) + (left_over ? round(left_over) : 0);
     };
     const int64_t staying = std::max<int64_t>(std::min(groups, at_a_time / std::max<int64_t>(models, 1)), 1);
     const double alone = time(models * groups),

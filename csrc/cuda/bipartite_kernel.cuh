@@ -65,7 +65,7 @@ struct BipartiteLayout {
     const int size = plan.shape.cluster_size;
     const int words =
         size > 1 ? kByteWords * (most_words(left.words, size) + most_words(right.words, size)) : all_byte_words(right);
-    byte_stride = (words + 11) / 16 * 16 + 4;
+    byte_stride = int(round_up(words - 4, 16)) + 4;
     bytes = int64_t{plan.sweeps_ahead} * plan.tiles * kTileChains * byte_stride;
   }
   GIBBS_HOST_DEVICE int64_t shared_memory() const {

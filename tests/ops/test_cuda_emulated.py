@@ -175,17 +175,32 @@ def test_smaller_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(a.equal(b) for a, b in zip(emulated, expected, strict=True))
 
 
-def launches(call: Callable[[], object]) -> list[dict[str, Any]]:
-    """The launches of a call, as tests/cuda/emulated_devices.cpp counts them."""
+def launches(call: Callable[[], object], most_ctas: int = -1) -> list[dict[str, Any]]:
+    """The launches of a call, as tests/cuda/emulated_devices.cpp counts them, run with `most_ctas` CTAs (-1: all)."""
     counters = ctypes.CDLL(str(backends.build.emulated_ops()))
     counters.emulator_launches.restype = ctypes.c_char_p
-    counters.emulator_count(ctypes.c_int64(-1))
+    counters.emulator_count(ctypes.c_int64(most_ctas))
     try:
         call()
     finally:
         text = counters.emulator_launches()
     found: list[dict[str, Any]] = json.loads(text)
     return found
+
+
+# 16 clusters of eight CTAs run at a time on an H100. Of 250 models one CTA each would leave a third of the device idle.
+@pytest.mark.parametrize(
+    ("n1", "n2", "models", "chains", "stay"), [(784, 500, 1, 8192, True), (32, 32, 250, 533, False)]
+)
+def test_ctas_stay_for_many_chains_if_the_device_is_busy(
+    n1: int, n2: int, models: int, chains: int, stay: bool
+) -> None:
+    left = torch.zeros(n1).expand(chains, models, n1)
+    weight = torch.zeros(models, n1, n2)
+    emulated_library().set_route("auto")
+    found = launches(lambda: gx.bipartite_gibbs(left, torch.zeros(n1), torch.zeros(n2), weight, 1, seed=1), most_ctas=0)
+    sweeps = next(launch for launch in found if "bipartite_kernel" in launch["kernel"])
+    assert sweeps["num_ctas"] == 16 * 8 if stay else sweeps["num_ctas"] >= 2 * models
 
 
 # A device may grant clusters of eight, of two, or none although its compute capability has them.

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels store faults while the host takes them: no fault is lost, none is found twice, and a word is never mixed from two faults.
-#include <sched.h>
-
 #include <atomic>
-#include <chrono>
 #include <thread>
 
 #include "check.h"
@@ -12,7 +9,6 @@
 using namespace gibbs;
 
 constexpr int64_t kRounds = 20000;
-constexpr auto kPatience = std::chrono::seconds(60);
 
 // Numbered by what they are and by the round.
 static void store(DeviceReport& report, int64_t round) {
@@ -70,11 +66,13 @@ static int64_t lost_faults(int64_t rounds, const Take& take) {
   return lost;
 }
 
-// How it is done wrong. Both see a whole word, but forget one that is stored in between.
+// How it is done wrong. Both see a whole word, but forget one that is stored in between, for which the other thread gets the processor: on a busy
+// machine the two may not run at a time otherwise.
 static Findings read_then_reset(DeviceReport& report) {
   DeviceReport copy;
   copy.fault = *static_cast<volatile uint64_t*>(&report.fault);
   copy.rounding = *static_cast<volatile uint64_t*>(&report.rounding);
+  std::this_thread::yield();
   *static_cast<volatile uint64_t*>(&report.fault) = 0;
   *static_cast<volatile uint64_t*>(&report.rounding) = 0;
   return take_findings(copy);
@@ -85,14 +83,9 @@ int main() {
   CHECK(!take_findings(report).fault && !take_findings(report).rounding);
   const int64_t lost = lost_faults(kRounds, take_findings);
   CHECK(lost == 0, "%ld of %ld are lost", long(lost), long(2 * kRounds));
-  // That this test can fail. Where the two cannot run at a time, it cannot.
-  cpu_set_t processors;
-  if (sched_getaffinity(0, sizeof processors, &processors) != 0 || CPU_COUNT(&processors) < 2) return 0;
-  const auto start = std::chrono::steady_clock::now();
-  int64_t lost_by_resetting = 0, rounds = 0;
-  for (; !lost_by_resetting && std::chrono::steady_clock::now() - start < kPatience; rounds += kRounds)
-    lost_by_resetting = lost_faults(kRounds, read_then_reset);
-  CHECK(lost_by_resetting > 0, "%ld rounds of reading and then resetting lost nothing", long(rounds));
+  // That this test can fail.
+  const int64_t lost_by_resetting = lost_faults(kRounds, read_then_reset);
+  CHECK(lost_by_resetting > 0, "%ld rounds of reading and then resetting lost nothing", long(kRounds));
   printf("%ld rounds lose nothing; by reading and then resetting %ld of %ld words are lost\n", long(kRounds),
-         long(lost_by_resetting), long(2 * rounds));
+         long(lost_by_resetting), long(2 * kRounds));
 }

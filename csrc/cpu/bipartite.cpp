@@ -10,10 +10,14 @@ namespace gibbs {
 
 namespace {
 
-// Both sides' sums of a group should stay in the second-level cache.
-int64_t group_size(const BipartiteCall& call) {
+// Both sides' sums of a group should stay in the second-level cache; where tables are looked up, a group fills vectors.
+template <class T>
+int64_t group_size(const BipartiteCall& call, int64_t chains, int64_t num_threads) {
   const int64_t bytes_per_chain = 4 * (padded_side(call.n1) + padded_side(call.n2));
-  return std::clamp<int64_t>((512 << 10) / bytes_per_chain, 64, 512);
+  const bool looks_up = LookupModel<T>::pays(call);
+  const int64_t most = looks_up ? kLookupLanes * kMostLookupVectors : std::clamp<int64_t>((512 << 10) / bytes_per_chain, 64, 512);
+  const int64_t groups = std::max((chains + most - 1) / most, num_threads), size = (chains + groups - 1) / groups;
+  return looks_up ? round_up(size, kLookupLanes) : size;
 }
 
 template <class T>
@@ -22,7 +26,7 @@ struct Runners {
     if (call.num_sweeps) binary.emplace(call, group_size, worst, progress);
     if (call.num_relaxed_sweeps) relaxed.emplace(call, progress);
   }
-  void run(int64_t model, Interval group, const RoundedModel& coupling) {
+  void run(int64_t model, Interval group, const RoundedModel<T>& coupling) {
     if (binary && !binary->run(model, group, coupling)) return;
     if (relaxed) relaxed->run(model, group);
   }
@@ -40,27 +44,26 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
   // If there are enough models, each thread takes whole models, whose couplings stay in its cache; else threads share a model's
   // groups.
   const bool by_model = models >= runtime.num_threads || chains == 1;
-  int64_t size = std::min(chains, group_size(call));
-  if (!by_model) size = std::min(size, (chains + runtime.num_threads - 1) / runtime.num_threads);
+  const int64_t size = group_size<T>(call, chains, by_model ? 1 : runtime.num_threads);
   const int64_t groups = (chains + size - 1) / size;
-  const auto load = [&](RoundedModel& coupling, int64_t model) {
+  const auto load = [&](RoundedModel<T>& coupling, int64_t model) {
     if (!coupling.load(model, progress)) return false;
     worst.note({coupling.wide.scale, 0});
     return true;
   };
-  const auto run = [&](Runners<T>& runners, int64_t model, int64_t group, const RoundedModel& coupling) {
+  const auto run = [&](Runners<T>& runners, int64_t model, int64_t group, const RoundedModel<T>& coupling) {
     runners.run(model, {group * size, std::min(chains, (group + 1) * size)}, coupling);
   };
   if (by_model) {
     for_each_task(runtime, models, progress, [&] {
-      return [&, coupling = std::make_shared<RoundedModel>(call),
+      return [&, coupling = std::make_shared<RoundedModel<T>>(call),
               runners = std::make_shared<Runners<T>>(call, size, worst, progress)](int64_t model) {
         if (!load(*coupling, model)) return;
         for (int64_t group = 0; group < groups && !progress.stop(); ++group) run(*runners, model, group, *coupling);
       };
     });
   } else {
-    RoundedModel coupling(call);
+    RoundedModel<T> coupling(call);
     for (int64_t model = 0; model < models && !progress.stop() && load(coupling, model); ++model)
       for_each_task(runtime, groups, progress, [&] {
         return [&, model, runners = std::make_shared<Runners<T>>(call, size, worst, progress)](int64_t group) {

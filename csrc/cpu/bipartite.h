@@ -23,7 +23,8 @@ struct BipartiteCall : SweepCall {
   // Which route where; tests set them to compare the routes.
   bool allow_tables = true;
   int64_t narrow_from = kernels().narrow_from;
-  int largest_slack = 512;  // of coarse couplings, in units of 2^-16. They leave one unit in 50 open then, which still pays
+  bool look_up_always = false;  // also for so few chains and sweeps that tables do not pay
+  int largest_slack = 512;      // of fields of 16 bits, in units of 2^-16. They leave one unit in 50 open then, which still pays
   std::atomic<int64_t>* num_coarse_groups = nullptr;  // counts the groups of chains that took them
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.

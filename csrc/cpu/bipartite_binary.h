@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "cpu/bipartite_couplings.h"
@@ -63,11 +64,12 @@ class BinaryRunner {
     const int64_t larger = std::max(call.n1, call.n2);
     if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
         larger <= kMostCoarseUnits && capacity * call.num_sweeps >= 2 * larger)
-      coarse_.emplace(call, capacity, beta_);
+      coarse_.emplace(call, capacity);
+    if (LookupModel<T>::pays(call)) lookup_.emplace(call, capacity);
   }
 
   // False if the call failed.
-  bool run(int64_t model, Interval group, const RoundedModel& coupling) {
+  bool run(int64_t model, Interval group, const RoundedModel<T>& coupling) {
     const int64_t left_words = state_words(call_.n1), right_words = state_words(call_.n2), count = group.end - group.begin;
     left_bias_.clear(), right_bias_.clear(), base_left_bias_.clear(), base_right_bias_.clear();
     const auto load = [&](BiasCache<T>& cache, const Operand& bias, int64_t chain, Outcome fault) {
@@ -115,8 +117,12 @@ class BinaryRunner {
                                   lowered_.get(),
                                   table_.get(),
                                   coarse_ ? coarse_->before.get() : nullptr};
-    if (coarse_ && coarse_->serves(sweeps, chains_.data(), count)) {
-      kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
+    const bool looks_up = coupling.lookup != nullptr;
+    if (looks_up || (coarse_ && coarse_->serves(sweeps, chains_.data(), count))) {
+      if (looks_up)
+        kernels().sweep_lookup(sweeps, *coupling.lookup, chains_.data(), count, lookup_->scratch());
+      else
+        kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
       if (call_.num_coarse_groups) ++*call_.num_coarse_groups;
     } else
       (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
@@ -139,17 +145,15 @@ class BinaryRunner {
 
   // The group's model in 16 bits.
   struct Coarse {
-    Coarse(const BipartiteCall& call, int64_t capacity, const std::vector<float>& beta)
+    Coarse(const BipartiteCall& call, int64_t capacity)
         : rows(call.n1 * padded_side(call.n2)),
           columns(call.n2 * padded_side(call.n1)),
           left_bias(padded_side(call.n1)),
           right_bias(padded_side(call.n2)),
           before(capacity * state_words(std::max(call.n1, call.n2))),
           largest_slack(call.largest_slack),
-          coupling{rows.get(), columns.get(), left_bias.get(), right_bias.get(), 0, 0, 0, 0} {
-      const auto [least, most] =
-          std::minmax_element(beta.begin(), beta.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); });
-      least_beta = std::fabs(*least), largest_beta = std::fabs(*most);
+          coupling{{0, 0, 0, 0}, rows.get(), columns.get(), left_bias.get(), right_bias.get()} {
+      std::tie(least_beta, largest_beta) = beta_range(call);
     }
     bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {
       if (count < kMinTableChains) return false;
@@ -160,8 +164,30 @@ class BinaryRunner {
     Buffer<int16_t> rows, columns, left_bias, right_bias;
     Buffer<uint32_t> before;
     int largest_slack;
-    float least_beta, largest_beta;
+    double least_beta, largest_beta;
     CoarseCoupling coupling;
+  };
+
+  // Scratch memory of lookups.
+  struct Lookup {
+    Lookup(const BipartiteCall& call, int64_t capacity)
+        : vectors((capacity + kLookupLanes - 1) / kLookupLanes),
+          left(call.n1 * vectors),
+          right(call.n2 * vectors),
+          left_fixed(call.n1 * vectors),
+          right_fixed(call.n2 * vectors),
+          left_bias(call.n1 * vectors * kLookupLanes),
+          right_bias(call.n2 * vectors * kLookupLanes),
+          index(num_lookup_tables(std::max(call.n1, call.n2)) * vectors * kLookupLanes),
+          bytes(128 * vectors * kLookupLanes) {}
+    LookupScratch scratch() const {
+      return {left.get(),      right.get(),      left_fixed.get(), right_fixed.get(),
+              left_bias.get(), right_bias.get(), index.get(),      bytes.get()};
+    }
+    int64_t vectors;
+    Buffer<uint32_t> left, right, left_fixed, right_fixed;
+    Buffer<int16_t> left_bias, right_bias;
+    Buffer<uint16_t> index, bytes;
   };
 
   const BipartiteCall& call_;
@@ -173,6 +199,7 @@ class BinaryRunner {
   Buffer<uint8_t> bytes_;
   Buffer<int32_t> raised_, lowered_, table_;
   std::optional<Coarse> coarse_;
+  std::optional<Lookup> lookup_;
   std::vector<float> beta_;
 };
 

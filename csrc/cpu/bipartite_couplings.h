@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <vector>
 
 #include "cpu/bipartite.h"
 #include "cpu/scratch.h"
@@ -29,18 +31,73 @@ inline bool exponent_of(const CouplingView& weight, double* sums, int* k, int* s
   return status == CouplingStatus::kOk;
 }
 
+// The least and the largest |beta| of a call.
+inline std::pair<double, double> beta_range(const SweepCall& call) {
+  const auto [least, most] =
+      std::minmax_element(call.beta.begin(), call.beta.end(), [](double a, double b) { return std::fabs(a) < std::fabs(b); });
+  return {double(float(std::fabs(*least))), double(float(std::fabs(*most)))};
+}
+
+// A model's couplings as tables, for calls of so many chains and sweeps that they pay.
+template <class T>
+class LookupModel {
+ public:
+  static bool pays(const BipartiteCall& call) {
+    if (!kernels().sweep_lookup || !call.num_sweeps || call.log_weights || std::max(call.n1, call.n2) > kMostCoarseUnits)
+      return false;
+    const int64_t chains = call.batch.chains_per_model(), least = std::max<int64_t>(128, (call.n1 + call.n2) / 5);
+    return call.look_up_always || (call.allow_tables && chains >= kMinTableChains && chains * call.num_sweeps >= least);
+  }
+  explicit LookupModel(const BipartiteCall& call)
+      : call_(call),
+        to_left_(call.n1 * num_lookup_tables(call.n2)),
+        to_right_(call.n2 * num_lookup_tables(call.n1)),
+        left_offset_(call.n1),
+        right_offset_(call.n2) {}
+  // The tables, or null if they leave too many units open.
+  const LookupCoupling* load(int64_t model, const RoundedCoupling& wide) {
+    const auto [least_beta, largest_beta] = beta_range(call_);
+    const double bias = std::max(largest_bias(model, call_.left_bias, call_.n1), largest_bias(model, call_.right_bias, call_.n2));
+    coupling_.left = {to_left_.get(), left_offset_.get()};
+    coupling_.right = {to_right_.get(), right_offset_.get()};
+    const int slack = kernels().round_lookup(call_.n1, call_.n2, wide, bias, least_beta, largest_beta, coupling_);
+    return slack <= call_.largest_slack ? &coupling_ : nullptr;
+  }
+
+ private:
+  double largest_bias(int64_t model, const Operand& bias, int64_t n) const {
+    double largest = 0;
+    const T* before = nullptr;
+    for (int64_t chain = 0; chain < call_.batch.chains_per_model(); ++chain) {
+      const T* row = row_of<T>(call_.batch, bias, model, chain);
+      for (int64_t i = 0; row != before && i < n; ++i) largest = std::max(largest, double(std::fabs(float(row[i * bias.stride]))));
+      before = row;
+    }
+    return largest;
+  }
+
+  const BipartiteCall& call_;
+  Buffer<LookupTable> to_left_, to_right_;
+  Buffer<float> left_offset_, right_offset_;
+  LookupCoupling coupling_ = {};
+};
+
 // The couplings of one model at a time, rounded for binary sweeps.
+template <class T>
 class RoundedModel {
  public:
   explicit RoundedModel(const BipartiteCall& call)
       : call_(call),
         // With few chains to a model, the memory traffic of each chain's updates is what binds.
-        is_narrow_(std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights && call.batch.chains_per_model() < 32),
+        is_narrow_(std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights && call.batch.chains_per_model() < 32 &&
+                   !LookupModel<T>::pays(call)),
         rows_(size(false, call.n1, call.n2)),
         columns_(size(false, call.n2, call.n1)),
         narrow_rows_(size(true, call.n1, call.n2)),
         narrow_columns_(size(true, call.n2, call.n1)),
-        sums_(padded_row(call.n2)) {}
+        sums_(padded_row(call.n2)) {
+    if (LookupModel<T>::pays(call)) lookup_model_.emplace(call);
+  }
 
   bool load(int64_t model, Progress& progress) {
     weight = weight_of(call_, model);
@@ -49,13 +106,15 @@ class RoundedModel {
     if (is_narrow_) narrow.rows = narrow_rows_.get(), narrow.columns = narrow_columns_.get();
     if (!call_.num_sweeps) return true;
     is_narrow_ ? kernels().round_narrow_couplings(weight, k, narrow) : kernels().round_couplings(weight, k, wide);
+    lookup = lookup_model_ ? lookup_model_->load(model, wide) : nullptr;
     return true;
   }
 
   CouplingView weight = {};
   int k = 0;
   RoundedCoupling wide = {};
-  NarrowCoupling narrow = {};  // its rows are null if it is not in use
+  NarrowCoupling narrow = {};              // its rows are null if it is not in use
+  const LookupCoupling* lookup = nullptr;  // null: not in use
 
  private:
   int64_t size(bool narrow, int64_t rows, int64_t columns) const {
@@ -67,6 +126,7 @@ class RoundedModel {
   Buffer<int32_t> rows_, columns_;
   Buffer<int16_t> narrow_rows_, narrow_columns_;
   Buffer<double> sums_;
+  std::optional<LookupModel<T>> lookup_model_;
 };
 
 // Arguments of relaxed sweeps that all chains of a model share. packed: scratch for packed_size() couplings.

@@ -23,7 +23,7 @@ static Problem<T> random_problem(double largest_exponent) {
   do {
     const auto side = [] { return one_in(8) ? 1 + below(300) : 1 + below(one_in(2) ? 9 : 70); };
     p.n1 = side(), p.n2 = side();
-    p.draw(30, 79);  // enough for tables
+    p.draw(30, one_in(2) ? 79 : 300);  // enough for tables, and for several groups
   } while (p.chains * p.n1 * p.n2 > 200000);  // the reference is slow
   const double scale = one_in(3) ? exp2(largest_exponent * (2.0 * double(below(1000)) / 999 - 1)) : exp2(double(below(5)) - 3);
   const bool equal = one_in(8);
@@ -46,6 +46,7 @@ static Problem<T> random_problem(double largest_exponent) {
   c.beta.resize(one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
   for (double& b : c.beta) b = one_in(10) ? 0 : normal();
   c.allow_tables = !one_in(4);
+  c.look_up_always = one_in(2);
   c.narrow_from = one_in(2) ? 0 : 1 << 20;
   c.largest_slack = one_in(3) ? 0 : one_in(2) ? 512 : 65535;
   return p;

@@ -37,13 +37,15 @@ static void make_worst(std::vector<T>& weight, double largest) {
 template <class T>
 static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow, int largest_slack = 0,
                                  std::atomic<int64_t>* num_coarse_groups = nullptr) {
+  // A chain has biases of its own if there are enough.
+  const bool own_bias = int64_t(m.left_bias.size()) == m.chains * m.n1;
   BipartiteCall call;
   call.n1 = m.n1, call.n2 = m.n2;
   call.batch = Batch({m.chains}, {false});
   call.is_double = sizeof(T) == 8;
   call.weight = {m.weight.data(), {0}, 1, m.n2};
-  call.left_bias = {m.left_bias.data(), {0}, 1, 0};
-  call.right_bias = {m.right_bias.data(), {0}, 1, 0};
+  call.left_bias = {m.left_bias.data(), {own_bias ? m.n1 : 0}, 1, 0};
+  call.right_bias = {m.right_bias.data(), {own_bias ? m.n2 : 0}, 1, 0};
   call.num_sweeps = num_sweeps;
   call.seed = 5;
   call.beta = {m.beta};
@@ -51,6 +53,7 @@ static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tab
   call.narrow_from = narrow ? 0 : 1 << 20;
   call.largest_slack = largest_slack;
   call.num_coarse_groups = num_coarse_groups;
+  call.look_up_always = num_coarse_groups != nullptr;
   std::vector<uint32_t> left(size_t(m.chains * state_words(m.n1)), 0x5555), right(size_t(m.chains * state_words(m.n2)));
   for (int64_t c = 0; c < m.chains; ++c)  // no bits beyond the last unit
     left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
@@ -67,8 +70,8 @@ template <class T>
 static std::vector<uint32_t> run_coarse(const Model<T>& m, int64_t num_sweeps, bool may_serve = true) {
   std::atomic<int64_t> groups = 0;
   std::vector<uint32_t> bits = run(m, num_sweeps, true, false, 65535, &groups);
-  CHECK((groups > 0) == (may_serve && kernels().sweep_coarse), "%d groups took coarse couplings: n %d + %d, beta %g", int(groups),
-        int(m.n1), int(m.n2), m.beta);
+  CHECK((groups > 0) == (may_serve && (kernels().sweep_coarse || kernels().sweep_lookup)),
+        "%d groups took coarse couplings: n %d + %d, beta %g", int(groups), int(m.n1), int(m.n2), m.beta);
   return bits;
 }
 
@@ -108,6 +111,30 @@ static void compare_equal(int64_t n, int64_t num_sweeps) {
   CHECK(run_coarse(m, num_sweeps) == run(m, num_sweeps, false, false), "equal couplings: n %d", int(n));
 }
 
+// Tables have sums of blocks of 80 couplings, which are rounded to a 256th. Here all couplings are `multiple` of the finer unit, so
+// that nothing else is rounded, and the sums of all blocks are off by the same if all left units are 1, which large biases see to.
+static void compare_blocks(int multiple, int64_t num_sweeps) {
+  const int64_t n = 3000;
+  const double coupling = 0x1p-9, left_bias = coupling * (256.0 * double(32750 - n) / multiple - double(n));
+  Model<float> m{n, 33, 40, {}, {}, {}, 1};
+  m.weight.assign(size_t(n * m.n2), float(coupling));
+  m.left_bias.assign(size_t(n), float(left_bias));
+  for (int64_t j = 0; j < m.n2; ++j) m.right_bias.push_back(float(double(j - 16) / 8 - coupling * double(n)));
+  CHECK(run_coarse(m, num_sweeps) == run(m, num_sweeps, false, false), "blocks: %d", multiple);
+}
+
+// More chains than a group has, the last vector of which is not full, and biases of each chain. Only tables that are looked up serve
+// chains whose biases differ.
+static void compare_groups(int64_t n1, int64_t n2, int64_t chains, bool own_bias, int64_t num_sweeps) {
+  std::normal_distribution<double> normal;
+  Model<float> m{n1, n2, chains, {}, {}, {}, -1.1};
+  for (int64_t i = 0; i < n1 * n2; ++i) m.weight.push_back(float(0.5 * normal(rng) / sqrt(double(std::max(n1, n2)))));
+  for (int64_t i = 0; i < n1 * (own_bias ? chains : 1); ++i) m.left_bias.push_back(float(normal(rng)));
+  for (int64_t i = 0; i < n2 * (own_bias ? chains : 1); ++i) m.right_bias.push_back(float(normal(rng)));
+  CHECK(run_coarse(m, num_sweeps, !own_bias || kernels().sweep_lookup) == run(m, num_sweeps, false, false),
+        "groups: n %d + %d, %d chains, own bias %d", int(n1), int(n2), int(chains), own_bias);
+}
+
 // A pair of units has no rounding error to speak of; what is left is the sigmoid's, at one logit after the other.
 static void compare_pairs(double coupling, int64_t num_sweeps) {
   for (double bias = -coupling; bias <= 0; bias += coupling / 29) {
@@ -143,6 +170,13 @@ int main(int argc, char** argv) {
     }
     for (int64_t n = 100; n < 160; n += 6) compare_equal(n, 200 * times);
     for (double coupling : {3.0, 6.0, 11.0}) compare_pairs(coupling, 100 * times);
+    compare_blocks(787, 200 * times);
+    compare_blocks(803, 200 * times);
+    for (bool own_bias : {false, true}) {
+      compare_groups(784, 500, 290, own_bias, 25);
+      compare_groups(128, 3, 257, own_bias, 100 * times);
+      compare_groups(77, 181, 520, own_bias, 20 * times);
+    }
     compare_tiny();
   }
 }

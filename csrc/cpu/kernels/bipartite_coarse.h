@@ -1,71 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // No include guard: see instruction_set.h. Binary sweeps of a group of chains that share a bipartite model, by fields of 16 bits
-// (CoarseCoupling). A field gives a probability of 16 bits by linear interpolation. The high byte of a unit's random word decides
-// against it in all but a few of a thousand cases; what it leaves open is decided by the exact sum and the whole word.
-
-// A unit of a larger |logit| does the unexpected with a probability of e^-12, 0.4 of 2^-16.
-constexpr double kCoarseReach = 12;
-constexpr int kSegments = 64;
-constexpr int kHopeless = INT32_MAX;
-
-// How fields become probabilities, at one beta. A segment is 2^shift field units long.
-struct CoarseSigmoid {
-  int shift;
-  int slope_shift;  // slopes are multiples of 2^slope_shift: with AVX2 at most 255 times that, so that a byte holds them
-  float residual;   // the largest distance from the sigmoid, in units of 2^-16
-  alignas(64) uint16_t base[kSegments];
-  alignas(64) int16_t slope[kSegments];
-};
-
-// unit: of a field, times |beta|. With a shift of 9 the segments have all fields of 15 bits. With a shift of 0 the last field lies
-// a segment before the reach.
-inline int coarse_shift(double unit) {
-  int shift = 0;
-  while (shift < 9 && unit * double(kSegments << shift) < kCoarseReach) ++shift;
-  return shift;
-}
-
-// Where |x| lies in a segment of length h from x0 on, the sigmoid is concave, and lies above its chord by at most h^2 / 8 times the
-// largest |second derivative|. The chord is raised by half of the distance in its middle.
-inline CoarseSigmoid coarse_sigmoid(double unit) {
-  const auto curvature = [](double p) { return p * (1 - p) * (2 * p - 1); };
-  CoarseSigmoid out;
-  out.shift = coarse_shift(unit);
-  const double length = unit * double(1 << out.shift);
-  out.slope_shift = 0;
-  if constexpr (GIBBS_VECTOR_BYTES == 32)
-    while (65536 * (1 / (1 + __builtin_exp(-length)) - 0.5) >= double(255 << out.slope_shift)) ++out.slope_shift;
-  const double slope_unit = double(1 << out.slope_shift);
-  double residual = 0, p = 0.5;
-  for (int m = 0; m < kSegments; ++m) {
-    const double next = 1 / (1 + __builtin_exp(-length * (m + 1))), middle = 1 / (1 + __builtin_exp(-length * (m + 0.5)));
-    const double at_begin = curvature(p), at_end = curvature(next), flattest = 0.0962250449;  // 3^-1.5 / 2, at logit 1.317
-    const bool has_most = length * m <= 1.317 && length * (m + 1) >= 1.316;
-    const double most = has_most ? flattest : at_begin > at_end ? at_begin : at_end;
-    const double raise = (middle - (p + next) / 2) / 2, below = length * length / 8 * most - raise;
-    residual = raise > residual ? raise : residual;
-    residual = below > residual ? below : residual;
-    const double base = 65536 * (p + raise);
-    out.base[m] = uint16_t(base < 65535 ? base + 0.5 : 65535);
-    // Of a segment of one field only the beginning is looked up.
-    const double slope = out.shift ? 65536 * (next - p) / slope_unit + 0.5 : 0;
-    out.slope[m] = int16_t(int(slope) << out.slope_shift);
-    p = next;
-  }
-  out.residual = float(65536 * (residual < 1 ? residual : 1) + slope_unit / 2);
-  return out;
-}
-
-// Bound on the distance of a coarse probability from the true threshold, in units of 2^-16.
-//   The slope of the sigmoid is at most 1/4. A bias was rounded by half a unit, and a tenth is spare for float32. A logit's three
-//   roundings to float32 add at most 2^-22 |beta| range / 4, range being the largest |sum| plus the largest |bias| that is told
-//   apart. Rounding the base of a segment, the product and this bound, and what lies beyond the last segment, come to less than 4.
-inline int coarse_slack(const CoarseCoupling& c, float error, double beta, float residual) {
-  const double size = beta < 0 ? -beta : beta;
-  const double slack =
-      16384 * size * double(c.unit) * (double(error) + 0.6) + 0x1p-8 * size * double(c.range) + double(residual) + 5;
-  return slack < 65535 ? int(slack) : 65535;
-}
+// (CoarseCoupling), of which each chain has its own: sums of rows, or of tables of rows.
 
 // The largest sum of |couplings| of a unit, in any of the rows.
 inline double largest_sum_of(const int32_t* rows, int64_t num_rows, int64_t ld) {
@@ -145,28 +80,24 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
 // One side of every chain of a group.
 struct CoarseSide : GroupSide<int16_t> {
   int64_t words, acc_stride;
-  const int32_t* couplings;  // of its own units, [n, couplings_ld], exact
-  int64_t couplings_ld;
   const int16_t* bias;
-  const float* exact_bias;
   float error;
   uint32_t* BinaryChain::* bits;
   const uint32_t* BinaryChain::* clamp;
-  uint32_t* BinaryChain::* other;
+  ExactSide exact;
 };
 
-// Units that the high bytes of their words leave open. Words of 32 units are appended without a branch, because which of them have
-// open units cannot be predicted. Later, a vector of open units draws its low bits; what they leave open, because the word lies
-// within the slack of the probability, takes exact sums.
+// Words of 32 units, some of which the high bytes leave open. They are appended without a branch, because which of them have open
+// units cannot be predicted.
 class CoarseOpen {
  public:
-  CoarseOpen(const BinarySweeps& p, const CoarseSide& side, int64_t num_other_words, int slack, float beta, uint64_t sweep)
-      : p_(p), side_(side), num_other_words_(num_other_words), slack_(uint32_t(slack) << 16), beta_(beta), sweep_(sweep) {}
+  CoarseOpen(const BinarySweeps& p, const CoarseSide& side, int slack, float beta, uint64_t sweep)
+      : side_(side), units_(p, side.exact, slack, beta, sweep) {}
   struct alignas(64) Entry {
-    uint16_t probability[32];  // that a unit is 1, or 0 if it is negative
+    uint16_t probability[32];
     uint8_t byte[32];
     const BinaryChain* chain;
-    uint32_t open, negative;  // the open units' bits are 0 meanwhile
+    uint32_t open, negative;
     int32_t word;
   };
   // The entry to fill, which is kept if keep() says so.
@@ -176,115 +107,26 @@ class CoarseOpen {
   void close() {
     for (int e = 0; e < num_entries_; ++e) {
       const Entry& entry = entry_[e];
-      const RandomStream s = random_stream(p_.seed, entry.chain->number, sweep_);
-      c2_ = s.c2;
+      uint32_t* word = entry.chain->*side_.bits + entry.word;
       for (uint32_t open = entry.open; open; open &= open - 1) {
-        const int place = __builtin_ctz(open), l = count_;
-        unit_[l] = 32 * entry.word + place;
-        chain_[l] = entry.chain;
-        picked_.set(l, side_.first_unit + unit_[l], s.c1, s.c3);
-        high_[l] = uint32_t{entry.byte[place]} << 24;
-        probability_[l] = uint32_t{entry.probability[place]} << 16;
-        flip_[l] = 0 - (entry.negative >> place & 1);
-        if (++count_ == kLanes) decide();
+        const int place = __builtin_ctz(open);
+        units_.add(*entry.chain, 32 * entry.word + place, entry.byte[place], entry.probability[place], entry.negative >> place & 1,
+                   word, place);
       }
     }
     num_entries_ = 0;
-    if (count_) decide();
+    units_.close();
   }
 
  private:
-  void decide() {
-    const VecU word = load<VecU>(high_) | picked_.low_bits(c2_, uint32_t(p_.seed), uint32_t(p_.seed >> 32));
-    const VecU flip = load<VecU>(flip_), probability = load<VecU>(probability_), flipped = word ^ flip;
-    const VecU low = probability > slack_ ? probability - slack_ : VecU{},
-               high = ~probability > slack_ ? probability + slack_ : ~VecU{};
-    const uint32_t below = mask_of(flipped < low), undecided = mask_of(flipped <= high) & ~below & ((1u << count_) - 1);
-    uint32_t ones = below ^ mask_of((VecI)flip);
-    if (undecided) {
-      alignas(64) int32_t sum[kLanes] = {};
-      alignas(64) float bias[kLanes] = {};
-      for (uint32_t rest = undecided; rest; rest &= rest - 1) {
-        const int l = __builtin_ctz(rest);
-        sum[l] = exact_sum(l);
-        bias[l] = side_.exact_bias[unit_[l]];
-      }
-      const VecU exact = threshold_vector(logit_vector<false>(sum, bias, nullptr, beta_, p_.coupling.scale));
-      ones = (ones & ~undecided) | (mask_of(word < exact) & undecided);
-    }
-    for (int l = 0; l < count_; ++l) (chain_[l]->*side_.bits)[unit_[l] / 32] |= (ones >> l & 1) << (unit_[l] % 32);
-    count_ = 0;
-  }
-  int32_t exact_sum(int l) const {
-    const int32_t* row = side_.couplings + unit_[l] * side_.couplings_ld;
-    const uint32_t* active = chain_[l]->*side_.other;
-    VecI sum = {};
-    for (int64_t w = 0; w < num_other_words_; ++w)
-      for (int part = 0; part < 32; part += kLanes) sum += load_where(active[w] >> part, row + 32 * w + part);
-    return horizontal_sum<int32_t>(sum);
-  }
-
-  const BinarySweeps& p_;
   const CoarseSide& side_;
-  const int64_t num_other_words_;
-  const uint32_t slack_;
-  const float beta_;
-  const uint64_t sweep_;
-  uint32_t c2_ = 0;
-  int count_ = 0;
-  PickedLanes picked_;
-  alignas(64) uint32_t high_[kLanes] = {}, probability_[kLanes] = {}, flip_[kLanes] = {};
-  const BinaryChain* chain_[kLanes] = {};
-  int32_t unit_[kLanes] = {};
+  OpenFields units_;
   static constexpr int kEnough = 64;
   int num_entries_ = 0;
   Entry entry_[kEnough + kMostCoarseUnits / 32];  // a chain's words are appended before anybody asks whether it is full
 };
 
 // Decides 32 units at a time against bounds.
-#if GIBBS_VECTOR_BYTES == 64
-class CoarseDraw {
- public:
-  CoarseDraw(const CoarseSigmoid& s, int slack, bool negative_beta)
-      : shift_(_mm_cvtsi32_si128(s.shift)),
-        up_(_mm_cvtsi32_si128(16 - s.shift)),
-        most_(_mm512_set1_epi16(int16_t((kSegments << s.shift) - 1))),
-        slack_(_mm512_set1_epi16(int16_t(uint16_t(slack)))),
-        slack_and_byte_(_mm512_set1_epi16(int16_t(uint16_t(slack < 65280 ? slack + 255 : 65535)))),
-        flip_(negative_beta ? 0xffffffffu : 0) {
-    for (int h = 0; h < 2; ++h) {
-      base_[h] = _mm512_load_si512(s.base + 32 * h);
-      slope_[h] = _mm512_load_si512(s.slope + 32 * h);
-    }
-  }
-  // A unit whose logit is negative is 1 unless the complement of its word is less than the threshold of the opposite logit.
-  // Returns the bits that are 1 for certain, or open.
-  uint32_t operator()(const int16_t* acc, const int16_t* bias, const uint8_t* bytes, CoarseOpen::Entry& entry) const {
-    const __m512i field = _mm512_add_epi16(_mm512_loadu_si512(acc), _mm512_loadu_si512(bias));
-    const __mmask32 negative = _mm512_movepi16_mask(field) ^ flip_;
-    const __m512i size = _mm512_min_epi16(_mm512_abs_epi16(field), most_), segment = _mm512_srl_epi16(size, shift_);
-    const __m512i part = _mm512_srli_epi16(_mm512_sll_epi16(size, up_), 1);
-    const __m512i base = _mm512_permutex2var_epi16(base_[0], segment, base_[1]);
-    const __m512i slope = _mm512_permutex2var_epi16(slope_[0], segment, slope_[1]);
-    const __m512i probability = _mm512_adds_epu16(base, _mm512_mulhrs_epi16(slope, part));
-    const __m256i drawn = _mm256_loadu_si256((const __m256i*)bytes);
-    const __m512i byte = _mm512_slli_epi16(_mm512_cvtepu8_epi16(drawn), 8);
-    const __m512i high = _mm512_mask_blend_epi16(negative, byte, _mm512_xor_si512(byte, _mm512_set1_epi16(int16_t(0xff00))));
-    const uint32_t below = _mm512_cmplt_epu16_mask(high, _mm512_subs_epu16(probability, slack_and_byte_));
-    _mm512_store_si512(entry.probability, probability);
-    _mm256_store_si256((__m256i*)entry.byte, drawn);
-    entry.open = _mm512_cmplt_epu16_mask(high, _mm512_adds_epu16(probability, slack_)) & ~below;
-    entry.negative = negative;
-    return below ^ negative;
-  }
-
- private:
-  __m128i shift_, up_;
-  __m512i most_, slack_, slack_and_byte_;
-  __mmask32 flip_;
-  __m512i base_[2], slope_[2];
-};
-#else
 class CoarseDraw {
  public:
   CoarseDraw(const CoarseSigmoid& s, int slack, bool negative_beta)
@@ -351,32 +193,24 @@ class CoarseDraw {
   __m256i most_, slack_, slack_and_byte_, flip_;
   alignas(16) uint8_t bytes_[3][kSegments];
 };
-#endif
-
 void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, const BinaryChain* chains, int64_t count,
                          const GroupScratch& scratch) {
   const CoarseSide left = {{p.n1, 0, (int16_t*)scratch.acc_left, coarse.rows, padded_side(p.n2)},
                            state_words(p.n1),
                            padded_side(p.n1),
-                           p.coupling.rows,
-                           padded_row(p.n2),
                            coarse.left_bias,
-                           chains->left_bias,
                            coarse.left_error,
                            &BinaryChain::left,
                            &BinaryChain::clamp_left,
-                           &BinaryChain::right};
+                           exact_left(p)};
   const CoarseSide right = {{p.n2, p.n1, (int16_t*)scratch.acc_right, coarse.columns, padded_side(p.n1)},
                             state_words(p.n2),
                             padded_side(p.n2),
-                            p.coupling.columns,
-                            padded_row(p.n1),
                             coarse.right_bias,
-                            chains->right_bias,
                             coarse.right_error,
                             &BinaryChain::right,
                             &BinaryChain::clamp_right,
-                            &BinaryChain::left};
+                            exact_right(p)};
   const bool one_draw = p.n1 + p.n2 <= kOneDrawUnits;
   const int64_t left_end = (p.n1 + 127) / 128, right_begin = one_draw ? 0 : p.n1 / 128, right_end = (p.n1 + p.n2 + 127) / 128;
   const auto bytes_of = [&](int64_t c) {
@@ -407,7 +241,7 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
       const CoarseSide &side = is_left ? left : right, &other = is_left ? right : left;
       const int slack = coarse_slack(coarse, side.error, beta, sigmoid.residual);
       const CoarseDraw draw(sigmoid, slack, beta < 0);
-      CoarseOpen open(p, side, other.words, slack, beta, number);
+      CoarseOpen open(p, side, slack, beta, number);
       for (int64_t c = 0; c < count; ++c) {
         const BinaryChain& chain = chains[c];
         // Bytes that have just been stored cannot be loaded across two stores without waiting for both, so they are drawn ahead.

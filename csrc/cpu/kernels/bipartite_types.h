@@ -39,15 +39,35 @@ struct NarrowCoupling {
 
 constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
 
-// A model in 16 bits, so coarse that no unit's field leaves them: a field is a unit's bias and the couplings to its neighbours
-// that are 1. Sums of 16 bits are twice as fast, and their bounded error leaves open few units, which take exact sums; so the bits
-// are the same.
-struct CoarseCoupling {
+// Fields of 16 bits: a unit's bias and the couplings to its neighbours that are 1. They are so coarse that none leaves 16 bits, and
+// their bounded error leaves open few units, which take exact sums; so the bits are the same.
+struct CoarseFields {
+  float unit;                     // of a field
+  float range;                    // the largest |field|, but for biases that saturate a unit
+  float left_error, right_error;  // the largest error of the sum of a left and of a right unit, in units
+};
+
+// A model whose couplings are rounded to the unit of fields.
+struct CoarseCoupling : CoarseFields {
   int16_t *rows, *columns;          // [n1, padded_side(n2)], [n2, padded_side(n1)]
   int16_t *left_bias, *right_bias;  // [padded_side(n)]
-  float unit;                       // of a field
-  float range;                      // the largest |field|, but for biases that saturate a unit
-  float left_error, right_error;    // the largest error of the sum of a left and of a right unit, in units
+};
+
+// A model as tables of the sums of five couplings of a unit, which a vector instruction looks up for 32 chains at a time. A block of
+// kLookupBlock tables has sums of 16 bits in units of 2^-shift; the sums of blocks are rounded and added.
+constexpr int kLookupRows = 5, kLookupBlock = 16, kLookupLanes = 32, kMostLookupVectors = 8;
+inline int64_t num_lookup_tables(int64_t n) { return (n + kLookupRows - 1) / kLookupRows; }
+struct LookupTable {
+  int16_t low[8], high[4];  // entry e is low[e % 8] + high[e / 8]
+};
+struct LookupSide {
+  LookupTable* tables;  // [n, num_lookup_tables(other n)], in the order in which they are read
+  float* offset;        // [n] what sums are too large by, in units of a field
+};
+struct LookupCoupling : CoarseFields {
+  int shift;
+  double most_bias;  // a larger |bias| saturates a unit, whatever its neighbours do
+  LookupSide left, right;
 };
 
 // One chain. Biases are float32, padded_side() long.
@@ -82,6 +102,16 @@ struct GroupScratch {
   int32_t* table;                 // [table_size(count)]
   uint32_t* before;               // [count, state_words(max(n1, n2))], for coarse couplings only
 };
+// Scratch memory of a group of up to 32 kMostLookupVectors chains that sweeps by LookupCoupling. The numbers of vectors are as large
+// as the group needs.
+struct LookupScratch {
+  uint32_t *left, *right;              // [n, vectors] the bits of a unit in all chains
+  uint32_t *left_fixed, *right_fixed;  // the same, of the units that are not drawn
+  int16_t *left_bias, *right_bias;     // [n] if all chains share them, else [n, vectors, 32]
+  uint16_t* index;                     // [num_lookup_tables(max(n1, n2)), vectors, 32]
+  uint16_t* bytes;                     // [8, 16, vectors, 32]
+};
+
 // Number of high random bytes kept for a group: those of all its chains if the model is small, else those of a few.
 constexpr int64_t kOneDrawUnits = 512, kByteChains = 16;
 inline int64_t group_random_bytes(int64_t units, int64_t count) {

@@ -14,7 +14,12 @@ namespace {
 #include "cpu/kernels/bipartite.h"
 #include "cpu/kernels/bipartite_narrow.h"
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+#include "cpu/kernels/bipartite_fields.h"
+#endif
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
 #include "cpu/kernels/bipartite_coarse.h"
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#include "cpu/kernels/bipartite_lookup.h"
 #endif
 #include "cpu/kernels/bipartite_relaxed.h"
 
@@ -56,12 +61,13 @@ const Kernels table = {
     .round_narrow_couplings = round_narrow_couplings_kernel,
     .sweep_group = sweep_group_kernel,
     .sweep_narrow = sweep_narrow_kernel,
-#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
     .round_coarse = round_coarse_kernel,
     .sweep_coarse = sweep_coarse_kernel,
-#else
-    .round_coarse = nullptr,
-    .sweep_coarse = nullptr,
+#endif
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+    .round_lookup = round_lookup_kernel,
+    .sweep_lookup = sweep_lookup_kernel,
 #endif
     .sweep_sums = sweep_sums_kernel,
     .metropolis = metropolis_kernel,

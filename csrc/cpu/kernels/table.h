@@ -47,11 +47,18 @@ struct Kernels {
   void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
   void (*sweep_group)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
   void (*sweep_narrow)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
-  // Null if the instruction set cannot look up bytes in a vector. All chains have the biases of `chain`. Returns the distance, in
-  // units of 2^-16, of a coarse probability from the true one that has to be expected. Above 65535: the couplings were not rounded.
-  int (*round_coarse)(const BinarySweeps&, const BinaryChain& chain, double least_beta, double largest_beta, CoarseCoupling&);
+  // AVX2, else null. All chains have the biases of `chain`. Returns the distance, in units of 2^-16, of a coarse probability from the
+  // true one that has to be expected. Above 65535: the couplings were not rounded.
+  int (*round_coarse)(const BinarySweeps&, const BinaryChain& chain, double least_beta, double largest_beta,
+                      CoarseCoupling&) = nullptr;
   // At least kMinTableChains chains; not annealed.
-  void (*sweep_coarse)(const BinarySweeps&, const CoarseCoupling&, const BinaryChain*, int64_t count, const GroupScratch&);
+  void (*sweep_coarse)(const BinarySweeps&, const CoarseCoupling&, const BinaryChain*, int64_t count,
+                       const GroupScratch&) = nullptr;
+  // AVX-512, else null. The same for biases of magnitudes up to largest_bias.
+  int (*round_lookup)(int64_t n1, int64_t n2, const RoundedCoupling&, double largest_bias, double least_beta, double largest_beta,
+                      LookupCoupling&) = nullptr;
+  void (*sweep_lookup)(const BinarySweeps&, const LookupCoupling&, const BinaryChain*, int64_t count,
+                       const LookupScratch&) = nullptr;
 
   void (*sweep_sums)(const GraphSweeps&, const SumsGroup&);
   void (*metropolis)(const GraphSweeps&, const SumsGroup&);

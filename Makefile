@@ -38,7 +38,9 @@ emulated: build
 	GIBBS_TEST_EMULATED=all $(BIN)/python -m pytest -n auto --maxprocesses 8 tests/ops/test_cuda_emulated.py $(ARGS)
 
 bench: build
-	$(BIN)/python -m bench $(ARGS)
+	@mkdir -p build
+	$(BIN)/python -m pytest bench/ --benchmark-json=build/bench.json $(ARGS)
+	$(BIN)/python -m bench build/bench.json
 
 # Needs a GPU. Runs the tests of the ops, in which calls wait for their kernels, the other tests of a GPU, and the benchmarks.
 gpu:
@@ -48,7 +50,7 @@ gpu:
 	  GIBBS_REQUIRE_CUDA=1 GIBBS_CUDA_SYNCHRONOUS=$$synchronous $(BIN)/python -m pytest tests/ops/test_gpu.py $(ARGS) \
 	    || [ $$? = 5 ] || failed=1; \
 	done; exit $$failed  # 5: ARGS chose none of these tests
-	$(BIN)/python -m bench --device cuda
+	$(MAKE) bench ARGS='--device cuda'
 
 # Needs a GPU. Checks and measures for ten minutes, with PYTHON as it is: without .venv, pip or a network. See csrc/cuda/README.md.
 BUDGET ?= 560

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks against plain PyTorch, NumPy, dwave-samplers and networkx: `python -m bench [NAME...]`."""
+"""Benchmarks against plain PyTorch, NumPy and other packages: `pytest bench/`."""

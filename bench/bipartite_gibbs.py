@@ -11,7 +11,8 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
-from .harness import OURS, Case, on_gpu
+from .harness import Call, Case, benchmark_of, on_gpu, warm
+from .tables import OURS
 
 Array = np.ndarray
 
@@ -103,26 +104,46 @@ def numpy_sweeps(
     return left, right
 
 
-def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int, wanted: float | None = None) -> Case:
+def states(models: int, returned: tuple[Any, ...]) -> list[Tensor]:
+    """The left and right units that a contender returned, as [M, C, n]."""
+    return [torch.as_tensor(side).float().reshape(models, -1, side.shape[-1]) for side in returned[:2]]
+
+
+def statistics(inputs: tuple[Tensor, ...], returned: tuple[Any, ...]) -> list[Tensor]:
+    """Energies, and the shares of units that are 1, of all chains."""
+    left_bias, right_bias, weight = inputs[1:]
+    left, right = states(len(weight), returned)
+    energy = -((left @ weight + right_bias) * right).sum(-1) - (left * left_bias).sum(-1)
+    return [energy, left.mean(-1), right.mean(-1)]
+
+
+def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int) -> Case:
     """A case of `models` models with `chains` chains each."""
-    arguments = draws(models, chains, n1, n2)
-    peer, ours = (*arguments, num_sweeps), one_model_or_many(*arguments)
-    what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
-    contenders: dict[str, Callable[[], object]] = {
-        OURS: lambda: gx.bipartite_gibbs(*ours, num_sweeps, seed=1),
-        "torch.rand": lambda: torch_sweeps(*peer, rand),
-        "torch.bernoulli": lambda: torch_sweeps(*peer, bernoulli),
+
+    def ours(inputs: tuple[Tensor, ...]) -> Call:
+        arguments = one_model_or_many(*inputs)
+        return lambda: gx.bipartite_gibbs(*arguments, num_sweeps, seed=1)
+
+    def with_numpy(inputs: tuple[Tensor, ...]) -> Call:
+        arrays = [t.numpy() for t in inputs]
+        rng = np.random.default_rng(1)
+        return lambda: numpy_sweeps(*arrays, num_sweeps, rng)
+
+    contenders: dict[str, Callable[[tuple[Tensor, ...]], Call]] = {
+        OURS: ours,
+        "PyTorch, rand": lambda inputs: lambda: torch_sweeps(*inputs, num_sweeps, rand),
+        "PyTorch, bernoulli": lambda inputs: lambda: torch_sweeps(*inputs, num_sweeps, bernoulli),
+        "torch.compile": lambda inputs: warm(lambda: compiled_sweeps(*inputs, num_sweeps)),
     }
-    if on_gpu():
-        contenders["torch.compile"] = lambda: compiled_sweeps(*peer)
-    else:
-        arrays = *(t.numpy() for t in arguments), num_sweeps, np.random.default_rng(1)
-        contenders["NumPy"] = lambda: numpy_sweeps(*arrays)
+    if not on_gpu():
+        contenders["NumPy"] = with_numpy
+    what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
     return Case(
         f"{what}, {n1}+{n2}, {num_sweeps} sweeps",
+        lambda: draws(models, chains, n1, n2),
         contenders,
         updates=models * chains * (n1 + n2) * num_sweeps,
-        wanted=wanted,
+        statistics=statistics,
     )
 
 
@@ -134,8 +155,11 @@ def cases() -> Iterator[Case]:
         yield case(1, 65536, 784, 500, 100)
         return
     for num_sweeps in (50, 10):
-        yield case(128, 1, 100, 100, num_sweeps, 3)
-        yield case(128, 1, 200, 200, num_sweeps, 10)
+        yield case(128, 1, 100, 100, num_sweeps)
+        yield case(128, 1, 200, 200, num_sweeps)
     yield case(32, 1, 784, 500, 50)
-    yield case(1, 1024, 200, 200, 100, 3)
-    yield case(1, 512, 784, 500, 10, 2)
+    yield case(1, 1024, 200, 200, 100)
+    yield case(1, 512, 784, 500, 10)
+
+
+bipartite_gibbs = benchmark_of(cases, "bipartite_gibbs")

@@ -2,6 +2,7 @@
 """Binary sweeps, one relaxed sweep (pwl) and the backward pass, a weight per model, against PyTorch's autograd."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 import gibbs_ext as gx
 
 from .bipartite_gibbs import bernoulli, compiled, compiled_sweeps, draws, rand, torch_sweeps
-from .harness import OURS, Case, on_gpu
+from .harness import Call, Case, benchmark_of, on_gpu, warm
+from .tables import OURS
 
 SHARPNESS = 4.0
 
@@ -53,33 +55,43 @@ def compiled_relaxed(left: Tensor, *parameters: Tensor, num_sweeps: int) -> tupl
     return outputs
 
 
-def case(models: int, n: int, num_sweeps: int, wanted: float | None = None) -> Case:
-    left, *parameters = draws(models, 1, n, n)
-    grads = [torch.randn(models, 1, n) for _ in range(3)]
-    peer = [p.requires_grad_() for p in parameters]
-    ours = [p.detach().squeeze(1).requires_grad_() for p in parameters]
+def case(models: int, n: int, num_sweeps: int) -> Case:
+    def inputs() -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        left, *parameters = draws(models, 1, n, n)
+        grads = [torch.randn(models, 1, n) for _ in range(3)]
+        return left, [p.requires_grad_() for p in parameters], grads
 
-    def run_ours() -> object:
-        outputs = gx.bipartite_gibbs_relaxed(left[:, 0], *ours, num_sweeps, 1, sharpness=SHARPNESS, seed=1)
-        return torch.autograd.grad(outputs, ours, [g[:, 0] for g in grads])
+    def ours(inputs: tuple[Tensor, list[Tensor], list[Tensor]]) -> Call:
+        left, parameters, grads = inputs[0][:, 0], *([t.detach().squeeze(1) for t in part] for part in inputs[1:])
+        leaves = [p.requires_grad_() for p in parameters]
 
-    def run_torch(draw: Callable[[Tensor, Tensor], object]) -> object:
-        return torch.autograd.grad(torch_relaxed(left, *peer, num_sweeps, 1, draw), peer, grads)
+        def run() -> object:
+            outputs = gx.bipartite_gibbs_relaxed(left, *leaves, num_sweeps, 1, sharpness=SHARPNESS, seed=1)
+            return torch.autograd.grad(outputs, leaves, grads)
 
-    contenders: dict[str, Callable[[], object]] = {
-        OURS: run_ours,
-        "torch.rand": lambda: run_torch(rand),
-        "torch.bernoulli": lambda: run_torch(bernoulli),
-    }
-    if on_gpu():
-        contenders["torch.compile"] = lambda: torch.autograd.grad(
-            compiled_relaxed(left, *peer, num_sweeps=num_sweeps), peer, grads
-        )
+        return run
+
+    def peer(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[[Any], Call]:
+        def prepare(inputs: tuple[Tensor, list[Tensor], list[Tensor]]) -> Call:
+            left, parameters, grads = inputs
+            return lambda: torch.autograd.grad(forward(left, *parameters), parameters, grads)
+
+        return prepare
+
     return Case(
         f"{models} models, {n}+{n}, {num_sweeps} + 1 sweeps and backward",
-        contenders,
+        inputs,
+        {
+            OURS: ours,
+            "PyTorch, rand": peer(lambda *args: torch_relaxed(*args, num_sweeps, 1, rand)),
+            "PyTorch, bernoulli": peer(lambda *args: torch_relaxed(*args, num_sweeps, 1, bernoulli)),
+            "torch.compile": lambda inputs: warm(
+                peer(lambda *args: compiled_relaxed(*args, num_sweeps=num_sweeps))(inputs)
+            ),
+        },
         updates=models * 2 * n * (num_sweeps + 1),
-        wanted=wanted,
+        # Gradients of each model, by their mean sizes.
+        statistics=lambda inputs, grads: [g.reshape(models, -1).abs().mean(-1) for g in grads],
     )
 
 
@@ -88,5 +100,8 @@ def cases() -> Iterator[Case]:
         yield case(128, 100, 10)
         yield case(4096, 200, 10)
         return
-    yield case(128, 100, 40, 4)
-    yield case(128, 200, 40, 8)
+    yield case(128, 100, 40)
+    yield case(128, 200, 40)
+
+
+bipartite_gibbs_relaxed = benchmark_of(cases, "bipartite_gibbs_relaxed")

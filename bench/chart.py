@@ -3,34 +3,28 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .harness import HISTORY, OURS
+from . import tables
 from .texts import ROOT
 
 CHART = ROOT / "docs" / "speed.png"
-MODULES = ("bipartite_gibbs", "bipartite_gibbs_relaxed", "graph_gibbs", "graph_gibbs_relaxed", "training_step")
-RIVAL = "dwave-samplers"
-COLORS = {"the fastest of plain PyTorch and NumPy": "tab:blue", RIVAL: "tab:orange"}
+COLORS = dict(zip(tables.PEERS, (f"C{number}" for number in (0, 9, 2, 1, 5, 3, 4, 6)), strict=False))
+LEFT_OUT = ("graph_building", "call_cost")
 
 
 class Row(NamedTuple):
     case: str
-    ratios: dict[str, float]  # a key of COLORS: seconds of that peer for one second of ours
+    ratios: dict[str, float]  # of each peer: its time for one second of ours
 
 
-def row(result: dict[str, Any]) -> Row:
-    seconds = result["seconds"]
-    best, rival = COLORS
-    peers = {best: result["best_peer"]} | ({rival: rival} if rival in seconds else {})
-    return Row(result["case"], {label: round(seconds[peer] / seconds[OURS], 2) for label, peer in peers.items()})
-
-
-def rows(history: Path = HISTORY) -> list[Row]:
-    """Every case that has a peer with one thread; the CPU's first file, if there are several."""
-    found = json.loads(min((history / "cpu").glob("*.json")).read_text())
-    results = [result for module in MODULES if module in found for result in found[module]["results"]]
-    return [row(result) for result in results if "threads" not in result["case"]]
+def rows() -> list[Row]:
+    found = [group for group in tables.cpu_groups() if group.op not in LEFT_OUT]
+    return [
+        Row(group.case, {peer: round(ratio, 2) for peer, ratio in group.peers().items()})
+        for group in found
+        if group.peers()
+    ]
 
 
 def description(bars: list[Row]) -> str:
@@ -39,26 +33,30 @@ def description(bars: list[Row]) -> str:
 
 
 def draw(path: Path = CHART) -> None:
+    """A bar reaches to the fastest peer, whose ratio stands at the right; points are all peers."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.lines import Line2D
 
     bars = rows()
-    figure = Figure(figsize=(8, 0.27 * len(bars) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.25 * len(bars) + 1.3), layout="constrained")
     axes = figure.subplots()
-    height = 0.38
-    for position, (_, ratios) in enumerate(bars):
-        for number, (label, ratio) in enumerate(ratios.items()):
-            y = position + height * (number - (len(ratios) - 1) / 2)
-            axes.barh(y, ratio - 1, height, left=1, color=COLORS[label])  # a logarithmic axis has no 0
-            axes.text(ratio * 1.03, y, f"{ratio:.1f}", va="center", fontsize=7)
-    axes.set(xscale="log", xlim=(1, 150), xticks=[1, 2, 5, 10, 20, 50, 100], yticks=range(len(bars)))
-    axes.set_xticklabels(["1", "2", "5", "10", "20", "50", "100"])
+    for y, (_, ratios) in enumerate(bars):
+        fastest = min(ratios, key=ratios.__getitem__)
+        # A logarithmic axis has no 0.
+        axes.barh(y, ratios[fastest] - 1, 0.7, left=1, color=COLORS[fastest], alpha=0.55)
+        axes.text(370, y, f"{ratios[fastest]:.1f}", va="center", ha="right", fontsize=7)
+        for peer, ratio in ratios.items():
+            axes.plot(ratio, y, "o", color=COLORS[peer], markersize=5)
+    axes.set(xscale="log", xlim=(1, 400), xticks=[1, 2, 5, 10, 20, 50, 100, 200], yticks=range(len(bars)))
+    axes.set_xticklabels(["1", "2", "5", "10", "20", "50", "100", "200"])
     axes.set_yticklabels([bar.case for bar in bars], fontsize=8)
     axes.minorticks_off()
     axes.invert_yaxis()
-    axes.set_xlabel("times faster than (one CPU thread, logarithmic)")
+    axes.set_xlabel("how many times the time of gibbs_ext (one thread, logarithmic)")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(handles=[Patch(color=color, label=label) for label, color in COLORS.items()], loc="lower right")
+    shown = [peer for peer in COLORS if any(peer in bar.ratios for bar in bars)]
+    handles = [Line2D([], [], marker="o", linestyle="", color=COLORS[peer], label=peer) for peer in shown]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(shown), fontsize=8, frameon=False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Description": description(bars)})

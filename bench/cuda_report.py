@@ -41,18 +41,19 @@ from torch.utils.flop_counter import flop_registry
 import gibbs_ext as gx
 from gibbs_ext import ops
 
-from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, harness
+from . import bipartite_gibbs, bipartite_gibbs_relaxed, graph_gibbs, graph_gibbs_relaxed, texts
 from .bipartite_gibbs import draws, one_model_or_many
-from .texts import duration, markdown, write, write_part
+from .harness import cpu_name
+from .texts import ROOT, duration, markdown, write, write_part
 
-sys.path.insert(0, str(harness.ROOT / "csrc" / "cuda"))
-sys.path.insert(0, str(harness.ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+sys.path.insert(0, str(ROOT / "tests"))
 import backends
 import nvcc
 from backends import build
 
-HISTORY = harness.HISTORY / "cuda-bounds.json"
-README = harness.ROOT / "csrc" / "cuda" / "README.md"
+HISTORY = texts.HISTORY / "cuda-bounds.json"
+README = ROOT / "csrc" / "cuda" / "README.md"
 COMMAND = "make cuda-report"  # writes the table of bounds there, and marks it
 
 
@@ -504,7 +505,7 @@ def occupancies(rows: list[tuple[str, int, int, int]]) -> list[tuple[int, int, i
 
     A row has a device, registers per thread, threads and bytes of shared memory.
     """
-    program = harness.ROOT / "build" / "occupancy"
+    program = ROOT / "build" / "occupancy"
     cuda = nvcc.find()
     assert cuda, "make cuda-report needs nvcc"
     flags = ["-std=c++20", "-DGIBBS_EMULATE", *build.include_flags(), f"-I{cuda.home / 'include'}"]
@@ -766,7 +767,7 @@ def report() -> dict[str, Any]:
         "limits": {name: limits._asdict() for name, limits in LIMITS.items()},
         "launch_seconds": {"eager": LAUNCH, "graph": GRAPH_LAUNCH},
         "host_seconds": host,
-        "host": harness.cpu_name(),
+        "host": cpu_name(),
         "problems": cases,
         "kernels": [u._asdict() for u in usage.values()],
         "inner_loops_sm_90": mixes,
@@ -847,7 +848,7 @@ def short_table(found: dict[str, Any]) -> str:
 def write_tables() -> None:
     found = json.loads(HISTORY.read_text())
     write_part(README, COMMAND, table(found))
-    write_part(harness.ROOT / "README.md", COMMAND, short_table(found))
+    write_part(ROOT / "README.md", COMMAND, short_table(found))
 
 
 def main() -> None:
@@ -859,7 +860,7 @@ def main() -> None:
     if not args.readme:
         found = report()
         write(HISTORY, json.dumps(found, indent=1) + "\n")
-        print(f"kept in {HISTORY.relative_to(harness.ROOT)}")
+        print(f"kept in {HISTORY.relative_to(ROOT)}")
     write_tables()
 
 

@@ -7,12 +7,10 @@ model and starting states; its `sample` converts them, sweeps and builds a Sampl
 time). It is imported where it is used, because a machine with a GPU does not need it.
 """
 
-import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +20,11 @@ from torch.nn.functional import embedding_bag
 import gibbs_ext as gx
 
 from .bipartite_gibbs import compiled
-from .harness import OURS, Case, on_gpu
+from .harness import Call, Case, benchmark_of, on_gpu, warm
+from .tables import OURS
 
 Array = np.ndarray
 DWAVE = "dwave-samplers"
-
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 class Lists:
@@ -187,97 +184,120 @@ def ising_energy(graph: gx.ColoredGraph, J: Tensor, bits: Tensor | Array) -> Ten
     return (spins[:, graph.edges[:, 0]] * spins[:, graph.edges[:, 1]] * J).sum(1)
 
 
-def case(
-    name: str,
-    graph: gx.ColoredGraph,
-    chains: int,
-    betas: Sequence[float],
-    wanted: float | None = None,
-    rivals: dict[str, float] | None = None,
-    models: bool = False,
-) -> Case:
-    """A case of `chains` chains of one model, or of one model each if `models`, with a sweep at each of `betas`."""
+class Inputs(NamedTuple):
+    graph: gx.ColoredGraph
+    bits: Tensor
+    J: Tensor
+    bias: Tensor
+    coupling: Tensor
+    lists: Lists
+
+    def of_peer(self) -> tuple[Lists, Tensor, Tensor, Tensor]:
+        bias = self.bias if self.bias.dim() == 2 else self.bias[None]
+        order = self.lists.order
+        coupling = self.coupling.movedim(-1, 0).contiguous()
+        return self.lists, self.bits.T[order].float(), bias.T[order].contiguous(), coupling
+
+
+def draws(make_graph: Callable[[], gx.ColoredGraph], chains: int, models: bool) -> Inputs:
     torch.manual_seed(1)
-    lists = Lists(graph)
+    graph = make_graph()
     bits = torch.randint(2, (chains, graph.num_nodes), dtype=torch.uint8)
     J = torch.rand(*([chains] if models else []), graph.num_edges) * 2 - 1
     bias, coupling, _ = gx.ising_to_boltzmann(J.new_zeros(*J.shape[:-1], graph.num_nodes), J, graph)
+    return Inputs(graph, bits, J, bias, coupling, Lists(graph))
+
+
+def case(
+    name: str,
+    num_nodes: int,
+    make_graph: Callable[[], gx.ColoredGraph],
+    chains: int,
+    betas: Sequence[float],
+    models: bool = False,
+) -> Case:
+    """A case of `chains` chains of one model, or of one model each if `models`, with a sweep at each of `betas`."""
     beta = torch.tensor(betas)
-    peer = (
-        lists,
-        bits.T[lists.order].float(),
-        (bias if models else bias[None]).T[lists.order].contiguous(),
-        coupling.movedim(-1, 0).contiguous(),
-        betas,
-    )
-    rng = np.random.default_rng(1)
-    contenders: dict[str, Callable[[], object]] = {
-        OURS: lambda: gx.graph_gibbs(bits, bias, coupling, graph, len(betas), beta=beta, seed=1),
-        "torch, gather": lambda: torch_gibbs(*peer, gather),
-    }
-    if not models:
-        contenders["torch, embedding_bag"] = lambda: torch_gibbs(*peer, bag)
-    if on_gpu():
-        contenders["torch.compile"] = lambda: compiled_gibbs(*peer[:-1], beta)
-    else:
-        contenders["NumPy"] = lambda: numpy_gibbs(*peer, rng)
-    if models and not on_gpu():
-        contenders["torch, gather, NumPy's random"] = lambda: torch_gibbs(*peer, gather, numpy_uniform(rng))
-    elif not on_gpu():
+
+    def ours(i: Inputs) -> Call:
+        return lambda: gx.graph_gibbs(i.bits, i.bias, i.coupling, i.graph, len(betas), beta=beta, seed=1)
+
+    def peer(field: Callable[..., Field], with_numpys: bool = False) -> Callable[[Inputs], Call]:
+        def prepare(inputs: Inputs) -> Call:
+            arguments = inputs.of_peer()
+            draw = numpy_uniform(np.random.default_rng(1)) if with_numpys else Tensor.uniform_
+            return lambda: torch_gibbs(*arguments, betas, field, draw)
+
+        return prepare
+
+    def with_compile(inputs: Inputs) -> Call:
+        arguments = inputs.of_peer()
+        return warm(lambda: compiled_gibbs(*arguments, beta))
+
+    def with_numpy(inputs: Inputs) -> Call:
+        arguments, rng = inputs.of_peer(), np.random.default_rng(1)
+        return lambda: numpy_gibbs(*arguments, betas, rng)
+
+    def with_dwave(inputs: Inputs) -> Call:
         import dimod
 
-        contenders["torch, embedding_bag, NumPy's random"] = lambda: torch_gibbs(*peer, bag, numpy_uniform(rng))
-        contenders["torch, sparse"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=True))
-        contenders["torch, dense"] = lambda: torch_gibbs(*peer, functools.partial(matrix, sparse=False))
-        edges = [(u, v) for u, v in graph.edges.tolist()]
+        edges = [(u, v) for u, v in inputs.graph.edges.tolist()]
         bqm = dimod.BinaryQuadraticModel.from_ising(
-            dict.fromkeys(range(graph.num_nodes), 0.0), dict(zip(edges, J.tolist(), strict=True))
+            dict.fromkeys(range(num_nodes), 0.0), dict(zip(edges, inputs.J.tolist(), strict=True))
         )
-        states = 2 * bits.numpy().astype(np.int8) - 1, list(range(graph.num_nodes))
-        contenders[DWAVE] = lambda: dwave_gibbs(bqm, states, betas)
+        states = 2 * inputs.bits.numpy().astype(np.int8) - 1, list(range(num_nodes))
+        return lambda: dwave_gibbs(bqm, states, betas)
+
+    contenders: dict[str, Callable[[Inputs], Call]] = {OURS: ours, "PyTorch, gather": peer(gather)}
+    if not models:
+        contenders["PyTorch, embedding_bag"] = peer(bag)
+    contenders["torch.compile"] = with_compile
+    if not on_gpu():
+        contenders["NumPy"] = with_numpy
+    if models and not on_gpu():
+        contenders["PyTorch, gather, NumPy's random"] = peer(gather, True)
+    elif not on_gpu():
+        contenders["PyTorch, embedding_bag, NumPy's random"] = peer(bag, True)
+        contenders["PyTorch, sparse"] = peer(functools.partial(matrix, sparse=True))
+        contenders["PyTorch, dense"] = peer(functools.partial(matrix, sparse=False))
+        contenders[DWAVE] = with_dwave
     return Case(
         name,
+        lambda: draws(make_graph, chains, models),
         contenders,
-        updates=chains * graph.num_nodes * len(betas),
-        wanted=wanted,
-        rivals=rivals or {},
-        statistics=lambda bits: [ising_energy(graph, J, bits)],
+        updates=chains * num_nodes * len(betas),
+        statistics=lambda inputs, bits: [ising_energy(inputs.graph, inputs.J, bits)],
     )
 
 
-def threads_case(name: str, graph: gx.ColoredGraph, chains: int, beta: float, num_sweeps: int) -> Case:
-    """A case of gibbs_ext on two threads, whose peer is gibbs_ext on one."""
-    one = case(name, graph, chains, [beta] * num_sweeps)
-    run = one.contenders[OURS]
+def chimera_case(size: int, chains: int, betas: Sequence[float], models: bool = False) -> Case:
+    what = f"{chains} models" if models else f"{chains} chains"
+    how = f"{len(betas)} sweeps" if len(set(betas)) == 1 else f"annealed over {len(betas)} betas"
+    return case(
+        f"Chimera C{size}, {what}, {how}", 8 * size**2, lambda: gx.ChimeraGraph(size), chains, betas, models=models
+    )
 
-    def on_two_threads() -> object:
-        torch.set_num_threads(2)
-        try:
-            return run()
-        finally:
-            torch.set_num_threads(1)
 
-    return dataclasses.replace(one, contenders={OURS: on_two_threads, "1 thread": run}, wanted=1.8)
+def pegasus() -> gx.ColoredGraph:
+    from dwave.graphs import pegasus_graph
+
+    return gx.ColoredGraph.from_networkx(pegasus_graph(6))
 
 
 def cases() -> Iterator[Case]:
     fixed, annealing = [0.5] * 100, torch.linspace(0.1, 3, 100).tolist()
     if on_gpu():
         for chains in (1024, 16384):
-            yield case(f"Chimera C16, {chains} chains, 100 sweeps", gx.ChimeraGraph(16), chains, fixed)
-        yield case("Chimera C8, 128 models, 100 sweeps", gx.ChimeraGraph(8), 128, fixed, models=True)
+            yield chimera_case(16, chains, fixed)
+        yield chimera_case(8, 128, fixed, models=True)
         return
-    from dwave.graphs import pegasus_graph
-
     for size in (8, 16):
-        graph = gx.ChimeraGraph(size)
         for chains in (256, 1024):
-            yield case(f"Chimera C{size}, {chains} chains, 100 sweeps", graph, chains, fixed, 30, {DWAVE: 30})
-        yield case(f"Chimera C{size}, 1024 chains, annealed over 100 betas", graph, 1024, annealing, 30, {DWAVE: 30})
-    yield threads_case("Chimera C16, 1024 chains, 100 sweeps, 2 threads", graph, 1024, 0.5, 100)
-    pegasus = gx.ColoredGraph.from_networkx(pegasus_graph(6))
-    yield case("Pegasus P6, 256 chains, 100 sweeps", pegasus, 256, fixed, rivals={DWAVE: 5})
+            yield chimera_case(size, chains, fixed)
+        yield chimera_case(size, 1024, annealing)
+    yield case("Pegasus P6, 256 chains, 100 sweeps", 680, pegasus, 256, fixed)
     for num_sweeps in (100, 10):
-        yield case(
-            f"Chimera C8, 128 models, {num_sweeps} sweeps", gx.ChimeraGraph(8), 128, fixed[:num_sweeps], 10, models=True
-        )
+        yield chimera_case(8, 128, fixed[:num_sweeps], models=True)
+
+
+graph_gibbs = benchmark_of(cases, "graph_gibbs")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binary sweeps, one relaxed sweep (pwl) and the backward pass on Chimera, against PyTorch's autograd."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ import gibbs_ext as gx
 from . import graph_gibbs
 from .bipartite_gibbs_relaxed import SHARPNESS, relax
 from .graph_gibbs import Lists, ising_energy, numpy_uniform, torch_sweeps
-from .harness import OURS, Case, on_gpu
+from .harness import Call, Case, benchmark_of, on_gpu
+from .tables import OURS
 
 # Returns weight . state, [n, C], for weights [n, k] or [n, k, C], neighbours [n, k] and a state [n', C].
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -56,57 +57,78 @@ def torch_relaxed(
     return torch.cat([x, relax(second_mean)]), torch.cat([first_mean, second_mean])
 
 
-def case(chains: int, num_sweeps: int, models: bool) -> Case:
-    """A case of `chains` chains of one model, or of one model each if `models`."""
+class Inputs(NamedTuple):
+    graph: gx.ColoredGraph
+    bits: Tensor
+    J: Tensor
+    parameters: list[Tensor]  # bias and coupling
+    grads: list[Tensor]
+    lists: Lists
+
+
+def draws(chains: int, models: bool) -> Inputs:
     torch.manual_seed(1)
     graph = gx.ChimeraGraph(8)
-    lists = Lists(graph)
     bits = torch.randint(2, (chains, graph.num_nodes)).float()
     J = (torch.rand(*([chains] if models else []), graph.num_edges) * 2 - 1) / 2
     bias, coupling, _ = gx.ising_to_boltzmann(J.new_zeros(*J.shape[:-1], graph.num_nodes), J, graph)
     grads = [torch.rand(chains, graph.num_nodes) for _ in range(2)]
-    ours = [bias.requires_grad_(), coupling.requires_grad_()]
-    rng = np.random.default_rng(1)
+    return Inputs(graph, bits, J, [bias.requires_grad_(), coupling.requires_grad_()], grads, Lists(graph))
 
-    def by_color(x: Tensor) -> Tensor:
-        return x.detach().T[lists.order].contiguous()
 
-    peer = [
-        by_color(bias if models else bias[None]).requires_grad_(),
-        coupling.detach().movedim(-1, 0).contiguous().requires_grad_(),
-    ]
-    start, peer_grads = by_color(bits), [by_color(g) for g in grads]
+def case(chains: int, num_sweeps: int, models: bool) -> Case:
+    """A case of `chains` chains of one model, or of one model each if `models`."""
 
-    def run_ours() -> list[Tensor]:
-        outputs = gx.graph_gibbs_relaxed(bits, *ours, graph, num_sweeps, 1, sharpness=SHARPNESS, seed=1)
-        return [*outputs, *torch.autograd.grad(outputs, ours, grads)]
+    def ours(i: Inputs) -> Call:
+        def run() -> list[Tensor]:
+            outputs = gx.graph_gibbs_relaxed(i.bits, *i.parameters, i.graph, num_sweeps, 1, sharpness=SHARPNESS, seed=1)
+            return [*outputs, *torch.autograd.grad(outputs, i.parameters, i.grads)]
 
-    def run_torch(*how: Callable[..., object]) -> list[Tensor]:
-        outputs = torch_relaxed(lists, start, *peer, num_sweeps, *how)
-        bias_grad, coupling_grad = torch.autograd.grad(outputs, peer, peer_grads)
-        return [*(x[lists.position].T for x in (*outputs, bias_grad)), coupling_grad.movedim(0, -1)]
+        return run
 
-    def statistics(returned: list[Tensor]) -> list[Tensor]:
+    def peer(field: Field, with_numpys: bool) -> Callable[[Inputs], Call]:
+        sweep_field = graph_gibbs.gather if models else graph_gibbs.bag
+
+        def prepare(inputs: Inputs) -> Call:
+            lists, (bias, coupling) = inputs.lists, inputs.parameters
+            draw = numpy_uniform(np.random.default_rng(1)) if with_numpys else Tensor.uniform_
+
+            def by_color(x: Tensor) -> Tensor:
+                return x.detach().T[lists.order].contiguous()
+
+            parameters = [
+                by_color(bias if models else bias[None]).requires_grad_(),
+                coupling.detach().movedim(-1, 0).contiguous().requires_grad_(),
+            ]
+            start, grads = by_color(inputs.bits), [by_color(g) for g in inputs.grads]
+
+            def run() -> list[Tensor]:
+                outputs = torch_relaxed(lists, start, *parameters, num_sweeps, field, sweep_field, draw)
+                bias_grad, coupling_grad = torch.autograd.grad(outputs, parameters, grads)
+                return [*(x[lists.position].T for x in (*outputs, bias_grad)), coupling_grad.movedim(0, -1)]
+
+            return run
+
+        return prepare
+
+    def statistics(inputs: Inputs, returned: list[Tensor]) -> list[Tensor]:
         relaxed, mean, *gradients = returned
         # A gradient of shared parameters has no samples; its elements stand for them.
-        return [ising_energy(graph, J, relaxed), ising_energy(graph, J, mean)] + [
+        return [ising_energy(inputs.graph, inputs.J, x) for x in (relaxed, mean)] + [
             g.abs().mean(-1) if models else g.abs().flatten() for g in gradients
         ]
 
-    contenders: dict[str, Callable[[], object]] = {OURS: run_ours}
+    contenders: dict[str, Callable[[Inputs], Call]] = {OURS: ours}
     ways = {"gather": gather} if models else {"gather": gather, "embedding_bag": bag, "dense": dense}
-    draws = {"": Tensor.uniform_}
-    if num_sweeps and not on_gpu():
-        draws[", NumPy's random"] = numpy_uniform(rng)
-    for (way, field), (suffix, draw) in itertools.product(ways.items(), draws.items()):
-        sweep_field = graph_gibbs.gather if models else graph_gibbs.bag
-        contenders[f"torch, {way}{suffix}"] = functools.partial(run_torch, field, sweep_field, draw)
+    randoms = {"": False} | ({", NumPy's random": True} if num_sweeps and not on_gpu() else {})
+    for (way, field), (suffix, with_numpys) in itertools.product(ways.items(), randoms.items()):
+        contenders[f"PyTorch, {way}{suffix}"] = peer(field, with_numpys)
     what = f"{chains} models" if models else f"{chains} chains"
     return Case(
         f"Chimera C8, {what}, {num_sweeps} + 1 sweeps and backward",
+        lambda: draws(chains, models),
         contenders,
-        updates=chains * graph.num_nodes * (num_sweeps + 1),
-        wanted=10,
+        updates=chains * 512 * (num_sweeps + 1),
         statistics=statistics,
     )
 
@@ -114,3 +136,6 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
 def cases() -> Iterator[Case]:
     yield case(128, 10, models=True)
     yield case(1024, 0, models=False)
+
+
+graph_gibbs_relaxed = benchmark_of(cases, "graph_gibbs_relaxed")

@@ -1,66 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing several ways of doing one thing side by side, and keeping the figures."""
+"""Times several ways of doing one thing in turns, and checks that they do the same. bench/conftest.py tells pytest."""
 
-import dataclasses
-import json
+import functools
+import math
 import platform
 import re
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import gibbs_ext
+from .tables import OURS, TWO_THREADS
 
-from .texts import PROOF, ROOT, duration, file_name, markdown, write
+Call = Callable[[], Any]
 
-HISTORY = ROOT / "bench" / "history"
-TABLES = ROOT / "bench" / "README.md"
-SPEED = "python -m bench --readme"  # the command that writes the tables there, and marks them
-OURS = "gibbs_ext"
-WITHOUT_SAMPLING = "without sampling"  # not a peer: the rest of a call, with samplers that do nothing
+
+class Missing(Exception):
+    """A contender, or what a case is made of, is not available here; the text says what would help."""
 
 
 @dataclass
 class Case:
-    """One task. Each contender is called without arguments, does the whole task and leaves its inputs unchanged."""
+    """One task: a benchmark group. A contender's function gets the inputs, prepares everything that is not timed (it
+    imports, converts, compiles) and returns a call without arguments that does the whole task and leaves its inputs
+    unchanged."""
 
     name: str
-    contenders: dict[str, Callable[[], object]]  # OURS and its peers
+    inputs: Callable[[], Any]
+    contenders: dict[str, Callable[[Any], Call]]  # OURS and its peers
     updates: int | None = None  # updates of units per call; None if the time of a call is shown instead of a rate
-    wanted: float | None = None  # the ratio to the best peer that is the goal
-    rivals: dict[str, float] = field(default_factory=dict)  # peers that have a row and a goal of their own
-    calls: int = 1  # number of times that a contender does the task; figures are those of one time
+    calls: int = 1  # number of times that a call does the task; figures are those of one time
     is_capturable: bool = True  # whether a CUDA graph can hold the call
-    # Samples [n] of some quantities, made from a contender's result; their means must agree with those of OURS.
-    statistics: Callable[[Any], Sequence[Tensor]] | None = None
+    # Makes samples [n] of some quantities from the inputs and a result. Their means must be those of OURS.
+    statistics: Callable[[Any, Any], Sequence[Tensor]] | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of a contender."""
+
+    times: list[float] = field(default_factory=list)  # seconds of the task; a single one if it is far behind
+    is_repeated: bool = True
+    wall: float = 0.0  # seconds of all calls, on the clock and of processors
+    cpu: float = 0.0
+    error: Exception | None = None
+
+    def timed(self, call: Call) -> tuple[float, Any]:
+        """The seconds of a call and its result. On a GPU the time ends when the result is there."""
+        synchronize()
+        cpu, start = time.process_time(), time.perf_counter()
+        returned = call()
+        synchronize()
+        seconds = time.perf_counter() - start
+        self.cpu += time.process_time() - cpu
+        self.wall += seconds
+        return seconds, returned
 
 
 def on_gpu() -> bool:
-    """Whether tensors are made on a GPU: `python -m bench --device cuda`."""
+    """Whether tensors are made on a GPU: `pytest bench/ --device cuda`."""
     return torch.get_default_device().type == "cuda"
 
 
-def timed(call: Callable[[], object]) -> tuple[float, object]:
-    """The seconds of a call and its result. On a GPU the time ends when the result is there."""
+def synchronize() -> None:
     if on_gpu():
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    returned = call()
-    if on_gpu():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, returned
 
 
-def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
+def on_two_threads(call: Call) -> Call:
+    def run() -> Any:
+        torch.set_num_threads(2)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(1)
+
+    return run
+
+
+def warm(call: Call) -> Call:
+    """Calls once, so that what a first call compiles is not timed."""
+    call()
+    return call
+
+
+def as_cuda_graph(call: Call) -> Call:
     """Captures a call; the result replays it. Each replay overwrites the results and draws new random numbers."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -86,76 +115,130 @@ def as_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
     return replay
 
 
-def as_cuda_graphs(case: Case) -> Case:
-    """The case with every contender as a CUDA graph, which leaves out most of the cost of launches."""
-    graphs = {}
-    for name, call in case.contenders.items():
-        try:
-            graphs[name] = as_cuda_graph(call)
-        except RuntimeError as error:
-            if name == OURS:
-                raise
-            print(f"{case.name}: {name} cannot be captured: {error}", file=sys.stderr)
-    return dataclasses.replace(case, name=f"{case.name}, CUDA graphs", contenders=graphs)
+def captured(name: str, prepare: Callable[[Any], Call], inputs: Any) -> Call:
+    call = prepare(inputs)
+    try:
+        return as_cuda_graph(call)
+    except RuntimeError as error:
+        if name == OURS:
+            raise
+        raise Missing(f"{name} cannot be captured by a CUDA graph: {error}") from error
 
 
-def with_cuda_graphs(cases: Iterator[Case]) -> Iterator[Case]:
+def variants(cases: Iterable[Case]) -> Iterator[Case]:
+    """On a GPU also each case with every contender as a CUDA graph, which leaves out most of the cost of launches; on
+    the CPU each case also with gibbs_ext on two threads, unless the cost of a call is measured."""
     for case in cases:
-        yield case
-        if on_gpu() and case.is_capturable:
-            yield as_cuda_graphs(case)
         if on_gpu():
-            torch._dynamo.reset()  # torch.compile gives up functions that it has compiled many times
+            yield case
+            if case.is_capturable:
+                graphs = {name: functools.partial(captured, name, make) for name, make in case.contenders.items()}
+                yield replace(case, name=f"{case.name}, CUDA graphs", contenders=graphs)
+            continue
+        ours = case.contenders[OURS]
+        # The loop variable is bound at once, because these functions are called much later.
+        two = {TWO_THREADS: lambda inputs, ours=ours: on_two_threads(ours(inputs))} if case.calls == 1 else {}
+        yield replace(case, contenders=case.contenders | two)
 
 
-def check_agreement(case: Case, returned: dict[str, object]) -> None:
-    """Raises RuntimeError if a peer does other work than OURS. Other kinds of sweeps may differ by 1%."""
-    if not case.statistics:
-        return
-    samples = {name: [x.detach().double() for x in case.statistics(value)] for name, value in returned.items()}
-    for name, theirs in samples.items():
-        for x, y in zip(theirs, samples[OURS], strict=True):
-            error = (x.var() / len(x) + y.var() / len(y)).sqrt()
-            # not <=: NaN is no agreement
-            if not (x.mean() - y.mean()).abs() <= 5 * error + 0.01 * y.mean().abs():
-                raise RuntimeError(f"{case.name}: {name} has a mean of {x.mean():g}, {OURS} {y.mean():g}, +- {error:g}")
+def check_agreement(case: Case, name: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raises RuntimeError if a contender does other work than the first one. Other kinds of sweeps may differ by 1%."""
+    for x, y in zip(found, expected, strict=True):
+        difference = x - y  # sample by sample: models and gradients differ more among each other than contenders do
+        error = (difference.var() / len(difference)).sqrt()
+        # not <=: NaN is no agreement
+        if not difference.mean().abs() <= 5 * error + 0.01 * y.mean().abs():
+            raise RuntimeError(
+                f"{case.name}: {name} has a mean of {x.mean():g}, expected {y.mean():g} +- {error:g}, which {OURS} has"
+            )
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of 5 rounds or more. A round calls each contender once, so that all of them meet a machine's slow spell.
+def check_threads(case: Case, name: str, outcome: Outcome) -> None:
+    """Raises RuntimeError if a contender was helped by more threads than it may have. Clocks are too coarse for less
+    than 0.05 s; a busy machine makes the time on the clock longer, never that of processors."""
+    threads = 2 if name == TWO_THREADS else 1
+    if outcome.wall > 0.05 and outcome.cpu > (threads + 0.2) * outcome.wall:
+        raise RuntimeError(
+            f"{case.name}: {name} must take {threads} thread{'s' * (threads > 1)}, and took {outcome.cpu:.3g} s of "
+            f"processors in {outcome.wall:.3g} s"
+        )
 
-    A peer is called only once if it takes twice `seconds`, or half a second and thrice the time of the fastest peer.
+
+def measure(case: Case, names: Sequence[str], seconds: float, min_rounds: int) -> dict[str, Outcome]:
+    """Calls these contenders round by round, in turns, so that all of them meet a machine's slow spell.
+
+    First each is prepared and called once; that call is not counted, and its result must agree with that of OURS, which
+    is called for this in any case. Rounds end after `seconds` (for each contender) and `min_rounds`; none are made if
+    `seconds` is 0. A peer is called only once if it takes twice the time of all rounds, or half a second and thrice the
+    time of the fastest peer. What a contender raises is kept for its own report, and stops no other.
     """
-    returned: dict[str, object] = {}
-    times: dict[str, list[float]] = {}
-    for name, call in case.contenders.items():
-        if on_gpu():
-            call()  # the first one compiles
-        once, returned[name] = timed(call)
-        times[name] = [once]
-    check_agreement(case, returned)
-    returned.clear()
-    fastest = min(t for name, (t,) in times.items() if name != OURS)
-    slow = {name for name, (t,) in times.items() if t > 2 * seconds or t > max(0.5, 3 * fastest)}
-    repeated = {name: call for name, call in case.contenders.items() if name == OURS or name not in slow}
-    times |= {name: [] for name in repeated}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[OURS]) < 5:
-        for name, call in repeated.items():
-            times[name].append(timed(call)[0])
-    medians = {name: statistics.median(values) / case.calls for name, values in times.items()}
-    peers = {name: t for name, t in medians.items() if name not in (OURS, WITHOUT_SAMPLING, *case.rivals)}
-    best = min(peers, key=peers.__getitem__)
-    return {
-        "case": case.name,
-        "seconds": medians,
-        "rounds": len(times[OURS]),
-        "updates": case.updates,
-        "best_peer": best,
-        "ratio": peers[best] / medians[OURS],
-        "wanted": case.wanted,
-        "rivals": case.rivals,
-    }
+    outcomes = {name: Outcome() for name in dict.fromkeys((OURS, *names))}
+    inputs = case.inputs()
+    calls: dict[str, Call] = {}
+    expected: list[Tensor] | None = None
+    for name, outcome in outcomes.items():
+        try:
+            call = case.contenders[name](inputs)
+            if on_gpu():
+                call()  # the first one compiles
+            once, returned = outcome.timed(call)
+            if case.statistics:
+                found = [torch.as_tensor(x).detach().double().flatten() for x in case.statistics(inputs, returned)]
+                expected = expected or found
+                check_agreement(case, name, found, expected)
+            del returned
+            outcome.times, calls[name] = [once], call
+        except Exception as error:
+            outcome.error = error
+    if seconds:
+        repeat({name: calls[name] for name in names if name in calls}, outcomes, seconds, min_rounds)
+        for name in calls:
+            try:
+                check_threads(case, name, outcomes[name])
+            except RuntimeError as error:
+                outcomes[name].error = outcomes[name].error or error
+    for outcome in outcomes.values():
+        outcome.times = [t / case.calls for t in outcome.times]
+    return {name: outcomes[name] for name in names}
+
+
+def repeat(calls: dict[str, Call], outcomes: dict[str, Outcome], seconds: float, min_rounds: int) -> None:
+    limit = seconds * len(calls)
+    once = {name: outcomes[name].times[0] for name in calls}
+    fastest = min((t for name, t in once.items() if not name.startswith(OURS)), default=math.inf)
+    for name, t in once.items():
+        outcome = outcomes[name]
+        outcome.is_repeated = name.startswith(OURS) or not (t > 2 * limit or t > max(0.5, 3 * fastest))
+        if outcome.is_repeated:
+            outcome.times = []
+    turns = [name for name in calls if outcomes[name].is_repeated]
+    rounds, end = 0, time.perf_counter() + limit
+    while turns and (rounds < min_rounds or time.perf_counter() < end):
+        rounds += 1
+        for name in list(turns):
+            try:
+                outcomes[name].times.append(outcomes[name].timed(calls[name])[0])
+            except Exception as error:
+                outcomes[name].error = error
+                turns.remove(name)
+
+
+def forget_compiled() -> None:
+    """torch.compile gives up functions that it has compiled many times."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def benchmark_of(cases: Callable[[], Iterable[Case]], name: str) -> Callable[..., None]:
+    """The function that pytest collects in a module of benchmarks, once for each case and contender."""
+
+    def run(case: str, contender: str, benchmark: Any, group: Any) -> None:
+        group.report(contender, benchmark)
+
+    run.__name__ = run.__qualname__ = name
+    run.__test__ = True  # type: ignore[attr-defined]
+    run.cases = cases  # type: ignore[attr-defined]
+    return run
 
 
 def cpu_name() -> str:
@@ -164,67 +247,3 @@ def cpu_name() -> str:
         return re.findall(r"model name\s*: (.*)", text)[0]
     except (OSError, IndexError):
         return platform.processor() or platform.machine()
-
-
-def metadata() -> dict[str, Any]:
-    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if on_gpu() else {}
-    return gpu | {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "build": gibbs_ext.build_info(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def history_file() -> Path:
-    if on_gpu():
-        return HISTORY / file_name(torch.cuda.get_device_name()) / "speed.json"
-    return HISTORY / "cpu" / f"{file_name(cpu_name())}.json"
-
-
-def store(results: dict[str, list[dict[str, Any]]]) -> Path:
-    """Replaces the figures of these benchmarks in the file of this device; git keeps the older ones."""
-    path = history_file()
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    about = metadata()
-    kept |= {module: {"metadata": about, "results": measured} for module, measured in results.items()}
-    write(path, json.dumps(kept, indent=1, default=str) + "\n")
-    return path
-
-
-def speed(result: dict[str, Any], name: str) -> str:
-    seconds = result["seconds"][name]
-    if result["updates"]:
-        per_second = result["updates"] / seconds
-        return f"{per_second / 1e9:.3g} G/s" if per_second >= 1e10 else f"{per_second / 1e6:.0f} M/s"
-    if WITHOUT_SAMPLING not in result["seconds"]:
-        return duration(seconds)
-    share = 1 - result["seconds"][WITHOUT_SAMPLING] / seconds
-    return f"{seconds * 1e3:.3g} ms, {share:.0%} of it sampling"
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    lines = [["case", OURS, "best peer", "ratio", "wanted"]]
-    for result in results:
-        for peer, wanted in ((result["best_peer"], result["wanted"]), *result.get("rivals", {}).items()):
-            ratio = result["seconds"][peer] / result["seconds"][OURS]
-            aim = f"{wanted:g}x" if wanted else ""
-            lines.append([result["case"], speed(result, OURS), f"{speed(result, peer)} ({peer})", f"{ratio:.1f}x", aim])
-    return markdown(lines)
-
-
-def readme_table() -> str:
-    """The tables of bench/README.md: each device's newest figures. Cases that were measured alike share a table."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(HISTORY.glob("*/*.json")):
-        if path.name == PROOF:
-            continue
-        for module in json.loads(path.read_text()).values():
-            about = module["metadata"]
-            device = about.get("gpu") or f"{about['cpu']}, {about['threads']} thread"
-            heading = f"{device}, PyTorch {about['torch']}, {about['date']}:"
-            tables.setdefault(heading, []).extend(module["results"])
-    return "\n\n".join(f"{heading}\n\n{table(results)}" for heading, results in tables.items())

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HISTORY = ROOT / "bench" / "history"
 PROOF = "proof.json"  # the results of `make gpu-proof`, in a GPU's folder of bench/history
 
 

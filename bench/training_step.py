@@ -21,7 +21,8 @@ from undirected_vae.train import Trainer
 
 from .bipartite_gibbs import rand, torch_sweeps
 from .bipartite_gibbs_relaxed import torch_relaxed
-from .harness import OURS, WITHOUT_SAMPLING, Case
+from .harness import Case, benchmark_of
+from .tables import OURS, WITHOUT_SAMPLING
 from .texts import duration
 
 SHAPE = (28, 28)
@@ -83,13 +84,17 @@ def cases() -> Iterator[Case]:
     for coupling in ("shared", "per_sample"):
         yield Case(
             f"step of `make train`, default settings, {coupling} coupling",
+            lambda coupling=coupling: coupling,
             {
-                OURS: step_with(coupling, None, None),
-                "torch.rand": step_with(coupling, peer_gibbs, peer_relaxed),
-                WITHOUT_SAMPLING: step_with(coupling, no_gibbs, no_relaxed),
+                OURS: lambda coupling: step_with(coupling, None, None),
+                "PyTorch, rand": lambda coupling: step_with(coupling, peer_gibbs, peer_relaxed),
+                WITHOUT_SAMPLING: lambda coupling: step_with(coupling, no_gibbs, no_relaxed),
             },
             is_capturable=False,  # Trainer captures by itself
         )
+
+
+training_step = benchmark_of(cases, "training_step")
 
 
 def count(preset: str) -> tuple[int, int, int]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cuda_report, harness, texts
+from bench import cuda_report, texts
 
 
 def test_the_tables_of_bounds_are_those_of_the_history() -> None:
     history = json.loads(cuda_report.HISTORY.read_text())
-    for path, table in ((cuda_report.README, cuda_report.table), (harness.ROOT / "README.md", cuda_report.short_table)):
+    for path, table in ((cuda_report.README, cuda_report.table), (texts.ROOT / "README.md", cuda_report.short_table)):
         assert texts.parts(path, cuda_report.COMMAND)[1].strip() == table(history).strip()
     assert cuda_report.short_table(history).count("\n") == 1 + len(cuda_report.SHORT)
 

@@ -1,86 +1,298 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/harness.py, with a fake clock: how often it calls contenders, and which results it keeps."""
+"""bench/harness.py with a fake clock, the tables, and `pytest bench/` with benchmarks that do next to nothing."""
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bench import harness
+from bench import harness, machine, tables, texts
+from bench.tables import OURS
+
+pytest_plugins = "pytester"
+ROOT = Path(__file__).parents[2]
 
 
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
+        self.cpu = 0.0
         self.calls: list[float] = []
 
-    def takes(self, seconds: float) -> Callable[[], object]:
+    def takes(self, seconds: float, threads: float = 1) -> Callable[[Any], harness.Call]:
         def call() -> None:
             self.now += seconds
+            self.cpu += seconds * threads
             self.calls.append(seconds)
 
-        return call
+        return lambda inputs: call
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(harness.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(harness.time, "process_time", lambda: made.cpu)
     return made
 
 
+def case(contenders: dict[str, Callable[[Any], harness.Call]], **more: Any) -> harness.Case:
+    return harness.Case("a", lambda: None, contenders, **more)
+
+
+def measure(of: harness.Case, seconds: float, names: list[str] | None = None) -> dict[str, harness.Outcome]:
+    return harness.measure(of, names or list(of.contenders), seconds, min_rounds=5)
+
+
 def test_rounds_fill_the_time(clock: Clock) -> None:
-    case = harness.Case("a", {harness.OURS: clock.takes(0.25), "slow": clock.takes(0.5), "fast": clock.takes(0.125)})
-    found = harness.measure(case, 8.0)
+    found = measure(case({OURS: clock.takes(0.25), "slow": clock.takes(0.5), "fast": clock.takes(0.125)}), 8 / 3)
     # Each contender is called once, then in rounds of 0.875 s until 8 s are over.
-    assert found["rounds"] == 10
     assert clock.calls == [0.25, 0.5, 0.125] * 11
-    assert found["seconds"] == {harness.OURS: 0.25, "slow": 0.5, "fast": 0.125}
-    assert (found["best_peer"], found["ratio"]) == ("fast", 0.5)
+    assert {name: outcome.times for name, outcome in found.items()} == {
+        OURS: [0.25] * 10,
+        "slow": [0.5] * 10,
+        "fast": [0.125] * 10,
+    }
 
 
 def test_a_peer_that_is_far_behind_is_called_once(clock: Clock) -> None:
     peers = {"slow": clock.takes(20), "behind": clock.takes(3), "fast": clock.takes(0.5)}
-    found = harness.measure(harness.Case("a", {harness.OURS: clock.takes(0.25), **peers}), 1.0)
+    found = measure(case({OURS: clock.takes(0.25), **peers}), 0.25)
     assert (clock.calls.count(20), clock.calls.count(3)) == (1, 1)
-    assert found["rounds"] == clock.calls.count(0.25) - 1 == 5
-    assert found["seconds"]["slow"] == 20
+    assert len(found[OURS].times) == clock.calls.count(0.25) - 1 == 5
+    assert (found["slow"].times, found["slow"].is_repeated) == ([20], False)
 
 
-def test_those_who_do_something_else_are_found() -> None:
-    def draws(mean: float) -> Callable[[], object]:
-        return lambda: torch.full((100,), mean)
-
-    case = harness.Case("a", {harness.OURS: draws(1), "b": draws(1.1)}, statistics=lambda x: [x])
-    with pytest.raises(RuntimeError, match=r"a: b has a mean of 1.1"):
-        harness.measure(case, 0.0)
+def test_without_time_each_contender_is_called_once(clock: Clock) -> None:
+    measure(case({OURS: clock.takes(0.25), "b": clock.takes(0.5)}), 0)
+    assert clock.calls == [0.25, 0.5]
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "file"
-    harness.write(path, "a")
-    harness.write(path, "b")
-    assert path.read_text() == "b"
-    assert list(path.parent.iterdir()) == [path]
+def test_times_are_of_one_of_many_calls(clock: Clock) -> None:
+    found = measure(case({OURS: clock.takes(0.5), "b": clock.takes(0.5)}, calls=2), 1)
+    assert {*found["b"].times} == {0.25}
 
 
-def test_cuda_graphs_are_cases_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def captured(call: Callable[[], object]) -> Callable[[], object]:
+def test_a_contender_on_more_threads_than_it_may_have_fails(clock: Clock) -> None:
+    contenders = {OURS: clock.takes(0.5), tables.TWO_THREADS: clock.takes(0.5, 2), "b": clock.takes(0.5, 1.5)}
+    found = measure(case(contenders), 1)
+    assert (found[OURS].error, found[tables.TWO_THREADS].error) == (None, None)
+    assert str(found["b"].error).startswith("a: b must take 1 thread, and took ")
+
+
+def draws(mean: float) -> Callable[[Any], harness.Call]:
+    return lambda inputs: lambda: torch.full((100,), mean)
+
+
+@pytest.mark.parametrize("mean", [1.1, float("nan")])
+def test_those_who_do_something_else_are_found_also_if_ours_is_not_chosen(mean: float) -> None:
+    of = case({OURS: draws(1), "b": draws(mean), "c": draws(1)}, statistics=lambda inputs, x: [x])
+    found = measure(of, 0.001, ["b", "c"])
+    assert str(found["b"].error).startswith(f"a: b has a mean of {mean}, expected 1 +- ")
+    assert found["b"].times == []
+    assert found["c"].error is None
+    assert len(found["c"].times) >= 5
+
+
+def test_cuda_graphs_are_cases_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(call: harness.Call) -> harness.Call:
         if call() == "synchronises":
             raise RuntimeError("not while capturing")
         return lambda: "replayed"
 
+    def returns(value: str) -> Callable[[Any], harness.Call]:
+        return lambda inputs: lambda: value
+
     monkeypatch.setattr(harness, "on_gpu", lambda: True)
     monkeypatch.setattr(harness, "as_cuda_graph", captured)
+    cases = [case({OURS: returns("eager"), "b": returns("synchronises")})]
+    eager, graphs, alone = harness.variants([*cases, case({OURS: returns("")}, is_capturable=False)])
+    assert [found.name for found in (eager, graphs, alone)] == ["a", "a, CUDA graphs", "a"]
+    assert graphs.contenders[OURS](None)() == "replayed"
+    with pytest.raises(harness.Missing, match="b cannot be captured by a CUDA graph: not while capturing"):
+        graphs.contenders["b"](None)
 
-    def cases() -> Iterator[harness.Case]:
-        yield harness.Case("a", {harness.OURS: lambda: "eager", "b": lambda: "synchronises", "c": lambda: "eager"})
-        yield harness.Case("d", {harness.OURS: lambda: "eager"}, is_capturable=False)
 
-    eager, graphs, alone = harness.with_cuda_graphs(cases())
-    assert (eager.name, graphs.name, alone.name) == ("a", "a, CUDA graphs", "d")
-    assert {name: call() for name, call in graphs.contenders.items()} == {harness.OURS: "replayed", "c": "replayed"}
-    assert "a: b cannot be captured: not while capturing" in capsys.readouterr().err
+def test_on_the_cpu_gibbs_ext_has_two_threads_once_more() -> None:
+    threads = case({OURS: lambda inputs: torch.get_num_threads})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        (found,) = harness.variants([threads])
+        assert [make(None)() for make in found.contenders.values()] == [1, 2]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    (alone,) = harness.variants([case({OURS: draws(1)}, calls=100)])
+    assert [*alone.contenders] == [OURS]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    texts.write(path, "a")
+    texts.write(path, "b")
+    assert path.read_text() == "b"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# The environment ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY"])
+def test_what_slows_peers_is_removed_or_refused(name: str) -> None:
+    environ = {name: "x", "OTHER": "y"}
+    assert machine.clean(environ, loaded=["json"]) is None
+    assert environ == {"OTHER": "y", **machine.ONE_THREAD}
+    said = machine.clean({name: "x", "OTHER": "y"}, loaded=["torch"])
+    assert said is not None
+    assert said.endswith(f"torch has read it already, so unset it before pytest starts: unset {name}")
+    assert machine.clean(dict(machine.ONE_THREAD), loaded=["torch"]) is None
+
+
+def test_libraries_have_one_thread_and_the_kernels_of_the_processor() -> None:
+    pool = {"internal_api": "openblas", "version": "0.3", "num_threads": 1, "architecture": "SkylakeX"}
+    assert machine.complaint([pool], ["avx2", "avx512f"]) is None
+    assert machine.complaint([pool | {"architecture": "Zen"}], ["avx2"]) is None
+    assert "openblas 0.3 must have one thread, and has 2" in str(machine.complaint([pool | {"num_threads": 2}], []))
+    slow = machine.complaint([pool | {"architecture": "Nehalem"}], ["avx2", "avx512f"])
+    assert "must have one of the kernels cooperlake, sapphirerapids, skylakex" in str(slow)
+    assert "has zen" in str(machine.complaint([pool | {"architecture": "Zen"}], ["avx2", "avx512f"]))
+
+
+# pytest bench/ ------------------------------------------------------------------------------------------------------
+
+BENCHMARK = """
+import torch
+from .harness import Case, benchmark_of
+from .tables import OURS
+
+def turn(name, mean=1.0):
+    def prepare(inputs):
+        if name == "broken":
+            raise ValueError("broken")
+        def call():
+            with open("order", "a") as file:
+                print(name, file=file)
+            return torch.full((10,), mean)
+        return call
+    return prepare
+
+def cases():
+    contenders = {OURS: turn("ours"), "NumPy": turn("numpy"), "PyTorch, a": turn("other", 2.0)}
+    contenders |= {"PyTorch, b": turn("broken"), "absent": turn("absent")}
+    for name in ("first", "second"):
+        yield Case(name, lambda: None, contenders, 10, calls=2, statistics=lambda i, x: [x])
+
+call_cost = benchmark_of(cases, "call_cost")
+"""
+
+
+@pytest.fixture
+def bench(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Runs pytest in a copy of bench/ that has one module of benchmarks, without the variables that it would refuse."""
+    folder = pytester.mkpydir("bench")
+    for name in ("conftest", "harness", "machine", "tables", "texts"):
+        shutil.copy(ROOT / "bench" / f"{name}.py", folder)
+    (folder / "call_cost.py").write_text(BENCHMARK)
+    text = (folder / "machine.py").read_text()
+    (folder / "machine.py").write_text(f'{text}\nPEERS["absent"] = ("absent", "absent==1")\n')
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "python")]))
+    fast = ("--benchmark-max-time=0.001", "--benchmark-min-rounds=3")
+    return lambda *arguments: pytester.runpytest_subprocess("bench/", "-ra", *fast, *arguments)
+
+
+def test_contenders_take_turns_and_fail_alone(
+    bench: Callable[..., pytest.RunResult], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    done = bench("--benchmark-json=run.json", "-k", "first")
+    done.assert_outcomes(passed=2, failed=2, skipped=1, deselected=5)
+    text = done.stdout.str()
+    assert "first: PyTorch, a has a mean of 2, expected 1 +- 0" in text
+    assert "ValueError: broken" in text
+    assert "absent is not installed: pip install absent==1, or make bench-peers" in text
+    order = (pytester.path / "order").read_text().split()
+    assert order[:3] == ["ours", "numpy", "other"]
+    assert order[3:] == ["ours", "numpy"] * (len(order[3:]) // 2)
+    assert len(order[3:]) >= 6
+
+    run = json.loads((pytester.path / "run.json").read_text())
+    assert [b["name"] for b in run["benchmarks"]] == ["call_cost[first-gibbs_ext]", "call_cost[first-NumPy]"]
+    for benchmark in run["benchmarks"]:
+        assert benchmark["group"] == "call_cost: first"
+        assert benchmark["stats"]["rounds"] == len(order[3:]) // 2 == len(benchmark["stats"]["data"])
+        assert benchmark["extra_info"].keys() >= {"updates", "once", "load", "date", "torch", "commit"}
+    about = run["machine_info"]
+    assert about["cpu_name"] == harness.cpu_name()
+    assert about["versions"]["torch"] == torch.__version__
+    openblas = [pool for pool in about["threadpools"] if pool["internal_api"] == "openblas"]
+    assert all(pool["num_threads"] == 1 and pool["architecture"] != "Nehalem" for pool in openblas)
+
+
+def test_a_run_can_be_compared_and_disabled(bench: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+    chosen = ("-k", "second and (NumPy or gibbs)")
+    bench("--benchmark-disable", *chosen).assert_outcomes(passed=2, deselected=8)
+    assert (pytester.path / "order").read_text().split() == ["ours", "numpy"]
+    bench("--benchmark-save=a", *chosen).assert_outcomes(passed=2, deselected=8)
+    done = bench("--benchmark-compare=0001", *chosen)
+    done.assert_outcomes(passed=2, deselected=8)
+    done.stdout.fnmatch_lines(["*call_cost[[]second-NumPy] (0001_a)*"])
+    assert "call_cost[second-NumPy] (NOW)" in done.stdout.str()
+
+
+def test_what_cannot_be_measured_is_refused(
+    bench: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    done = bench("-p", "torch")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["*expected an environment without ATEN_CPU_CAPABILITY, *: unset ATEN_CPU_CAPABILITY"])
+    if not torch.cuda.is_available():
+        monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+        done = bench("--device", "cuda")
+        assert done.ret == pytest.ExitCode.USAGE_ERROR
+        done.stderr.fnmatch_lines(["*--device cuda needs a GPU, and PyTorch * finds none"])
+
+
+# The history --------------------------------------------------------------------------------------------------------
+
+
+def run_of(day: str, medians: dict[tuple[str, str], float]) -> dict[str, Any]:
+    """A run of pytest-benchmark with these medians of (case, contender)."""
+    return {
+        "machine_info": {"cpu_name": "A CPU"},
+        "benchmarks": [
+            {
+                "group": f"graph_gibbs: {of}",
+                "params": {"case": of, "contender": contender},
+                "extra_info": {"updates": 10**6, "torch": "2", "date": day},
+                "stats": {"median": seconds, "data": [seconds]},
+            }
+            for (of, contender), seconds in medians.items()
+        ],
+    }
+
+
+def test_groups_that_are_not_measured_again_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "HISTORY", tmp_path)
+    first = {("a", OURS): 1.0, ("a", "NumPy"): 2.0, ("b", OURS): 1.0, ("b", "NumPy"): 3.0, ("c", OURS): 1.0}
+    path = tables.keep(run_of("2001-01-01", first))
+    # c has no gibbs_ext this time, so its ratios would be of two days.
+    second = {("b", OURS): 1.0, ("b", "NumPy"): 20.0, ("b", "PyTorch, x"): 4.0, ("b", "PyTorch, y"): 5.0}
+    assert tables.keep(run_of("2002-02-02", second | {("c", "NumPy"): 1.0})) == path
+    assert list(tmp_path.glob("*/*")) == [path]
+    assert "data" not in path.read_text()
+    groups = {group.case: group for group in tables.groups()}
+    assert [*groups] == ["a", "b", "c"]
+    assert groups["a"].peers() == {"NumPy": 2}
+    assert groups["b"].peers() == {"NumPy": 20, "PyTorch": 4}
+    assert groups["c"].seconds == {OURS: 1}
+    old, new = tables.all_tables(list(groups.values())).split("\n\nA CPU, 1 thread, PyTorch 2, 2002-02-02:\n\n")
+    assert old.startswith("A CPU, 1 thread, PyTorch 2, 2001-01-01:\n\n| case | gibbs_ext | NumPy |\n")
+    assert new.splitlines()[0] == "| case | gibbs_ext | PyTorch | NumPy |"
+    assert new.splitlines()[2] == "| b    | 1 M/s     | 4.0x    | 20x   |"

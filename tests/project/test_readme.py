@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import chart, harness, texts, training_step
+from bench import chart, tables, texts, training_step
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -74,7 +74,13 @@ def test_launches_of_a_training_step_are_those_counted() -> None:
 
 
 def test_the_table_of_speed_is_that_of_the_history() -> None:
-    assert texts.parts(harness.TABLES, harness.SPEED)[1].strip() == harness.readme_table().strip()
+    assert texts.parts(tables.ALL, tables.COMMAND)[1].strip() == tables.all_tables(tables.groups())
+    assert texts.parts(tables.README, tables.COMMAND)[1].strip() == tables.short_table(tables.cpu_groups())
+
+
+def test_the_table_of_readme_has_ten_rows_at_most_and_no_case_that_is_gone() -> None:
+    assert len(tables.CHOSEN) <= 10
+    assert {*tables.CHOSEN} <= {f"{group.op}: {group.case}" for group in tables.cpu_groups()}
 
 
 def test_the_chart_is_that_of_the_history() -> None:
@@ -87,17 +93,3 @@ def test_the_citation_is_of_this_version() -> None:
     for key, name in (("version", "version"), ("license", "license"), ("abstract", "description"), ("title", "name")):
         (value,) = re.findall(rf'^{name} = "(.*?)"', project, re.MULTILINE)
         assert str(citation[key]).rstrip(".") == value
-
-
-def test_results_keep_the_metadata_of_their_own_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "HISTORY", tmp_path)
-    result = {"case": "a", "seconds": {harness.OURS: 1.0, "peer": 2.0}, "updates": 10**6, "best_peer": "peer"}
-    result |= {"ratio": 2.0, "wanted": None}
-    metadata = harness.metadata()
-    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2001-01-01"})
-    harness.store({"old": [result], "both": [result]})
-    monkeypatch.setattr(harness, "metadata", lambda: metadata | {"date": "2002-02-02"})
-    harness.store({"both": [result | {"case": "b"}]})
-    old, new = re.split(r"\n\n(?=.*2002-02-02:)", harness.readme_table())
-    assert "2001-01-01:" in old
-    assert ("| a " in old, "| b " in old, "| a " in new, "| b " in new) == (True, False, False, True)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that are kept, in pytest-benchmark's own format, and the tables that are made of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .texts import HISTORY, PROOF, ROOT, duration, file_name, markdown, write, write_part
+
+COMMAND = "make bench"  # writes the tables, and marks them
+README, ALL = ROOT / "README.md", ROOT / "bench" / "README.md"
+OURS = "gibbs_ext"
+TWO_THREADS = f"{OURS}, 2 threads"
+WITHOUT_SAMPLING = "without sampling"  # not a peer: the rest of a call, with samplers that do nothing
+# The modules of benchmarks, in the order of the tables.
+NAMES = (
+    "bipartite_gibbs",
+    "bipartite_gibbs_relaxed",
+    "graph_gibbs",
+    "graph_gibbs_relaxed",
+    "graph_building",
+    "training_step",
+    "call_cost",
+)
+# Columns of peers; a contender belongs to that whose name it has before the first comma.
+PEERS = ("PyTorch", "torch.compile", "NumPy", "dwave-samplers", "networkx")
+# Rows of README.md.
+CHOSEN = (
+    "bipartite_gibbs: 128 models, 100+100, 50 sweeps",
+    "bipartite_gibbs: 128 models, 200+200, 50 sweeps",
+    "bipartite_gibbs: shared weight, 1024 chains, 200+200, 100 sweeps",
+    "bipartite_gibbs: shared weight, 512 chains, 784+500, 10 sweeps",
+    "bipartite_gibbs_relaxed: 128 models, 200+200, 40 + 1 sweeps and backward",
+    "graph_gibbs: Chimera C16, 1024 chains, 100 sweeps",
+    "graph_gibbs: Chimera C16, 1024 chains, annealed over 100 betas",
+    "graph_gibbs: Pegasus P6, 256 chains, 100 sweeps",
+    "graph_gibbs: Chimera C8, 128 models, 100 sweeps",
+)
+
+
+class Group(NamedTuple):
+    """A case of a benchmark, as it was measured."""
+
+    op: str
+    case: str
+    heading: str  # the machine and the day
+    seconds: dict[str, float]  # of each contender
+    about: dict[str, Any]  # extra_info of gibbs_ext
+
+    def peers(self) -> dict[str, float]:
+        """For each column of PEERS that has contenders here: the time of the fastest for one second of gibbs_ext."""
+        found: dict[str, float] = {}
+        for name, seconds in self.seconds.items():
+            if (column := name.split(",")[0]) in PEERS:
+                found[column] = min(found.get(column, float("inf")), seconds / self.seconds[OURS])
+        return found
+
+
+def history_file(machine_info: dict[str, Any]) -> Path:
+    if "gpu" in machine_info:
+        return HISTORY / file_name(machine_info["gpu"]) / "speed.json"
+    return HISTORY / "cpu" / f"{file_name(machine_info['cpu_name'])}.json"
+
+
+def keep(run: dict[str, Any]) -> Path:
+    """Puts a run of pytest-benchmark, without raw data, into the file of its machine, and keeps groups that it lacks.
+    A group counts if gibbs_ext was measured in it, because ratios hold within a run only. Git keeps older figures."""
+    path = history_file(run["machine_info"])
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in json.loads(path.read_text())["benchmarks"] if path.exists() else []:
+        groups.setdefault(benchmark["group"], []).append(benchmark)
+    measured = {b["group"]: [] for b in run["benchmarks"] if b["params"]["contender"] == OURS}
+    for benchmark in run["benchmarks"]:
+        if benchmark["group"] in measured:
+            stats = {key: value for key, value in benchmark["stats"].items() if key != "data"}
+            measured[benchmark["group"]].append(benchmark | {"stats": stats})
+    groups |= measured
+    kept = run | {"benchmarks": [benchmark for group in groups.values() for benchmark in group]}
+    write(path, json.dumps(kept, indent=1) + "\n")
+    return path
+
+
+def groups(paths: Sequence[Path] | None = None) -> list[Group]:
+    """Those of all machines, or of these files, in the order of NAMES."""
+    found: dict[tuple[Path, str], Group] = {}
+    for path in sorted(HISTORY.glob("*/*.json")) if paths is None else paths:
+        if path.name == PROOF:
+            continue
+        run = json.loads(path.read_text())
+        device = run["machine_info"].get("gpu") or f"{run['machine_info']['cpu_name']}, 1 thread"
+        for benchmark in run["benchmarks"]:
+            op, case = benchmark["group"].split(": ", 1)
+            name, about = benchmark["params"]["contender"], benchmark["extra_info"]
+            heading = f"{device}, PyTorch {about['torch']}, {about['date']}:"
+            group = found.setdefault((path, benchmark["group"]), Group(op, case, heading, {}, {}))
+            group.seconds[name] = benchmark["stats"]["median"]
+            if name == OURS:
+                group.about.update(about)
+    return sorted(found.values(), key=lambda group: NAMES.index(group.op))
+
+
+def speed(group: Group, name: str) -> str:
+    seconds = group.seconds[name]
+    if group.about.get("updates"):
+        per_second = group.about["updates"] / seconds
+        return f"{per_second / 1e9:.3g} G/s" if per_second >= 1e10 else f"{per_second / 1e6:.0f} M/s"
+    if WITHOUT_SAMPLING not in group.seconds:
+        return duration(seconds)
+    return f"{duration(seconds)}, {1 - group.seconds[WITHOUT_SAMPLING] / seconds:.0%} of it sampling"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 9.95 else f"{ratio:.0f}x"
+
+
+def table(groups: Sequence[Group]) -> str:
+    """One row a case; columns that would be empty are left out."""
+    rows = []
+    for group in groups:
+        row = {"case": group.case, OURS: speed(group, OURS)}
+        if TWO_THREADS in group.seconds:
+            row["2 threads"] = times(group.seconds[OURS] / group.seconds[TWO_THREADS])
+        rows.append(row | {peer: times(ratio) for peer, ratio in group.peers().items()})
+    columns = [c for c in ("case", OURS, "2 threads", *PEERS) if any(c in row for row in rows)]
+    return markdown([columns, *([row.get(column, "") for column in columns] for row in rows)])
+
+
+def all_tables(found: Sequence[Group]) -> str:
+    """A table for each op; those that were measured on one machine and day share a heading."""
+    parts: dict[str, dict[str, list[Group]]] = {}
+    for group in found:
+        parts.setdefault(group.heading, {}).setdefault(group.op, []).append(group)
+    return "\n\n".join("\n\n".join([heading, *map(table, ops.values())]) for heading, ops in parts.items())
+
+
+def short_table(found: Sequence[Group]) -> str:
+    """The chosen cases, of one machine."""
+    chosen = {f"{group.op}: {group.case}": group for group in found}
+    return table([chosen[name] for name in CHOSEN if name in chosen])
+
+
+def cpu_groups() -> list[Group]:
+    """The CPU's first file, if there are several."""
+    return groups(sorted((HISTORY / "cpu").glob("*.json"))[:1])
+
+
+def write_tables() -> None:
+    write_part(ALL, COMMAND, all_tables(groups()))
+    write_part(README, COMMAND, short_table(cpu_groups()))

@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train paper test emulated build lint format hooks bench gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
+.PHONY: train paper test emulated build lint format hooks bench bench-peers gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -37,10 +37,14 @@ test: build
 emulated: build
 	GIBBS_TEST_EMULATED=all $(BIN)/python -m pytest -n auto --maxprocesses 8 tests/ops/test_cuda_emulated.py $(ARGS)
 
+# Without make bench-peers the packages that are missing are skipped. jaxtyping's plugin would load NumPy before the harness.
+BENCH_PYTHON = $(if $(wildcard build/bench-peers/done.stamp),build/bench-peers/bin/python,$(BIN)/python)
 bench: build
 	@mkdir -p build
-	$(BIN)/python -m pytest bench/ --benchmark-json=build/bench.json $(ARGS)
-	$(BIN)/python -m bench build/bench.json
+	$(BENCH_PYTHON) -m pytest bench/ -p no:jaxtyping --benchmark-json=build/bench.json $(ARGS)
+	$(BENCH_PYTHON) -m bench build/bench.json
+
+bench-peers: build/bench-peers/done.stamp
 
 # Needs a GPU. Runs the tests of the ops, in which calls wait for their kernels, the other tests of a GPU, and the benchmarks.
 gpu:
@@ -77,17 +81,31 @@ endif
 	touch $@
 
 # The default build for x86-64 Linux is CUDA's, which has several GB, so the CPU build is tried first if there is no GPU.
-.venv/torch.stamp: .venv/python.stamp
+# $(1): pip's command, $(2): a file for what it complains of.
+define INSTALL_TORCH
 	@if nvidia-smi -L 2> /dev/null | grep -q GPU; then \
 	  echo 'Installing PyTorch $(TORCH_VERSION) for CUDA'; \
-	  $(PIP) 'torch==$(TORCH_VERSION),!=$(TORCH_VERSION)+cpu'; \
+	  $(1) 'torch==$(TORCH_VERSION),!=$(TORCH_VERSION)+cpu'; \
 	else \
 	  echo 'Installing PyTorch $(TORCH_VERSION) for the CPU'; \
-	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) 'torch==$(TORCH_VERSION)+cpu' 2> .venv/torch.log || { \
-	    grep -qE 'No matching distribution|ResolutionImpossible' .venv/torch.log || { cat .venv/torch.log >&2; exit 1; }; \
+	  $(1) $(addprefix --extra-index-url ,$(TORCH_INDEX)) 'torch==$(TORCH_VERSION)+cpu' 2> $(2) || { \
+	    grep -qE 'No matching distribution|ResolutionImpossible' $(2) || { cat $(2) >&2; exit 1; }; \
 	    echo 'pip finds no CPU build (name an index that has one with make TORCH_INDEX=...): taking the default build' >&2; \
-	    $(PIP) 'torch==$(TORCH_VERSION)'; }; \
+	    $(1) 'torch==$(TORCH_VERSION)'; }; \
 	fi
+endef
+.venv/torch.stamp: .venv/python.stamp
+	$(call INSTALL_TORCH,$(PIP),.venv/torch.log)
+	touch $@
+
+# All packages that bench/ compares with, in an environment of their own. The constraint keeps them from taking another PyTorch.
+PEERS_PIP := build/bench-peers/bin/python -m pip --disable-pip-version-check install
+build/bench-peers/done.stamp: .venv/python.stamp pyproject.toml setup.py
+	$(PYTHON) -m venv build/bench-peers
+	$(call INSTALL_TORCH,$(PEERS_PIP),build/bench-peers/torch.log)
+	$(PEERS_PIP) -qq ninja pybind11 'setuptools>=77'
+	build/bench-peers/bin/python -m pip freeze | grep -E '^torch==' > build/bench-peers/constraints.txt
+	$(PEERS_PIP) -qq -c build/bench-peers/constraints.txt --no-build-isolation --editable '.[train,test,bench]'
 	touch $@
 
 .venv/packages.stamp: .venv/torch.stamp pyproject.toml setup.py

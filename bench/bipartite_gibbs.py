@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 import gibbs_ext as gx
 
 from .harness import Call, Case, benchmark_of, on_gpu, warm
+from .peers import MOST_EDGES, thrml_gibbs
 from .tables import OURS
 
 Array = np.ndarray
@@ -104,17 +106,57 @@ def numpy_sweeps(
     return left, right
 
 
-def states(models: int, returned: tuple[Any, ...]) -> list[Tensor]:
-    """The left and right units that a contender returned, as [M, C, n]."""
-    return [torch.as_tensor(side).float().reshape(models, -1, side.shape[-1]) for side in returned[:2]]
+def rbms_sweeps(inputs: tuple[Tensor, ...], num_sweeps: int) -> Call:
+    """Samples with rbms, one model."""
+    from rbms.bernoulli_bernoulli.classes import BBRBM
+    from rbms.sampling.gibbs import sample_state
+
+    left, left_bias, right_bias, weight = (t[0] for t in inputs)
+    model = BBRBM(weight, left_bias[0], right_bias[0])
+    chains = model.init_chains(len(left), start_v=left)
+
+    def run() -> tuple[Tensor, Tensor]:
+        found = sample_state(num_sweeps, dict(chains), model)
+        return found["visible"], found["hidden"]
+
+    return warm(warm(run))  # its functions are scripts, which are compiled in the first calls
+
+
+def sklearn_sweeps(inputs: tuple[Tensor, ...], num_sweeps: int) -> Call:
+    """Samples with scikit-learn, one model in float32, its faster type. It returns the left units alone."""
+    from sklearn.neural_network import BernoulliRBM
+
+    left, left_bias, right_bias, weight = (t[0].numpy() for t in inputs)
+    model = BernoulliRBM(weight.shape[1], random_state=1)
+    model.components_ = np.asfortranarray(weight.T)
+    model.intercept_visible_, model.intercept_hidden_ = left_bias[0], right_bias[0]
+
+    def run() -> tuple[Array]:
+        v = left
+        for _ in range(num_sweeps):
+            v = model.gibbs(v)
+        return (v,)
+
+    return run
+
+
+def thrml_sweeps(inputs: tuple[Tensor, ...], num_sweeps: int) -> Call:
+    """Samples with thrml: one model with many chains, or one chain of each of many models."""
+    n1, n2 = inputs[-1].shape[1:]
+    left, left_bias, right_bias, weight = one_model_or_many(*inputs)
+    edges = torch.cartesian_prod(torch.arange(n1), torch.arange(n1, n1 + n2))
+    h, J, _offset = gx.boltzmann_to_ising(torch.cat([left_bias, right_bias], -1), weight.flatten(-2), edges)
+    start = torch.cat([left, torch.zeros(len(left), n2)], -1)
+    run = thrml_gibbs([range(n1, n1 + n2), range(n1)], edges, h, J, start, num_sweeps, 1.0)
+    return lambda: np.split(run(), [n1], 1)
 
 
 def statistics(inputs: tuple[Tensor, ...], returned: tuple[Any, ...]) -> list[Tensor]:
-    """Energies, and the shares of units that are 1, of all chains."""
+    """Free energies of the left units and the share of them that is 1, of all chains."""
     left_bias, right_bias, weight = inputs[1:]
-    left, right = states(len(weight), returned)
-    energy = -((left @ weight + right_bias) * right).sum(-1) - (left * left_bias).sum(-1)
-    return [energy, left.mean(-1), right.mean(-1)]
+    left = torch.as_tensor(returned[0]).float().reshape(len(weight), -1, weight.shape[1])
+    free_energy = -(left * left_bias).sum(-1) - softplus(left @ weight + right_bias).sum(-1)
+    return [free_energy, left.mean(-1)]
 
 
 def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int) -> Case:
@@ -137,6 +179,11 @@ def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int) -> Case:
     }
     if not on_gpu():
         contenders["NumPy"] = with_numpy
+        if models == 1:  # for one model at a time
+            contenders["scikit-learn"] = lambda inputs: sklearn_sweeps(inputs, num_sweeps)
+            contenders["rbms"] = lambda inputs: rbms_sweeps(inputs, num_sweeps)
+        if n1 * n2 <= MOST_EDGES:
+            contenders["thrml"] = lambda inputs: thrml_sweeps(inputs, num_sweeps)
     what = f"{models} models" if models > 1 else f"shared weight, {chains} chains"
     return Case(
         f"{what}, {n1}+{n2}, {num_sweeps} sweeps",

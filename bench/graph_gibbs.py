@@ -21,6 +21,7 @@ import gibbs_ext as gx
 
 from .bipartite_gibbs import compiled
 from .harness import Call, Case, benchmark_of, on_gpu, warm
+from .peers import thrml_gibbs
 from .tables import OURS
 
 Array = np.ndarray
@@ -248,12 +249,19 @@ def case(
         states = 2 * inputs.bits.numpy().astype(np.int8) - 1, list(range(num_nodes))
         return lambda: dwave_gibbs(bqm, states, betas)
 
+    def with_thrml(i: Inputs) -> Call:
+        blocks = [i.lists.order[c].tolist() for c in i.lists.colors]
+        h = torch.zeros(*i.J.shape[:-1], num_nodes)
+        return thrml_gibbs(blocks, i.graph.edges, h, i.J, i.bits, len(betas), betas[0])
+
     contenders: dict[str, Callable[[Inputs], Call]] = {OURS: ours, "PyTorch, gather": peer(gather)}
     if not models:
         contenders["PyTorch, embedding_bag"] = peer(bag)
     contenders["torch.compile"] = with_compile
     if not on_gpu():
         contenders["NumPy"] = with_numpy
+        if len(set(betas)) == 1:  # it has no schedules
+            contenders["thrml"] = with_thrml
     if models and not on_gpu():
         contenders["PyTorch, gather, NumPy's random"] = peer(gather, True)
     elif not on_gpu():

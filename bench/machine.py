@@ -24,6 +24,9 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENB
 }
 # A contender's name begins with that of its package: what is imported, and what pip installs.
 PEERS = {
+    "thrml": ("thrml", "thrml"),
+    "rbms": ("rbms", "rbms"),
+    "scikit-learn": ("sklearn", "scikit-learn"),
     "dwave-samplers": ("dwave.samplers", "dimod dwave-samplers"),
     "networkx": ("networkx", "networkx"),
 }
@@ -41,12 +44,12 @@ def clean(environ: MutableMapping[str, str], loaded: Collection[str] = sys.modul
     """
     slowing = sorted(name for name in environ if SLOWING.fullmatch(name) and environ[name] != ONE_THREAD.get(name))
     readers = [name for name in READERS if name in loaded]
+    environ.update(ONE_THREAD)
     if not readers:
         for name in slowing:
-            del environ[name]
-        environ.update(ONE_THREAD)
-        return None
-    if slowing:
+            if name not in ONE_THREAD:
+                del environ[name]
+    elif slowing:
         return (
             f"pytest bench/: expected an environment without {', '.join(slowing)}, which changes the speed of peers; "
             f"{', '.join(readers)} has read it already, so unset it before pytest starts: unset {' '.join(slowing)}"
@@ -75,8 +78,10 @@ def complaint(found: Sequence[Mapping[str, Any]] | None = None, processor: Colle
     """What to say if a library does not have one thread, or BLAS not the kernel of this processor."""
     import numpy  # noqa: F401  loads the libraries
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)  # also of those that were loaded before clean()
     processor = flags() if processor is None else processor
     for pool in pools() if found is None else found:
         name = f"{pool['internal_api']} {pool.get('version')}"
@@ -105,8 +110,8 @@ def missing(contender: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of everything that is compared."""
-    names = {"torch", "numpy", "scipy", "threadpoolctl"}
-    names |= {requirement.split("==")[0] for _, requirements in PEERS.values() for requirement in requirements.split()}
+    names = {"torch", "numpy", "scipy", "jax", "jaxlib", "threadpoolctl"}
+    names |= {requirement for _, requirements in PEERS.values() for requirement in requirements.split()}
     found = {}
     for name in sorted(names):
         try:

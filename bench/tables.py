@@ -20,11 +20,12 @@ NAMES = (
     "graph_gibbs",
     "graph_gibbs_relaxed",
     "graph_building",
+    "training_epoch",
     "training_step",
     "call_cost",
 )
 # Columns of peers; a contender belongs to that whose name it has before the first comma.
-PEERS = ("PyTorch", "torch.compile", "NumPy", "dwave-samplers", "networkx")
+PEERS = ("PyTorch", "torch.compile", "NumPy", "scikit-learn", "rbms", "thrml", "dwave-samplers", "networkx")
 # Rows of README.md.
 CHOSEN = (
     "bipartite_gibbs: 128 models, 100+100, 50 sweeps",

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 import gibbs_ext as gx
 
+from . import limits
 from .harness import Call, Case, benchmark_of, on_gpu, warm
 from .peers import MOST_EDGES, thrml_gibbs
 from .tables import OURS
@@ -190,6 +191,7 @@ def case(models: int, chains: int, n1: int, n2: int, num_sweeps: int) -> Case:
         lambda: draws(models, chains, n1, n2),
         contenders,
         updates=models * chains * (n1 + n2) * num_sweeps,
+        work=limits.bipartite(models, chains, n1, n2, num_sweeps),
         statistics=statistics,
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
+from . import limits
 from .bipartite_gibbs import bernoulli, compiled, compiled_sweeps, draws, rand, torch_sweeps
 from .harness import Call, Case, benchmark_of, on_gpu, warm
 from .tables import OURS
@@ -90,6 +91,7 @@ def case(models: int, n: int, num_sweeps: int) -> Case:
             ),
         },
         updates=models * 2 * n * (num_sweeps + 1),
+        work=limits.bipartite(models, 1, n, n, num_sweeps, backward=True),
         # Gradients of each model, by their mean sizes.
         statistics=lambda inputs, grads: [g.reshape(models, -1).abs().mean(-1) for g in grads],
     )

@@ -21,7 +21,7 @@ COMPLAINT = machine.clean(os.environ)
 
 import torch  # noqa: E402
 
-from . import harness  # noqa: E402
+from . import harness, limits  # noqa: E402
 from .harness import Case, Missing, Outcome  # noqa: E402
 from .tables import NAMES  # noqa: E402
 
@@ -42,6 +42,8 @@ class Group:
     def measure(self, benchmark: Any, options: Any) -> None:
         self.load, self.outcomes = os.getloadavg(), {}
         seconds = float(options.benchmark_max_time) if benchmark.enabled else 0.0
+        if seconds and self.case.work and not LIMITS and not harness.on_gpu():
+            LIMITS.append(limits.measure())
         try:
             self.outcomes = harness.measure(self.case, self.contenders, seconds, options.benchmark_min_rounds)
         except Exception as error:  # of what all of them share
@@ -60,6 +62,7 @@ class Group:
             "once": not outcome.is_repeated,
             "load": self.load,
             "torch": torch.__version__,
+            "work": self.case.work,
             "date": datetime.now(timezone.utc).date().isoformat(),
         }
         REPLAY.times = iter([reading for seconds in outcome.times for reading in (0.0, seconds)])
@@ -77,6 +80,7 @@ class Replay:
 
 
 REPLAY = Replay()
+LIMITS: list[dict[str, list[float]]] = []  # of this core, before the first measurement and after the last one
 GROUPS: dict[tuple[str, str], Group] = {}
 
 
@@ -136,10 +140,16 @@ def group(request: pytest.FixtureRequest, case: str, benchmark: Any) -> Group:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info |= machine.about()
+    if LIMITS:
+        LIMITS.append(limits.measure())
+    machine_info |= machine.about() | {"limits": limits.medians(LIMITS)}
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Groups that a later run leaves out stay in the history, so each item says by which commit it was measured."""
+    """Groups that a later run leaves out stay in the history, so each item names its commit and its bound."""
+    rates = output_json["machine_info"]["limits"]
     for benchmark in output_json["benchmarks"]:
-        benchmark["extra_info"]["commit"] = output_json["commit_info"]["id"]
+        about = benchmark["extra_info"]
+        about["commit"] = output_json["commit_info"]["id"]
+        if about["work"] and rates:
+            about["bound"], about["bound_by"] = limits.bound(about["work"], rates)

@@ -19,6 +19,7 @@ from torch.nn.functional import embedding_bag
 
 import gibbs_ext as gx
 
+from . import limits
 from .bipartite_gibbs import compiled
 from .harness import Call, Case, benchmark_of, on_gpu, warm
 from .peers import thrml_gibbs
@@ -212,6 +213,7 @@ def draws(make_graph: Callable[[], gx.ColoredGraph], chains: int, models: bool) 
 def case(
     name: str,
     num_nodes: int,
+    num_edges: int,
     make_graph: Callable[[], gx.ColoredGraph],
     chains: int,
     betas: Sequence[float],
@@ -274,6 +276,7 @@ def case(
         lambda: draws(make_graph, chains, models),
         contenders,
         updates=chains * num_nodes * len(betas),
+        work=limits.graph(*((chains, 1) if models else (1, chains)), num_nodes, num_edges, len(betas)),
         statistics=lambda inputs, bits: [ising_energy(inputs.graph, inputs.J, bits)],
     )
 
@@ -281,9 +284,8 @@ def case(
 def chimera_case(size: int, chains: int, betas: Sequence[float], models: bool = False) -> Case:
     what = f"{chains} models" if models else f"{chains} chains"
     how = f"{len(betas)} sweeps" if len(set(betas)) == 1 else f"annealed over {len(betas)} betas"
-    return case(
-        f"Chimera C{size}, {what}, {how}", 8 * size**2, lambda: gx.ChimeraGraph(size), chains, betas, models=models
-    )
+    nodes, edges = 8 * size**2, 8 * size * (3 * size - 1)
+    return case(f"Chimera C{size}, {what}, {how}", nodes, edges, lambda: gx.ChimeraGraph(size), chains, betas, models)
 
 
 def pegasus() -> gx.ColoredGraph:
@@ -303,7 +305,7 @@ def cases() -> Iterator[Case]:
         for chains in (256, 1024):
             yield chimera_case(size, chains, fixed)
         yield chimera_case(size, 1024, annealing)
-    yield case("Pegasus P6, 256 chains, 100 sweeps", 680, pegasus, 256, fixed)
+    yield case("Pegasus P6, 256 chains, 100 sweeps", 680, 4484, pegasus, 256, fixed)
     for num_sweeps in (100, 10):
         yield chimera_case(8, 128, fixed[:num_sweeps], models=True)
 

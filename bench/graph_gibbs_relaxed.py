@@ -12,7 +12,7 @@ from torch.nn.functional import embedding_bag
 
 import gibbs_ext as gx
 
-from . import graph_gibbs
+from . import graph_gibbs, limits
 from .bipartite_gibbs_relaxed import SHARPNESS, relax
 from .graph_gibbs import Lists, ising_energy, numpy_uniform, torch_sweeps
 from .harness import Call, Case, benchmark_of, on_gpu
@@ -129,6 +129,7 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
         lambda: draws(chains, models),
         contenders,
         updates=chains * 512 * (num_sweeps + 1),
+        work=limits.graph(*((chains, 1) if models else (1, chains)), 512, 1472, num_sweeps, backward=True),
         statistics=statistics,
     )
 

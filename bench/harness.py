@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Case:
     contenders: dict[str, Callable[[Any], Call]]  # OURS and its peers
     updates: int | None = None  # updates of units per call; None if the time of a call is shown instead of a rate
     calls: int = 1  # number of times that a call does the task; figures are those of one time
+    work: Sequence[Mapping[str, float]] = ()  # what bench/limits.py says of this case, for each way to do it
     is_capturable: bool = True  # whether a CUDA graph can hold the call
     # Makes samples [n] of some quantities from the inputs and a result. Their means must be those of OURS.
     statistics: Callable[[Any, Any], Sequence[Tensor]] | None = None

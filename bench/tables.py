@@ -122,8 +122,12 @@ def table(groups: Sequence[Group]) -> str:
         row = {"case": group.case, OURS: speed(group, OURS)}
         if TWO_THREADS in group.seconds:
             row["2 threads"] = times(group.seconds[OURS] / group.seconds[TWO_THREADS])
-        rows.append(row | {peer: times(ratio) for peer, ratio in group.peers().items()})
-    columns = [c for c in ("case", OURS, "2 threads", *PEERS) if any(c in row for row in rows)]
+        row |= {peer: times(ratio) for peer, ratio in group.peers().items()}
+        if "bound" in group.about:
+            row["bound"] = f"{duration(group.about['bound'])} ({group.about['bound_by']})"
+            row["reached"] = f"{group.about['bound'] / group.seconds[OURS]:.0%}"
+        rows.append(row)
+    columns = [c for c in ("case", OURS, "2 threads", *PEERS, "bound", "reached") if any(c in row for row in rows)]
     return markdown([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 

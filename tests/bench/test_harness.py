@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import harness, machine, tables, texts
+from bench import graph_gibbs, harness, limits, machine, tables, texts
 from bench.tables import OURS
 
 pytest_plugins = "pytester"
@@ -196,7 +196,7 @@ call_cost = benchmark_of(cases, "call_cost")
 def bench(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
     """Runs pytest in a copy of bench/ that has one module of benchmarks, without the variables that it would refuse."""
     folder = pytester.mkpydir("bench")
-    for name in ("conftest", "harness", "machine", "tables", "texts"):
+    for name in ("conftest", "harness", "limits", "machine", "tables", "texts"):
         shutil.copy(ROOT / "bench" / f"{name}.py", folder)
     (folder / "call_cost.py").write_text(BENCHMARK)
     text = (folder / "machine.py").read_text()
@@ -257,6 +257,52 @@ def test_what_cannot_be_measured_is_refused(
         done = bench("--device", "cuda")
         assert done.ret == pytest.ExitCode.USAGE_ERROR
         done.stderr.fnmatch_lines(["*--device cuda needs a GPU, and PyTorch * finds none"])
+
+
+# The limits of a core ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not limits.program(), reason="there is no compiler")
+def test_the_rates_of_this_core_are_measured() -> None:
+    found = limits.measure()
+    assert {*found} == {
+        *(f"{name} bytes" for name in ("L1", "L2", "L3", "memory")),
+        *("int32 adds", "int16 adds", "byte multiply-adds", "random words"),
+    }
+    assert all(len(samples) > 20 and min(samples) > 0 for samples in found.values())
+
+
+def test_a_bound_is_the_largest_part_of_the_best_way() -> None:
+    rates = limits.medians([{"a": [1.0, 9.0, 2.0], "b": [4.0]}, {"a": [2.0, 2.0], "b": [4.0, 4.0]}])
+    assert rates == {"a": 2, "b": 4}
+    assert limits.bound([{"a": 6, "b": 8}], rates) == (3, "a")
+    assert limits.bound([{"a": 6}, {"a": 2, "b": 8}], rates) == (2, "b")
+
+
+def test_the_work_of_a_case_is_counted() -> None:
+    (one,) = limits.bipartite(2, 1, 10, 20, 5)
+    # 2 models x 5 sweeps x 30 units, 8 bits each; of the rows of 0.4 of the units each element is added
+    assert one["random words"] == 2 * 5 * 30 / 4
+    assert one["int16 adds"] == pytest.approx(2 * 5 * 0.4 * (10 * 20 + 20 * 10))
+    assert one["L1 bytes"] == pytest.approx(2 * one["int16 adds"] + 4 * 2 * 200 + 4 * 2 * 2 * 30)
+    tables, products = limits.bipartite(1, 8, 10, 20, 5)
+    assert (tables["int16 adds"], products["byte multiply-adds"]) == (8 * 5 * 400 / 4, 8 * 5 * 400)
+    (chains,) = limits.graph(1, 8, 10, 20, 5)
+    assert (chains["random words"], chains["int16 adds"]) == (8 * 5 * 10 / 4, 8 * 5 * 10)
+    (relaxed,) = limits.graph(1, 8, 10, 20, 0, backward=True)
+    assert (relaxed["random words"], relaxed["L1 bytes"]) == (80, 4 * 2 * 20 + 4 * 5 * 80)
+
+
+@pytest.mark.parametrize("of", [*graph_gibbs.cases()], ids=lambda of: of.name)
+def test_the_sizes_of_graphs_are_right(of: harness.Case) -> None:
+    if "Pegasus" in of.name:
+        pytest.importorskip("dwave.graphs")
+    inputs = of.inputs()
+    models, chains = (len(inputs.J), 1) if inputs.J.dim() == 2 else (1, len(inputs.bits))
+    nodes, edges = inputs.graph.num_nodes, inputs.graph.num_edges
+    num_sweeps = 10 if "models, 10 sweeps" in of.name else 100
+    assert of.updates == models * chains * nodes * num_sweeps
+    assert of.work == limits.graph(models, chains, nodes, edges, num_sweeps)
 
 
 # The history --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from .texts import ROOT
 
 CHART = ROOT / "docs" / "speed.png"
 COLORS = dict(zip(tables.PEERS, (f"C{number}" for number in (0, 9, 2, 1, 5, 3, 4, 6)), strict=False))
-LEFT_OUT = ("graph_building", "call_cost")
+LEFT_OUT = ("graph_building", "call_cost", "memory")
 
 
 class Row(NamedTuple):

@@ -26,7 +26,7 @@ from .harness import Case, Missing, Outcome  # noqa: E402
 from .tables import NAMES  # noqa: E402
 
 HERE = Path(__file__).parent
-CPU_ONLY = {"graph_building"}
+CPU_ONLY = {"graph_building", "memory"}
 
 
 class Group:
@@ -63,6 +63,7 @@ class Group:
             "load": self.load,
             "torch": torch.__version__,
             "work": self.case.work,
+            "figures": outcome.figures,
             "date": datetime.now(timezone.utc).date().isoformat(),
         }
         REPLAY.times = iter([reading for seconds in outcome.times for reading in (0.0, seconds)])

@@ -36,6 +36,7 @@ class Case:
     updates: int | None = None  # updates of units per call; None if the time of a call is shown instead of a rate
     calls: int = 1  # number of times that a call does the task; figures are those of one time
     work: Sequence[Mapping[str, float]] = ()  # what bench/limits.py says of this case, for each way to do it
+    tells_figures: bool = False  # whether a call is made once and returns its own figures: a dict with "seconds"
     is_capturable: bool = True  # whether a CUDA graph can hold the call
     # Makes samples [n] of some quantities from the inputs and a result. Their means must be those of OURS.
     statistics: Callable[[Any, Any], Sequence[Tensor]] | None = None
@@ -49,6 +50,7 @@ class Outcome:
     is_repeated: bool = True
     wall: float = 0.0  # seconds of all calls, on the clock and of processors
     cpu: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
     error: Exception | None = None
 
     def timed(self, call: Call) -> tuple[float, Any]:
@@ -73,7 +75,9 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def on_two_threads(call: Call) -> Call:
+def prepared_for_two_threads(prepare: Callable[[Any], Call], inputs: Any) -> Call:
+    call = prepare(inputs)
+
     def run() -> Any:
         torch.set_num_threads(2)
         try:
@@ -136,10 +140,10 @@ def variants(cases: Iterable[Case]) -> Iterator[Case]:
                 graphs = {name: functools.partial(captured, name, make) for name, make in case.contenders.items()}
                 yield replace(case, name=f"{case.name}, CUDA graphs", contenders=graphs)
             continue
-        ours = case.contenders[OURS]
-        # The loop variable is bound at once, because these functions are called much later.
-        two = {TWO_THREADS: lambda inputs, ours=ours: on_two_threads(ours(inputs))} if case.calls == 1 else {}
-        yield replace(case, contenders=case.contenders | two)
+        contenders = dict(case.contenders)
+        if case.calls == 1 and not case.tells_figures:
+            contenders[TWO_THREADS] = functools.partial(prepared_for_two_threads, case.contenders[OURS])
+        yield replace(case, contenders=contenders)
 
 
 def check_agreement(case: Case, name: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -187,6 +191,10 @@ def measure(case: Case, names: Sequence[str], seconds: float, min_rounds: int) -
                 found = [torch.as_tensor(x).detach().double().flatten() for x in case.statistics(inputs, returned)]
                 expected = expected or found
                 check_agreement(case, name, found, expected)
+            if case.tells_figures:
+                outcome.figures, outcome.is_repeated = returned, False
+                outcome.times = [returned["seconds"]]
+                continue
             del returned
             outcome.times, calls[name] = [once], call
         except Exception as error:

@@ -23,6 +23,7 @@ NAMES = (
     "training_epoch",
     "training_step",
     "call_cost",
+    "memory",
 )
 # Columns of peers; a contender belongs to that whose name it has before the first comma.
 PEERS = ("PyTorch", "torch.compile", "NumPy", "scikit-learn", "rbms", "thrml", "dwave-samplers", "networkx")
@@ -48,6 +49,7 @@ class Group(NamedTuple):
     heading: str  # the machine and the day
     seconds: dict[str, float]  # of each contender
     about: dict[str, Any]  # extra_info of gibbs_ext
+    figures: dict[str, dict[str, float]]  # of memory, of each contender
 
     def peers(self) -> dict[str, float]:
         """For each column of PEERS that has contenders here: the time of the fastest for one second of gibbs_ext."""
@@ -94,8 +96,9 @@ def groups(paths: Sequence[Path] | None = None) -> list[Group]:
             op, case = benchmark["group"].split(": ", 1)
             name, about = benchmark["params"]["contender"], benchmark["extra_info"]
             heading = f"{device}, PyTorch {about['torch']}, {about['date']}:"
-            group = found.setdefault((path, benchmark["group"]), Group(op, case, heading, {}, {}))
+            group = found.setdefault((path, benchmark["group"]), Group(op, case, heading, {}, {}, {}))
             group.seconds[name] = benchmark["stats"]["median"]
+            group.figures[name] = about.get("figures", {})
             if name == OURS:
                 group.about.update(about)
     return sorted(found.values(), key=lambda group: NAMES.index(group.op))
@@ -131,12 +134,26 @@ def table(groups: Sequence[Group]) -> str:
     return markdown([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
+def memory_table(groups: Sequence[Group]) -> str:
+    """What a call takes beyond its inputs, over inputs and outputs; a peer's beside it."""
+    rows = [["memory of a call", "inputs and outputs", "of these, weights", OURS, "PyTorch"]]
+    for group in groups:
+        figures = group.figures[OURS]
+        sizes = [figures["inputs"] + figures["outputs"], figures["weights"]]
+        ratios = [f"{f['additional'] / (f['inputs'] + f['outputs']):.2f}x" for f in group.figures.values()]
+        rows.append([group.case, *(f"{size / 1e6:.0f} MB" for size in sizes), *ratios, *[""] * (2 - len(ratios))])
+    return markdown(rows)
+
+
 def all_tables(found: Sequence[Group]) -> str:
     """A table for each op; those that were measured on one machine and day share a heading."""
     parts: dict[str, dict[str, list[Group]]] = {}
     for group in found:
         parts.setdefault(group.heading, {}).setdefault(group.op, []).append(group)
-    return "\n\n".join("\n\n".join([heading, *map(table, ops.values())]) for heading, ops in parts.items())
+    texts = []
+    for heading, ops in parts.items():
+        texts += [heading, *(memory_table(of) if op == "memory" else table(of) for op, of in ops.items())]
+    return "\n\n".join(texts)
 
 
 def short_table(found: Sequence[Group]) -> str:

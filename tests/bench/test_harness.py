@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import graph_gibbs, harness, limits, machine, tables, texts
+from bench import graph_gibbs, harness, limits, machine, memory, tables, texts
 from bench.tables import OURS
 
 pytest_plugins = "pytester"
@@ -138,6 +138,27 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     texts.write(path, "b")
     assert path.read_text() == "b"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_case_may_tell_its_own_figures() -> None:
+    figures = {"seconds": 7.0, "bytes": 1.0}
+    calls = []
+    of = case({OURS: lambda inputs: lambda: calls.append(1) or figures}, tells_figures=True)
+    assert [*next(harness.variants([of])).contenders] == [OURS]
+    found = measure(of, 1)[OURS]
+    assert (found.times, found.figures, found.is_repeated, len(calls)) == ([7.0], figures, False, 1)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be set back")
+def test_the_memory_of_a_call_is_found() -> None:
+    def allocates(x: torch.Tensor) -> torch.Tensor:
+        torch.ones(10 * len(x))
+        return torch.ones(len(x))
+
+    problem = memory.Problem((10**6,), (10,), lambda n: [torch.ones(n)], {"a": allocates})
+    found = memory.measure(problem, "a")
+    assert (found["inputs"], found["outputs"], found["weights"]) == (4e6, 4e6, 4e6)
+    assert 39e6 < found["additional"] < 50e6  # the first page may have been there
 
 
 # The environment ----------------------------------------------------------------------------------------------------
@@ -338,6 +359,9 @@ def test_groups_that_are_not_measured_again_stay(tmp_path: Path, monkeypatch: py
     assert groups["a"].peers() == {"NumPy": 2}
     assert groups["b"].peers() == {"NumPy": 20, "PyTorch": 4}
     assert groups["c"].seconds == {OURS: 1}
+    figures = {"additional": 1e6, "inputs": 1e6, "outputs": 1e6, "weights": 5e5}
+    rows = tables.memory_table([groups["a"]._replace(figures={OURS: figures, "PyTorch, rand": figures})]).splitlines()
+    assert rows[2].split("|")[2:6] == [" 2 MB               ", " 0 MB              ", " 0.50x     ", " 0.50x   "]
     old, new = tables.all_tables(list(groups.values())).split("\n\nA CPU, 1 thread, PyTorch 2, 2002-02-02:\n\n")
     assert old.startswith("A CPU, 1 thread, PyTorch 2, 2001-01-01:\n\n| case | gibbs_ext | NumPy |\n")
     assert new.splitlines()[0] == "| case | gibbs_ext | PyTorch | NumPy |"

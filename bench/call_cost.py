@@ -8,8 +8,9 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
+from .bipartite_gibbs import compiled
 from .bipartite_gibbs_relaxed import SHARPNESS, relax
-from .harness import Call, Case, benchmark_of
+from .harness import Call, Case, benchmark_of, warm
 from .tables import OURS
 
 N = 4  # units on either side
@@ -50,7 +51,7 @@ def repeated(call: Callable[[], object]) -> Callable[[], object]:
     return calls
 
 
-Rows = dict[str, tuple[Call, Call]]  # what is called: gibbs_ext's, the peer's
+Rows = dict[str, tuple[Call, Call, Call]]  # what is called: gibbs_ext's, the peer's, the compiled peer's
 ROWS = ("the op alone", "binary call", "relaxed forward", "forward and backward")
 
 
@@ -69,10 +70,10 @@ def rows(
         return lambda: torch.autograd.grad(forward(), parameters, grads)
 
     calls = (
-        (op, torch_binary),
-        (binary, torch_binary),
-        (relaxed, torch_relaxed),
-        (with_backward(relaxed), with_backward(torch_relaxed)),
+        (op, torch_binary, compiled(torch_binary)),
+        (binary, torch_binary, compiled(torch_binary)),
+        (relaxed, torch_relaxed, compiled(torch_relaxed)),
+        (with_backward(relaxed), with_backward(torch_relaxed), with_backward(compiled(torch_relaxed))),
     )
     return dict(zip(ROWS, calls, strict=True))
 
@@ -128,7 +129,11 @@ def case(family: str, make_rows: Callable[[int], Rows], row: str, chains: int) -
     return Case(
         f"tiny {family}, {row}",
         lambda: make_rows(chains)[row],
-        {OURS: lambda pair: repeated(pair[0]), "PyTorch, rand": lambda pair: repeated(pair[1])},
+        {
+            OURS: lambda calls: repeated(calls[0]),
+            "PyTorch, rand": lambda calls: repeated(calls[1]),
+            "torch.compile": lambda calls: repeated(warm(calls[2])),
+        },
         calls=CALLS,
         is_capturable=False,  # a CUDA graph would hide the cost that is measured here
     )

@@ -304,7 +304,7 @@ def coloured(
 ) -> Problem:
     lists = graph_gibbs.Lists(graph)
     n, own = graph.num_nodes, (chains,) if models else ()
-    # A bag has the same weights for every chain. There is no peer of relaxed sweeps for torch.compile.
+    # A bag has the same weights for every chain. Relaxed sweeps have no peer that is compiled here.
     ways = ("gather",) if models else ("bag", "gather")
     ways = ways if num_relaxed else (*ways, COMPILE)
 
@@ -333,9 +333,10 @@ def coloured(
         arguments = lists, state, bias if models else bias[:, None], coupling
         if way == COMPILE:
             betas = torch.ones(num_sweeps, dtype=dtype)
-            return lambda: graph_gibbs.compiled_gibbs(*arguments, betas)
+            return lambda: graph_gibbs.in_order(lists, graph_gibbs.compiled_sweeps(*arguments, betas))
         if not num_relaxed:
-            return lambda: graph_gibbs.torch_gibbs(*arguments, [1.0] * num_sweeps, getattr(graph_gibbs, way))
+            fields, ones = getattr(graph_gibbs, way), [1.0] * num_sweeps
+            return lambda: graph_gibbs.in_order(lists, graph_gibbs.torch_sweeps(*arguments, ones, fields))
         leaves = [x.requires_grad_() for x in arguments[2:]]
         field, sweep_field = getattr(graph_gibbs_relaxed, way), getattr(graph_gibbs, way)
 

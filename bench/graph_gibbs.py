@@ -123,20 +123,20 @@ def update(state: Tensor, begin: int, end: int, bias: Tensor, weight: Tensor, ne
     state[begin:end] = torch.rand_like(field) < torch.sigmoid(beta * field)
 
 
-def compiled_gibbs(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Tensor) -> Tensor:
-    """Does the same as torch_gibbs, with the update of a colour compiled by torch.compile."""
+def compiled_sweeps(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Tensor) -> Tensor:
+    """Does the same as torch_sweeps, with the update of a colour compiled by torch.compile."""
     state, weight = state.clone(), lists.weights(coupling)
     weight = weight if weight.dim() == 3 else weight[:, :, None]
     bias = bias.expand_as(state)
     for beta in betas.unbind():
         for c in lists.colors:
             compiled(update)(state, c.start, c.stop, bias[c], weight[c], lists.neighbors[c], beta)
+    return state
+
+
+def in_order(lists: Lists, state: Tensor) -> Tensor:
+    """Sorted units [N, C] as [C, N], in the order of the nodes."""
     return state[lists.position].T
-
-
-def torch_gibbs(lists: Lists, *args: Any) -> Tensor:
-    """Returns torch_sweeps' result as [C, N], in the order of the nodes."""
-    return torch_sweeps(lists, *args)[lists.position].T
 
 
 def numpy_uniform(rng: np.random.Generator) -> Callable[[Tensor], object]:
@@ -147,7 +147,7 @@ def numpy_uniform(rng: np.random.Generator) -> Callable[[Tensor], object]:
 def numpy_gibbs(
     lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, betas: Sequence[float], rng: np.random.Generator
 ) -> Array:
-    """Does the same as torch_gibbs, with NumPy."""
+    """Does the same as torch_sweeps, with NumPy, and returns [C, N] in the order of the nodes."""
     states, biases, weight = state.numpy().copy(), bias.numpy(), lists.weights(coupling).numpy()
     if weight.ndim == 2:
         weight = weight[:, :, None]
@@ -229,13 +229,13 @@ def case(
         def prepare(inputs: Inputs) -> Call:
             arguments = inputs.of_peer()
             draw = numpy_uniform(np.random.default_rng(1)) if with_numpys else Tensor.uniform_
-            return lambda: torch_gibbs(*arguments, betas, field, draw)
+            return lambda: in_order(inputs.lists, torch_sweeps(*arguments, betas, field, draw))
 
         return prepare
 
     def with_compile(inputs: Inputs) -> Call:
         arguments = inputs.of_peer()
-        return warm(lambda: compiled_gibbs(*arguments, beta))
+        return warm(lambda: in_order(inputs.lists, compiled_sweeps(*arguments, beta)))
 
     def with_numpy(inputs: Inputs) -> Call:
         arguments, rng = inputs.of_peer(), np.random.default_rng(1)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binary sweeps, one relaxed sweep (pwl) and the backward pass on Chimera, against PyTorch's autograd."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,9 +14,10 @@ from torch.nn.functional import embedding_bag
 import gibbs_ext as gx
 
 from . import graph_gibbs, limits
+from .bipartite_gibbs import compiled
 from .bipartite_gibbs_relaxed import SHARPNESS, relax
-from .graph_gibbs import Lists, ising_energy, numpy_uniform, torch_sweeps
-from .harness import Call, Case, benchmark_of, on_gpu
+from .graph_gibbs import Lists, compiled_sweeps, ising_energy, numpy_uniform, torch_sweeps
+from .harness import Call, Case, benchmark_of, on_gpu, warm
 from .tables import OURS
 
 # Returns weight . state, [n, C], for weights [n, k] or [n, k, C], neighbours [n, k] and a state [n', C].
@@ -46,9 +48,24 @@ def torch_relaxed(
     draw: Callable[[Tensor], object],
 ) -> tuple[Tensor, Tensor]:
     """Sweeps as graph_gibbs.torch_sweeps on a graph of two colours, then relaxes: returns relaxed and mean, [N, C]."""
-    first, second = lists.colors
     with torch.no_grad():
-        y = torch_sweeps(lists, state, bias, coupling, [1.0] * num_sweeps, sweep_field, draw)[second]
+        y = torch_sweeps(lists, state, bias, coupling, [1.0] * num_sweeps, sweep_field, draw)
+    return relaxed_sweep(lists, y, bias, coupling, field)
+
+
+def compiled_relaxed(
+    lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, num_sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """Does the same as torch_relaxed, compiled by torch.compile."""
+    with torch.no_grad():
+        y = compiled_sweeps(lists, state, bias, coupling, torch.ones(num_sweeps))
+    outputs: tuple[Tensor, Tensor] = compiled(relaxed_sweep)(lists, y, bias, coupling, gather)
+    return outputs
+
+
+def relaxed_sweep(lists: Lists, state: Tensor, bias: Tensor, coupling: Tensor, field: Field) -> tuple[Tensor, Tensor]:
+    first, second = lists.colors
+    y = state[second]
     weight = lists.weights(coupling)
     neighbors = (lists.neighbors[first] - second.start).clamp(min=0)  # padding becomes negative
     first_mean = torch.sigmoid(bias[first] + field(weight[first], neighbors, y))
@@ -86,12 +103,11 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
 
         return run
 
-    def peer(field: Field, with_numpys: bool) -> Callable[[Inputs], Call]:
-        sweep_field = graph_gibbs.gather if models else graph_gibbs.bag
+    def peer(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Inputs], Call]:
+        """`forward` gets what torch_relaxed gets, up to the number of sweeps."""
 
         def prepare(inputs: Inputs) -> Call:
             lists, (bias, coupling) = inputs.lists, inputs.parameters
-            draw = numpy_uniform(np.random.default_rng(1)) if with_numpys else Tensor.uniform_
 
             def by_color(x: Tensor) -> Tensor:
                 return x.detach().T[lists.order].contiguous()
@@ -103,7 +119,7 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
             start, grads = by_color(inputs.bits), [by_color(g) for g in inputs.grads]
 
             def run() -> list[Tensor]:
-                outputs = torch_relaxed(lists, start, *parameters, num_sweeps, field, sweep_field, draw)
+                outputs = forward(lists, start, *parameters, num_sweeps)
                 bias_grad, coupling_grad = torch.autograd.grad(outputs, parameters, grads)
                 return [*(x[lists.position].T for x in (*outputs, bias_grad)), coupling_grad.movedim(0, -1)]
 
@@ -120,9 +136,14 @@ def case(chains: int, num_sweeps: int, models: bool) -> Case:
 
     contenders: dict[str, Callable[[Inputs], Call]] = {OURS: ours}
     ways = {"gather": gather} if models else {"gather": gather, "embedding_bag": bag, "dense": dense}
-    randoms = {"": False} | ({", NumPy's random": True} if num_sweeps and not on_gpu() else {})
-    for (way, field), (suffix, with_numpys) in itertools.product(ways.items(), randoms.items()):
-        contenders[f"PyTorch, {way}{suffix}"] = peer(field, with_numpys)
+    randoms = {"": Tensor.uniform_}
+    if num_sweeps and not on_gpu():
+        randoms[", NumPy's random"] = numpy_uniform(np.random.default_rng(1))
+    sweep_field = graph_gibbs.gather if models else graph_gibbs.bag
+    for (way, field), (suffix, draw) in itertools.product(ways.items(), randoms.items()):
+        how = {"field": field, "sweep_field": sweep_field, "draw": draw}
+        contenders[f"PyTorch, {way}{suffix}"] = peer(functools.partial(torch_relaxed, **how))
+    contenders["torch.compile"] = lambda inputs: warm(peer(compiled_relaxed)(inputs))
     what = f"{chains} models" if models else f"{chains} chains"
     return Case(
         f"Chimera C8, {what}, {num_sweeps} + 1 sweeps and backward",

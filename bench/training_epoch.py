@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gibbs_ext as gx
 
-from .harness import Call, Case, benchmark_of
+from .harness import Call, Case, benchmark_of, on_gpu
 from .tables import OURS
 
 N1, N2, BATCH, RATE = 784, 256, 100, 0.1
@@ -70,13 +70,14 @@ def statistics(data: Tensor, returned: tuple[Any, Any, Any]) -> list[Tensor]:
 
 
 def cases() -> Iterator[Case]:
+    peers = {} if on_gpu() else {"scikit-learn": with_sklearn}
     yield Case(
         f"epoch of {10_000:,} images, {N1}+{N2}, batches of {BATCH}",
         lambda: draws(10_000),
         {
             OURS: lambda data: lambda: epoch(data, our_sweep),
             "PyTorch, rand": lambda data: lambda: epoch(data, torch_sweep),
-            "scikit-learn": with_sklearn,
+            **peers,
         },
         statistics=statistics,
     )

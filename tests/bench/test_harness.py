@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench/harness.py with a fake clock, the tables, and `pytest bench/` with benchmarks that do next to nothing."""
 
+import importlib
 import json
 import os
 import shutil
@@ -264,6 +265,34 @@ def test_a_run_can_be_compared_and_disabled(bench: Callable[..., pytest.RunResul
     done.assert_outcomes(passed=2, deselected=8)
     done.stdout.fnmatch_lines(["*call_cost[[]second-NumPy] (0001_a)*"])
     assert "call_cost[second-NumPy] (NOW)" in done.stdout.str()
+
+
+def test_contenders_of_the_real_benchmarks_agree(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
+    """Those that take seconds; `pytest bench/ --benchmark-disable` runs all."""
+    monkeypatch.chdir(ROOT)
+    chosen = "(100+100 or C8 and 128) and not compile and not thrml"
+    plugins = ("-p", "no:jaxtyping", "-p", "no:cacheprovider")
+    done = pytester.runpytest_subprocess(
+        f"--rootdir={ROOT}", str(ROOT / "bench"), *plugins, "--benchmark-disable", "-k", chosen
+    )
+    outcomes = done.parseoutcomes()
+    assert outcomes["passed"] > 20, done.stdout.str()
+    assert not {"failed", "errors", "error"} & outcomes.keys(), done.stdout.str()
+
+
+@pytest.mark.parametrize("name", sorted({*tables.NAMES} - {"graph_building", "memory"}))
+def test_on_a_gpu_no_peer_is_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"bench.{name}")
+    for imported in (module, harness):
+        monkeypatch.setattr(imported, "on_gpu", lambda: True, raising=False)
+    found = {contender for of in harness.variants(module.cases()) for contender in of.contenders}
+    assert {contender.split(",")[0] for contender in found} <= {
+        OURS,
+        tables.WITHOUT_SAMPLING,
+        "PyTorch",
+        "torch.compile",
+    }
+    assert not any("NumPy" in contender or "threads" in contender for contender in found)
 
 
 def test_what_cannot_be_measured_is_refused(

@@ -55,6 +55,8 @@ class Group:
         outcome = self.outcomes.get(contender, Outcome(error=self.error))
         if isinstance(outcome.error, Missing):
             pytest.skip(str(outcome.error))
+        if isinstance(outcome.error, ModuleNotFoundError):  # say a package that makes the inputs of a case
+            pytest.skip(f"{outcome.error}: make bench-peers installs all that benchmarks need")
         if outcome.error:
             raise outcome.error
         benchmark.extra_info |= {

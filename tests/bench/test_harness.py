@@ -197,6 +197,8 @@ def turn(name, mean=1.0):
     def prepare(inputs):
         if name == "broken":
             raise ValueError("broken")
+        if name == "needy":
+            import package_that_nobody_has
         def call():
             with open("order", "a") as file:
                 print(name, file=file)
@@ -206,7 +208,7 @@ def turn(name, mean=1.0):
 
 def cases():
     contenders = {OURS: turn("ours"), "NumPy": turn("numpy"), "PyTorch, a": turn("other", 2.0)}
-    contenders |= {"PyTorch, b": turn("broken"), "absent": turn("absent")}
+    contenders |= {"PyTorch, b": turn("broken"), "absent": turn("absent"), "NumPy, needy": turn("needy")}
     for name in ("first", "second"):
         yield Case(name, lambda: None, contenders, 10, calls=2, statistics=lambda i, x: [x])
 
@@ -233,11 +235,12 @@ def test_contenders_take_turns_and_fail_alone(
 ) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
     done = bench("--benchmark-json=run.json", "-k", "first")
-    done.assert_outcomes(passed=2, failed=2, skipped=1, deselected=5)
+    done.assert_outcomes(passed=2, failed=2, skipped=2, deselected=6)
     text = done.stdout.str()
     assert "first: PyTorch, a has a mean of 2, expected 1 +- 0" in text
     assert "ValueError: broken" in text
     assert "absent is not installed: pip install absent, or make bench-peers" in text
+    assert "No module named 'package_that_nobody_has': make bench-peers installs all" in text
     order = (pytester.path / "order").read_text().split()
     assert order[:3] == ["ours", "numpy", "other"]
     assert order[3:] == ["ours", "numpy"] * (len(order[3:]) // 2)
@@ -257,12 +260,12 @@ def test_contenders_take_turns_and_fail_alone(
 
 
 def test_a_run_can_be_compared_and_disabled(bench: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
-    chosen = ("-k", "second and (NumPy or gibbs)")
-    bench("--benchmark-disable", *chosen).assert_outcomes(passed=2, deselected=8)
+    chosen = ("-k", "second and (NumPy or gibbs) and not needy")
+    bench("--benchmark-disable", *chosen).assert_outcomes(passed=2, deselected=10)
     assert (pytester.path / "order").read_text().split() == ["ours", "numpy"]
-    bench("--benchmark-save=a", *chosen).assert_outcomes(passed=2, deselected=8)
+    bench("--benchmark-save=a", *chosen).assert_outcomes(passed=2, deselected=10)
     done = bench("--benchmark-compare=0001", *chosen)
-    done.assert_outcomes(passed=2, deselected=8)
+    done.assert_outcomes(passed=2, deselected=10)
     done.stdout.fnmatch_lines(["*call_cost[[]second-NumPy] (0001_a)*"])
     assert "call_cost[second-NumPy] (NOW)" in done.stdout.str()
 

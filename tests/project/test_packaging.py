@@ -70,7 +70,7 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need(tmp_path: Path) -> None
     with tarfile.open(path) as archive:
         names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     expected = files(ROOT / "csrc", ".h", ".cpp") | files(ROOT / "tests", ".py", ".h", ".cpp", ".json", ".txt")
-    expected |= files(ROOT / "bench", ".py") | files(ROOT / "gibbs_ext", ".py", ".pyi", ".typed")
+    expected |= files(ROOT / "bench", ".py", ".cpp") | files(ROOT / "gibbs_ext", ".py", ".pyi", ".typed")
     expected |= files(ROOT / "python", ".py")
     expected |= files(ROOT / "docs", ".md", ".png") | {"CITATION.cff", "CONTRIBUTING.md"}
     expected |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci/run"}

@@ -47,7 +47,12 @@ def draw(path: Path = CHART) -> None:
         axes.text(370, y, f"{ratios[fastest]:.1f}", va="center", ha="right", fontsize=7)
         for peer, ratio in ratios.items():
             axes.plot(ratio, y, "o", color=COLORS[peer], markersize=5)
-    axes.set(xscale="log", xlim=(1, 400), xticks=[1, 2, 5, 10, 20, 50, 100, 200], yticks=range(len(bars)))
+    axes.set(
+        xscale="log",
+        xlim=(min(1, 0.9 * min(min(bar.ratios.values()) for bar in bars)), 400),
+        xticks=[1, 2, 5, 10, 20, 50, 100, 200],
+        yticks=range(len(bars)),
+    )
     axes.set_xticklabels(["1", "2", "5", "10", "20", "50", "100", "200"])
     axes.set_yticklabels([bar.case for bar in bars], fontsize=8)
     axes.minorticks_off()

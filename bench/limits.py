@@ -9,7 +9,7 @@ Work is counted generously, so that the bound holds for any way that is known:
   couplings are integers of 16 bits, in the fastest cache that holds them.
 - A unit's field is a sum. With one chain for each model it is kept up to date by the row of each unit that flips, one
   add an element; FLIPS is the share that flips in these cases. With many chains of one model, either bytes are
-  multiplied, or sums of 4 couplings are looked up in tables, which needs an add for 4 couplings.
+  multiplied, or sums of a few couplings are looked up in tables, which needs an add for each such sum.
 - On a graph each unit needs its couplings once with one chain for each model, and one add or look-up in any case.
 - A relaxed sweep and its backward pass read the couplings and write their gradients as float32; their arithmetic is
   left out.
@@ -25,7 +25,7 @@ from statistics import median
 
 from .texts import ROOT
 
-FLIPS = 0.4
+FLIPS, COUPLINGS_OF_SUM = 0.4, 5
 Work = dict[str, float]  # numbers of units of work, by the names that limits.cpp prints
 
 
@@ -100,7 +100,7 @@ def bipartite(models: int, chains: int, n1: int, n2: int, num_sweeps: int, backw
         elements = 2 * FLIPS * weights * sweeps
         return [total(*common, ("int16 adds", elements), (level(4 * weights), 2 * elements))]
     return [
-        total(*common, ("int16 adds", 2 * weights * sweeps / 4)),
+        total(*common, ("int16 adds", 2 * weights * sweeps / COUPLINGS_OF_SUM)),
         total(*common, ("byte multiply-adds", 2 * weights * sweeps)),
     ]
 

@@ -226,6 +226,8 @@ def bench(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callabl
     text = (folder / "machine.py").read_text()
     (folder / "machine.py").write_text(f'{text}\nPEERS["absent"] = ("absent", "absent")\n')
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "python")]))
+    # By it pytest-benchmark knows the processes of pytest-xdist, in which it measures nothing.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     fast = ("--benchmark-max-time=0.001", "--benchmark-min-rounds=3")
     return lambda *arguments: pytester.runpytest_subprocess("bench/", "-ra", *fast, *arguments)
 

@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: train paper test emulated build lint format hooks bench bench-peers gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
+.PHONY: train paper test emulated build lint format hooks bench bench-peers instructions gpu gpu-proof sanitize cuda cuda-import cuda-report torch-versions clean distclean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -45,6 +45,10 @@ bench: build
 	$(BENCH_PYTHON) -m bench build/bench.json
 
 bench-peers: build/bench-peers/done.stamp
+
+# Needs valgrind. ARGS=--renew keeps the counts.
+instructions: build
+	$(BIN)/python -m bench.instructions $(ARGS)
 
 # Needs a GPU. Runs the tests of the ops, in which calls wait for their kernels, the other tests of a GPU, and the benchmarks.
 gpu:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // No include guard: see instruction_set.h. Fields of 16 bits (CoarseFields) give a probability of 16 bits by linear interpolation.
-// The high byte of a unit's random word decides against it in all but a few of a thousand cases; what it leaves open is decided by
+// The high byte of a unit's random word decides it in most cases; what it leaves open is decided by
 // the low bits and perhaps the exact sum.
 
 // A unit of a larger |logit| does the unexpected with a probability of e^-12, 0.4 of 2^-16.

@@ -7,7 +7,7 @@
 constexpr int kBlockRows = kLookupRows * kLookupBlock;
 static_assert(kBlockRows % kLanes == 0);
 
-// A table is kept as its first eight entries and what two more couplings add to them, which is a third of its size.
+// A table is kept as its first eight entries and what two more couplings add to them, three eighths of its size.
 inline void store_table(const int16_t* coupling, int16_t first, LookupTable& out) {
   // The couplings that each entry has, one at a time: for entries 0..7 from 0, 1 and 2, for their multiples of 8 from 3 and 4.
   const auto choose = [](__m128i from, int row, int entry_bit) {
@@ -32,7 +32,7 @@ inline __m512i load_table(const LookupTable& table) {
                           _mm512_shuffle_epi8(_mm512_set1_epi64(high), each_eight_times));
 }
 
-// What the unit of fields depends on, the largest over units, in units of `scale`.
+// What the scale of fields depends on: the largest over units, in multiples of `scale`.
 struct LookupSums {
   double all, block;  // the sum of |couplings|, and its part in a block
   double middle;      // half of |the sum of couplings|
@@ -66,7 +66,7 @@ struct LookupTile {
   int num_units;
   int32_t units[kTileUnits], slots[kTileUnits];  // of the side, and their places among the counter's bytes
   int64_t units_before;                          // in the tiles before
-  // Where the tables of a block are, `length` of which a unit has: they lie in the order in which they are read.
+  // The place of a unit's first table in a block in which each unit has `length`: tables lie in the order in which they are read.
   int64_t tables(int64_t num_tables, int64_t begin_of_block, int64_t length, int at) const {
     return units_before * num_tables + begin_of_block * num_units + at * length;
   }
@@ -144,9 +144,10 @@ int round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, dou
   const double saturated = least_beta > 0 ? all + kCoarseReach / least_beta : largest_bias;
   out.most_bias = largest_bias < saturated ? largest_bias : saturated;
   // Sums are kept around their middle. Rounding up each coupling adds at most n / 2 to a sum, and half of that to a middle; the
-  // errors' middle is at most n / 4.
+  // errors' middle is at most n / 4. The rounded sums of blocks, off by a half each, fit in the rest.
   const double field = all / 2 + most.middle * scale + out.most_bias;
   const double unit = field > 0 ? field / (32750 - double(n1 > n2 ? n1 : n2)) : 1;
+  // Half of a block's sum, 20 of rounding and the 128 by which a dropped half is added are below 2^15.
   for (out.shift = 0; out.shift < 8 && most.block * scale * double(2 << out.shift) < 65000 * unit;) ++out.shift;
   const double factor = scale / unit * double(1 << out.shift);
   if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37)) return kHopeless;  // far from float32's limits
@@ -184,7 +185,7 @@ class LookupDraw {
     }
   }
   struct Result {
-    uint32_t ones;  // for certain, or open
+    uint32_t ones;  // for certain; without meaning where open
     uint32_t open, negative;
     __m512i probability;
   };
@@ -224,8 +225,8 @@ struct LookupChains {
 
 constexpr int kTablesAhead = 64;  // the third-level cache answers later than the processor looks ahead
 
-// The fields of a tile's units in all chains, from the neighbours' numbers of entries.
-// A function of its own has the registers that its sums need.
+// The fields of a tile's units in all chains, from the entries that the neighbours' bits select.
+// Not inlined, so that all registers are free for its sums.
 template <int kVectors>
 __attribute__((noinline)) void lookup_sums_of(const LookupChains& side, const LookupTile& tile, const uint16_t* index,
                                               int64_t num_tables, bool shared_bias, int shift, int16_t* sums) {
@@ -245,7 +246,8 @@ __attribute__((noinline)) void lookup_sums_of(const LookupChains& side, const Lo
           sum[v] = _mm512_add_epi16(
               sum[v], _mm512_permutexvar_epi16(_mm512_load_si512(index + (t * kVectors + v) * kLookupLanes), entries));
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) asm("" : "+v"(sum[v]));  // stay where you are: GCC 12 moves each sum once a table
+        for (int v = 0; v < kVectors; ++v)
+          asm("" : "+v"(sum[v]));  // keeps it in its register, from which GCC 12 moves it once a table
       }
       int16_t* out = sums + k * kVectors * kLookupLanes;
 #pragma GCC unroll 8
@@ -263,7 +265,7 @@ __attribute__((noinline)) void lookup_sums_of(const LookupChains& side, const Lo
   }
 }
 template <int kVectors = kMostLookupVectors, class... Arguments>
-inline void lookup_sums(int vectors, Arguments... arguments) {
+inline void lookup_sums(int vectors, Arguments&... arguments) {
   if constexpr (kVectors > 1)
     if (vectors < kVectors) return lookup_sums<kVectors - 1>(vectors, arguments...);
   lookup_sums_of<kVectors>(arguments...);
@@ -402,7 +404,7 @@ class LookupSweeps {
     struct Open {
       uint32_t open, negative;
       int32_t at, vector;  // at: which unit of the tile
-    } found[kTileUnits * kMostLookupVectors + 1];
+    } found[kTileUnits * kMostLookupVectors];
     for_each_tile(side.first_unit, side.n, [&](const LookupTile& tile) {
       uint16_t* bytes = bytes_of_tile;
       bool is_kept = false;

@@ -40,7 +40,7 @@ struct NarrowCoupling {
 constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
 
 // Fields of 16 bits: a unit's bias and the couplings to its neighbours that are 1. They are so coarse that none leaves 16 bits, and
-// their bounded error leaves open few units, which take exact sums; so the bits are the same.
+// their bounded error leaves open few units, which draw more bits and perhaps take exact sums; so the bits are the same.
 struct CoarseFields {
   float unit;                     // of a field
   float range;                    // the largest |field|, but for biases that saturate a unit
@@ -102,7 +102,7 @@ struct GroupScratch {
   int32_t* table;                 // [table_size(count)]
   uint32_t* before;               // [count, state_words(max(n1, n2))], for coarse couplings only
 };
-// Scratch memory of a group of up to 32 kMostLookupVectors chains that sweeps by LookupCoupling. The numbers of vectors are as large
+// Scratch memory of a group of up to 32 * kMostLookupVectors chains that sweeps by LookupCoupling. The numbers of vectors are as large
 // as the group needs.
 struct LookupScratch {
   uint32_t *left, *right;              // [n, vectors] the bits of a unit in all chains

@@ -188,6 +188,10 @@ def measure(case: Case, names: Sequence[str], seconds: float, min_rounds: int) -
                 call()  # the first one compiles
             once, returned = outcome.timed(call)
             if case.statistics:
+                if name != OURS and expected is None:
+                    raise RuntimeError(f"{case.name}: {name} cannot be checked, because {OURS} failed") from outcomes[
+                        OURS
+                    ].error
                 found = [torch.as_tensor(x).detach().double().flatten() for x in case.statistics(inputs, returned)]
                 expected = expected or found
                 check_agreement(case, name, found, expected)

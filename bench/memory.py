@@ -75,6 +75,7 @@ BINARY = {
 }
 PROBLEMS = {
     "256 models, 400+400, 2 sweeps": Problem((256, 1, 400, 400), (2, 1, 20, 20), bipartite, BINARY),
+    "shared weight, 512 chains, 784+500, 2 sweeps": Problem((1, 512, 784, 500), (1, 64, 20, 20), bipartite, BINARY),
     "shared weight, 32768 chains, 784+500, 2 sweeps": Problem((1, 32768, 784, 500), (1, 64, 20, 20), bipartite, BINARY),
     "Chimera C16, 65536 chains, 2 sweeps": Problem((65536, 16), (64, 2), chimera, {OURS: our_graph}),
     "256 models, 400+400, 2 + 1 sweeps and backward": Problem(

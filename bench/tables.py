@@ -71,7 +71,10 @@ def keep(run: dict[str, Any]) -> Path:
     A group counts if gibbs_ext was measured in it, because ratios hold within a run only. Git keeps older figures."""
     path = history_file(run["machine_info"])
     groups: dict[str, list[dict[str, Any]]] = {}
-    for benchmark in json.loads(path.read_text())["benchmarks"] if path.exists() else []:
+    before = json.loads(path.read_text()) if path.exists() else {"benchmarks": []}
+    if before["benchmarks"] and not run["machine_info"].get("limits"):  # no group of this run needed them
+        run["machine_info"]["limits"] = before["machine_info"].get("limits", {})
+    for benchmark in before["benchmarks"]:
         groups.setdefault(benchmark["group"], []).append(benchmark)
     measured = {b["group"]: [] for b in run["benchmarks"] if b["params"]["contender"] == OURS}
     for benchmark in run["benchmarks"]:

@@ -8,7 +8,7 @@ running it on tensors without values.
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from undirected_vae.config import Config, resolve
 from undirected_vae.data import Dataset
+from undirected_vae.products import matmul_precision
 from undirected_vae.train import Trainer
 
 from .bipartite_gibbs import rand, torch_sweeps
@@ -36,23 +37,13 @@ def as_models(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tenso
     return left.movedim(-3, -2), left_bias[:, None], right_bias[:, None], weight
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """The trainer lets PyTorch multiply in bfloat16, which makes the peer's transposed products 100 times slower."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@full_precision()
+# The trainer's "medium" makes the peer's transposed products 100 times slower.
+@matmul_precision("highest")
 def peer_gibbs(left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, **_: Any) -> Any:
     return tuple(t.squeeze(0) for t in torch_sweeps(*as_models(left, left_bias, right_bias, weight), num_sweeps, rand))
 
 
-@full_precision()
+@matmul_precision("highest")
 def peer_relaxed(
     left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, num_sweeps: int, num_relaxed: int, **_: Any
 ) -> Any:

@@ -40,6 +40,11 @@ class BiasCache {
   Buffer<float> values_;
 };
 
+// Whether all chains of all models have one bias.
+inline bool is_shared(const Operand& bias) {
+  return std::all_of(bias.batch_strides.begin(), bias.batch_strides.end(), [](int64_t stride) { return stride == 0; });
+}
+
 // Scratch memory and code of one thread, for groups of up to `capacity` chains.
 template <class T>
 class BinaryRunner {
@@ -49,23 +54,16 @@ class BinaryRunner {
         worst_(worst),
         progress_(progress),
         chains_(size_t(capacity)),
-        left_bias_(call.n1, capacity),
-        right_bias_(call.n2, capacity),
+        left_bias_(call.n1, is_shared(call.left_bias) ? 1 : capacity),
+        right_bias_(call.n2, is_shared(call.right_bias) ? 1 : capacity),
         base_left_bias_(call.n1, call.log_weights ? capacity : 0),
         base_right_bias_(call.n2, call.log_weights ? capacity : 0),
-        acc_left_(capacity * padded_side(call.n1)),
-        acc_right_(capacity * padded_side(call.n2)),
-        bytes_(group_random_bytes(call.n1 + call.n2, capacity)),
-        raised_(std::max(call.n1, call.n2) + 16),
-        lowered_(std::max(call.n1, call.n2) + 16),
-        table_(table_size(capacity)),
         beta_(call.beta.begin(), call.beta.end()) {
     // Few sweeps of few chains do not pay for the rounding.
     const int64_t larger = std::max(call.n1, call.n2);
     if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
         larger <= kMostCoarseUnits && capacity * call.num_sweeps >= 2 * larger)
       coarse_.emplace(call, capacity);
-    if (LookupModel<T>::pays(call)) lookup_.emplace(call, capacity);
   }
 
   // False if the call failed.
@@ -110,22 +108,19 @@ class BinaryRunner {
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
                                  progress_.check()};
-    const GroupScratch scratch = {acc_left_.get(),
-                                  acc_right_.get(),
-                                  bytes_.get(),
-                                  raised_.get(),
-                                  lowered_.get(),
-                                  table_.get(),
-                                  coarse_ ? coarse_->before.get() : nullptr};
-    const bool looks_up = coupling.lookup != nullptr;
-    if (looks_up || (coarse_ && coarse_->serves(sweeps, chains_.data(), count))) {
-      if (looks_up)
-        kernels().sweep_lookup(sweeps, *coupling.lookup, chains_.data(), count, lookup_->scratch());
-      else
+    const bool is_coarse = !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count);
+    if (call_.num_coarse_groups && (coupling.lookup || is_coarse)) ++*call_.num_coarse_groups;
+    if (coupling.lookup) {
+      if (!lookup_) lookup_.emplace(call_, int64_t(chains_.size()));
+      kernels().sweep_lookup(sweeps, *coupling.lookup, chains_.data(), count, lookup_->scratch());
+    } else {
+      if (!sums_) sums_.emplace(call_, int64_t(chains_.size()));
+      const GroupScratch scratch = sums_->scratch(is_coarse ? coarse_->before.get() : nullptr);
+      if (is_coarse)
         kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
-      if (call_.num_coarse_groups) ++*call_.num_coarse_groups;
-    } else
-      (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
+      else
+        (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
+    }
     return !progress_.stop();
   }
 
@@ -168,6 +163,23 @@ class BinaryRunner {
     CoarseCoupling coupling;
   };
 
+  // Scratch memory of chains that keep sums of their own.
+  struct Sums {
+    Sums(const BipartiteCall& call, int64_t capacity)
+        : acc_left(capacity * padded_side(call.n1)),
+          acc_right(capacity * padded_side(call.n2)),
+          bytes(group_random_bytes(call.n1 + call.n2, capacity)),
+          raised(std::max(call.n1, call.n2) + 16),
+          lowered(std::max(call.n1, call.n2) + 16),
+          table(table_size(capacity)) {}
+    GroupScratch scratch(uint32_t* before) const {
+      return {acc_left.get(), acc_right.get(), bytes.get(), raised.get(), lowered.get(), table.get(), before};
+    }
+    Buffer<int32_t> acc_left, acc_right;
+    Buffer<uint8_t> bytes;
+    Buffer<int32_t> raised, lowered, table;
+  };
+
   // Scratch memory of lookups.
   struct Lookup {
     Lookup(const BipartiteCall& call, int64_t capacity)
@@ -176,8 +188,9 @@ class BinaryRunner {
           right(call.n2 * vectors),
           left_fixed(call.n1 * vectors),
           right_fixed(call.n2 * vectors),
-          left_bias(call.n1 * vectors * kLookupLanes),
-          right_bias(call.n2 * vectors * kLookupLanes),
+          lanes(is_shared(call.left_bias) && is_shared(call.right_bias) ? 1 : vectors * kLookupLanes),
+          left_bias(call.n1 * lanes),
+          right_bias(call.n2 * lanes),
           index(num_lookup_tables(std::max(call.n1, call.n2)) * vectors * kLookupLanes),
           bytes(128 * vectors * kLookupLanes) {}
     LookupScratch scratch() const {
@@ -186,6 +199,7 @@ class BinaryRunner {
     }
     int64_t vectors;
     Buffer<uint32_t> left, right, left_fixed, right_fixed;
+    int64_t lanes;  // of biases
     Buffer<int16_t> left_bias, right_bias;
     Buffer<uint16_t> index, bytes;
   };
@@ -195,10 +209,8 @@ class BinaryRunner {
   Progress& progress_;
   std::vector<BinaryChain> chains_;
   BiasCache<T> left_bias_, right_bias_, base_left_bias_, base_right_bias_;
-  Buffer<int32_t> acc_left_, acc_right_;
-  Buffer<uint8_t> bytes_;
-  Buffer<int32_t> raised_, lowered_, table_;
   std::optional<Coarse> coarse_;
+  std::optional<Sums> sums_;  // made where they are used first, as the next
   std::optional<Lookup> lookup_;
   std::vector<float> beta_;
 };

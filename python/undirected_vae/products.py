@@ -10,10 +10,11 @@ import torch
 
 
 @contextmanager
-def _may_round() -> Iterator[None]:
-    """Permits products whose factors are rounded to bfloat16, or to TF32 on a GPU, for as long as it lasts."""
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Sets PyTorch's precision of float32 products for as long as it lasts. "medium" permits factors that are rounded
+    to bfloat16, or to TF32 on a GPU; "highest" permits nothing."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
@@ -22,7 +23,7 @@ def _may_round() -> Iterator[None]:
 
 def _onednn_rounds() -> bool:
     """Whether oneDNN makes use of the permission, as it does if the processor has units for bfloat16 (AMX)."""
-    with torch.device("cpu"), _may_round():
+    with torch.device("cpu"), matmul_precision("medium"):
         factor = torch.full((128, 256), 1 + 2**-12)  # in bfloat16 and in TF32 it is 1
         return not factor.equal(factor @ torch.eye(256))
 
@@ -42,5 +43,5 @@ def fast_products(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or ONEDNN_ROUNDS:
         yield
         return
-    with _may_round():
+    with matmul_precision("medium"):
         yield

@@ -100,6 +100,15 @@ def test_those_who_do_something_else_are_found_also_if_ours_is_not_chosen(mean: 
     assert len(found["c"].times) >= 5
 
 
+def test_nobody_passes_unchecked_if_ours_fails() -> None:
+    def broken(inputs: None) -> harness.Call:
+        raise ValueError("broken")
+
+    found = measure(case({OURS: broken, "b": draws(1)}, statistics=lambda inputs, x: [x]), 0.001)
+    assert str(found[OURS].error) == "broken"
+    assert str(found["b"].error) == "a: b cannot be checked, because gibbs_ext failed"
+
+
 def test_cuda_graphs_are_cases_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def captured(call: harness.Call) -> harness.Call:
         if call() == "synchronises":

@@ -1,6 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // No include guard: see instruction_set.h. Binary sweeps of a group of chains that share a bipartite model.
 
+// Asks after so many updates of units whether to stop.
+class StopClock {
+ public:
+  explicit StopClock(const StopCheck& check) : check_(check) {}
+  bool stops(int64_t updates) {
+    if ((updates_ += updates) <= 1 << 18) return false;
+    updates_ = 0;
+    return check_.stop(check_.context);
+  }
+
+ private:
+  const StopCheck& check_;
+  int64_t updates_ = 0;
+};
+
 // Constants of one half-sweep of one chain.
 struct HalfSweep {
   int64_t n, first_unit;
@@ -277,12 +292,9 @@ inline void sweep_group_of(const BinarySweeps& p, const BinaryChain* chains, int
   };
 
   bool right_by_tables = may_use_tables, left_by_tables = may_use_tables;
-  int64_t work = 0;
+  StopClock clock(p.check);
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
-    if ((work += count * (p.n1 + p.n2)) > (1 << 18)) {
-      work = 0;
-      if (p.check.stop(p.check.context)) return;
-    }
+    if (clock.stops(count * (p.n1 + p.n2))) return;
     const float beta = p.beta[(sweep + kAnnealed) * p.beta_stride];
     const bool last = sweep + 1 == p.num_sweeps;
     if (sweep == 0) {  // left's first sums are those of right's starting bits, which flips then correct

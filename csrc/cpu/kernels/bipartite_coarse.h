@@ -220,27 +220,20 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
     propagate_by_tables(from, to, [&](int64_t c) { return chains[c].*from.bits; }, count, (int16_t*)scratch.table);
   };
 
-  CoarseSigmoid sigmoid = {};
-  float sigmoid_beta = 0;
+  SigmoidOfBeta sigmoid(coarse);
   bool tables[2] = {true, true};  // of right and of left: whether they change the other side's sums by tables or by rows
   by_tables(left, right);
-  int64_t work = 0;
+  StopClock clock(p.check);
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
-    if ((work += count * (p.n1 + p.n2)) > (1 << 18)) {
-      work = 0;
-      if (p.check.stop(p.check.context)) return;
-    }
+    if (clock.stops(count * (p.n1 + p.n2))) return;
     const float beta = p.beta[sweep * p.beta_stride];
-    if (sweep == 0 || beta != sigmoid_beta) {
-      sigmoid_beta = beta;
-      sigmoid = coarse_sigmoid(double(coarse.unit) * double(beta < 0 ? -beta : beta));
-    }
+    sigmoid.set(beta);
     const uint64_t number = p.first_sweep + uint64_t(sweep);
     for (int half = 0; half < 2; ++half) {
       const bool is_left = half;
       const CoarseSide &side = is_left ? left : right, &other = is_left ? right : left;
-      const int slack = coarse_slack(coarse, side.error, beta, sigmoid.residual);
-      const CoarseDraw draw(sigmoid, slack, beta < 0);
+      const int slack = sigmoid.slack(side.error);
+      const CoarseDraw draw(sigmoid.values(), slack, beta < 0);
       CoarseOpen open(p, side, slack, beta, number);
       for (int64_t c = 0; c < count; ++c) {
         const BinaryChain& chain = chains[c];

@@ -67,6 +67,27 @@ inline int coarse_slack(const CoarseFields& c, float error, double beta, float r
   return slack < 65535 ? int(slack) : 65535;
 }
 
+// How a model's fields become probabilities at the beta that was set last.
+class SigmoidOfBeta {
+ public:
+  explicit SigmoidOfBeta(const CoarseFields& fields) : fields_(fields) { make(0); }
+  void set(float beta) {
+    if (beta != beta_) make(beta);
+  }
+  float beta() const { return beta_; }
+  const CoarseSigmoid& values() const { return values_; }
+  int slack(float error) const { return coarse_slack(fields_, error, beta_, values_.residual); }
+
+ private:
+  void make(float beta) {
+    beta_ = beta;
+    values_ = coarse_sigmoid(double(fields_.unit) * double(beta < 0 ? -beta : beta));
+  }
+  const CoarseFields& fields_;
+  float beta_;
+  CoarseSigmoid values_;
+};
+
 // What decides the units of a side for certain.
 struct ExactSide {
   int64_t first_unit;

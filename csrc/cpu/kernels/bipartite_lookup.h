@@ -321,7 +321,8 @@ class LookupSweeps {
                scratch.right_fixed,
                scratch.right_bias,
                &BinaryChain::right,
-               exact_right(p)} {
+               exact_right(p)},
+        sigmoid_(coupling) {
     for (int64_t c = 0; c < count; ++c)
       shared_bias_ &= chains[c].left_bias == chains->left_bias && chains[c].right_bias == chains->right_bias;
     for (int64_t l = 0; l < kLookupLanes * kMostLookupVectors; ++l) number_[l] = chains[l < count ? l : 0].number;
@@ -330,17 +331,10 @@ class LookupSweeps {
   }
 
   void run() {
-    int64_t work = 0;
+    StopClock clock(p_.check);
     for (int64_t sweep = 0; sweep < p_.num_sweeps; ++sweep) {
-      if ((work += count_ * (p_.n1 + p_.n2)) > (1 << 18)) {
-        work = 0;
-        if (p_.check.stop(p_.check.context)) return;
-      }
-      const float beta = p_.beta[sweep * p_.beta_stride];
-      if (sweep == 0 || beta != beta_) {
-        beta_ = beta;
-        sigmoid_ = coarse_sigmoid(double(coupling_.unit) * double(beta < 0 ? -beta : beta));
-      }
+      if (clock.stops(count_ * (p_.n1 + p_.n2))) return;
+      sigmoid_.set(p_.beta[sweep * p_.beta_stride]);
       number_of_sweep_ = p_.first_sweep + uint64_t(sweep);
       for (int v = 0; v < 2 * vectors_; ++v) streams_[v] = lane_streams(p_.seed, number_ + v * kLanes, number_of_sweep_);
       kept_ = 0;
@@ -393,9 +387,9 @@ class LookupSweeps {
 
   void draw(const LookupChains& side, const LookupChains& given) {
     index_entries(given);
-    const int slack = coarse_slack(coupling_, side.error, beta_, sigmoid_.residual);
-    const LookupDraw decide(sigmoid_, slack, beta_ < 0);
-    OpenFields open(p_, side.exact, slack, beta_, number_of_sweep_);
+    const int slack = sigmoid_.slack(side.error);
+    const LookupDraw decide(sigmoid_.values(), slack, sigmoid_.beta() < 0);
+    OpenFields open(p_, side.exact, slack, sigmoid_.beta(), number_of_sweep_);
     const int64_t num_tables = num_lookup_tables(given.n);
     // Both sides have units of this span of 128.
     const int64_t common_span = p_.n1 % 128 ? p_.n1 / 128 : -1;
@@ -459,8 +453,7 @@ class LookupSweeps {
   const LookupScratch& scratch_;
   const LookupChains left_, right_;
   bool shared_bias_ = true;
-  CoarseSigmoid sigmoid_ = {};
-  float beta_ = 0;
+  SigmoidOfBeta sigmoid_;
   uint64_t number_of_sweep_ = 0;
   uint32_t kept_ = 0;  // which counters of the common span have their bytes kept
   uint64_t number_[kLookupLanes * kMostLookupVectors];

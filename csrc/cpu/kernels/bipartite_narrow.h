@@ -51,12 +51,9 @@ inline void sweep_narrow_chain(const BinarySweeps& p, const BinaryChain& chain, 
   start(left, right);
   start(right, left);
   const float narrow_scale = power_of_two<float>(p.narrow.shift - p.k);
-  int64_t work = 0;
+  StopClock clock(p.check);
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
-    if ((work += p.n1 + p.n2) > (1 << 18)) {
-      work = 0;
-      if (p.check.stop(p.check.context)) return;
-    }
+    if (clock.stops(p.n1 + p.n2)) return;
     const float beta = p.beta[sweep * p.beta_stride];
     const RandomStream random = random_stream(p.seed, chain.number, p.first_sweep + uint64_t(sweep));
     random_bytes(random, 0, (p.n1 + p.n2 + 127) / 128, scratch.bytes);

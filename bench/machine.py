@@ -110,10 +110,12 @@ def missing(contender: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that is compared."""
-    names = {"torch", "numpy", "scipy", "jax", "jaxlib", "threadpoolctl"}
+    """Versions of everything that is compared. The installed package does not always say which build PyTorch is."""
+    import torch
+
+    names = {"numpy", "scipy", "jax", "jaxlib", "threadpoolctl"}
     names |= {requirement for _, requirements in PEERS.values() for requirement in requirements.split()}
-    found = {}
+    found = {"torch": torch.__version__}
     for name in sorted(names):
         try:
             found[name] = importlib.metadata.version(name)

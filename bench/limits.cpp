@@ -120,12 +120,14 @@ void multiply_add() {
 
 void draw() {
   const RandomStream stream = random_stream(1, 2, 3);
-  VecU counters = {};
-  for (int l = 0; l < kLanes; ++l) counters[l] = uint32_t(l);
-  for (int i = 0; i < kRounds; ++i) {
-    PhiloxVectors words = philox_vectors(stream, counters);
-    for (VecU& word : words.word) opaque(word);
-    counters += splat(uint32_t(kLanes));
+  VecU counters[kPhiloxAtOnce] = {};
+  for (VecU& counter : counters) opaque(counter);
+  for (int i = 0; i < kRounds; i += kPhiloxAtOnce) {
+    PhiloxVectors words[kPhiloxAtOnce];
+    philox_vectors(stream, counters, words);
+    for (PhiloxVectors& vectors : words)
+      for (VecU& word : vectors.word) opaque(word);
+    for (VecU& counter : counters) counter += splat(uint32_t(kLanes));
   }
 }
 

@@ -60,7 +60,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["sums", "tables", "units"])
+@pytest.fixture(params=["sums", "tables", "units", "coarse", "coarse units"])
 def graph_route(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with each route that binary sweeps of a graph may take."""
     ops.set_graph_route(request.param)

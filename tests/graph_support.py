@@ -36,8 +36,12 @@ GRAPH_BROADCASTS: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]]
 
 
 # Every way to the same bits: instruction sets, and routes of binary sweeps (where a route cannot go, another is taken).
-ROUTES = ["sums", "tables", "units"]
-WAYS = list(itertools.product(supported_instruction_sets(), ROUTES))
+ROUTES = ["sums", "tables", "units", "coarse", "coarse units"]
+WAYS = [
+    (name, route)
+    for name, route in itertools.product(supported_instruction_sets(), ROUTES)
+    if name == "avx512" or "coarse" not in route
+]
 
 
 @contextlib.contextmanager

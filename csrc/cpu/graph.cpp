@@ -4,7 +4,11 @@
 #include <atomic>
 #include <cstring>
 #include <optional>
+#include <type_traits>
+#include <vector>
 
+#include "cpu/graph_coarse.h"
+#include "cpu/graph_coarse_units.h"
 #include "cpu/graph_relaxed.h"
 #include "cpu/graph_sums.h"
 #include "cpu/graph_tables.h"
@@ -20,7 +24,10 @@ std::atomic<GraphRoute> chosen_route{GraphRoute::kAuto};
 GraphRoute route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
   if (!call.num_sweeps || call.metropolis) return GraphRoute::kSums;
   if (use_tables(call, beta, chains)) return GraphRoute::kTables;
-  return use_units(call) ? GraphRoute::kUnits : GraphRoute::kSums;
+  if ((chains <= kFewUnitsChains || call.route == GraphRoute::kCoarseUnits) && use_coarse_units(call))
+    return GraphRoute::kCoarseUnits;
+  if (use_units(call)) return GraphRoute::kUnits;
+  return use_coarse(call) ? GraphRoute::kCoarse : GraphRoute::kSums;
 }
 
 // A forward run: constants that all threads share.
@@ -43,30 +50,65 @@ class ForwardRun {
  private:
   // Scratch memory and code of one thread, made when a route first needs it.
   struct Runners {
+    // Binary sweeps of 16 chains. False if the call failed.
     template <class Coupling>
-    void run_group(ForwardRun& run, const Group& group, const Coupling& coupling, bool binary) {
-      if (binary) {
-        if (!sums) sums.emplace(run.call_, run.beta_, run.worst_, run.progress_);
-        if (!sums->run(group, coupling)) return;
-      }
-      if (!run.call_.num_relaxed_sweeps) return;
+    bool sweep(ForwardRun& run, const Group& group, const Coupling& coupling) {
+      if (!sums) sums.emplace(run.call_, run.beta_, run.worst_, run.progress_);
+      return sums->run(group, coupling);
+    }
+    // Those of four groups of 16; coupling(part) is that of one of them.
+    template <class CouplingOf>
+    bool sweep_wide(ForwardRun& run, const Group* parts, const CouplingOf& coupling) {
+      using Coupling = std::remove_cvref_t<decltype(coupling(0))>;
+      if (!coarse) coarse.emplace(run.call_, run.beta_, Coupling::kShared, run.worst_, run.progress_);
+      if (coarse->run(parts, coupling)) return !run.progress_.stop();
+      for (int part = 0; part < kCoarseParts; ++part)
+        if (parts[part].count && !sweep(run, parts[part], coupling(part))) return false;
+      return true;
+    }
+    template <class Coupling>
+    void relax(ForwardRun& run, const Group& group, const Coupling& coupling) {
       if (!relaxed) relaxed.emplace(run.call_, run.progress_);
       relaxed->run(group, coupling);
     }
     std::optional<SumsRunner<T>> sums;
+    std::optional<CoarseRunner<T>> coarse;
+    std::optional<CoarseUnitsRunner<T>> coarse_units;
     std::optional<TablesRunner> tables;
     std::optional<UnitsRunner> units;
     std::optional<GraphRelaxedRunner<T>> relaxed;
   };
 
+  // Each task is four groups of 16 or one.
   void run_mixed() {
-    for_each_task(runtime_, num_mixed_groups(call_.batch), progress_, [&] {
-      return [&, runners = std::make_shared<Runners>(),
-              coupling = std::make_shared<LaneCoupling<T>>(call_, call_.num_sweeps > 0)](int64_t task) {
-        const Group group = mixed_group(call_.batch, task);
-        if (!coupling->load(group, progress_)) return;
-        for (int l = 0; l < group.count && call_.num_sweeps; ++l) worst_.note({coupling->scale()[l], 0});
-        runners->run_group(*this, group, *coupling, call_.num_sweeps > 0);
+    const int64_t groups = num_mixed_groups(call_.batch);
+    const int64_t wide = use_coarse(call_) ? num_wide_groups(call_, groups, runtime_.num_threads) : 0;
+    struct Scratch : Runners {
+      Scratch(const GraphCall& call, int parts) : coupling(call) {
+        for (int part = 0; part < parts; ++part) rounded.emplace_back(call);
+      }
+      LaneCoupling<T> coupling;
+      std::vector<RoundedLanes> rounded;
+    };
+    for_each_task(runtime_, wide + std::max<int64_t>(groups - kCoarseParts * wide, 0), progress_, [&] {
+      return [&, scratch = std::make_shared<Scratch>(call_, call_.num_sweeps ? wide ? kCoarseParts : 1 : 0)](int64_t task) {
+        const int count = task < wide ? kCoarseParts : 1;
+        const int64_t first = task < wide ? task * kCoarseParts : task + (kCoarseParts - 1) * wide;
+        LaneCoupling<T>& coupling = scratch->coupling;
+        Group parts[kCoarseParts];
+        for (int part = 0; part < count; ++part) {
+          parts[part] = mixed_group(call_.batch, first + part);
+          if (!call_.num_sweeps) continue;
+          if (!coupling.load(parts[part], progress_)) return;
+          if (!scratch->rounded[size_t(part)].load(parts[part], coupling, worst_, progress_)) return;
+        }
+        const auto rounded_of = [&](int part) -> const RoundedLanes& { return scratch->rounded[size_t(part)]; };
+        if (call_.num_sweeps)
+          if (!(count > 1 ? scratch->sweep_wide(*this, parts, rounded_of) : scratch->sweep(*this, parts[0], rounded_of(0)))) return;
+        for (int part = 0; part < count && call_.num_relaxed_sweeps; ++part) {
+          if ((count > 1 || !call_.num_sweeps) && !coupling.load(parts[part], progress_)) return;
+          if (parts[part].count) scratch->relax(*this, parts[part], coupling);
+        }
       };
     });
   }
@@ -76,6 +118,7 @@ class ForwardRun {
     Model(const GraphCall& call, GraphRoute route) : coupling(call, call.num_sweeps > 0) {
       if (route == GraphRoute::kTables) tables.emplace(call);
       if (route == GraphRoute::kUnits) units.emplace(call);
+      if (route == GraphRoute::kCoarseUnits) layout.emplace(call.graph);
     }
     bool load(ForwardRun& run, int64_t model) {
       if (!coupling.load(model, run.progress_)) return false;
@@ -86,6 +129,7 @@ class ForwardRun {
     SharedCoupling<T> coupling;
     std::optional<TablesData> tables;
     std::optional<UnitsData> units;
+    std::optional<UnitsLayout> layout;
   };
 
   // If there are enough models, each thread takes whole models; else threads share the chains of a model.
@@ -93,22 +137,45 @@ class ForwardRun {
     const int64_t models = call_.batch.num_models(), chains = call_.batch.chains_per_model();
     const int64_t threads = models >= runtime_.num_threads ? 1 : runtime_.num_threads;
     const GraphRoute route = route_of(call_, beta_, (chains + threads - 1) / threads);
-    // A model's tasks: binary sweeps by tables or units, then those of groups of 16 chains.
+    // A model's tasks: binary sweeps by tables or units or of 64 chains, then those of groups of 16 chains.
+    const int64_t groups = num_groups(call_.batch),
+                  wide = route == GraphRoute::kCoarse ? num_wide_groups(call_, groups, threads) : 0;
     const int64_t table_groups = (chains + kTableGroup - 1) / kTableGroup, parts = std::min(threads, table_groups);
-    const int64_t own_tasks = route == GraphRoute::kTables ? parts : route == GraphRoute::kUnits ? chains : 0;
-    const int64_t group_tasks = route == GraphRoute::kSums || call_.num_relaxed_sweeps ? num_groups(call_.batch) : 0;
+    const int64_t steps = std::max((chains + kUnitsChains - 1) / kUnitsChains, std::min(threads, chains));  // of chains in step
+    const int64_t own_tasks = route == GraphRoute::kTables        ? parts
+                              : route == GraphRoute::kUnits       ? chains
+                              : route == GraphRoute::kCoarseUnits ? steps
+                                                                  : wide;
+    const bool by_groups = call_.num_sweeps && (route == GraphRoute::kSums || route == GraphRoute::kCoarse);
+    const int64_t first_group = by_groups ? std::min(kCoarseParts * wide, groups) : groups;
+    const int64_t group_tasks = call_.num_relaxed_sweeps ? groups : groups - first_group;
     const auto run_own = [=, this](Runners& runners, int64_t model, const Model& data, int64_t task) {
       if (data.tables) {
         if (!runners.tables) runners.tables.emplace(call_, beta_, (table_groups + parts - 1) / parts, progress_);
         runners.tables->run(model, {task * table_groups / parts, (task + 1) * table_groups / parts}, *data.tables);
+      } else if (data.layout) {
+        if (!runners.coarse_units) runners.coarse_units.emplace(call_, beta_, *data.layout, worst_, progress_);
+        const Interval interval = {task * chains / steps, (task + 1) * chains / steps};
+        runners.coarse_units->run(model, interval, data.coupling, [&](int64_t chain) {
+          Group alone;
+          alone.add(call_.batch, model, chain);
+          runners.sweep(*this, alone, data.coupling);
+        });
+      } else if (wide) {
+        Group group[kCoarseParts];
+        for (int part = 0; part < kCoarseParts; ++part)
+          group[part] = group_of_model(call_.batch, model, task * kCoarseParts + part);
+        runners.sweep_wide(*this, group, [&](int) -> const SharedCoupling<T>& { return data.coupling; });
       } else {
         if (!runners.units) runners.units.emplace(call_, beta_, data.units->num_positions(), worst_, progress_);
         runners.units->template run<T>(model, task, *data.units);
       }
     };
     const auto run_group = [=, this](Runners& runners, int64_t model, const Model& data, int64_t task) {
-      const bool binary = call_.num_sweeps && route == GraphRoute::kSums;
-      runners.run_group(*this, group_of_model(call_.batch, model, task), data.coupling, binary);
+      const int64_t number = call_.num_relaxed_sweeps ? task : first_group + task;
+      const Group group = group_of_model(call_.batch, model, number);
+      if (number >= first_group && !runners.sweep(*this, group, data.coupling)) return;
+      if (call_.num_relaxed_sweeps) runners.relax(*this, group, data.coupling);
     };
     if (threads == 1) {
       for_each_task(runtime_, models, progress_, [&] {

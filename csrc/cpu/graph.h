@@ -14,8 +14,10 @@ namespace gibbs {
 //           that they share a group
 //   tables  64 chains side by side, probabilities looked up in tables
 //   units   one chain at a time, 16 units of a colour side by side
-enum class GraphRoute { kAuto, kSums, kTables, kUnits };
-inline constexpr const char* kGraphRouteNames[] = {"auto", "sums", "tables", "units"};
+//   coarse, coarse units
+//           the same as sums and units with fields of 16 bits, for 64 chains or 32 units at a time, and with AVX-512 only
+enum class GraphRoute { kAuto, kSums, kTables, kUnits, kCoarse, kCoarseUnits };
+inline constexpr const char* kGraphRouteNames[] = {"auto", "sums", "tables", "units", "coarse", "coarse units"};
 GraphRoute graph_route();
 // False if the name is not in kGraphRouteNames.
 bool set_graph_route(const char* name);

@@ -113,7 +113,7 @@ Outcome run_backward(const GraphBackwardCall& back, const Runtime& runtime) {
   if (mixes_models(batch)) {
     for_each_task(runtime, num_mixed_groups(batch), progress, [&] {
       return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
-              coupling = std::make_shared<LaneCoupling<T>>(call, false)](int64_t number) {
+              coupling = std::make_shared<LaneCoupling<T>>(call)](int64_t number) {
         const Group group = mixed_group(batch, number);
         if (!coupling->load(group, progress)) return;
         runner->clear();

@@ -9,6 +9,7 @@
 #include "cpu/graph.h"
 #include "cpu/kernels/table.h"
 #include "cpu/scratch.h"
+#include "cpu/worst_rounding.h"
 
 // Groups of up to 16 chains side by side in the lanes of vectors: their rows as lanes, and their couplings.
 namespace gibbs {
@@ -87,7 +88,7 @@ class LaneRows {
         return kernels().of<T>().lanes_from_rows(all, n, out);
       }
     bool finite = true;
-    if (same_rows(rows, count)) {
+    if (count > 0 && same_rows(rows, count)) {
       for (int64_t i = 0; i < n; ++i) {
         const T value = T(rows[0][i * stride]);
         finite &= std::isfinite(value);
@@ -188,38 +189,57 @@ class SharedCoupling {
 template <class T>
 class LaneCoupling {
  public:
-  LaneCoupling(const GraphCall& call, bool is_rounded)
-      : call_(call),
-        rows_(call.graph.num_edges),
-        lanes_(call.graph.num_edges * kGroup),
-        rounded_(is_rounded ? call.graph.num_edges * kGroup : 0),
-        is_rounded_(is_rounded) {}
+  explicit LaneCoupling(const GraphCall& call) : call_(call), rows_(call.graph.num_edges), lanes_(call.graph.num_edges * kGroup) {}
   bool load(const Group& group, Progress& progress) {
     const T* rows[kGroup] = {};
     for (int l = 0; l < group.count; ++l) rows[l] = row_of<T>(call_.batch, call_.coupling, group.model[l], 0);
-    if (!rows_.load(rows, group.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get()))
-      return progress.fail(Outcome::kNonFiniteCoupling), false;
-    if (!is_rounded_) return true;
-    int k[kGroup];
-    const CouplingStatus status = kernels().of<T>().round_graph_couplings(call_.graph, lanes_.get(), kGroup, k, rounded_.get());
-    if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
-    for (int l = 0; l < kGroup; ++l) scale_[l] = std::ldexp(1.0f, -k[l]);
-    return true;
+    if (rows_.load(rows, group.count, call_.graph.num_edges, call_.coupling.stride, lanes_.get())) return true;
+    return progress.fail(Outcome::kNonFiniteCoupling), false;
   }
   const T* values() const { return lanes_.get(); }
-  const int32_t* rounded() const { return rounded_.get(); }
-  const float* scale() const { return scale_; }
-  void copy_scales(float* out) const { std::copy_n(scale_, kGroup, out); }
   static constexpr bool kShared = false;
 
  private:
   const GraphCall& call_;
   LaneRows<T> rows_;
   Buffer<T> lanes_;
+};
+
+// The same, rounded.
+class RoundedLanes {
+ public:
+  explicit RoundedLanes(const GraphCall& call) : call_(call), rounded_(call.graph.num_edges * kGroup) {}
+  template <class T>
+  bool load(const Group& group, const LaneCoupling<T>& coupling, WorstRounding& worst, Progress& progress) {
+    int k[kGroup];
+    const CouplingStatus status =
+        kernels().of<T>().round_graph_couplings(call_.graph, coupling.values(), kGroup, k, rounded_.get());
+    if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
+    for (int l = 0; l < kGroup; ++l) scale_[l] = std::ldexp(1.0f, -k[l]);
+    for (int l = 0; l < group.count; ++l) worst.note({scale_[l], 0});
+    return true;
+  }
+  const int32_t* rounded() const { return rounded_.get(); }
+  void copy_scales(float* out) const { std::copy_n(scale_, kGroup, out); }
+  static constexpr bool kShared = false;
+
+ private:
+  const GraphCall& call_;
   Buffer<int32_t> rounded_;
-  bool is_rounded_;
   float scale_[kGroup];
 };
+
+// Loads the biases of a group in float32, one for each lane. If `shared` is given and all chains have the same bias, sets it and
+// loads one for all. False if one is not finite.
+template <class T>
+bool load_group_bias(const GraphCall& call, const Operand& bias, const Group& group, LaneRows<float>& lanes, float* out,
+                     bool* shared) {
+  const T* rows[kGroup] = {};
+  for (int l = 0; l < group.count; ++l) rows[l] = row_of<T>(call.batch, bias, group.model[l], group.chain[l]);
+  const int64_t n = call.graph.num_nodes;
+  return shared && (*shared = same_rows(rows, group.count)) ? copy_finite(rows[0], n, bias.stride, out)
+                                                            : lanes.load(rows, group.count, n, bias.stride, out);
+}
 
 // The relaxed sweeps are numbered from 0.
 template <class T>

@@ -6,7 +6,6 @@
 
 #include "core/threshold.h"
 #include "cpu/graph_groups.h"
-#include "cpu/worst_rounding.h"
 
 // Binary sweeps of graphs by the route "sums", and Metropolis sweeps: groups of 16 chains.
 namespace gibbs {
@@ -56,7 +55,7 @@ class SumsRunner {
       position_.get()[call.graph.order[pos]] = int32_t(pos);
   }
 
-  // coupling: SharedCoupling or LaneCoupling. False if the call failed.
+  // coupling: SharedCoupling or RoundedLanes. False if the call failed.
   template <class Coupling>
   bool run(const Group& group, const Coupling& coupling) {
     const int64_t n = call_.graph.num_nodes;
@@ -95,16 +94,8 @@ class SumsRunner {
  private:
   int64_t lane_size() const { return call_.graph.num_nodes * kGroup; }
 
-  // Loads biases in float32, one for each lane. If `shared` is given and all chains have the same bias, sets it and loads one for
-  // all.
   bool load_bias(const Operand& bias, const Group& group, float* out, bool* shared, Outcome fault) {
-    const T* rows[kGroup] = {};
-    for (int l = 0; l < group.count; ++l) rows[l] = row_of<T>(call_.batch, bias, group.model[l], group.chain[l]);
-    const int64_t n = call_.graph.num_nodes;
-    const bool finite = shared && (*shared = same_rows(rows, group.count)) ? copy_finite(rows[0], n, bias.stride, out)
-                                                                           : rows_.load(rows, group.count, n, bias.stride, out);
-    if (!finite) progress_.fail(fault);
-    return finite;
+    return load_group_bias<T>(call_, bias, group, rows_, out, shared) || (progress_.fail(fault), false);
   }
 
   const GraphCall& call_;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/graph_groups.h"
-#include "cpu/worst_rounding.h"
 
 // Binary sweeps of graphs by the route "tables": groups of 64 chains.
 namespace gibbs {

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "cpu/graph_groups.h"
-#include "cpu/worst_rounding.h"
 
 // Binary sweeps of graphs by the route "units": single chains.
 namespace gibbs {

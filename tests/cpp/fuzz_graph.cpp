@@ -330,7 +330,8 @@ static void fuzz_binary() {
     }
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Batch& batch = p.call.batch;
-    for (const GraphRoute route : {GraphRoute::kAuto, GraphRoute::kSums, GraphRoute::kTables, GraphRoute::kUnits}) {
+    for (size_t number = 0; number < std::size(kGraphRouteNames); ++number) {
+      const auto route = GraphRoute(number);
       const double unwritten = p.call.num_sweeps ? nan("") : 0;
       Result r = {p.state, std::vector<double>(expected.log_weights.size(), unwritten)};
       GraphCall call = p.call;
@@ -496,7 +497,7 @@ static void fuzz_relaxed() {
     std::vector<T> fields(size_t(c.num_relaxed_sweeps) * size, unwritten);
     std::vector<uint32_t> bits = p.state;
     GraphCall call = c;
-    call.route = GraphRoute(below(4));
+    call.route = GraphRoute(below(int64_t{std::size(kGraphRouteNames)}));
     call.bits = bits.data(), call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data();
     call.fields = fields.data();
     Rounding rounding;
@@ -581,7 +582,7 @@ static void fuzz_faults() {
   fault.tensor->data[p.offset(*fault.tensor, below(p.chains), {below(last)})] = fault.value;
 
   GraphCall call = p.call;
-  call.route = GraphRoute(below(4));
+  call.route = GraphRoute(below(int64_t{std::size(kGraphRouteNames)}));
   call.num_sweeps = binary ? 1 + below(3) : 0;
   call.num_relaxed_sweeps = binary ? 0 : 1 + below(2);
   call.beta = {1.0};
@@ -651,7 +652,7 @@ int main(int argc, char** argv) {
     fuzz_faults<float>();
     fuzz_faults<double>();
   });
-  for (const GraphRoute route : {GraphRoute::kSums, GraphRoute::kTables, GraphRoute::kUnits})
-    for (const int threads : {1, 3}) check_interrupt(route, threads);
+  for (size_t route = 1; route < std::size(kGraphRouteNames); ++route)
+    for (const int threads : {1, 3}) check_interrupt(GraphRoute(route), threads);
   check_relaxed_interrupt();
 }

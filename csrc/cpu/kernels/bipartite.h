@@ -25,7 +25,7 @@ struct HalfSweep {
 
 template <bool kAnnealed>
 inline VecF logit_vector(const int32_t* acc, const float* bias, const float* base_bias, float beta, float scale) {
-  const VecF logit = beta == 0 ? VecF{} : beta * (to_float(load<VecI>(acc)) * scale + load<VecF>(bias));
+  const VecF logit = binary_logits(load<VecI>(acc), splat(scale), load<VecF>(bias), beta);
   if constexpr (kAnnealed) return logit + (1.0f - beta) * load<VecF>(base_bias);
   return logit;
 }

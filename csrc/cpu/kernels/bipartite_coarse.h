@@ -91,8 +91,8 @@ struct CoarseSide : GroupSide<int16_t> {
 // units cannot be predicted.
 class CoarseOpen {
  public:
-  CoarseOpen(const BinarySweeps& p, const CoarseSide& side, int slack, float beta, uint64_t sweep)
-      : side_(side), units_(p, side.exact, slack, beta, sweep) {}
+  CoarseOpen(const CoarseSide& side, int slack, float beta, uint64_t sweep)
+      : side_(side), units_(side.exact.at_sweep(sweep), slack, beta) {}
   struct alignas(64) Entry {
     uint16_t probability[32];
     uint8_t byte[32];
@@ -110,7 +110,7 @@ class CoarseOpen {
       uint32_t* word = entry.chain->*side_.bits + entry.word;
       for (uint32_t open = entry.open; open; open &= open - 1) {
         const int place = __builtin_ctz(open);
-        units_.add(*entry.chain, 32 * entry.word + place, entry.byte[place], entry.probability[place], entry.negative >> place & 1,
+        units_.add({entry.chain, 32 * entry.word + place}, entry.byte[place], entry.probability[place], entry.negative >> place & 1,
                    word, place);
       }
     }
@@ -120,7 +120,7 @@ class CoarseOpen {
 
  private:
   const CoarseSide& side_;
-  OpenFields units_;
+  OpenFields<ExactSide> units_;
   static constexpr int kEnough = 64;
   int num_entries_ = 0;
   Entry entry_[kEnough + kMostCoarseUnits / 32];  // a chain's words are appended before anybody asks whether it is full
@@ -234,7 +234,7 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
       const CoarseSide &side = is_left ? left : right, &other = is_left ? right : left;
       const int slack = sigmoid.slack(side.error);
       const CoarseDraw draw(sigmoid.values(), slack, beta < 0);
-      CoarseOpen open(p, side, slack, beta, number);
+      CoarseOpen open(side, slack, beta, number);
       for (int64_t c = 0; c < count; ++c) {
         const BinaryChain& chain = chains[c];
         // Bytes that have just been stored cannot be loaded across two stores without waiting for both, so they are drawn ahead.

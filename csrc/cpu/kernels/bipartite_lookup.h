@@ -169,48 +169,6 @@ inline void transpose_bits(const uint32_t (&in)[32], uint32_t (&out)[32]) {
   }
 }
 
-// Decides a unit in 32 chains against bounds.
-class LookupDraw {
- public:
-  LookupDraw(const CoarseSigmoid& s, int slack, bool negative_beta)
-      : shift_(_mm_cvtsi32_si128(s.shift)),
-        up_(_mm_cvtsi32_si128(16 - s.shift)),
-        most_(_mm512_set1_epi16(int16_t((kSegments << s.shift) - 1))),
-        slack_(_mm512_set1_epi16(int16_t(uint16_t(slack)))),
-        slack_and_byte_(_mm512_set1_epi16(int16_t(uint16_t(slack < 65280 ? slack + 255 : 65535)))),
-        flip_(negative_beta ? 0xffffffffu : 0) {
-    for (int h = 0; h < 2; ++h) {
-      base_[h] = _mm512_load_si512(s.base + 32 * h);
-      slope_[h] = _mm512_load_si512(s.slope + 32 * h);
-    }
-  }
-  struct Result {
-    uint32_t ones;  // for certain; without meaning where open
-    uint32_t open, negative;
-    __m512i probability;
-  };
-  // A unit whose logit is negative is 1 unless the complement of its word is less than the threshold of the opposite logit.
-  // byte: the high byte of the word, as the high byte of a lane.
-  Result operator()(__m512i field, __m512i byte) const {
-    const __mmask32 negative = _mm512_movepi16_mask(field) ^ flip_;
-    const __m512i size = _mm512_min_epi16(_mm512_abs_epi16(field), most_), segment = _mm512_srl_epi16(size, shift_);
-    const __m512i part = _mm512_srli_epi16(_mm512_sll_epi16(size, up_), 1);
-    const __m512i base = _mm512_permutex2var_epi16(base_[0], segment, base_[1]);
-    const __m512i slope = _mm512_permutex2var_epi16(slope_[0], segment, slope_[1]);
-    const __m512i probability = _mm512_adds_epu16(base, _mm512_mulhrs_epi16(slope, part));
-    const __m512i word = _mm512_mask_blend_epi16(negative, byte, _mm512_xor_si512(byte, _mm512_set1_epi16(int16_t(0xff00))));
-    const uint32_t below = _mm512_cmplt_epu16_mask(word, _mm512_subs_epu16(probability, slack_and_byte_));
-    const uint32_t open = _mm512_cmplt_epu16_mask(word, _mm512_adds_epu16(probability, slack_)) & ~below;
-    return {below ^ negative, open, negative, probability};
-  }
-
- private:
-  __m128i shift_, up_;
-  __m512i most_, slack_, slack_and_byte_;
-  __mmask32 flip_;
-  __m512i base_[2], slope_[2];
-};
-
 // One side of all chains.
 struct LookupChains {
   int64_t n, first_unit;
@@ -283,10 +241,12 @@ inline void lookup_bytes(const LaneStreams* streams, int vectors, uint32_t count
   }();
   const __m512i high_byte = _mm512_set1_epi16(int16_t(0xff00));
   for (int v = 0; v < vectors; ++v) {
-    const PhiloxVectors a = philox_lanes(streams[2 * v], splat(counter)), b = philox_lanes(streams[2 * v + 1], splat(counter));
+    PhiloxVectors r[2];
+    philox_of_chains(streams + 2 * v, counter, r);
     for (int q = 0; q < 4; ++q)
       for (int h = 0; h < 2; ++h) {
-        const __m512i pair = _mm512_permutex2var_epi16((__m512i)a.word[q], _mm512_load_si512(kHalves.of[h]), (__m512i)b.word[q]);
+        const __m512i pair =
+            _mm512_permutex2var_epi16((__m512i)r[0].word[q], _mm512_load_si512(kHalves.of[h]), (__m512i)r[1].word[q]);
         uint16_t* to = out + ((4 * q + 2 * h) * vectors + v) * kLookupLanes;
         _mm512_store_si512(to, _mm512_slli_epi16(pair, 8));
         _mm512_store_si512(to + vectors * kLookupLanes, _mm512_and_si512(pair, high_byte));
@@ -388,8 +348,8 @@ class LookupSweeps {
   void draw(const LookupChains& side, const LookupChains& given) {
     index_entries(given);
     const int slack = sigmoid_.slack(side.error);
-    const LookupDraw decide(sigmoid_.values(), slack, sigmoid_.beta() < 0);
-    OpenFields open(p_, side.exact, slack, sigmoid_.beta(), number_of_sweep_);
+    const CoarseDraw decide(sigmoid_.values(), slack, sigmoid_.beta() < 0);
+    OpenFields<ExactSide> open(side.exact.at_sweep(number_of_sweep_), slack, sigmoid_.beta());
     const int64_t num_tables = num_lookup_tables(given.n);
     // Both sides have units of this span of 128.
     const int64_t common_span = p_.n1 % 128 ? p_.n1 / 128 : -1;
@@ -425,7 +385,7 @@ class LookupSweeps {
       for (const Open* f = found; f < found + num_found; ++f)
         for (uint32_t rest = f->open; rest; rest &= rest - 1) {
           const int place = __builtin_ctz(rest), lane = f->vector * kLookupLanes + place;
-          open.add(chains_[lane], tile.units[f->at], uint8_t(bytes[tile.slots[f->at] * vectors_ * kLookupLanes + lane] >> 8),
+          open.add({chains_ + lane, tile.units[f->at]}, uint8_t(bytes[tile.slots[f->at] * vectors_ * kLookupLanes + lane] >> 8),
                    uint16_t(sums[f->at * vectors_ * kLookupLanes + lane]), f->negative >> place & 1,
                    side.bits + int64_t{tile.units[f->at]} * vectors_ + f->vector, place);
         }

@@ -37,18 +37,12 @@ struct NarrowCoupling {
   int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
-constexpr int64_t kMostCoarseUnits = 4096;  // of a side: roundings of more couplings leave too little of 16 bits
-
-// Fields of 16 bits: a unit's bias and the couplings to its neighbours that are 1. They are so coarse that none leaves 16 bits, and
-// their bounded error leaves open few units, which draw more bits and perhaps take exact sums; so the bits are the same.
-struct CoarseFields {
-  float unit;                     // of a field
-  float range;                    // the largest |field|, but for biases that saturate a unit
+struct BipartiteFields : CoarseFields {
   float left_error, right_error;  // the largest error of the sum of a left and of a right unit, in units
 };
 
 // A model whose couplings are rounded to the unit of fields.
-struct CoarseCoupling : CoarseFields {
+struct CoarseCoupling : BipartiteFields {
   int16_t *rows, *columns;          // [n1, padded_side(n2)], [n2, padded_side(n1)]
   int16_t *left_bias, *right_bias;  // [padded_side(n)]
 };
@@ -64,7 +58,7 @@ struct LookupSide {
   LookupTable* tables;  // [n, num_lookup_tables(other n)], in the order in which they are read
   float* offset;        // [n] what sums are too large by, in units of a field
 };
-struct LookupCoupling : CoarseFields {
+struct LookupCoupling : BipartiteFields {
   int shift;
   double most_bias;  // a larger |bias| saturates a unit, whatever its neighbours do
   LookupSide left, right;

@@ -16,11 +16,13 @@ inline GroupStreams group_streams(uint64_t seed, const uint64_t* chains, uint64_
 inline int64_t first_unit_of(int64_t counter) { return (counter >> 3) * 128 + 4 * (counter & 7); }
 
 inline void draw_high_bytes(const GroupStreams& s, int64_t num_nodes, uint32_t* words) {
-  for (int64_t counter = 0; counter < high_byte_counters(num_nodes); ++counter) {
+  for (int64_t counter = 0; counter < high_byte_counters(num_nodes); counter += kPhiloxAtOnce) {
     if (first_unit_of(counter) >= num_nodes) continue;
     for (int v = 0; v < kGroupVectors; ++v) {
-      const PhiloxVectors r = philox_lanes(s.vector[v], splat(uint32_t(counter)));
-      for (int q = 0; q < 4; ++q) store(words + (counter * 4 + q) * kGroup + v * kLanes, r.word[q]);
+      PhiloxVectors r[kPhiloxAtOnce];
+      philox_of_counters(s.vector[v], uint32_t(counter), r);
+      for (int i = 0; i < kPhiloxAtOnce; ++i)
+        for (int q = 0; q < 4; ++q) store(words + ((counter + i) * 4 + q) * kGroup + v * kLanes, r[i].word[q]);
     }
   }
 }
@@ -37,17 +39,19 @@ inline VecU low_bits(const LaneStreams& s, int64_t unit) {
 inline void draw_words(const GroupStreams& s, int64_t num_nodes, uint32_t* words) {
   uint32_t* high = words + round_up(num_nodes, 32) * kGroup;
   draw_high_bytes(s, num_nodes, high);
-  for (int64_t counter = 0; counter < (num_nodes + 31) / 32 * 8; ++counter) {
+  for (int64_t counter = 0; counter < (num_nodes + 31) / 32 * 8; counter += kPhiloxAtOnce) {
     const int64_t first = (counter >> 3) * 32 + (counter & 7);
     if (first >= num_nodes) continue;
     for (int v = 0; v < kGroupVectors; ++v) {
-      const PhiloxVectors r = philox_lanes(s.vector[v], splat(uint32_t(kLowPlane | counter)));
-      for (int q = 0; q < 4; ++q) {
-        const int64_t unit = first + 8 * q;
-        if (unit >= num_nodes) break;
-        const VecU bytes = load<VecU>(word_of_high_bytes(high, unit) + v * kLanes) >> uint32_t(8 * (unit & 3));
-        store(words + unit * kGroup + v * kLanes, (bytes << 24) | (r.word[q] & 0xffffff));
-      }
+      PhiloxVectors r[kPhiloxAtOnce];
+      philox_of_counters(s.vector[v], uint32_t(kLowPlane | counter), r);
+      for (int i = 0; i < kPhiloxAtOnce; ++i)
+        for (int q = 0; q < 4; ++q) {
+          const int64_t unit = first + i + 8 * q;
+          if (unit >= num_nodes) break;
+          const VecU bytes = load<VecU>(word_of_high_bytes(high, unit) + v * kLanes) >> uint32_t(8 * (unit & 3));
+          store(words + unit * kGroup + v * kLanes, (bytes << 24) | (r[i].word[q] & 0xffffff));
+        }
     }
   }
 }
@@ -120,7 +124,7 @@ inline Vec<T> coupling_vector(const T* coupling, const GraphView& g, int64_t hal
 
 // Logits of a vector of chains. base_bias: null unless the run is annealed.
 inline VecF group_logit(VecI acc, VecF scale, VecF bias, float beta, const float* base_bias) {
-  const VecF logit = beta == 0 ? VecF{} : beta * (to_float(acc) * scale + bias);
+  const VecF logit = binary_logits(acc, scale, bias, beta);
   return base_bias ? logit + (1.0f - beta) * load<VecF>(base_bias) : logit;
 }
 

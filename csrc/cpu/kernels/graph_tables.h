@@ -21,7 +21,7 @@ inline void draw_table_bytes(uint64_t seed, const uint64_t* chains, uint64_t swe
     if (first >= num_nodes) continue;
     for (int half = 0; half < kTableGroup / kTableHalf; ++half) {
       PhiloxVectors r[4];
-      for (int v = 0; v < 4; ++v) r[v] = philox_lanes(streams[half * 4 + v], splat(uint32_t(counter)));
+      philox_of_chains(streams + half * 4, uint32_t(counter), r);
       for (int q = 0; q < 4; ++q) {
         const VecU a = r[0].word[q], b = r[1].word[q], c = r[2].word[q], d = r[3].word[q];
         const VecU ab_even = (a & kEven) | (b & kEven) << 8, ab_odd = (a >> 8 & kEven) | (b & ~kEven);

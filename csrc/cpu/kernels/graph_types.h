@@ -82,6 +82,67 @@ struct SingleChain {
   uint8_t* bytes;        // scratch: [random_bytes_capacity(num_nodes) + 16]
 };
 
+// ---- groups of 64 chains whose fields have 16 bits: AVX-512 ---------------------------------------------------------------------
+
+constexpr int kCoarseParts = 4, kCoarseGroup = kCoarseParts * kGroup;
+
+// The chain of each bit of a word, which is that of each value in a row of 64: each half of them is a vector of lanes of 16 bits.
+inline int chain_of_coarse_bit(int bit) {
+  const int byte = bit % 32 * 2 + bit / 32;  // of a row of random high bytes (draw_table_bytes)
+  return byte % 4 * kGroup + byte / 4;
+}
+
+// Groups of 16 as in SumsGroup, side by side.
+struct CoarseGroup {
+  uint64_t number[kCoarseGroup];  // by chain
+  float scale[kCoarseGroup];      // 2^-k, by chain
+  bool shared_coupling, shared_bias;
+  const int32_t* exact_coupling[kCoarseParts];  // shared [2 num_edges] by half-edge, else [num_edges, kGroup]
+  const float* exact_bias[kCoarseParts];        // shared [num_nodes], else [num_nodes, kGroup]
+  uint32_t* state;                              // [num_nodes, 2] words of bits, mutated
+  const uint32_t* fixed;                        // [num_nodes, 2], of the units that are not drawn
+  uint8_t* bytes;                               // scratch: [table_random_bytes(num_nodes)]
+  // Couplings and biases in units of a field, which round_coarse_graph writes.
+  int16_t* coupling;  // shared [2 num_edges], else [num_edges, 64]
+  int16_t* bias;      // shared [num_nodes], else [num_nodes, 64]
+  float* offset;      // [num_nodes] what the sums at each position are too large by; shared couplings only, else 0
+  CoarseFields fields;
+  float error;  // the largest error of a sum, in units
+};
+
+// ---- single chains whose fields have 16 bits: AVX-512 ---------------------------------------------------------------------------
+
+// 32 units of a colour fill a vector. Positions are those of a sweep; each colour is filled up to a whole vector.
+constexpr int kUnitsVector = 32, kMostUnitsVectors = 256;
+constexpr int kUnitsChains = 4;   // chains in step, so that one need not wait for what another has just stored
+constexpr int kByteWindow = 256;  // random bytes among which a vector finds its own
+inline uint16_t code_of_neighbor(int64_t position) { return uint16_t(position / 16 | (15 - position % 16) << 12); }
+
+struct CoarseUnits {
+  GraphView graph;
+  const int32_t* color_offsets;     // [num_colors + 1] vectors
+  const int32_t* nodes;             // by position; num_nodes at positions without a node
+  const int32_t* position_of_node;  // [num_nodes]
+  const int32_t* row_of_position;   // by position: the node's row in the graph
+  const int32_t* rows;              // [vectors + 1] each vector's rows of neighbours, as many as the most that a unit has
+  const uint16_t* neighbors;        // [rows, 32] code_of_neighbor()
+  const int16_t* coupling;          // [rows, 32] in units of a field; 0 where a neighbour is missing
+  const int16_t* bias;              // by position
+  const int32_t* first_byte;        // [vectors] where the window of a vector's random bytes begins; -1: they lie farther apart
+  const uint16_t* byte_places;    // by position: the word in the window that has the byte, plus 2^15 if it is the word's high byte
+  const int32_t* exact_coupling;  // [2 num_edges] by half-edge
+  const float* exact_bias;        // by node
+  float scale;                    // 2^-k
+  CoarseFields fields;
+  float error;
+};
+struct CoarseChain {
+  uint64_t number;
+  uint32_t* state;  // [kMostUnitsVectors] bits by position, mutated
+  uint32_t* fixed;  // [vectors] bits of the positions that are not drawn
+  uint8_t* bytes;   // scratch: [random_bytes_capacity(num_nodes) + kByteWindow]
+};
+
 // ---- relaxed sweeps of groups of 16 ---------------------------------------------------------------------------------------------
 
 template <class T>

@@ -14,6 +14,8 @@ namespace {
 #include "cpu/kernels/bipartite.h"
 #include "cpu/kernels/bipartite_narrow.h"
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
+#include "cpu/kernels/coarse_fields.h"
+
 #include "cpu/kernels/bipartite_fields.h"
 #endif
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
@@ -28,6 +30,10 @@ namespace {
 #include "cpu/kernels/graph_sums.h"
 #include "cpu/kernels/graph_units.h"
 #include "cpu/kernels/graph_tables.h"
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+#include "cpu/kernels/graph_coarse.h"
+#include "cpu/kernels/graph_coarse_units.h"
+#endif
 #include "cpu/kernels/graph_metropolis.h"
 #include "cpu/kernels/graph_relaxed.h"
 // clang-format on
@@ -72,6 +78,11 @@ const Kernels table = {
     .sweep_sums = sweep_sums_kernel,
     .metropolis = metropolis_kernel,
     .sweep_units = sweep_units_kernel,
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+    .round_coarse_graph = round_coarse_graph_kernel,
+    .sweep_coarse_graph = sweep_coarse_graph_kernel,
+    .sweep_coarse_units = sweep_coarse_units_kernel,
+#endif
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
     .chain_of_table_bit = chain_of_table_bit_kernel,
     .build_tables = build_tables_kernel,

@@ -5,35 +5,55 @@
 // ---- random words ---------------------------------------------------------------------------------------------------------------
 
 // Philox for kLanes counters. They are kept as 64-bit lanes, even and odd ones apart: a widening multiply reads only the low
-// halves, so no lane has to be moved between rounds.
+// halves, so no lane has to be moved between rounds. A processor looks ahead by less than the rounds of two halves, so those of
+// several vectors go step by step.
 struct PhiloxVectors {
   VecU word[4];
 };
-inline void philox_rounds(VecU& c0, VecU& c1, VecU& c2, VecU& c3, uint32_t k0, uint32_t k1) {
+template <int kHalves>
+__attribute__((always_inline)) inline void philox_rounds(VecU (&c)[kHalves][4], uint32_t k0, uint32_t k1) {
   const VecU m0 = splat(kPhiloxMultiplier0), m1 = splat(kPhiloxMultiplier1);
+#pragma GCC unroll 10
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const Vec<uint64_t> p0 = multiply_even(c0, m0), p1 = multiply_even(c2, m1);
-    c0 = (VecU)(p1 >> 32) ^ c1 ^ splat(k0);
-    c2 = (VecU)(p0 >> 32) ^ c3 ^ splat(k1);
-    c1 = (VecU)p1;
-    c3 = (VecU)p0;
+    const VecU key0 = splat(k0), key1 = splat(k1);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHalves; ++h) {
+      const Vec<uint64_t> p0 = multiply_even(c[h][0], m0), p1 = multiply_even(c[h][2], m1);
+      c[h][0] = (VecU)(p1 >> 32) ^ c[h][1] ^ key0;
+      c[h][2] = (VecU)(p0 >> 32) ^ c[h][3] ^ key1;
+      c[h][1] = (VecU)p1;
+      c[h][3] = (VecU)p0;
+    }
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
 }
-inline PhiloxVectors philox_of_halves(VecU (&even)[4], VecU (&odd)[4], uint32_t k0, uint32_t k1) {
-  philox_rounds(even[0], even[1], even[2], even[3], k0, k1);
-  philox_rounds(odd[0], odd[1], odd[2], odd[3], k0, k1);
-  PhiloxVectors out;
-  for (int q = 0; q < 4; ++q) out.word[q] = (VecU)(((Vec<uint64_t>)even[q] & 0xffffffffu) | ((Vec<uint64_t>)odd[q] << 32));
-  return out;
-}
 inline VecU odd_lanes(VecU v) { return (VecU)((Vec<uint64_t>)v >> 32); }
+// counters: the four words of kCount vectors
+template <int kCount>
+__attribute__((always_inline)) inline void philox_of(const VecU (&counters)[kCount][4], uint32_t k0, uint32_t k1,
+                                                     PhiloxVectors* out) {
+  VecU halves[2 * kCount][4];
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) halves[2 * i][q] = counters[i][q], halves[2 * i + 1][q] = odd_lanes(counters[i][q]);
+  philox_rounds(halves, k0, k1);
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) out[i].word[q] = of_even_lanes(halves[2 * i][q], halves[2 * i + 1][q]);
+}
+// As many vectors as registers have room for.
+constexpr int kPhiloxAtOnce = GIBBS_VECTOR_BYTES == 64 ? 2 : 1;
+
 // Counters of one chain.
-inline PhiloxVectors philox_vectors(const RandomStream& s, VecU counters) {
-  VecU even[4] = {counters, splat(s.c1), splat(s.c2), splat(s.c3)};
-  VecU odd[4] = {odd_lanes(counters), even[1], even[2], even[3]};
-  return philox_of_halves(even, odd, s.k0, s.k1);
+template <int kCount>
+inline void philox_vectors(const RandomStream& s, const VecU (&counters)[kCount], PhiloxVectors* out) {
+  VecU words[kCount][4];
+  for (int i = 0; i < kCount; ++i)
+    words[i][0] = counters[i], words[i][1] = splat(s.c1), words[i][2] = splat(s.c2), words[i][3] = splat(s.c3);
+  philox_of(words, s.k0, s.k1, out);
 }
 
 // A chain in each lane.
@@ -51,10 +71,34 @@ inline LaneStreams lane_streams(uint64_t seed, const uint64_t* chains, uint64_t 
   }
   return out;
 }
+// Vectors of chains, which have the seed and the sweep in common.
+template <int kCount>
+inline void philox_lanes(const LaneStreams* const (&s)[kCount], const VecU (&counters)[kCount], PhiloxVectors* out) {
+  VecU words[kCount][4];
+  for (int i = 0; i < kCount; ++i)
+    words[i][0] = counters[i], words[i][1] = s[i]->c1, words[i][2] = splat(s[0]->c2), words[i][3] = s[i]->c3;
+  philox_of(words, s[0]->k0, s[0]->k1, out);
+}
 inline PhiloxVectors philox_lanes(const LaneStreams& s, VecU counters) {
-  VecU even[4] = {counters, s.c1, splat(s.c2), s.c3};
-  VecU odd[4] = {odd_lanes(counters), odd_lanes(s.c1), even[2], odd_lanes(s.c3)};
-  return philox_of_halves(even, odd, s.k0, s.k1);
+  PhiloxVectors out;
+  philox_lanes({&s}, {counters}, &out);
+  return out;
+}
+// The vectors of chains s[0 .. kCount - 1] at one counter.
+template <int kCount>
+inline void philox_of_chains(const LaneStreams* s, uint32_t counter, PhiloxVectors (&out)[kCount]) {
+  for (int i = 0; i < kCount; i += kPhiloxAtOnce)
+    if constexpr (kPhiloxAtOnce == 2)
+      philox_lanes({s + i, s + i + 1}, {splat(counter), splat(counter)}, out + i);
+    else
+      philox_lanes({s + i}, {splat(counter)}, out + i);
+}
+// A vector of chains at counters first, first + 1, ..
+inline void philox_of_counters(const LaneStreams& s, uint32_t first, PhiloxVectors (&out)[kPhiloxAtOnce]) {
+  if constexpr (kPhiloxAtOnce == 2)
+    philox_lanes({&s, &s}, {splat(first), splat(first + 1)}, out);
+  else
+    philox_lanes({&s}, {splat(first)}, out);
 }
 
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
@@ -76,42 +120,53 @@ struct PickedLanes {
 };
 #endif
 
-// High bytes of units 128 begin .. 128 end - 1, from out[0] on; up to 128 more may be written.
-inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint8_t* out) {
-  constexpr int kPart = kLanes < 8 ? kLanes : 8;  // lanes whose units are consecutive
-  VecU counters = splat(uint32_t(begin * 8));
-  for (int l = 0; l < kLanes; ++l) counters[l] += uint32_t(l);
-  for (int64_t g = 0; g < (end - begin) * 8; g += kLanes, counters += splat(uint32_t(kLanes))) {
-    const PhiloxVectors r = philox_vectors(s, counters);
+// Draws kCount vectors of counters, from first + begin on; out: of counter `first`. The words of eight counters stand in order.
+template <int kCount, class Word>
+inline void random_counters_at(const RandomStream& s, uint32_t first, int64_t begin, Word* out) {
+  constexpr int kPart = kLanes < 8 ? kLanes : 8, kPerWord = 4 / int(sizeof(Word));  // kPart lanes' units are consecutive
+  VecU counters[kCount];
+  for (int i = 0; i < kCount; ++i)
+    for (int l = 0; l < kLanes; ++l) counters[i][l] = first + uint32_t(begin + i * kLanes + l);
+  PhiloxVectors r[kCount];
+  philox_vectors(s, counters, r);
+  for (int i = 0; i < kCount; ++i)
     for (int q = 0; q < 4; ++q)
       for (int part = 0; part < kLanes / kPart; ++part) {
-        const int64_t at = g + part * kPart;
-        __builtin_memcpy(out + (at >> 3) * 128 + q * 32 + 4 * (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
+        const int64_t at = begin + i * kLanes + part * kPart;
+        __builtin_memcpy(out + ((at >> 3) * 32 + q * 8 + (at & 7)) * kPerWord, (const char*)&r[i].word[q] + 4 * kPart * part,
+                         4 * kPart);
       }
-  }
+}
+// Draws `count` counters, and up to kLanes - 1 more.
+template <class Word>
+inline void random_counters(const RandomStream& s, uint32_t first, int64_t count, Word* out) {
+  constexpr int kAtOnce = kPhiloxAtOnce * kLanes;
+  int64_t at = 0;
+  for (; at + kAtOnce - kLanes < count; at += kAtOnce) random_counters_at<kPhiloxAtOnce>(s, first, at, out);
+  for (; at < count; at += kLanes) random_counters_at<1>(s, first, at, out);
+}
+
+// High bytes of units 128 begin .. 128 end - 1, from out[0] on; up to 128 more may be written.
+inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint8_t* out) {
+  random_counters(s, uint32_t(begin * 8), (end - begin) * 8, out);
 }
 
 // Whole random words of units 0 .. units - 1, in order. words, bytes: [random_bytes_capacity(units)]
 inline void random_words_of(const RandomStream& s, int64_t units, uint32_t* words, uint8_t* bytes) {
   random_bytes(s, 0, (units + 127) / 128, bytes);
-  constexpr int kPart = kLanes < 8 ? kLanes : 8;
-  VecU counters = splat(kLowPlane);
-  for (int l = 0; l < kLanes; ++l) counters[l] += uint32_t(l);
-  for (int64_t g = 0; g < (units + 31) / 32 * 8; g += kLanes, counters += splat(uint32_t(kLanes))) {
-    const PhiloxVectors r = philox_vectors(s, counters);
-    for (int q = 0; q < 4; ++q)
-      for (int part = 0; part < kLanes / kPart; ++part) {
-        const int64_t at = g + part * kPart;
-        __builtin_memcpy(words + (at >> 3) * 32 + q * 8 + (at & 7), (const char*)&r.word[q] + 4 * kPart * part, 4 * kPart);
-      }
-  }
+  random_counters(s, kLowPlane, (units + 31) / 32 * 8, words);
   for (int64_t i = 0; i < units; ++i) words[i] = uint32_t(bytes[i]) << 24 | (words[i] & 0xffffff);
 }
 void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes) {
   random_words_of(random_stream(seed, chain, sweep), units, words, bytes);
 }
 
-// ---- thresholds and acceptances -------------------------------------------------------------------------------------------------
+// ---- logits, thresholds and acceptances --------------------------------------------------------------------------------------------
+
+// As binary_logit of core/threshold.h.
+inline VecF binary_logits(VecI acc, VecF scale, VecF bias, float beta) {
+  return beta == 0 ? VecF{} : beta * (to_float(acc) * scale + bias);
+}
 
 // exp(-a) for 0 <= a <= kThresholdLimit, as core/threshold.h spells it out.
 template <int kCount>

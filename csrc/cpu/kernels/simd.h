@@ -121,6 +121,17 @@ inline Vec<uint64_t> multiply_even(VecU a, VecU b) {
 #endif
 }
 
+// The even lanes of two vectors, those of the second as odd lanes.
+inline VecU of_even_lanes(VecU a, VecU b) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  return (VecU)_mm512_mask_moveldup_ps((__m512)a, 0xaaaa, (__m512)b);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  return (VecU)_mm256_blend_epi32((__m256i)a, _mm256_slli_epi64((__m256i)b, 32), 0xaa);
+#else
+  return (VecU)(((Vec<uint64_t>)a & 0xffffffffu) | ((Vec<uint64_t>)b << 32));
+#endif
+}
+
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
 // The elements whose bits are set, the others 0; only the former are read.
 inline VecI load_where(uint32_t bits, const int32_t* p) {

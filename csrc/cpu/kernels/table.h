@@ -63,6 +63,11 @@ struct Kernels {
   void (*sweep_sums)(const GraphSweeps&, const SumsGroup&);
   void (*metropolis)(const GraphSweeps&, const SumsGroup&);
   void (*sweep_units)(const GraphSweeps&, const UnitsModel&, const SingleChain&);
+  // AVX-512, else null. Returns the slack as round_coarse does.
+  int (*round_coarse_graph)(const GraphView&, double least_beta, double largest_beta, CoarseGroup&) = nullptr;
+  void (*sweep_coarse_graph)(const GraphSweeps&, const CoarseGroup&) = nullptr;
+  // At most kUnitsChains chains. fields: scratch, by position
+  void (*sweep_coarse_units)(const GraphSweeps&, const CoarseUnits&, const CoarseChain*, int count, int16_t* fields) = nullptr;
   // Null if the instruction set cannot shuffle the bytes of a vector.
   int (*chain_of_table_bit)(int bit);
   // table: [num_nodes << degree]

@@ -15,4 +15,13 @@ struct StopCheck {
   void* context;
 };
 
+constexpr int64_t kMostCoarseUnits = 4096;  // of a unit's neighbours: roundings of more couplings leave too little of 16 bits
+
+// Fields of 16 bits: a unit's bias and the couplings to its neighbours that are 1. They are so coarse that none leaves 16 bits, and
+// their bounded error leaves open few units, which draw more bits and perhaps take exact sums; so the bits are the same.
+struct CoarseFields {
+  float unit;   // of a field
+  float range;  // the largest |field|, but for biases that saturate a unit
+};
+
 }  // namespace gibbs

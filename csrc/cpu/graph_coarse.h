@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <utility>
+
+#include "cpu/graph_groups.h"
+#include "cpu/graph_tables.h"
+
+// Binary sweeps of graphs by the route "coarse": 64 chains side by side, four groups of 16.
+namespace gibbs {
+
+// Fields leave open two units in 50 then, which still pays (bench/NOTES.md).
+constexpr int kLargestGraphSlack = 512;
+
+inline bool use_coarse(const GraphCall& call) {
+  if (!kernels().sweep_coarse_graph || call.log_weights || call.metropolis) return false;
+  // Few sweeps do not pay for rounding couplings once more.
+  return call.route == GraphRoute::kCoarse || (call.route == GraphRoute::kAuto && call.num_sweeps >= 4);
+}
+// How many times four of a call's groups of 16 go together, which takes a little longer than two of them apart. At the end three
+// are enough, too.
+inline int64_t num_wide_groups(const GraphCall& call, int64_t groups, int64_t threads) {
+  const int64_t wide = (groups + 1) / kCoarseParts;
+  if (call.route == GraphRoute::kCoarse) return (groups + kCoarseParts - 1) / kCoarseParts;
+  return (wide + threads - 1) / threads * 2 <= (groups + threads - 1) / threads ? wide : 0;
+}
+
+// The least and the largest magnitude.
+inline std::pair<double, double> range_of_magnitudes(const std::vector<float>& values) {
+  double least = std::numeric_limits<double>::infinity(), most = 0;
+  for (const float x : values) least = std::min(least, double(std::fabs(x))), most = std::max(most, double(std::fabs(x)));
+  return {least, most};
+}
+
+// Scratch memory and code of one thread.
+template <class T>
+class CoarseRunner {
+ public:
+  // is_shared: whether one model has all chains of a group.
+  CoarseRunner(const GraphCall& call, const std::vector<float>& beta, bool is_shared, WorstRounding& worst, Progress& progress)
+      : call_(call),
+        worst_(worst),
+        progress_(progress),
+        beta_(beta),
+        rows_(call.graph.num_nodes),
+        exact_bias_(call.graph.num_nodes * kCoarseGroup),
+        coupling_(is_shared ? 2 * call.graph.num_edges : call.graph.num_edges * kCoarseGroup),
+        bias_(call.graph.num_nodes * kCoarseGroup),
+        offset_(is_shared ? call.graph.num_nodes : 0),
+        state_(2 * call.graph.num_nodes),
+        fixed_(2 * call.graph.num_nodes),
+        words_(call.graph.num_nodes),
+        bytes_(table_random_bytes(call.graph.num_nodes)) {
+    std::tie(least_beta_, largest_beta_) = range_of_magnitudes(beta);
+    group_.shared_coupling = is_shared;
+    group_.coupling = coupling_.get(), group_.bias = bias_.get(), group_.offset = offset_.get();
+    group_.state = state_.get(), group_.fixed = fixed_.get(), group_.bytes = bytes_.get();
+  }
+
+  // coupling(part): the SharedCoupling or RoundedLanes of a part. False if fields of 16 bits would leave too much open; then nothing
+  // is drawn.
+  template <class CouplingOf>
+  bool run(const Group* parts, const CouplingOf& coupling) {
+    for (int part = 0; part < kCoarseParts; ++part) {
+      parts[part].number_chains(call_, group_.number + part * kGroup);
+      coupling(part).copy_scales(group_.scale + part * kGroup);
+      group_.exact_coupling[part] = coupling(part).rounded();
+    }
+    if (!load_bias(parts)) return true;  // the call failed
+    if (kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group_) > kLargestGraphSlack) return false;
+
+    const int64_t n = call_.graph.num_nodes;
+    words_from_rows(rows<const uint32_t>(call_.bits, parts), n, words_.get());
+    std::memcpy(state_.get(), words_.get(), size_t(n) * sizeof(uint64_t));
+    uint64_t absent = 0;
+    for (int bit = 0; bit < kCoarseGroup; ++bit) absent |= uint64_t{!has_chain(parts, bit)} << bit;
+    if (call_.clamp) words_from_rows(rows(call_.clamp, parts), n, words_.get());
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t fixed = absent | (call_.clamp ? words_.get()[i] : 0);
+      std::memcpy(fixed_.get() + 2 * i, &fixed, sizeof fixed);
+    }
+    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
+                                beta_.data(),     beta_.size() > 1 ? 1 : 0, nullptr,    nullptr,
+                                progress_.check()};
+    kernels().sweep_coarse_graph(sweeps, group_);
+    if (progress_.stop()) return true;
+    std::memcpy(words_.get(), state_.get(), size_t(n) * sizeof(uint64_t));
+    rows_from_words(words_.get(), n, rows(call_.bits, parts));
+    return true;
+  }
+
+ private:
+  bool load_bias(const Group* parts) {
+    const int64_t n = call_.graph.num_nodes;
+    group_.shared_bias = group_.shared_coupling;
+    for (int part = 0; part < kCoarseParts && group_.shared_bias; ++part)
+      for (int l = 0; l < parts[part].count; ++l) group_.shared_bias &= bias_row(parts[part], l) == bias_row(parts[0], 0);
+    for (int part = 0; part < (group_.shared_bias ? 1 : kCoarseParts); ++part) {
+      float* out = exact_bias_.get() + part * n * kGroup;
+      bool is_shared = false;
+      if (!load_group_bias<T>(call_, call_.bias, parts[part], rows_, out, group_.shared_bias ? &is_shared : nullptr))
+        return progress_.fail(Outcome::kNonFiniteBias), false;
+      worst_.note_biases(group_.scale + part * kGroup, is_shared ? 1 : kGroup, n, out, out);
+      group_.exact_bias[part] = out;
+    }
+    return true;
+  }
+  const T* bias_row(const Group& group, int l) const { return row_of<T>(call_.batch, call_.bias, group.model[l], group.chain[l]); }
+  static bool has_chain(const Group* parts, int bit) {
+    const int chain = chain_of_coarse_bit(bit);
+    return chain % kGroup < parts[chain / kGroup].count;
+  }
+  template <class Word>
+  TableRows<Word> rows(Word* bits, const Group* parts) const {
+    TableRows<Word> out;
+    for (int bit = 0; bit < kCoarseGroup; ++bit) {
+      const int chain = chain_of_coarse_bit(bit);
+      const int64_t words = state_words(call_.graph.num_nodes);
+      out.row[bit] = has_chain(parts, bit) ? bits + parts[chain / kGroup].linear[chain % kGroup] * words : nullptr;
+    }
+    return out;
+  }
+
+  const GraphCall& call_;
+  WorstRounding& worst_;
+  Progress& progress_;
+  const std::vector<float>& beta_;
+  double least_beta_, largest_beta_;
+  LaneRows<float> rows_;
+  Buffer<float> exact_bias_;
+  Buffer<int16_t> coupling_, bias_;
+  Buffer<float> offset_;
+  Buffer<uint32_t> state_, fixed_;
+  Buffer<uint64_t> words_;
+  Buffer<uint8_t> bytes_;
+  CoarseGroup group_ = {};
+};
+
+}  // namespace gibbs

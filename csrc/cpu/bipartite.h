@@ -24,7 +24,7 @@ struct BipartiteCall : SweepCall {
   bool allow_tables = true;
   int64_t narrow_from = kernels().narrow_from;
   bool look_up_always = false;  // also for so few chains and sweeps that tables do not pay
-  int largest_slack = 512;      // of fields of 16 bits, in units of 2^-16. They leave one unit in 50 open then, which still pays
+  int largest_slack = kernels().largest_slack;
   std::atomic<int64_t>* num_coarse_groups = nullptr;  // counts the groups of chains that took them
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.

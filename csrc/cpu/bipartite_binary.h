@@ -147,7 +147,7 @@ class BinaryRunner {
           right_bias(padded_side(call.n2)),
           before(capacity * state_words(std::max(call.n1, call.n2))),
           largest_slack(call.largest_slack),
-          coupling{{0, 0, 0, 0}, rows.get(), columns.get(), left_bias.get(), right_bias.get()} {
+          coupling{{0, 0, 0}, rows.get(), columns.get(), left_bias.get(), right_bias.get()} {
       std::tie(least_beta, largest_beta) = beta_range(call);
     }
     bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {

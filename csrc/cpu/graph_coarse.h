@@ -14,9 +14,6 @@
 // Binary sweeps of graphs by the route "coarse": 64 chains side by side, four groups of 16.
 namespace gibbs {
 
-// Fields leave open two units in 50 then, which still pays (bench/NOTES.md).
-constexpr int kLargestGraphSlack = 512;
-
 inline bool use_coarse(const GraphCall& call) {
   if (!kernels().sweep_coarse_graph || call.log_weights || call.metropolis) return false;
   // Few sweeps do not pay for rounding couplings once more.
@@ -72,7 +69,7 @@ class CoarseRunner {
       group_.exact_coupling[part] = coupling(part).rounded();
     }
     if (!load_bias(parts)) return true;  // the call failed
-    if (kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group_) > kLargestGraphSlack) return false;
+    if (kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group_) > kernels().largest_slack) return false;
 
     const int64_t n = call_.graph.num_nodes;
     words_from_rows(rows<const uint32_t>(call_.bits, parts), n, words_.get());

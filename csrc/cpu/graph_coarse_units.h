@@ -187,7 +187,7 @@ class CoarseUnitsRunner {
     group.shared_coupling = group.shared_bias = true;
     group.exact_coupling[0] = coupling.rounded(), group.exact_bias[0] = exact_bias_.get();
     group.coupling = half_edges_.get(), group.bias = node_bias_.get(), group.offset = offset_.get();
-    is_hopeless_ = kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group) > kLargestGraphSlack;
+    is_hopeless_ = kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group) > kernels().largest_slack;
     if (is_hopeless_) return true;
     layout_.each_half_edge(call_.graph, [&](int32_t h, size_t at) { coupling_.get()[at] = half_edges_.get()[h]; });
     for (size_t position = 0; position < layout_.nodes().size(); ++position) {
@@ -198,7 +198,7 @@ class CoarseUnitsRunner {
     units_.graph = call_.graph;
     units_.coupling = coupling_.get(), units_.bias = bias_.get();
     units_.exact_coupling = coupling.rounded(), units_.exact_bias = exact_bias_.get();
-    units_.scale = coupling.scale(), units_.fields = group.fields, units_.error = group.error;
+    units_.scale = coupling.scale(), units_.fields = group.fields;
     return true;
   }
 

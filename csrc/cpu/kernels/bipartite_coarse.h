@@ -68,20 +68,18 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
   if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37)) return kHopeless;  // far from float32's limits
   out.unit = float(unit), out.range = float(sum + bias);
   float centre[kMostCoarseUnits];
-  out.left_error = round_coarse_rows(p.coupling.rows, p.n1, p.n2, float(factor), out.rows, centre);
+  const float error_left = round_coarse_rows(p.coupling.rows, p.n1, p.n2, float(factor), out.rows, centre);
   round_coarse_biases(chain.left_bias, centre, p.n1, bias, unit, out.left_bias);
-  out.right_error = round_coarse_rows(p.coupling.columns, p.n2, p.n1, float(factor), out.columns, centre);
+  const float error_right = round_coarse_rows(p.coupling.columns, p.n2, p.n1, float(factor), out.columns, centre);
   round_coarse_biases(chain.right_bias, centre, p.n2, bias, unit, out.right_bias);
-  const double scaled = largest_beta * double(out.unit);
-  const float error = out.left_error > out.right_error ? out.left_error : out.right_error;
-  return coarse_slack(out, error, largest_beta, coarse_sigmoid(scaled).residual);
+  out.error = error_left > error_right ? error_left : error_right;
+  return coarse_sigmoid(out, largest_beta).largest_slack;
 }
 
 // One side of every chain of a group.
 struct CoarseSide : GroupSide<int16_t> {
   int64_t words, acc_stride;
   const int16_t* bias;
-  float error;
   uint32_t* BinaryChain::* bits;
   const uint32_t* BinaryChain::* clamp;
   ExactSide exact;
@@ -92,7 +90,7 @@ struct CoarseSide : GroupSide<int16_t> {
 class CoarseOpen {
  public:
   CoarseOpen(const CoarseSide& side, int slack, float beta, uint64_t sweep)
-      : side_(side), units_(side.exact.at_sweep(sweep), slack, beta) {}
+      : side_(side), slack_(uint16_t(slack)), units_(side.exact.at_sweep(sweep), beta) {}
   struct alignas(64) Entry {
     uint16_t probability[32];
     uint8_t byte[32];
@@ -110,8 +108,8 @@ class CoarseOpen {
       uint32_t* word = entry.chain->*side_.bits + entry.word;
       for (uint32_t open = entry.open; open; open &= open - 1) {
         const int place = __builtin_ctz(open);
-        units_.add({entry.chain, 32 * entry.word + place}, entry.byte[place], entry.probability[place], entry.negative >> place & 1,
-                   word, place);
+        units_.add({entry.chain, 32 * entry.word + place}, entry.byte[place], entry.probability[place], slack_,
+                   entry.negative >> place & 1, word, place);
       }
     }
     num_entries_ = 0;
@@ -120,6 +118,7 @@ class CoarseOpen {
 
  private:
   const CoarseSide& side_;
+  const uint16_t slack_;
   OpenFields<ExactSide> units_;
   static constexpr int kEnough = 64;
   int num_entries_ = 0;
@@ -199,7 +198,6 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
                            state_words(p.n1),
                            padded_side(p.n1),
                            coarse.left_bias,
-                           coarse.left_error,
                            &BinaryChain::left,
                            &BinaryChain::clamp_left,
                            exact_left(p)};
@@ -207,7 +205,6 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
                             state_words(p.n2),
                             padded_side(p.n2),
                             coarse.right_bias,
-                            coarse.right_error,
                             &BinaryChain::right,
                             &BinaryChain::clamp_right,
                             exact_right(p)};
@@ -232,7 +229,7 @@ void sweep_coarse_kernel(const BinarySweeps& p, const CoarseCoupling& coarse, co
     for (int half = 0; half < 2; ++half) {
       const bool is_left = half;
       const CoarseSide &side = is_left ? left : right, &other = is_left ? right : left;
-      const int slack = sigmoid.slack(side.error);
+      const int slack = sigmoid.values().largest_slack;
       const CoarseDraw draw(sigmoid.values(), slack, beta < 0);
       CoarseOpen open(side, slack, beta, number);
       for (int64_t c = 0; c < count; ++c) {

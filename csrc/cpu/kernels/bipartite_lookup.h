@@ -152,10 +152,10 @@ int round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, dou
   const double factor = scale / unit * double(1 << out.shift);
   if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37)) return kHopeless;  // far from float32's limits
   out.unit = float(unit), out.range = float(all + out.most_bias);
-  out.left_error = round_lookup_side(wide.rows, 0, n1, n2, float(factor), out.shift, out.left);
-  out.right_error = round_lookup_side(wide.columns, n1, n2, n1, float(factor), out.shift, out.right);
-  const float error = out.left_error > out.right_error ? out.left_error : out.right_error;
-  return coarse_slack(out, error, largest_beta, coarse_sigmoid(largest_beta * double(out.unit)).residual);
+  const float error_left = round_lookup_side(wide.rows, 0, n1, n2, float(factor), out.shift, out.left);
+  const float error_right = round_lookup_side(wide.columns, n1, n2, n1, float(factor), out.shift, out.right);
+  out.error = error_left > error_right ? error_left : error_right;
+  return coarse_sigmoid(out, largest_beta).largest_slack;
 }
 
 // ---- sweeps ---------------------------------------------------------------------------------------------------------------------
@@ -173,7 +173,6 @@ inline void transpose_bits(const uint32_t (&in)[32], uint32_t (&out)[32]) {
 struct LookupChains {
   int64_t n, first_unit;
   LookupSide coupling;
-  float error;
   uint32_t* bits;         // [n, vectors]
   const uint32_t* fixed;  // [n, vectors]
   const int16_t* bias;    // [n] or [n, vectors, 32]
@@ -264,23 +263,8 @@ class LookupSweeps {
         count_(count),
         vectors_(int((count + kLookupLanes - 1) / kLookupLanes)),
         scratch_(scratch),
-        left_{p.n1,
-              0,
-              coupling.left,
-              coupling.left_error,
-              scratch.left,
-              scratch.left_fixed,
-              scratch.left_bias,
-              &BinaryChain::left,
-              exact_left(p)},
-        right_{p.n2,
-               p.n1,
-               coupling.right,
-               coupling.right_error,
-               scratch.right,
-               scratch.right_fixed,
-               scratch.right_bias,
-               &BinaryChain::right,
+        left_{p.n1, 0, coupling.left, scratch.left, scratch.left_fixed, scratch.left_bias, &BinaryChain::left, exact_left(p)},
+        right_{p.n2,          p.n1, coupling.right, scratch.right, scratch.right_fixed, scratch.right_bias, &BinaryChain::right,
                exact_right(p)},
         sigmoid_(coupling) {
     for (int64_t c = 0; c < count; ++c)
@@ -347,13 +331,13 @@ class LookupSweeps {
 
   void draw(const LookupChains& side, const LookupChains& given) {
     index_entries(given);
-    const int slack = sigmoid_.slack(side.error);
-    const CoarseDraw decide(sigmoid_.values(), slack, sigmoid_.beta() < 0);
-    OpenFields<ExactSide> open(side.exact.at_sweep(number_of_sweep_), slack, sigmoid_.beta());
+    const CoarseDraw decide(sigmoid_.values(), sigmoid_.beta() < 0);
+    OpenFields<ExactSide> open(side.exact.at_sweep(number_of_sweep_), sigmoid_.beta());
     const int64_t num_tables = num_lookup_tables(given.n);
     // Both sides have units of this span of 128.
     const int64_t common_span = p_.n1 % 128 ? p_.n1 / 128 : -1;
     alignas(64) int16_t sums[kTileUnits * kMostLookupVectors * kLookupLanes];
+    alignas(64) uint16_t slacks[kTileUnits * kMostLookupVectors * kLookupLanes];
     alignas(64) uint16_t bytes_of_tile[kTileUnits * kMostLookupVectors * kLookupLanes];
     struct Open {
       uint32_t open, negative;
@@ -376,6 +360,7 @@ class LookupSweeps {
           const auto drawn =
               decide(_mm512_load_si512(at), _mm512_load_si512(bytes + (tile.slots[k] * vectors_ + v) * kLookupLanes));
           _mm512_store_si512(at, drawn.probability);
+          _mm512_store_si512(slacks + (k * vectors_ + v) * kLookupLanes, drawn.slack);
           uint32_t& bits = side.bits[int64_t{tile.units[k]} * vectors_ + v];
           const uint32_t fixed = side.fixed[int64_t{tile.units[k]} * vectors_ + v], is_open = drawn.open & ~fixed;
           bits = (drawn.ones & ~fixed & ~is_open) | (bits & fixed);
@@ -386,8 +371,8 @@ class LookupSweeps {
         for (uint32_t rest = f->open; rest; rest &= rest - 1) {
           const int place = __builtin_ctz(rest), lane = f->vector * kLookupLanes + place;
           open.add({chains_ + lane, tile.units[f->at]}, uint8_t(bytes[tile.slots[f->at] * vectors_ * kLookupLanes + lane] >> 8),
-                   uint16_t(sums[f->at * vectors_ * kLookupLanes + lane]), f->negative >> place & 1,
-                   side.bits + int64_t{tile.units[f->at]} * vectors_ + f->vector, place);
+                   uint16_t(sums[f->at * vectors_ * kLookupLanes + lane]), slacks[f->at * vectors_ * kLookupLanes + lane],
+                   f->negative >> place & 1, side.bits + int64_t{tile.units[f->at]} * vectors_ + f->vector, place);
         }
     });
     open.close();

@@ -37,12 +37,8 @@ struct NarrowCoupling {
   int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
-struct BipartiteFields : CoarseFields {
-  float left_error, right_error;  // the largest error of the sum of a left and of a right unit, in units
-};
-
 // A model whose couplings are rounded to the unit of fields.
-struct CoarseCoupling : BipartiteFields {
+struct CoarseCoupling : CoarseFields {
   int16_t *rows, *columns;          // [n1, padded_side(n2)], [n2, padded_side(n1)]
   int16_t *left_bias, *right_bias;  // [padded_side(n)]
 };
@@ -58,7 +54,7 @@ struct LookupSide {
   LookupTable* tables;  // [n, num_lookup_tables(other n)], in the order in which they are read
   float* offset;        // [n] what sums are too large by, in units of a field
 };
-struct LookupCoupling : BipartiteFields {
+struct LookupCoupling : CoarseFields {
   int shift;
   double most_bias;  // a larger |bias| saturates a unit, whatever its neighbours do
   LookupSide left, right;

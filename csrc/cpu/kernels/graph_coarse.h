@@ -85,10 +85,10 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
   const double most_bias = double(largest_bias) < saturated ? double(largest_bias) : saturated;
   // Rounding adds at most a half for each coupling and for the bias, and the offset is at most a quarter of the degree.
   const double unit = (sum + most_bias) / (32750 - double(g.max_degree));
-  b.fields = {float(unit > 0 ? unit : 1), float(sum + most_bias)};
+  b.fields = {float(unit > 0 ? unit : 1), float(sum + most_bias), 0};
   if (double(b.fields.unit) * largest_beta >= kCoarseReach || unit > 1e30 || b.fields.unit < 1e-30f) return kHopeless;
   // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^15 units.
-  b.error = 0.02f + (b.shared_coupling ? round_shared_couplings(g, b) : round_own_couplings(g, b));
+  b.fields.error = 0.02f + (b.shared_coupling ? round_shared_couplings(g, b) : round_own_couplings(g, b));
 
   const float most = float(most_bias), per_unit = 1 / b.fields.unit;
   const auto clipped = [&](VecF x) { return (x < -most ? splat(-most) : x > most ? splat(most) : x) * per_unit; };
@@ -101,7 +101,7 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
     else
       for (int h = 0; h < 2; ++h) store(b.bias + node * kCoarseGroup + h * kCoarseLanes, interleaved(near(h), near(h + 2)));
   }
-  return coarse_slack(b.fields, b.error, largest_beta, coarse_sigmoid(double(b.fields.unit) * largest_beta).residual);
+  return coarse_sigmoid(b.fields, largest_beta).largest_slack;
 }
 
 // ---- sweeps ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ struct ExactGraph {
 
 // Units some of whose chains the high bytes leave open. As these are unpredictable, they are appended without a branch.
 struct alignas(64) OpenCoarseUnit {
-  uint16_t probability[kCoarseGroup];
+  uint16_t probability[kCoarseGroup], slack[kCoarseGroup];
   uint64_t open, negative;
   int64_t position;
 };
@@ -159,9 +159,8 @@ void sweep_coarse_graph_of(const GraphSweeps& p, const CoarseGroup& b) {
     if (p.check.stop(p.check.context)) return;
     sigmoid.set(p.beta[sweep * p.beta_stride]);
     const uint64_t number = p.first_sweep + uint64_t(sweep);
-    const int slack = sigmoid.slack(b.error);
-    const CoarseDraw decide(sigmoid.values(), slack, sigmoid.beta() < 0);
-    OpenFields<ExactGraph> open({g, b, p.seed, number}, slack, sigmoid.beta());
+    const CoarseDraw decide(sigmoid.values(), sigmoid.beta() < 0);
+    OpenFields<ExactGraph> open({g, b, p.seed, number}, sigmoid.beta());
     draw_table_bytes(p.seed, b.number, number, g.num_nodes, b.bytes);
     int num_found = 0;
     const auto close = [&] {
@@ -170,7 +169,7 @@ void sweep_coarse_graph_of(const GraphSweeps& p, const CoarseGroup& b) {
         for (uint64_t rest = f->open; rest; rest &= rest - 1) {
           const int bit = __builtin_ctzll(rest), half = bit / kCoarseLanes;
           open.add({int32_t(f->position), bit}, b.bytes[node * kCoarseGroup + bit % kCoarseLanes * 2 + half], f->probability[bit],
-                   f->negative >> bit & 1, b.state + 2 * node + half, bit % kCoarseLanes);
+                   f->slack[bit], f->negative >> bit & 1, b.state + 2 * node + half, bit % kCoarseLanes);
         }
       }
       num_found = 0;
@@ -200,6 +199,8 @@ void sweep_coarse_graph_of(const GraphSweeps& p, const CoarseGroup& b) {
         OpenCoarseUnit& next = found[num_found];
         _mm512_store_si512(next.probability, low.probability);
         _mm512_store_si512(next.probability + kCoarseLanes, high.probability);
+        _mm512_store_si512(next.slack, low.slack);
+        _mm512_store_si512(next.slack + kCoarseLanes, high.slack);
         next.open = is_open, next.negative = joined(low.negative, high.negative), next.position = pos;
         num_found += is_open != 0;
         if (num_found == kEnough) close();

@@ -75,7 +75,7 @@ struct ExactUnits {
 };
 
 struct alignas(64) OpenUnitsVector {
-  uint16_t probability[kUnitsVector], byte[kUnitsVector];
+  uint16_t probability[kUnitsVector], slack[kUnitsVector], byte[kUnitsVector];
   uint32_t open, negative;
   int32_t vector, chain;
 };
@@ -94,21 +94,20 @@ void sweep_coarse_units_kernel(const GraphSweeps& p, const CoarseUnits& m, const
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
     if (p.check.stop(p.check.context)) return;
     sigmoid.set(p.beta[sweep * p.beta_stride]);
-    const int slack = sigmoid.slack(m.error);
-    const CoarseDraw decide(sigmoid.values(), slack, sigmoid.beta() < 0);
+    const CoarseDraw decide(sigmoid.values(), sigmoid.beta() < 0);
     RandomStream random[kUnitsChains];
     for (int i = 0; i < count; ++i) {
       random[i] = random_stream(p.seed, chains[i].number, p.first_sweep + uint64_t(sweep));
       random_bytes(random[i], 0, (g.num_nodes + 127) / 128, chains[i].bytes);
     }
-    OpenFields<ExactUnits> open({m, chains, random}, slack, sigmoid.beta());
+    OpenFields<ExactUnits> open({m, chains, random}, sigmoid.beta());
     int num_found = 0;
     const auto close = [&] {
       for (const OpenUnitsVector* f = found; f < found + num_found; ++f)
         for (uint32_t rest = f->open; rest; rest &= rest - 1) {
           const int l = __builtin_ctz(rest);
-          open.add({f->vector * kUnitsVector + l, f->chain}, uint8_t(f->byte[l] >> 8), f->probability[l], f->negative >> l & 1,
-                   chains[f->chain].state + f->vector, l);
+          open.add({f->vector * kUnitsVector + l, f->chain}, uint8_t(f->byte[l] >> 8), f->probability[l], f->slack[l],
+                   f->negative >> l & 1, chains[f->chain].state + f->vector, l);
         }
       num_found = 0;
     };
@@ -124,6 +123,7 @@ void sweep_coarse_units_kernel(const GraphSweeps& p, const CoarseUnits& m, const
           c.state[v] = (drawn.ones & ~fixed & ~is_open) | (c.state[v] & fixed);
           OpenUnitsVector& next = found[num_found];
           _mm512_store_si512(next.probability, drawn.probability);
+          _mm512_store_si512(next.slack, drawn.slack);
           _mm512_store_si512(next.byte, bytes);
           next.open = is_open, next.negative = drawn.negative, next.vector = int32_t(v), next.chain = i;
           num_found += is_open != 0;

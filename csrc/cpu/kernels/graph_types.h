@@ -107,7 +107,6 @@ struct CoarseGroup {
   int16_t* bias;      // shared [num_nodes], else [num_nodes, 64]
   float* offset;      // [num_nodes] what the sums at each position are too large by; shared couplings only, else 0
   CoarseFields fields;
-  float error;  // the largest error of a sum, in units
 };
 
 // ---- single chains whose fields have 16 bits: AVX-512 ---------------------------------------------------------------------------
@@ -134,7 +133,6 @@ struct CoarseUnits {
   const float* exact_bias;        // by node
   float scale;                    // 2^-k
   CoarseFields fields;
-  float error;
 };
 struct CoarseChain {
   uint64_t number;

@@ -68,10 +68,12 @@ const Kernels table = {
     .sweep_group = sweep_group_kernel,
     .sweep_narrow = sweep_narrow_kernel,
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+    .largest_slack = 512,
     .round_coarse = round_coarse_kernel,
     .sweep_coarse = sweep_coarse_kernel,
 #endif
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+    .largest_slack = 8192,
     .round_lookup = round_lookup_kernel,
     .sweep_lookup = sweep_lookup_kernel,
 #endif

@@ -22,6 +22,7 @@ constexpr int64_t kMostCoarseUnits = 4096;  // of a unit's neighbours: roundings
 struct CoarseFields {
   float unit;   // of a field
   float range;  // the largest |field|, but for biases that saturate a unit
+  float error;  // the largest of a unit's sum of couplings, in units
 };
 
 }  // namespace gibbs

@@ -18,7 +18,6 @@ SLOWING = re.compile(
 )
 READERS = ("numpy", "torch", "jax", "jaxlib", "scipy")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "BLIS")} | {
-    "OMP_WAIT_POLICY": "passive",  # else a second thread spins after its work, which the next contender meets
     "NPROC": "1",  # the size of XLA's pools
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "JAX_PLATFORMS": "cpu",

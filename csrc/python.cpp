@@ -103,7 +103,7 @@ py::tuple round_couplings(const py::array& weight) {
   int k = 0, shift = 0;
   if (gibbs::kernels().scale_exponent(view, sums.data(), &k, &shift) != gibbs::CouplingStatus::kOk)
     throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");
-  gibbs::kernels().round_couplings(view, k, {rows.data(), columns.data(), 0.0f});
+  gibbs::kernels().round_couplings(view, k, 0, n1, {rows.data(), columns.data(), 0.0f});
   py::array_t<int32_t> out({n1, n2});
   auto to = out.mutable_unchecked<2>();
   for (int64_t i = 0; i < n1; ++i)

@@ -46,8 +46,11 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
   const bool by_model = models >= runtime.num_threads || chains == 1;
   const int64_t size = group_size<T>(call, chains, by_model ? 1 : runtime.num_threads);
   const int64_t groups = (chains + size - 1) / size;
+  const Runtime serial = {1, nullptr, nullptr};
+  // Waking threads costs more than rounding a small model.
+  const bool rounds_in_parts = !by_model && call.n1 * call.n2 >= 1 << 16;
   const auto load = [&](RoundedModel<T>& coupling, int64_t model) {
-    if (!coupling.load(model, progress)) return false;
+    if (!coupling.load(model, rounds_in_parts ? runtime : serial, progress)) return false;
     worst.note({coupling.wide.scale, 0});
     return true;
   };

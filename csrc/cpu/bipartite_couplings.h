@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -54,14 +55,36 @@ class LookupModel {
         to_right_(call.n2 * num_lookup_tables(call.n1)),
         left_offset_(call.n1),
         right_offset_(call.n2) {}
-  // The tables, or null if they leave too many units open.
-  const LookupCoupling* load(int64_t model, const RoundedCoupling& wide) {
+  // The tables, or null if they leave too many units open or the call failed.
+  const LookupCoupling* load(int64_t model, const RoundedCoupling& wide, const Runtime& runtime, Progress& progress) {
     const auto [least_beta, largest_beta] = beta_range(call_);
     const double bias = std::max(largest_bias(model, call_.left_bias, call_.n1), largest_bias(model, call_.right_bias, call_.n2));
     coupling_.left = {to_left_.get(), left_offset_.get()};
     coupling_.right = {to_right_.get(), right_offset_.get()};
-    const int slack = kernels().round_lookup(call_.n1, call_.n2, wide, bias, least_beta, largest_beta, coupling_);
-    return slack <= call_.largest_slack ? &coupling_ : nullptr;
+    LookupSums most = {0, 0, 0};
+    std::mutex mutex;
+    const auto note = [&](const int32_t* rows, int64_t n, Interval part) {
+      LookupSums of_part = {0, 0, 0};
+      kernels().note_lookup_sums(rows + part.begin * padded_row(n), part.end - part.begin, n, of_part);
+      const std::lock_guard<std::mutex> lock(mutex);
+      most = {std::max(most.all, of_part.all), std::max(most.block, of_part.block), std::max(most.middle, of_part.middle)};
+    };
+    for_each_part(runtime, call_.n1, 1, progress, [&](Interval part) { note(wide.rows, call_.n2, part); });
+    for_each_part(runtime, call_.n2, 1, progress, [&](Interval part) { note(wide.columns, call_.n1, part); });
+    if (!kernels().choose_lookup_unit(call_.n1, call_.n2, most, wide.scale, bias, least_beta, coupling_)) return nullptr;
+    coupling_.error = 0;
+    for_each_part(runtime, 2 * lookup_counters(call_.n1, call_.n2), 1, progress, [&](Interval part) {
+      const int64_t counters = lookup_counters(call_.n1, call_.n2);
+      float error = 0;
+      for (const bool is_left : {false, true}) {
+        const int64_t first = part.begin - is_left * counters, last = part.end - is_left * counters;
+        error = std::max(error, kernels().round_lookup(call_.n1, call_.n2, wide, is_left, first, last, coupling_));
+      }
+      const std::lock_guard<std::mutex> lock(mutex);
+      coupling_.error = std::max(coupling_.error, error);
+    });
+    if (progress.stop()) return nullptr;
+    return kernels().slack_of_fields(coupling_, largest_beta) <= call_.largest_slack ? &coupling_ : nullptr;
   }
 
  private:
@@ -99,15 +122,19 @@ class RoundedModel {
     if (LookupModel<T>::pays(call)) lookup_model_.emplace(call);
   }
 
-  bool load(int64_t model, Progress& progress) {
+  // False if the call failed.
+  bool load(int64_t model, const Runtime& runtime, Progress& progress) {
     weight = weight_of(call_, model);
     if (!exponent_of(weight, sums_.get(), &k, &narrow.shift, progress)) return false;
     wide = {rows_.get(), columns_.get(), std::ldexp(1.0f, -k)};
     if (is_narrow_) narrow.rows = narrow_rows_.get(), narrow.columns = narrow_columns_.get();
     if (!call_.num_sweeps) return true;
-    is_narrow_ ? kernels().round_narrow_couplings(weight, k, narrow) : kernels().round_couplings(weight, k, wide);
-    lookup = lookup_model_ ? lookup_model_->load(model, wide) : nullptr;
-    return true;
+    for_each_part(runtime, call_.n1, 16, progress, [&](Interval rows) {
+      is_narrow_ ? kernels().round_narrow_couplings(weight, k, rows.begin, rows.end, narrow)
+                 : kernels().round_couplings(weight, k, rows.begin, rows.end, wide);
+    });
+    lookup = lookup_model_ && !progress.stop() ? lookup_model_->load(model, wide, runtime, progress) : nullptr;
+    return !progress.stop();
   }
 
   CouplingView weight = {};

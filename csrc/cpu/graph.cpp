@@ -115,16 +115,16 @@ class ForwardRun {
 
   // One model, as its route reads it.
   struct Model {
-    Model(const GraphCall& call, GraphRoute route) : coupling(call, call.num_sweeps > 0) {
-      if (route == GraphRoute::kTables) tables.emplace(call);
+    Model(const GraphCall& call, const std::vector<float>& beta, GraphRoute route) : coupling(call, call.num_sweeps > 0) {
+      if (route == GraphRoute::kTables) tables.emplace(call, beta);
       if (route == GraphRoute::kUnits) units.emplace(call);
       if (route == GraphRoute::kCoarseUnits) layout.emplace(call.graph);
     }
-    bool load(ForwardRun& run, int64_t model) {
+    bool load(ForwardRun& run, int64_t model, const Runtime& runtime) {
       if (!coupling.load(model, run.progress_)) return false;
       if (run.call_.num_sweeps) run.worst_.note({coupling.scale(), 0});
       if (units) units->load(coupling);
-      return !tables || tables->load(model, coupling, run.worst_, run.progress_);
+      return !tables || tables->load(model, coupling, runtime, run.worst_, run.progress_);
     }
     SharedCoupling<T> coupling;
     std::optional<TablesData> tables;
@@ -177,23 +177,24 @@ class ForwardRun {
       if (number >= first_group && !runners.sweep(*this, group, data.coupling)) return;
       if (call_.num_relaxed_sweeps) runners.relax(*this, group, data.coupling);
     };
+    const Runtime serial = {1, nullptr, nullptr};
     if (threads == 1) {
       for_each_task(runtime_, models, progress_, [&] {
-        return [&, data = std::make_shared<Model>(call_, route), runners = std::make_shared<Runners>()](int64_t model) {
-          if (!data->load(*this, model)) return;
+        return [&, data = std::make_shared<Model>(call_, beta_, route), runners = std::make_shared<Runners>()](int64_t model) {
+          if (!data->load(*this, model, serial)) return;
           for (int64_t t = 0; t < own_tasks && !progress_.stop(); ++t) run_own(*runners, model, *data, t);
           for (int64_t t = 0; t < group_tasks && !progress_.stop(); ++t) run_group(*runners, model, *data, t);
         };
       });
     } else {
-      Model data(call_, route);
+      Model data(call_, beta_, route);
       const auto share = [&](int64_t tasks, const auto& run, int64_t model) {
         if (tasks)
           for_each_task(runtime_, tasks, progress_, [&] {
             return [&, model, runners = std::make_shared<Runners>()](int64_t t) { run(*runners, model, data, t); };
           });
       };
-      for (int64_t model = 0; model < models && !progress_.stop() && data.load(*this, model); ++model) {
+      for (int64_t model = 0; model < models && !progress_.stop() && data.load(*this, model, runtime_); ++model) {
         share(own_tasks, run_own, model);
         share(group_tasks, run_group, model);
       }

@@ -70,12 +70,15 @@ inline bool use_tables(const GraphCall& call, const std::vector<float>& beta, in
 // One model, as groups of 64 chains read it.
 class TablesData {
  public:
-  TablesData(const GraphCall& call)
+  TablesData(const GraphCall& call, const std::vector<float>& beta)
       : call_(call),
+        beta_(beta[0]),
+        has_table_(num_segments(beta) == 1),
         degree_(table_degree(call.graph)),
         neighbors_(call.graph.num_nodes * degree_),
         coupling_(call.graph.num_nodes * degree_),
-        bias_(call.graph.num_nodes) {
+        bias_(call.graph.num_nodes),
+        table_(has_table_ ? call.graph.num_nodes << degree_ : 0) {
     const GraphView& g = call.graph;
     for (int64_t pos = 0; pos < g.num_nodes; ++pos)
       for (int k = 0; k < degree_; ++k) {
@@ -84,7 +87,7 @@ class TablesData {
       }
   }
   template <class T>
-  bool load(int64_t model, const SharedCoupling<T>& coupling, WorstRounding& worst, Progress& progress) {
+  bool load(int64_t model, const SharedCoupling<T>& coupling, const Runtime& runtime, WorstRounding& worst, Progress& progress) {
     const GraphView& g = call_.graph;
     for (int64_t pos = 0; pos < g.num_nodes; ++pos)
       for (int k = 0; k < degree_; ++k) {
@@ -95,15 +98,24 @@ class TablesData {
     const T* row = row_of<T>(call_.batch, call_.bias, model, 0);
     if (!copy_finite(row, g.num_nodes, call_.bias.stride, bias_.get())) return progress.fail(Outcome::kNonFiniteBias), false;
     worst.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
-    return true;
+    if (has_table_)  // waking threads costs more than building a small one
+      for_each_part(runtime, g.num_nodes, std::max<int64_t>(1, 8192 >> degree_), progress, [&](Interval positions) {
+        kernels().build_tables(this->model(), beta_, positions.begin, positions.end, table_.get());
+      });
+    return !progress.stop();
   }
+  // The table of all sweeps; null if their betas differ.
+  const uint8_t* table() const { return has_table_ ? table_.get() : nullptr; }
   TableModel model() const { return {call_.graph, degree_, neighbors_.get(), coupling_.get(), bias_.get(), scale_, call_.seed}; }
 
  private:
   const GraphCall& call_;
+  float beta_;
+  bool has_table_;
   int degree_;
   Buffer<int32_t> neighbors_, coupling_;
   Buffer<float> bias_;
+  Buffer<uint8_t> table_;
   float scale_ = 0;
 };
 
@@ -120,7 +132,7 @@ class TablesRunner {
         bytes_(table_random_bytes(call.graph.num_nodes)),
         state_bytes_((call.graph.num_nodes + 1) * kTableGroup),
         ties_(call.graph.num_nodes + 1),
-        table_(call.graph.num_nodes << table_degree(call.graph)) {}
+        table_(num_segments(beta) == 1 ? 0 : call.graph.num_nodes << table_degree(call.graph)) {}
 
   void run(int64_t model, Interval groups, const TablesData& data) {
     const int64_t n = call_.graph.num_nodes;
@@ -149,9 +161,10 @@ class TablesRunner {
     for (int64_t sweep = 0, end; sweep < call_.num_sweeps; sweep = end) {
       end = beta_.size() > 1 ? sweep + 1 : call_.num_sweeps;
       while (end < call_.num_sweeps && beta_at(end) == beta_at(sweep)) ++end;
-      kernels().build_tables(table_model, beta_at(sweep), table_.get());
+      if (!data.table()) kernels().build_tables(table_model, beta_at(sweep), 0, n, table_.get());
+      const uint8_t* table = data.table() ? data.table() : table_.get();
       for (const TableGroup& g : all) {
-        kernels().sweep_tables(table_model, table_.get(), beta_at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
+        kernels().sweep_tables(table_model, table, beta_at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
                                progress_.check());
         if (progress_.stop()) return;
       }

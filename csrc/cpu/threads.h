@@ -91,5 +91,16 @@ void for_each_task(const Runtime& runtime, int64_t num_tasks, Progress& progress
 struct Interval {
   int64_t begin, end;
 };
+// Shares 0 .. count - 1 among the threads in equal parts, of which all but the last are multiples of `multiple`: run(Interval).
+template <class Run>
+void for_each_part(const Runtime& runtime, int64_t count, int64_t multiple, Progress& progress, const Run& run) {
+  const int64_t pieces = (count + multiple - 1) / multiple, parts = std::min<int64_t>(runtime.num_threads, pieces);
+  if (parts <= 1) return run(Interval{0, count});
+  for_each_task(runtime, parts, progress, [&] {
+    return [&](int64_t part) {
+      run(Interval{part * pieces / parts * multiple, std::min(count, (part + 1) * pieces / parts * multiple)});
+    };
+  });
+}
 
 }  // namespace gibbs

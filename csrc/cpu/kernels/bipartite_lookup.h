@@ -32,12 +32,7 @@ inline __m512i load_table(const LookupTable& table) {
                           _mm512_shuffle_epi8(_mm512_set1_epi64(high), each_eight_times));
 }
 
-// What the scale of fields depends on: the largest over units, in multiples of `scale`.
-struct LookupSums {
-  double all, block;  // the sum of |couplings|, and its part in a block
-  double middle;      // half of |the sum of couplings|
-};
-inline void note_sums(const int32_t* rows, int64_t num_rows, int64_t n, LookupSums& most) {
+void note_lookup_sums_kernel(const int32_t* rows, int64_t num_rows, int64_t n, LookupSums& most) {
   for (int64_t i = 0; i < num_rows; ++i) {
     double all = 0, sum = 0;
     for (int64_t begin = 0; begin < n; begin += kBlockRows) {
@@ -88,9 +83,15 @@ inline void for_each_tile(int64_t first_unit, int64_t n, Function function) {
   }
 }
 
-// Rounds a side. Returns the largest error of a unit's sum, in units of a field.
-inline float round_lookup_side(const int32_t* rows, int64_t first_unit, int64_t num_units, int64_t n, float factor, int shift,
-                               const LookupSide& out) {
+// Rounds the units of a side whose high bytes have the counters first .. last - 1. Returns the largest error of a unit's sum, in
+// units of a field.
+float round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, bool is_left, int64_t first, int64_t last,
+                          const LookupCoupling& coupling) {
+  const int64_t first_unit = is_left ? 0 : n1, num_units = is_left ? n1 : n2, n = is_left ? n2 : n1;
+  const int32_t* rows = is_left ? wide.rows : wide.columns;
+  const LookupSide& out = is_left ? coupling.left : coupling.right;
+  const float factor = coupling.factor;
+  const int shift = coupling.shift;
   const int64_t ld = padded_row(n), num_tables = num_lookup_tables(n), num_blocks = (num_tables + kLookupBlock - 1) / kLookupBlock;
   const float per_unit = power_of_two<float>(-shift);
   int16_t near[kMostCoarseUnits + kLanes + kLookupRows] = {};
@@ -126,37 +127,31 @@ inline float round_lookup_side(const int32_t* rows, int64_t first_unit, int64_t 
     }
   };
   for_each_tile(first_unit, num_units, [&](const LookupTile& tile) {
-    for (int at = 0; at < tile.num_units; ++at) round_unit(tile, at);
+    for (int at = 0; at < tile.num_units && first <= tile.counter && tile.counter < last; ++at) round_unit(tile, at);
   });
   // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^16 units of a field; so were
   // the sums here, and so is the unit of a field.
   return largest / 2 * 1.001f * per_unit + 0.02f + (shift ? 0.5f * float(num_blocks) : 0);
 }
 
-// Rounds a model for betas whose magnitudes lie between two bounds and biases of magnitudes up to a bound. Returns the larger slack
-// of both sides; kHopeless if it did not try. No side has more than kMostCoarseUnits.
-int round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, double largest_bias, double least_beta,
-                        double largest_beta, LookupCoupling& out) {
-  LookupSums most = {0, 0, 0};
-  note_sums(wide.rows, n1, n2, most);
-  note_sums(wide.columns, n2, n1, most);
-  const double scale = double(wide.scale), all = most.all * scale;
-  const double saturated = least_beta > 0 ? all + kCoarseReach / least_beta : largest_bias;
+// Chooses the unit for betas of at least least_beta and biases of magnitudes up to largest_bias. False if it would be far from
+// float32's limits. No side has more than kMostCoarseUnits.
+bool choose_lookup_unit_kernel(int64_t n1, int64_t n2, const LookupSums& most, float scale, double largest_bias, double least_beta,
+                               LookupCoupling& out) {
+  const double all = most.all * double(scale), saturated = least_beta > 0 ? all + kCoarseReach / least_beta : largest_bias;
   out.most_bias = largest_bias < saturated ? largest_bias : saturated;
   // Sums are kept around their middle. Rounding up each coupling adds at most n / 2 to a sum, and half of that to a middle; the
   // errors' middle is at most n / 4. The rounded sums of blocks, off by a half each, fit in the rest.
-  const double field = all / 2 + most.middle * scale + out.most_bias;
+  const double field = all / 2 + most.middle * double(scale) + out.most_bias;
   const double unit = field > 0 ? field / (32750 - double(n1 > n2 ? n1 : n2)) : 1;
   // Half of a block's sum, 20 of rounding and the 128 by which a dropped half is added are below 2^15.
-  for (out.shift = 0; out.shift < 8 && most.block * scale * double(2 << out.shift) < 65000 * unit;) ++out.shift;
-  const double factor = scale / unit * double(1 << out.shift);
-  if (!(factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37)) return kHopeless;  // far from float32's limits
-  out.unit = float(unit), out.range = float(all + out.most_bias);
-  const float error_left = round_lookup_side(wide.rows, 0, n1, n2, float(factor), out.shift, out.left);
-  const float error_right = round_lookup_side(wide.columns, n1, n2, n1, float(factor), out.shift, out.right);
-  out.error = error_left > error_right ? error_left : error_right;
-  return coarse_sigmoid(out, largest_beta).largest_slack;
+  for (out.shift = 0; out.shift < 8 && most.block * double(scale) * double(2 << out.shift) < 65000 * unit;) ++out.shift;
+  const double factor = double(scale) / unit * double(1 << out.shift);
+  out.unit = float(unit), out.range = float(all + out.most_bias), out.factor = float(factor);
+  return factor < 1e30 && factor > 1e-30 && unit < 1e30 && unit > 1e-37;
 }
+
+int slack_of_fields_kernel(const CoarseFields& fields, double beta) { return coarse_sigmoid(fields, beta).largest_slack; }
 
 // ---- sweeps ---------------------------------------------------------------------------------------------------------------------
 

@@ -101,14 +101,14 @@ CouplingStatus scale_exponent_kernel(const CouplingView& w, void* sums, int* k, 
   return w.is_double ? choose_scale<double>(w, sums, k, shift) : choose_scale<float>(w, sums, k, shift);
 }
 
-// rows[i][j] = rounded(w[i][j], 2^exponent), which must fit in E; columns is the transpose.
+// rows[i][j] = rounded(w[i][j], 2^exponent), which must fit in E, for `first` <= i < last; columns is the transpose.
 template <class T, class E>
-inline void round_couplings_of(const CouplingView& w, int exponent, E* rows, E* columns) {
+inline void round_couplings_of(const CouplingView& w, int exponent, int64_t first, int64_t last, E* rows, E* columns) {
   const int64_t ld1 = padded_row(w.n1), ld2 = padded_row(w.n2);
   const T factor = power_of_two<T>(exponent);
   // 16 rows are transposed at a time: they fill a cache line of each column.
-  for (int64_t begin = 0; begin < w.n1; begin += 16) {
-    const int64_t end = begin + 16 < w.n1 ? begin + 16 : w.n1;
+  for (int64_t begin = first; begin < last; begin += 16) {
+    const int64_t end = begin + 16 < last ? begin + 16 : last;
     for (int64_t i = begin; i < end; ++i) {
       const T* row = (const T*)w.data + i * w.row_stride;
       E* to = rows + i * ld2;
@@ -127,10 +127,11 @@ inline void round_couplings_of(const CouplingView& w, int exponent, E* rows, E* 
       for (int64_t i = begin; i < begin + 16; ++i) columns[j * ld1 + i] = i < end ? rows[i * ld2 + j] : E(0);
   }
 }
-void round_couplings_kernel(const CouplingView& w, int k, const RoundedCoupling& out) {
-  w.is_double ? round_couplings_of<double>(w, k, out.rows, out.columns) : round_couplings_of<float>(w, k, out.rows, out.columns);
+void round_couplings_kernel(const CouplingView& w, int k, int64_t first, int64_t last, const RoundedCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k, first, last, out.rows, out.columns)
+              : round_couplings_of<float>(w, k, first, last, out.rows, out.columns);
 }
-void round_narrow_couplings_kernel(const CouplingView& w, int k, const NarrowCoupling& out) {
-  w.is_double ? round_couplings_of<double>(w, k - out.shift, out.rows, out.columns)
-              : round_couplings_of<float>(w, k - out.shift, out.rows, out.columns);
+void round_narrow_couplings_kernel(const CouplingView& w, int k, int64_t first, int64_t last, const NarrowCoupling& out) {
+  w.is_double ? round_couplings_of<double>(w, k - out.shift, first, last, out.rows, out.columns)
+              : round_couplings_of<float>(w, k - out.shift, first, last, out.rows, out.columns);
 }

@@ -46,6 +46,8 @@ struct CoarseCoupling : CoarseFields {
 // A model as tables of the sums of five couplings of a unit, which a vector instruction looks up for 32 chains at a time. A block of
 // kLookupBlock tables has sums of 16 bits in units of 2^-shift; the sums of blocks are rounded and added.
 constexpr int kLookupRows = 5, kLookupBlock = 16, kLookupLanes = 32, kMostLookupVectors = 8;
+// Counters 0 .. lookup_counters() - 1 have the high bytes of all units.
+inline int64_t lookup_counters(int64_t n1, int64_t n2) { return (n1 + n2 + 127) / 128 * 8; }
 inline int64_t num_lookup_tables(int64_t n) { return (n + kLookupRows - 1) / kLookupRows; }
 struct LookupTable {
   int16_t low[8], high[4];  // entry e is low[e % 8] + high[e / 8]
@@ -54,8 +56,14 @@ struct LookupSide {
   LookupTable* tables;  // [n, num_lookup_tables(other n)], in the order in which they are read
   float* offset;        // [n] what sums are too large by, in units of a field
 };
+// What the unit of fields depends on: the largest over units, in multiples of the scale.
+struct LookupSums {
+  double all, block;  // the sum of |couplings|, and its part in a block
+  double middle;      // half of |the sum of couplings|
+};
 struct LookupCoupling : CoarseFields {
   int shift;
+  float factor;      // couplings of tables for each exact one
   double most_bias;  // a larger |bias| saturates a unit, whatever its neighbours do
   LookupSide left, right;
 };

@@ -36,29 +36,30 @@ inline void draw_table_bytes(uint64_t seed, const uint64_t* chains, uint64_t swe
   }
 }
 
-// Tabulates the high bytes of the thresholds of the unit at each position, [num_nodes, 2^degree]: bit k of the index is neighbour
-// k.
-void build_tables_kernel(const TableModel& m, float beta, uint8_t* table) {
+// Tabulates the high bytes of the thresholds of the units at positions first .. last - 1, of [num_nodes, 2^degree]: bit k of the
+// index is neighbour k.
+void build_tables_kernel(const TableModel& m, float beta, int64_t first, int64_t last, uint8_t* table) {
   constexpr int kParts = 16 / kLanes, kVectors = kParts < 4 ? 4 : kParts;
   const VecF scale = splat(m.scale);
-  for (int64_t pos = 0; pos < m.graph.num_nodes; ++pos) {
+  table += first << m.degree;
+  for (int64_t pos = first; pos < last; ++pos) {
     const int32_t* c = m.coupling + pos * m.degree;
     const VecF bias = splat(m.bias[m.graph.order[pos]]);
     int32_t low[16] = {0};
     for (int i = 1; i < 16; ++i) low[i] = low[i & (i - 1)] + c[__builtin_ctz(uint32_t(i))];
     const int rows = 1 << (m.degree - 4);
-    for (int first = 0; first < rows * kParts; first += kVectors) {
+    for (int begin = 0; begin < rows * kParts; begin += kVectors) {
       VecF logits[kVectors];
       VecU thresholds[kVectors];
       for (int k = 0; k < kVectors; ++k) {
         int32_t offset = 0;
-        for (int bit = 0; bit < m.degree - 4; ++bit) offset += (first + k) / kParts >> bit & 1 ? c[4 + bit] : 0;
-        logits[k] = group_logit(load<VecI>(low + (first + k) % kParts * kLanes) + offset, scale, bias, beta, nullptr);
+        for (int bit = 0; bit < m.degree - 4; ++bit) offset += (begin + k) / kParts >> bit & 1 ? c[4 + bit] : 0;
+        logits[k] = group_logit(load<VecI>(low + (begin + k) % kParts * kLanes) + offset, scale, bias, beta, nullptr);
       }
       threshold_vectors(logits, thresholds);
-      for (int k = 0; k < kVectors && first + k < rows * kParts; ++k) {
+      for (int k = 0; k < kVectors && begin + k < rows * kParts; ++k) {
         const VecU high = thresholds[k] >> 24;
-        for (int l = 0; l < kLanes; ++l) table[(first + k) * kLanes + l] = uint8_t(high[l]);
+        for (int l = 0; l < kLanes; ++l) table[(begin + k) * kLanes + l] = uint8_t(high[l]);
       }
     }
     table += rows * 16;

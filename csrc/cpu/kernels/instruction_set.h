@@ -74,7 +74,10 @@ const Kernels table = {
 #endif
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
     .largest_slack = 8192,
+    .note_lookup_sums = note_lookup_sums_kernel,
+    .choose_lookup_unit = choose_lookup_unit_kernel,
     .round_lookup = round_lookup_kernel,
+    .slack_of_fields = slack_of_fields_kernel,
     .sweep_lookup = sweep_lookup_kernel,
 #endif
     .sweep_sums = sweep_sums_kernel,

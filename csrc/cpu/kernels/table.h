@@ -43,8 +43,9 @@ struct Kernels {
 
   // k of a model, and the shift of its narrow couplings. sums: scratch of 8 * padded_row(n2) bytes.
   CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k, int* shift);
-  void (*round_couplings)(const CouplingView&, int k, const RoundedCoupling&);
-  void (*round_narrow_couplings)(const CouplingView&, int k, const NarrowCoupling&);
+  // Rows first .. last - 1; `first` is a multiple of 16, and so is `last` but at the end.
+  void (*round_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const RoundedCoupling&);
+  void (*round_narrow_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const NarrowCoupling&);
   void (*sweep_group)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
   void (*sweep_narrow)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
   // Of fields of 16 bits, in units of 2^-16: with more they leave so much open that they do not pay (bench/NOTES.md). With AVX2 all
@@ -57,9 +58,16 @@ struct Kernels {
   // At least kMinTableChains chains; not annealed.
   void (*sweep_coarse)(const BinarySweeps&, const CoarseCoupling&, const BinaryChain*, int64_t count,
                        const GroupScratch&) = nullptr;
-  // AVX-512, else null. The same for biases of magnitudes up to largest_bias.
-  int (*round_lookup)(int64_t n1, int64_t n2, const RoundedCoupling&, double largest_bias, double least_beta, double largest_beta,
-                      LookupCoupling&) = nullptr;
+  // AVX-512, else null. A model is rounded to tables in three steps, of which the first and the last may take any part of a side:
+  // the sums of rows [num_rows, padded_row(n)]; the unit of fields, for biases of magnitudes up to largest_bias and betas of at least
+  // least_beta (false if there is none); a side's tables of the units whose high bytes have the counters first .. last - 1 of
+  // lookup_counters(), which returns the largest error of a sum. The last returns the largest slack of fields.
+  void (*note_lookup_sums)(const int32_t* rows, int64_t num_rows, int64_t n, LookupSums&) = nullptr;
+  bool (*choose_lookup_unit)(int64_t n1, int64_t n2, const LookupSums&, float scale, double largest_bias, double least_beta,
+                             LookupCoupling&) = nullptr;
+  float (*round_lookup)(int64_t n1, int64_t n2, const RoundedCoupling&, bool is_left, int64_t first, int64_t last,
+                        const LookupCoupling&) = nullptr;
+  int (*slack_of_fields)(const CoarseFields&, double beta) = nullptr;
   void (*sweep_lookup)(const BinarySweeps&, const LookupCoupling&, const BinaryChain*, int64_t count,
                        const LookupScratch&) = nullptr;
 
@@ -73,8 +81,8 @@ struct Kernels {
   void (*sweep_coarse_units)(const GraphSweeps&, const CoarseUnits&, const CoarseChain*, int count, int16_t* fields) = nullptr;
   // Null if the instruction set cannot shuffle the bytes of a vector.
   int (*chain_of_table_bit)(int bit);
-  // table: [num_nodes << degree]
-  void (*build_tables)(const TableModel&, float beta, uint8_t* table);
+  // table: [num_nodes << degree], of which the positions first .. last - 1 are written
+  void (*build_tables)(const TableModel&, float beta, int64_t first, int64_t last, uint8_t* table);
   void (*sweep_tables)(const TableModel&, const uint8_t* table, float beta, uint64_t first_sweep, int64_t num_sweeps,
                        const TableGroup&, const StopCheck&);
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cpu/bipartite.h"
@@ -118,20 +119,27 @@ class RoundedModel {
         columns_(size(false, call.n2, call.n1)),
         narrow_rows_(size(true, call.n1, call.n2)),
         narrow_columns_(size(true, call.n2, call.n1)),
-        sums_(padded_row(call.n2)) {
+        sums_(padded_row(std::max(call.n1, call.n2))) {
     if (LookupModel<T>::pays(call)) lookup_model_.emplace(call);
   }
 
   // False if the call failed.
   bool load(int64_t model, const Runtime& runtime, Progress& progress) {
     weight = weight_of(call_, model);
-    if (!exponent_of(weight, sums_.get(), &k, &narrow.shift, progress)) return false;
+    // A transposed matrix is read as the one that it was made from, whose rows are contiguous.
+    const bool swapped = weight.column_stride != 1 && weight.row_stride == 1;
+    CouplingView view = weight;
+    if (swapped) std::swap(view.n1, view.n2), std::swap(view.row_stride, view.column_stride);
+    if (!exponent_of(view, sums_.get(), &k, &narrow.shift, progress)) return false;
     wide = {rows_.get(), columns_.get(), std::ldexp(1.0f, -k)};
     if (is_narrow_) narrow.rows = narrow_rows_.get(), narrow.columns = narrow_columns_.get();
     if (!call_.num_sweeps) return true;
-    for_each_part(runtime, call_.n1, 16, progress, [&](Interval rows) {
-      is_narrow_ ? kernels().round_narrow_couplings(weight, k, rows.begin, rows.end, narrow)
-                 : kernels().round_couplings(weight, k, rows.begin, rows.end, wide);
+    NarrowCoupling narrow_view = narrow;
+    RoundedCoupling wide_view = wide;
+    if (swapped) std::swap(narrow_view.rows, narrow_view.columns), std::swap(wide_view.rows, wide_view.columns);
+    for_each_part(runtime, view.n1, 16, progress, [&](Interval rows) {
+      is_narrow_ ? kernels().round_narrow_couplings(view, k, rows.begin, rows.end, narrow_view)
+                 : kernels().round_couplings(view, k, rows.begin, rows.end, wide_view);
     });
     lookup = lookup_model_ && !progress.stop() ? lookup_model_->load(model, wide, runtime, progress) : nullptr;
     return !progress.stop();

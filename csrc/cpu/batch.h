@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -67,6 +68,16 @@ struct SweepCall {
   double sharpness = 4;
   bool slope_gradient = true;
 };
+
+// The least and the largest |beta| of a call, but for 0, at which fields do not matter; infinity and 0 if there is no other.
+inline std::pair<double, double> beta_range(const SweepCall& call) {
+  double least = std::numeric_limits<double>::infinity(), most = 0;
+  for (const double beta : call.beta) {
+    const double size = double(float(std::fabs(beta)));
+    if (size > 0) least = std::min(least, size), most = std::max(most, size);
+  }
+  return {least, most};
+}
 
 inline uint64_t chain_number(const SweepCall& call, int64_t model, int64_t chain) {
   return uint64_t(call.chains ? call.chains[call.batch.offset(call.chains_strides, model, chain)]

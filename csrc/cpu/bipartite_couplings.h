@@ -33,13 +33,6 @@ inline bool exponent_of(const CouplingView& weight, double* sums, int* k, int* s
   return status == CouplingStatus::kOk;
 }
 
-// The least and the largest |beta| of a call.
-inline std::pair<double, double> beta_range(const SweepCall& call) {
-  const auto [least, most] =
-      std::minmax_element(call.beta.begin(), call.beta.end(), [](double a, double b) { return std::fabs(a) < std::fabs(b); });
-  return {double(float(std::fabs(*least))), double(float(std::fabs(*most)))};
-}
-
 // A model's couplings as tables, for calls of so many chains and sweeps that they pay.
 template <class T>
 class LookupModel {

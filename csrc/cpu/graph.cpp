@@ -156,10 +156,10 @@ class ForwardRun {
       } else if (data.layout) {
         if (!runners.coarse_units) runners.coarse_units.emplace(call_, beta_, *data.layout, worst_, progress_);
         const Interval interval = {task * chains / steps, (task + 1) * chains / steps};
-        runners.coarse_units->run(model, interval, data.coupling, [&](int64_t chain) {
-          Group alone;
-          alone.add(call_.batch, model, chain);
-          runners.sweep(*this, alone, data.coupling);
+        runners.coarse_units->run(model, interval, data.coupling, [&](Interval some) {
+          Group group;
+          for (int64_t chain = some.begin; chain < some.end; ++chain) group.add(call_.batch, model, chain);
+          runners.sweep(*this, group, data.coupling);
         });
       } else if (wide) {
         Group group[kCoarseParts];

@@ -10,8 +10,7 @@
 namespace gibbs {
 
 // Routes of binary sweeps. Tests and benchmarks choose one, which is then taken wherever it can be:
-//   sums    16 chains side by side, each unit's neighbours summed up; serves every call, and alone serves models of so few chains
-//           that they share a group
+//   sums    16 chains side by side, each unit's neighbours summed up; serves every call
 //   tables  64 chains side by side, probabilities looked up in tables
 //   units   one chain at a time, 16 units of a colour side by side
 //   coarse, coarse units

@@ -2,11 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <tuple>
-#include <utility>
 
 #include "cpu/graph_groups.h"
 #include "cpu/graph_tables.h"
@@ -25,13 +22,6 @@ inline int64_t num_wide_groups(const GraphCall& call, int64_t groups, int64_t th
   const int64_t wide = (groups + 1) / kCoarseParts;
   if (call.route == GraphRoute::kCoarse) return (groups + kCoarseParts - 1) / kCoarseParts;
   return (wide + threads - 1) / threads * 2 <= (groups + threads - 1) / threads ? wide : 0;
-}
-
-// The least and the largest magnitude.
-inline std::pair<double, double> range_of_magnitudes(const std::vector<float>& values) {
-  double least = std::numeric_limits<double>::infinity(), most = 0;
-  for (const float x : values) least = std::min(least, double(std::fabs(x))), most = std::max(most, double(std::fabs(x)));
-  return {least, most};
 }
 
 // Scratch memory and code of one thread.
@@ -53,7 +43,7 @@ class CoarseRunner {
         fixed_(2 * call.graph.num_nodes),
         words_(call.graph.num_nodes),
         bytes_(table_random_bytes(call.graph.num_nodes)) {
-    std::tie(least_beta_, largest_beta_) = range_of_magnitudes(beta);
+    std::tie(least_beta_, largest_beta_) = beta_range(call);
     group_.shared_coupling = is_shared;
     group_.coupling = coupling_.get(), group_.bias = bias_.get(), group_.offset = offset_.get();
     group_.state = state_.get(), group_.fixed = fixed_.get(), group_.bytes = bytes_.get();
@@ -81,9 +71,7 @@ class CoarseRunner {
       const uint64_t fixed = absent | (call_.clamp ? words_.get()[i] : 0);
       std::memcpy(fixed_.get() + 2 * i, &fixed, sizeof fixed);
     }
-    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
-                                beta_.data(),     beta_.size() > 1 ? 1 : 0, nullptr,    nullptr,
-                                progress_.check()};
+    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
     kernels().sweep_coarse_graph(sweeps, group_);
     if (progress_.stop()) return true;
     std::memcpy(words_.get(), state_.get(), size_t(n) * sizeof(uint64_t));

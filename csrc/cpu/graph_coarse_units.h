@@ -14,6 +14,7 @@ inline int64_t units_vectors(const GraphView& g, int64_t color) {
 }
 
 constexpr int64_t kFewUnitsChains = 10;  // more are faster side by side
+constexpr int kMostSlack = 65535;        // even if all units take exact sums, that is as fast as a few lanes side by side
 
 inline bool use_coarse_units(const GraphCall& call) {
   const GraphView& g = call.graph;
@@ -119,18 +120,18 @@ class CoarseUnitsRunner {
         state_(kUnitsChains * kMostUnitsVectors),
         fixed_(kUnitsChains * layout.num_vectors()),
         bytes_(kUnitsChains * num_bytes()) {
-    std::tie(least_beta_, largest_beta_) = range_of_magnitudes(beta);
+    std::tie(least_beta_, largest_beta_) = beta_range(call);
   }
 
-  // Sweeps some chains of a model; leaves those to sweep_alone(chain) of which fields of 16 bits would leave too much open.
-  template <class SweepAlone>
-  void run(int64_t model, Interval chains, const SharedCoupling<T>& coupling, const SweepAlone& sweep_alone) {
+  // Sweeps some chains of a model; leaves those to sweep_by_sums(chains) whose fields do not fit into 16 bits.
+  template <class SweepBySums>
+  void run(int64_t model, Interval chains, const SharedCoupling<T>& coupling, const SweepBySums& sweep_by_sums) {
     for (int64_t begin = chains.begin, end; begin < chains.end && !progress_.stop(); begin = end) {
       end = begin + 1;  // chains in step have one bias
       while (end < chains.end && end - begin < kUnitsChains && bias_row(model, end) == bias_row(model, begin)) ++end;
       if (!load(model, begin, coupling)) return;
       if (is_hopeless_)
-        for (int64_t chain = begin; chain < end; ++chain) sweep_alone(chain);
+        sweep_by_sums(Interval{begin, end});
       else
         sweep(model, {begin, end});
     }
@@ -161,9 +162,7 @@ class CoarseUnitsRunner {
         c.fixed[vector] |= uint32_t(!exists || (call_.clamp && bit(call_.clamp + at, nodes[position]))) << place;
       }
     }
-    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
-                                beta_.data(),     beta_.size() > 1 ? 1 : 0, nullptr,    nullptr,
-                                progress_.check()};
+    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
     kernels().sweep_coarse_units(sweeps, units_, chains, count, fields_.get());
     for (int c = 0; c < count; ++c) {
       uint32_t* bits = call_.bits + call_.batch.linear(model, interval.begin + c) * words;
@@ -187,7 +186,7 @@ class CoarseUnitsRunner {
     group.shared_coupling = group.shared_bias = true;
     group.exact_coupling[0] = coupling.rounded(), group.exact_bias[0] = exact_bias_.get();
     group.coupling = half_edges_.get(), group.bias = node_bias_.get(), group.offset = offset_.get();
-    is_hopeless_ = kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group) > kernels().largest_slack;
+    is_hopeless_ = kernels().round_coarse_graph(call_.graph, least_beta_, largest_beta_, group) > kMostSlack;
     if (is_hopeless_) return true;
     layout_.each_half_edge(call_.graph, [&](int32_t h, size_t at) { coupling_.get()[at] = half_edges_.get()[h]; });
     for (size_t position = 0; position < layout_.nodes().size(); ++position) {

@@ -241,6 +241,12 @@ bool load_group_bias(const GraphCall& call, const Operand& bias, const Group& gr
                                                             : lanes.load(rows, group.count, n, bias.stride, out);
 }
 
+// The binary sweeps, as kernels that need no tables of their own read them.
+inline GraphSweeps binary_sweeps(const GraphCall& call, const std::vector<float>& beta, Progress& progress) {
+  return {call.graph, call.num_sweeps, call.seed,       uint64_t(call.sweep_offset), beta.data(), beta.size() > 1 ? 1 : 0,
+          nullptr,    nullptr,         progress.check()};
+}
+
 // The relaxed sweeps are numbered from 0.
 template <class T>
 RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t sweep) {

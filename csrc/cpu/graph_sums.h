@@ -80,9 +80,8 @@ class SumsRunner {
     g.log_weight = annealed ? log_weight : nullptr;
     g.words = words_.get();
     g.open = open_.get();
-    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed,      uint64_t(call_.sweep_offset),
-                                beta_.data(),     beta_.size() > 1 ? 1 : 0, position_.get(), &logit_bounds(),
-                                progress_.check()};
+    GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
+    sweeps.position = position_.get(), sweeps.bounds = &logit_bounds();
     (call_.metropolis ? kernels().metropolis : kernels().sweep_sums)(sweeps, g);
     if (progress_.stop()) return false;
     bits_from_masks(state_.get(), group, n, call_.bits);

@@ -100,9 +100,7 @@ class UnitsRunner {
     unpack(call_.bits, state_.get());
     if (call_.clamp) unpack(call_.clamp, clamp_.get());
     const SingleChain c = {chain_number(call_, model, chain), state_.get(), call_.clamp ? clamp_.get() : nullptr, bytes_.get()};
-    const GraphSweeps sweeps = {call_.graph,      call_.num_sweeps,         call_.seed, uint64_t(call_.sweep_offset),
-                                beta_.data(),     beta_.size() > 1 ? 1 : 0, nullptr,    nullptr,
-                                progress_.check()};
+    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
     kernels().sweep_units(sweeps, data.model(bias_.get()), c);
     uint32_t* bits = call_.bits + linear * words;
     std::fill_n(bits, words, 0u);

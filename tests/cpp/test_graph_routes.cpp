@@ -78,8 +78,20 @@ static void compare_at_worst(Model m, bool has_own, double sign, int64_t num_swe
   compare(m, num_sweeps);
 }
 
+// Single chains hold the bits of a graph in 1 to 16 registers.
+static void compare_sizes() {
+  for (const int64_t nodes : {400, 900, 1800, 3600, 7200}) {
+    Model m = {of_degree(5, nodes).graph(), 3, {}, {}, 1, {}};
+    m.graph.make_layout();
+    for (int64_t e = 0; e < m.graph.num_edges(); ++e) m.coupling.push_back(float(0.5 * normal()));
+    for (int64_t i = 0; i < nodes; ++i) m.bias.push_back(float(normal()));
+    compare(m, 6);
+  }
+}
+
 int main(int argc, char** argv) {
   const int64_t times = argc > 1 ? atoi(argv[1]) : 1;
+  compare_sizes();
   for (int degree = 3; degree <= 17; ++degree) {  // tables serve up to 8
     Model m = {degree == 6 ? chimera(4, 4, 4).graph() : of_degree(degree, 100).graph(), 130, {}, {}, 1, {}};
     m.graph.make_layout();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -36,7 +37,8 @@ static void make_worst(std::vector<T>& weight, double largest) {
 
 template <class T>
 static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow, int largest_slack = 0,
-                                 std::atomic<int64_t>* num_coarse_groups = nullptr) {
+                                 std::atomic<int64_t>* num_coarse_groups = nullptr,
+                                 const Runtime& runtime = {1, nullptr, nullptr}) {
   // A chain has biases of its own if there are enough.
   const bool own_bias = int64_t(m.left_bias.size()) == m.chains * m.n1;
   BipartiteCall call;
@@ -59,8 +61,7 @@ static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tab
     left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
   call.left_bits = left.data(), call.right_bits = right.data();
   Rounding rounding;
-  const Runtime serial = {1, nullptr, nullptr};
-  CHECK(run_bipartite(call, serial, &rounding) == Outcome::kOk);
+  CHECK(run_bipartite(call, runtime, &rounding) == Outcome::kOk);
   left.insert(left.end(), right.begin(), right.end());
   return left;
 }
@@ -157,6 +158,23 @@ static void compare_tiny() {
 #endif
 }
 
+// Threads share the rounding of a large model.
+template <class T>
+static void compare_threads(int64_t n1, int64_t n2, int64_t chains) {
+  const auto run_on_threads = [](int64_t count, const std::function<void(int64_t)>& task) {
+    std::vector<std::thread> threads;
+    for (int64_t i = 0; i < count; ++i) threads.emplace_back(task, i);
+    for (std::thread& thread : threads) thread.join();
+  };
+  std::normal_distribution<double> normal;
+  Model<T> m{n1, n2, chains, {}, std::vector<T>(size_t(n1)), std::vector<T>(size_t(n2)), 1};
+  for (int64_t i = 0; i < n1 * n2; ++i) m.weight.push_back(T(0.1 * normal(rng)));
+  CHECK(n1 * n2 >= 1 << 16);
+  const int slack = kernels().largest_slack;
+  CHECK(run(m, 3, true, false, slack, nullptr, {3, run_on_threads, nullptr}) == run(m, 3, true, false, slack), "%d + %d, %d chains",
+        int(n1), int(n2), int(chains));
+}
+
 int main(int argc, char** argv) {
   const int64_t times = argc > 1 ? atoi(argv[1]) : 1;
   for (const char* name : {"avx512", "avx2", "baseline"}) {
@@ -178,5 +196,8 @@ int main(int argc, char** argv) {
       compare_groups(77, 181, 520, own_bias, 10 * times);
     }
     compare_tiny();
+    compare_threads<float>(300, 261, 200);
+    compare_threads<double>(145, 610, 40);
+    compare_threads<float>(610, 145, 9);
   }
 }

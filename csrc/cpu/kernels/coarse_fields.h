@@ -31,7 +31,7 @@ inline int coarse_shift(double unit) {
 // |second derivative|. The chord is raised by half of the distance in its middle.
 // A field is off by the error, half a unit of the bias, and a tenth that is spare for float32: by as much as the sigmoid can rise
 // meanwhile. A logit's three roundings to float32 add at most 2^-22 |beta| range / 4. Rounding the base of a segment, the product
-// and this bound, and what lies beyond the last segment, come to less than 4.
+// and this bound, and what lies beyond the last segment, come to less than 4; the rest of 5 is spare.
 inline CoarseSigmoid coarse_sigmoid(const CoarseFields& fields, double beta) {
   const double size = beta < 0 ? -beta : beta, unit = double(fields.unit) * size;
   const auto curvature = [](double p) { return p * (1 - p) * (2 * p - 1); };

@@ -11,15 +11,6 @@ inline __m512i interleaved(VecI even, VecI odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)even, _mm512_slli_epi32((__m512i)odd, 16));
 }
 
-inline float largest_of(const float* values, int64_t count) {
-  VecF most = {};
-  for (int64_t i = 0; i < count; i += kLanes)
-    most = vector_max(most, bit_cast<VecF>(bit_cast<VecI>(load_part(values + i, count - i)) & 0x7fffffff));
-  float largest = 0;
-  for (int l = 0; l < kLanes; ++l) largest = most[l] > largest ? most[l] : largest;
-  return largest;
-}
-
 // The largest sum of |couplings| of a unit.
 inline double largest_sum(const GraphView& g, const CoarseGroup& b) {
   double most = 0;
@@ -76,7 +67,7 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
   if (g.max_degree > kMostCoarseUnits) return kHopeless;
   float largest_bias = 0;
   for (int part = 0; part < (b.shared_bias ? 1 : kCoarseParts); ++part) {
-    const float of_part = largest_of(b.exact_bias[part], g.num_nodes * (b.shared_bias ? 1 : kGroup));
+    const float of_part = largest_magnitude(b.exact_bias[part], g.num_nodes * (b.shared_bias ? 1 : kGroup));
     largest_bias = of_part > largest_bias ? of_part : largest_bias;
   }
   const double sum = largest_sum(g, b);
@@ -85,8 +76,8 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
   const double most_bias = double(largest_bias) < saturated ? double(largest_bias) : saturated;
   // Rounding adds at most a half for each coupling and for the bias, and the offset is at most a quarter of the degree.
   const double unit = (sum + most_bias) / (32750 - double(g.max_degree));
+  if (unit * largest_beta >= kCoarseReach || unit > 1e30 || (unit > 0 && unit < 1e-30)) return kHopeless;
   b.fields = {float(unit > 0 ? unit : 1), float(sum + most_bias), 0};
-  if (double(b.fields.unit) * largest_beta >= kCoarseReach || unit > 1e30 || b.fields.unit < 1e-30f) return kHopeless;
   // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^15 units.
   b.fields.error = 0.02f + (b.shared_coupling ? round_shared_couplings(g, b) : round_own_couplings(g, b));
 

@@ -58,10 +58,10 @@ inline LargestCoupling largest_coupling(typename FloatBits<T>::Int largest_bits,
 }
 
 inline float largest_magnitude(const float* x, int64_t n) {
+  VecF most = {};
+  for (int64_t i = 0; i < n; i += kLanes)
+    most = vector_max(most, bit_cast<VecF>(bit_cast<VecI>(load_part(x + i, n - i)) & 0x7fffffff));
   float largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float size = x[i] < 0 ? -x[i] : x[i];
-    largest = size > largest ? size : largest;
-  }
+  for (int l = 0; l < kLanes; ++l) largest = most[l] > largest ? most[l] : largest;
   return largest;
 }

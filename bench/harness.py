@@ -78,11 +78,13 @@ def synchronize() -> None:
 
 @contextlib.contextmanager
 def turn_of(name: str) -> Iterator[None]:
-    """A contender's turn. OpenMP's second thread spins for a while before it sleeps. It is awake when the turn on two
-    threads begins, as in a loop of calls, and asleep again before the next contender's."""
+    """A contender's turn. Threads that have done their work spin for a while before they sleep. When the turn on two
+    threads begins, those of others are asleep, and OpenMP's second one is awake, as in a loop of calls; it is asleep
+    again before the next contender's turn."""
     if name != TWO_THREADS:
         yield
         return
+    time.sleep(0.02)
     torch.set_num_threads(2)
     try:
         torch.ones(1 << 20).exp()

@@ -97,14 +97,14 @@ class CoarseRunner {
   }
   const T* bias_row(const Group& group, int l) const { return row_of<T>(call_.batch, call_.bias, group.model[l], group.chain[l]); }
   static bool has_chain(const Group* parts, int bit) {
-    const int chain = chain_of_coarse_bit(bit);
+    const int chain = kernels().chain_of_table_bit(byte_of_coarse_bit(bit));
     return chain % kGroup < parts[chain / kGroup].count;
   }
   template <class Word>
   TableRows<Word> rows(Word* bits, const Group* parts) const {
     TableRows<Word> out;
     for (int bit = 0; bit < kCoarseGroup; ++bit) {
-      const int chain = chain_of_coarse_bit(bit);
+      const int chain = kernels().chain_of_table_bit(byte_of_coarse_bit(bit));
       const int64_t words = state_words(call_.graph.num_nodes);
       out.row[bit] = has_chain(parts, bit) ? bits + parts[chain / kGroup].linear[chain % kGroup] * words : nullptr;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks the bound on which fields of 16 bits rest (csrc/cpu/kernels/coarse_fields.h): no unit's threshold is farther from its coarse
-// probability than the slack, whichever neighbours are 1. Random words would seldom meet the units that are farthest off, so each
-// model is rounded here, and its fields are drawn as they are. "test_coarse_fields 20" tries 20 times as many models.
+// Checks the bound on which fields of 16 bits rest (csrc/cpu/kernels/coarse_fields.h): no unit's threshold is farther from its
+// coarse probability than the slack, whichever neighbours are 1. Random words would seldom meet the units that are farthest off, so
+// each model is rounded here, and its fields are drawn as they are. "test_coarse_fields 20" tries 20 times as many models.
 #define GIBBS_ISA tested
 #include "cpu/kernels/avx512.cpp"
 // the kernels first, which include the system's headers
@@ -41,8 +41,8 @@ struct Model {
   Model() {
     const double size = exp2(double(one_in(4) ? below(100) - 50 : below(12) - 8));
     largest_beta = float(one_of({0.1, 1, 3, 30}) / (one_in(2) ? size : 1));
-    least_beta = one_in(3) ? 0 : largest_beta * float(one_of({1, 0.9, 0.3, 1e-3}));
-    const double reach = least_beta > 0 ? 12 / double(least_beta) : 0;
+    least_beta = one_in(3) ? 1e-30f : largest_beta * float(one_of({1, 0.9, 0.3, 1e-3}));
+    const double reach = least_beta > 1e-20f ? 12 / double(least_beta) : 0;
     // Either ordinary couplings, or such that lose nearly half a unit, if one of them makes the unit as large as is guessed here.
     const bool is_worst = one_in(2);
     const double unit = (2 * size + reach) / (32750 - double(g.max_degree)), lost = one_of({0.49, -0.49, 0.499});
@@ -118,7 +118,7 @@ static int64_t check_model() {
         alignas(64) int16_t field[kCoarseGroup];
         int32_t sum[kCoarseGroup] = {};
         for (int bit = 0; bit < kCoarseGroup; ++bit) {
-          const int chain = chain_of_coarse_bit(bit);
+          const int chain = kernels_of::chain_of_coarse_bit(bit);
           int64_t of_unit = m.bias.get()[m.group.shared_bias ? node : node * kCoarseGroup + bit];
           for (int64_t h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; ++h) {
             const int32_t exact = m.exact(h, chain);
@@ -133,7 +133,7 @@ static int64_t check_model() {
         for (int half = 0; half < 2; ++half) {
           const DrawnVector drawn = drawn_vector(draw, field + 32 * half);
           for (int l = 0; l < 32; ++l) {
-            const int bit = 32 * half + l, chain = chain_of_coarse_bit(bit);
+            const int bit = 32 * half + l, chain = kernels_of::chain_of_coarse_bit(bit);
             const float bias = m.bias_of(node, chain);
             const uint32_t exact = threshold(binary_logit(sum[bit], m.group.scale[chain], bias, beta));
             const int64_t expected = drawn.negative >> l & 1 ? (int64_t{1} << 32) - exact : int64_t{exact};

@@ -21,20 +21,12 @@ inline float round_coarse_rows(const int32_t* wide, int64_t num_rows, int64_t n,
   const int64_t ld = padded_row(n), out_ld = padded_side(n);
   float largest = 0;
   for (int64_t i = 0; i < num_rows; ++i) {
-    VecF above = {}, below = {};
-    for (int64_t j = 0; j < ld; j += kLanes) {
-      const VecF exact = to_float(load<VecI>(wide + i * ld + j)) * factor;
-      const VecI near = round_to_int(exact);
-      const VecF error = to_float(near) - exact;
-      above += error > 0.0f ? error : VecF{};
-      below -= error < 0.0f ? error : VecF{};
-      store_integers(out + i * out_ld + j, near);
-    }
+    RoundingErrors errors;
+    for (int64_t j = 0; j < ld; j += kLanes)
+      store_integers(out + i * out_ld + j, errors.round(to_float(load<VecI>(wide + i * ld + j)) * factor));
     for (int64_t j = ld; j < out_ld; ++j) out[i * out_ld + j] = 0;
-    const float most_above = horizontal_sum<float>(above), most_below = horizontal_sum<float>(below);
-    centre[i] = (most_above - most_below) / 2;
-    const float most = (most_above + most_below) / 2;
-    largest = most > largest ? most : largest;
+    centre[i] = errors.middle();
+    largest = errors.largest() > largest ? errors.largest() : largest;
   }
   // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^15; so were the sums here,
   // and so is the unit of a field.
@@ -59,7 +51,7 @@ int round_coarse_kernel(const BinarySweeps& p, const BinaryChain& chain, double 
   const float left = largest_magnitude(chain.left_bias, p.n1), right = largest_magnitude(chain.right_bias, p.n2);
   double bias = double(left > right ? left : right);
   // A larger bias saturates the unit, whatever its neighbours do.
-  const double saturated = least_beta > 0 ? sum + kCoarseReach / least_beta : bias;
+  const double saturated = sum + kCoarseReach / least_beta;
   bias = bias < saturated ? bias : saturated;
   // Rounding up each coupling adds at most n / 2 to a sum; a centre is at most n / 4, and a bias is rounded by a half.
   const double most = 32766 - double(p.n1 > p.n2 ? p.n1 : p.n2);

@@ -6,6 +6,14 @@ struct ExactSide {
     const BinaryChain* chain;
     int32_t unit;
   };
+  // A unit of consecutive chains.
+  struct Vector {
+    Unit unit(int lane) const { return {chains + lane, of_chains}; }
+    uint8_t byte(int lane) const { return uint8_t(bytes[lane] >> 8); }
+    const BinaryChain* chains;
+    int32_t of_chains;
+    const uint16_t* bytes;  // of these chains, as the high bytes of lanes
+  };
   ExactSide at_sweep(uint64_t number) const {
     ExactSide out = *this;
     out.sweep = number;

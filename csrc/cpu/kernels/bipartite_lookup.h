@@ -99,16 +99,12 @@ float round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, b
   float largest = 0;
   const auto round_unit = [&](const LookupTile& tile, int at) {
     const int64_t i = tile.units[at];
-    VecF above = {}, below = {};
+    RoundingErrors errors;
     int64_t sum_of_centres = 0;
     for (int64_t block = 0; block < num_blocks; ++block) {
       VecI sum = {};
       for (int64_t j = block * kBlockRows; j < (block + 1) * kBlockRows && j < ld; j += kLanes) {
-        const VecF exact = to_float(load<VecI>(rows + i * ld + j)) * factor;
-        const VecI rounded = round_to_int(exact);
-        const VecF error = to_float(rounded) - exact;
-        above += error > 0.0f ? error : VecF{};
-        below -= error < 0.0f ? error : VecF{};
+        const VecI rounded = errors.round(to_float(load<VecI>(rows + i * ld + j)) * factor);
         sum += rounded;
         store_integers(near + j, rounded);  // modulo 2^16
       }
@@ -116,9 +112,8 @@ float round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, b
       centre[block] = int16_t(middle + (shift ? 1 << (shift - 1) : 0));  // dropping bits then rounds
       sum_of_centres += middle;
     }
-    const float most_above = horizontal_sum<float>(above), most_below = horizontal_sum<float>(below);
-    out.offset[i] = float((double(sum_of_centres) + double(most_above - most_below) / 2) * double(per_unit));
-    largest = most_above + most_below > largest ? most_above + most_below : largest;
+    out.offset[i] = float((double(sum_of_centres) + double(errors.middle())) * double(per_unit));
+    largest = errors.largest() > largest ? errors.largest() : largest;
     for (int64_t begin = 0; begin < num_tables; begin += kLookupBlock) {
       const int64_t length = num_tables - begin < kLookupBlock ? num_tables - begin : kLookupBlock;
       LookupTable* to = out.tables + tile.tables(num_tables, begin, length, at);
@@ -131,14 +126,14 @@ float round_lookup_kernel(int64_t n1, int64_t n2, const RoundedCoupling& wide, b
   });
   // Couplings and their products were rounded to float32, by 2^-23 of themselves, whose sum is below 2^16 units of a field; so were
   // the sums here, and so is the unit of a field.
-  return largest / 2 * 1.001f * per_unit + 0.02f + (shift ? 0.5f * float(num_blocks) : 0);
+  return largest * 1.001f * per_unit + 0.02f + (shift ? 0.5f * float(num_blocks) : 0);
 }
 
 // Chooses the unit for betas of at least least_beta and biases of magnitudes up to largest_bias. False if it would be far from
 // float32's limits. No side has more than kMostCoarseUnits.
 bool choose_lookup_unit_kernel(int64_t n1, int64_t n2, const LookupSums& most, float scale, double largest_bias, double least_beta,
                                LookupCoupling& out) {
-  const double all = most.all * double(scale), saturated = least_beta > 0 ? all + kCoarseReach / least_beta : largest_bias;
+  const double all = most.all * double(scale), saturated = all + kCoarseReach / least_beta;
   out.most_bias = largest_bias < saturated ? largest_bias : saturated;
   // Sums are kept around their middle. Rounding up each coupling adds at most n / 2 to a sum, and half of that to a middle; the
   // errors' middle is at most n / 4. The rounded sums of blocks, off by a half each, fit in the rest.
@@ -327,17 +322,12 @@ class LookupSweeps {
   void draw(const LookupChains& side, const LookupChains& given) {
     index_entries(given);
     const CoarseDraw decide(sigmoid_.values(), sigmoid_.beta() < 0);
-    OpenFields<ExactSide> open(side.exact.at_sweep(number_of_sweep_), sigmoid_.beta());
+    OpenVectors<ExactSide> open(side.exact.at_sweep(number_of_sweep_), sigmoid_.beta());
     const int64_t num_tables = num_lookup_tables(given.n);
     // Both sides have units of this span of 128.
     const int64_t common_span = p_.n1 % 128 ? p_.n1 / 128 : -1;
     alignas(64) int16_t sums[kTileUnits * kMostLookupVectors * kLookupLanes];
-    alignas(64) uint16_t slacks[kTileUnits * kMostLookupVectors * kLookupLanes];
     alignas(64) uint16_t bytes_of_tile[kTileUnits * kMostLookupVectors * kLookupLanes];
-    struct Open {
-      uint32_t open, negative;
-      int32_t at, vector;  // at: which unit of the tile
-    } found[kTileUnits * kMostLookupVectors];
     for_each_tile(side.first_unit, side.n, [&](const LookupTile& tile) {
       uint16_t* bytes = bytes_of_tile;
       bool is_kept = false;
@@ -348,27 +338,15 @@ class LookupSweeps {
       }
       if (!is_kept) lookup_bytes(streams_, vectors_, tile.counter, bytes);
       lookup_sums(vectors_, side, tile, scratch_.index, num_tables, shared_bias_, coupling_.shift, sums);
-      int num_found = 0;
       for (int k = 0; k < tile.num_units; ++k)
         for (int v = 0; v < vectors_; ++v) {
-          int16_t* at = sums + (k * vectors_ + v) * kLookupLanes;
-          const auto drawn =
-              decide(_mm512_load_si512(at), _mm512_load_si512(bytes + (tile.slots[k] * vectors_ + v) * kLookupLanes));
-          _mm512_store_si512(at, drawn.probability);
-          _mm512_store_si512(slacks + (k * vectors_ + v) * kLookupLanes, drawn.slack);
-          uint32_t& bits = side.bits[int64_t{tile.units[k]} * vectors_ + v];
-          const uint32_t fixed = side.fixed[int64_t{tile.units[k]} * vectors_ + v], is_open = drawn.open & ~fixed;
-          bits = (drawn.ones & ~fixed & ~is_open) | (bits & fixed);
-          found[num_found] = {is_open, drawn.negative, k, v};
-          num_found += is_open != 0;
+          const uint16_t* high = bytes + (tile.slots[k] * vectors_ + v) * kLookupLanes;
+          const int64_t at = int64_t{tile.units[k]} * vectors_ + v;
+          const __m512i field = _mm512_load_si512(sums + (k * vectors_ + v) * kLookupLanes);
+          open.draw(decide(field, _mm512_load_si512(high)), side.fixed[at], side.bits + at,
+                    {chains_ + v * kLookupLanes, tile.units[k], high});
         }
-      for (const Open* f = found; f < found + num_found; ++f)
-        for (uint32_t rest = f->open; rest; rest &= rest - 1) {
-          const int place = __builtin_ctz(rest), lane = f->vector * kLookupLanes + place;
-          open.add({chains_ + lane, tile.units[f->at]}, uint8_t(bytes[tile.slots[f->at] * vectors_ * kLookupLanes + lane] >> 8),
-                   uint16_t(sums[f->at * vectors_ * kLookupLanes + lane]), slacks[f->at * vectors_ * kLookupLanes + lane],
-                   f->negative >> place & 1, side.bits + int64_t{tile.units[f->at]} * vectors_ + f->vector, place);
-        }
+      open.list_fields();
     });
     open.close();
     store_bits(side);

@@ -8,6 +8,21 @@ constexpr double kCoarseReach = 12;
 constexpr int kSegments = 64;
 constexpr int kHopeless = INT32_MAX;
 
+// What rounding numbers does to the sum of any of them: it is too large by middle(), and by at most largest() more or less.
+struct RoundingErrors {
+  VecI round(VecF x) {
+    const VecI near = round_to_int(x);
+    const VecF error = to_float(near) - x;
+    above += error > 0.0f ? error : VecF{};
+    below -= error < 0.0f ? error : VecF{};
+    return near;
+  }
+  float middle() const { return (horizontal_sum<float>(above) - horizontal_sum<float>(below)) / 2; }
+  float largest() const { return (horizontal_sum<float>(above) + horizontal_sum<float>(below)) / 2; }
+
+  VecF above = {}, below = {};
+};
+
 // How fields become probabilities, at one beta. A segment is 2^shift field units long.
 struct CoarseSigmoid {
   int shift;
@@ -97,8 +112,8 @@ template <class Exact>
 class OpenFields {
  public:
   OpenFields(const Exact& exact, float beta) : exact_(exact), beta_(beta) {}
-  // probability: that the unit is 1, or 0 if it is negative; slack: how far off it may be. Its bit `place` of *word is 0 until it is decided, at the latest by
-  // close().
+  // probability: that the unit is 1, or 0 if it is negative; slack: how far off it may be. Its bit `place` of *word is 0 until it is
+  // decided, at the latest by close().
   void add(const typename Exact::Unit& unit, uint8_t byte, uint16_t probability, uint16_t slack, bool negative, uint32_t* word,
            int place) {
     const RandomStream s = exact_.stream(unit);
@@ -194,6 +209,50 @@ class CoarseDraw {
   __m512i most_;
   __mmask32 flip_;
   __m512i base_[2], slope_[2], slack_[2];
+};
+
+// Draws vectors of 32 units. Which of them the high bytes leave open cannot be predicted, so those vectors are listed without a
+// branch. Exact::Vector names a vector's units: its unit(lane) is one of them, its byte(lane) the high byte of that one's word.
+template <class Exact>
+class OpenVectors {
+ public:
+  OpenVectors(const Exact& exact, float beta) : fields_(exact, beta) {}
+  // fixed: the units that keep their bits of *word
+  void draw(const CoarseDraw::Result& drawn, uint32_t fixed, uint32_t* word, const typename Exact::Vector& vector) {
+    const uint32_t open = drawn.open & ~fixed;
+    *word = (drawn.ones & ~fixed & ~open) | (*word & fixed);
+    Entry& next = entry_[count_];
+    _mm512_store_si512(next.probability, drawn.probability);
+    _mm512_store_si512(next.slack, drawn.slack);
+    next.open = open, next.negative = drawn.negative, next.word = word, next.vector = vector;
+    count_ += open != 0;
+    if (count_ == kEnough) list_fields();
+  }
+  // Reads what the vectors refer to for the last time.
+  void list_fields() {
+    for (const Entry* e = entry_; e < entry_ + count_; ++e)
+      for (uint32_t rest = e->open; rest; rest &= rest - 1) {
+        const int l = __builtin_ctz(rest);
+        fields_.add(e->vector.unit(l), e->vector.byte(l), e->probability[l], e->slack[l], e->negative >> l & 1, e->word, l);
+      }
+    count_ = 0;
+  }
+  void close() {
+    list_fields();
+    fields_.close();
+  }
+
+ private:
+  struct alignas(64) Entry {
+    uint16_t probability[32], slack[32];
+    uint32_t open, negative;
+    uint32_t* word;
+    typename Exact::Vector vector;
+  };
+  OpenFields<Exact> fields_;
+  int count_ = 0;
+  static constexpr int kEnough = 32;
+  Entry entry_[kEnough];
 };
 
 #endif

@@ -34,22 +34,17 @@ inline float round_shared_couplings(const GraphView& g, const CoarseGroup& b) {
   const float factor = b.scale[0] / b.fields.unit;
   float largest = 0;
   for (int64_t pos = 0; pos < g.num_nodes; ++pos) {
-    VecF above = {}, below = {};
+    RoundingErrors errors;
     for (int64_t h = g.row_offsets[pos]; h < g.row_offsets[pos + 1]; h += kLanes) {
       const int64_t count = g.row_offsets[pos + 1] - h;
-      const VecF exact = to_float(load_part(b.exact_coupling[0] + h, count)) * factor;
-      const VecI near = round_to_int(exact);
-      const VecF error = to_float(near) - exact;
-      above += error > 0.0f ? error : VecF{};
-      below -= error < 0.0f ? error : VecF{};
+      const VecI near = errors.round(to_float(load_part(b.exact_coupling[0] + h, count)) * factor);
       const __mmask16 used = count < kLanes ? __mmask16((1u << count) - 1) : __mmask16(0xffff);
       _mm512_mask_cvtepi32_storeu_epi16(b.coupling + h, used, (__m512i)near);
     }
-    const float most_above = horizontal_sum<float>(above), most_below = horizontal_sum<float>(below);
-    b.offset[pos] = (most_above - most_below) / 2;
-    largest = most_above + most_below > largest ? most_above + most_below : largest;
+    b.offset[pos] = errors.middle();
+    largest = errors.largest() > largest ? errors.largest() : largest;
   }
-  return largest / 2 * 1.001f;
+  return largest * 1.001f;
 }
 inline float round_own_couplings(const GraphView& g, const CoarseGroup& b) {
   VecF factor[kCoarseParts];
@@ -72,7 +67,7 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
   }
   const double sum = largest_sum(g, b);
   // A larger |bias| saturates a unit, whatever its neighbours do.
-  const double saturated = least_beta > 0 ? sum + kCoarseReach / least_beta : double(largest_bias);
+  const double saturated = sum + kCoarseReach / least_beta;
   const double most_bias = double(largest_bias) < saturated ? double(largest_bias) : saturated;
   // Rounding adds at most a half for each coupling and for the bias, and the offset is at most a quarter of the degree.
   const double unit = (sum + most_bias) / (32750 - double(g.max_degree));
@@ -96,6 +91,8 @@ int round_coarse_graph_kernel(const GraphView& g, double least_beta, double larg
 }
 
 // ---- sweeps ---------------------------------------------------------------------------------------------------------------------
+
+inline int chain_of_coarse_bit(int bit) { return chain_of_byte(byte_of_coarse_bit(bit)); }
 
 // What decides those units for certain that fields leave open.
 struct ExactGraph {
@@ -127,7 +124,8 @@ struct ExactGraph {
   uint64_t seed, sweep;
 };
 
-// Units some of whose chains the high bytes leave open. As these are unpredictable, they are appended without a branch.
+// A unit some of whose chains the high bytes leave open, listed as OpenVectors lists vectors; two of those to a unit take up to a
+// tenth longer.
 struct alignas(64) OpenCoarseUnit {
   uint16_t probability[kCoarseGroup], slack[kCoarseGroup];
   uint64_t open, negative;

@@ -54,6 +54,13 @@ struct ExactUnits {
   struct Unit {
     int32_t position, chain;
   };
+  struct Vector {
+    Unit unit(int lane) const { return {vector * kUnitsVector + lane, chain}; }
+    uint8_t byte(int lane) const { return bytes[nodes[vector * kUnitsVector + lane]]; }
+    int32_t vector, chain;
+    const int32_t* nodes;
+    const uint8_t* bytes;  // by node
+  };
   int64_t number(const Unit& u) const { return m.nodes[u.position]; }
   RandomStream stream(const Unit& u) const { return random[u.chain]; }
   float bias(const Unit& u) const { return m.exact_bias[m.nodes[u.position]]; }
@@ -74,12 +81,6 @@ struct ExactUnits {
   const RandomStream* random;
 };
 
-struct alignas(64) OpenUnitsVector {
-  uint16_t probability[kUnitsVector], slack[kUnitsVector], byte[kUnitsVector];
-  uint32_t open, negative;
-  int32_t vector, chain;
-};
-
 void sweep_coarse_units_kernel(const GraphSweeps& p, const CoarseUnits& m, const CoarseChain* chains, int count, int16_t* fields) {
   const GraphView& g = p.graph;
   const int64_t num_vectors = m.color_offsets[g.num_colors];
@@ -88,8 +89,6 @@ void sweep_coarse_units_kernel(const GraphSweeps& p, const CoarseUnits& m, const
                          : num_vectors <= 64  ? sum_units_of<4>
                          : num_vectors <= 128 ? sum_units_of<8>
                                               : sum_units_of<16>;
-  constexpr int kEnough = 32;
-  OpenUnitsVector found[kEnough];
   SigmoidOfBeta sigmoid(m.fields);
   for (int64_t sweep = 0; sweep < p.num_sweeps; ++sweep) {
     if (p.check.stop(p.check.context)) return;
@@ -100,37 +99,17 @@ void sweep_coarse_units_kernel(const GraphSweeps& p, const CoarseUnits& m, const
       random[i] = random_stream(p.seed, chains[i].number, p.first_sweep + uint64_t(sweep));
       random_bytes(random[i], 0, (g.num_nodes + 127) / 128, chains[i].bytes);
     }
-    OpenFields<ExactUnits> open({m, chains, random}, sigmoid.beta());
-    int num_found = 0;
-    const auto close = [&] {
-      for (const OpenUnitsVector* f = found; f < found + num_found; ++f)
-        for (uint32_t rest = f->open; rest; rest &= rest - 1) {
-          const int l = __builtin_ctz(rest);
-          open.add({f->vector * kUnitsVector + l, f->chain}, uint8_t(f->byte[l] >> 8), f->probability[l], f->slack[l],
-                   f->negative >> l & 1, chains[f->chain].state + f->vector, l);
-        }
-      num_found = 0;
-    };
+    OpenVectors<ExactUnits> open({m, chains, random}, sigmoid.beta());
     for (int64_t color = 0; color < g.num_colors; ++color) {
       const int64_t begin = m.color_offsets[color], end = m.color_offsets[color + 1];
       for (int i = 0; i < count; ++i) {
         const CoarseChain& c = chains[i];
         sum_units(m, c.state, begin, end, fields);
         for (int64_t v = begin; v < end; ++v) {
-          const __m512i bytes = bytes_of_units(m, c, v);
-          const auto drawn = decide(_mm512_loadu_si512(fields + v * kUnitsVector), bytes);
-          const uint32_t fixed = c.fixed[v], is_open = drawn.open & ~fixed;
-          c.state[v] = (drawn.ones & ~fixed & ~is_open) | (c.state[v] & fixed);
-          OpenUnitsVector& next = found[num_found];
-          _mm512_store_si512(next.probability, drawn.probability);
-          _mm512_store_si512(next.slack, drawn.slack);
-          _mm512_store_si512(next.byte, bytes);
-          next.open = is_open, next.negative = drawn.negative, next.vector = int32_t(v), next.chain = i;
-          num_found += is_open != 0;
-          if (num_found == kEnough) close();
+          const __m512i field = _mm512_loadu_si512(fields + v * kUnitsVector);
+          open.draw(decide(field, bytes_of_units(m, c, v)), c.fixed[v], c.state + v, {int32_t(v), i, m.nodes, c.bytes});
         }
       }
-      close();
       open.close();
     }
   }

@@ -86,11 +86,9 @@ struct SingleChain {
 
 constexpr int kCoarseParts = 4, kCoarseGroup = kCoarseParts * kGroup;
 
-// The chain of each bit of a word, which is that of each value in a row of 64: each half of them is a vector of lanes of 16 bits.
-inline int chain_of_coarse_bit(int bit) {
-  const int byte = bit % 32 * 2 + bit / 32;  // of a row of random high bytes (draw_table_bytes)
-  return byte % 4 * kGroup + byte / 4;
-}
+// Bits of two words, and values in rows of 64, stand for chains so that a vector of lanes of 16 bits has those whose random high
+// bytes are the even or the odd ones of a row: bit p for the chain chain_of_table_bit(byte_of_coarse_bit(p)).
+inline int byte_of_coarse_bit(int bit) { return bit % 32 * 2 + bit / 32; }
 
 // Groups of 16 as in SumsGroup, side by side.
 struct CoarseGroup {

@@ -161,7 +161,7 @@ void random_words_kernel(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t 
   random_words_of(random_stream(seed, chain, sweep), units, words, bytes);
 }
 
-// ---- logits, thresholds and acceptances --------------------------------------------------------------------------------------------
+// ---- logits, thresholds and acceptances --------------------------------------------------------------------------------------
 
 // As binary_logit of core/threshold.h.
 inline VecF binary_logits(VecI acc, VecF scale, VecF bias, float beta) {

@@ -48,8 +48,8 @@ struct Kernels {
   void (*round_narrow_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const NarrowCoupling&);
   void (*sweep_group)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
   void (*sweep_narrow)(const BinarySweeps&, const BinaryChain*, int64_t count, const GroupScratch&);
-  // Of fields of 16 bits, in units of 2^-16: with more they leave so much open that they do not pay (bench/NOTES.md). With AVX2 all
-  // units have the largest slack, with AVX-512 only those that can go either way.
+  // Of fields of 16 bits, in units of 2^-16: with more they leave so much open that they do not pay (bench/NOTES.md). With AVX2
+  // all units have the largest slack, with AVX-512 only those that can go either way.
   int largest_slack = 0;
   // AVX2, else null. All chains have the biases of `chain`. Returns the distance, in units of 2^-16, of a coarse probability from the
   // true one that has to be expected. Above 65535: the couplings were not rounded.

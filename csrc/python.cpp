@@ -98,12 +98,12 @@ py::tuple round_couplings(const py::array& weight) {
   if (n1 < 1 || n2 < 1) throw py::value_error("round_couplings: weight must have at least one unit on each side");
   const gibbs::CouplingView view = {weight.data(), is_double, n1, n2, weight.strides(0) / size, weight.strides(1) / size};
   const int64_t ld1 = gibbs::padded_row(n1), ld2 = gibbs::padded_row(n2);
-  std::vector<double> sums(static_cast<size_t>(ld2));
-  std::vector<int32_t> rows(size_t(n1 * ld2)), columns(size_t(n2 * ld1));
-  int k = 0, shift = 0;
-  if (gibbs::kernels().scale_exponent(view, sums.data(), &k, &shift) != gibbs::CouplingStatus::kOk)
+  std::vector<double> sums(size_t(2 * ld2));
+  std::vector<int32_t> rows(size_t(ld1 * ld2)), columns(size_t(ld2 * ld1));
+  gibbs::CouplingScale scale;
+  if (gibbs::kernels().scale_couplings(view, sums.data(), scale) != gibbs::CouplingStatus::kOk)
     throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");
-  gibbs::kernels().round_couplings(view, k, 0, n1, {rows.data(), columns.data(), 0.0f});
+  gibbs::kernels().round_couplings(view, scale.k, 0, n1, {rows.data(), columns.data(), 0.0f});
   py::array_t<int32_t> out({n1, n2});
   auto to = out.mutable_unchecked<2>();
   for (int64_t i = 0; i < n1; ++i)
@@ -111,7 +111,7 @@ py::tuple round_couplings(const py::array& weight) {
       to(i, j) = rows[size_t(i * ld2 + j)];
       if (columns[size_t(j * ld1 + i)] != to(i, j)) throw std::logic_error("round_couplings: the transpose differs");
     }
-  return py::make_tuple(out, k);
+  return py::make_tuple(out, scale.k);
 }
 
 using LongArray = py::array_t<int64_t, py::array::c_style>;

@@ -5,6 +5,7 @@
 
 #include "cpu/bipartite_binary.h"
 #include "cpu/bipartite_relaxed.h"
+#include "cpu/bipartite_single.h"
 
 namespace gibbs {
 
@@ -20,18 +21,50 @@ int64_t group_size(const BipartiteCall& call, int64_t chains, int64_t num_thread
   return looks_up ? round_up(size, kLookupLanes) : size;
 }
 
+// Scratch memory and code of one thread, made where they are used first.
 template <class T>
-struct Runners {
-  Runners(const BipartiteCall& call, int64_t group_size, WorstRounding& worst, Progress& progress) {
-    if (call.num_sweeps) binary.emplace(call, group_size, worst, progress);
-    if (call.num_relaxed_sweeps) relaxed.emplace(call, progress);
-  }
+class Runners {
+ public:
+  Runners(const BipartiteCall& call, int64_t group_size, WorstRounding& worst, Progress& progress)
+      : call_(call), group_size_(group_size), worst_(worst), progress_(progress) {}
   void run(int64_t model, Interval group, const RoundedModel<T>& coupling) {
-    if (binary && !binary->run(model, group, coupling)) return;
-    if (relaxed) relaxed->run(model, group);
+    run_binary(model, group, coupling);
+    run_relaxed(model, group);
   }
-  std::optional<BinaryRunner<T>> binary;
-  std::optional<BipartiteRelaxedRunner<T>> relaxed;
+  // load(coupling, model) rounds the model if it has to be swept otherwise; false: the call failed.
+  template <class Load>
+  void run_single(int64_t model, Interval chains, const Load& load) {
+    if (!single_) single_.emplace(call_, worst_, progress_);
+    is_too_coarse_ = is_too_coarse_ || !single_->run(model, chains);
+    if (is_too_coarse_) {
+      if (!coupling_) coupling_.emplace(call_);
+      if (!load(*coupling_, model)) return;
+      run_binary(model, chains, *coupling_);
+    }
+    run_relaxed(model, chains);
+  }
+
+ private:
+  void run_binary(int64_t model, Interval group, const RoundedModel<T>& coupling) {
+    if (!call_.num_sweeps) return;
+    if (!binary_) binary_.emplace(call_, group_size_, worst_, progress_);
+    binary_->run(model, group, coupling);
+  }
+  void run_relaxed(int64_t model, Interval group) {
+    if (!call_.num_relaxed_sweeps || progress_.stop()) return;
+    if (!relaxed_) relaxed_.emplace(call_, progress_);
+    relaxed_->run(model, group);
+  }
+
+  const BipartiteCall& call_;
+  const int64_t group_size_;
+  WorstRounding& worst_;
+  Progress& progress_;
+  std::optional<BinaryRunner<T>> binary_;
+  std::optional<BipartiteRelaxedRunner<T>> relaxed_;
+  std::optional<SingleRunner<T>> single_;
+  bool is_too_coarse_ = false;               // for single_; the models of a call are alike, so it is not asked again
+  std::optional<RoundedModel<T>> coupling_;  // of the others
 };
 
 template <class T>
@@ -54,24 +87,29 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
     worst.note({coupling.wide.scale, 0});
     return true;
   };
-  const auto run = [&](Runners<T>& runners, int64_t model, int64_t group, const RoundedModel<T>& coupling) {
-    runners.run(model, {group * size, std::min(chains, (group + 1) * size)}, coupling);
-  };
-  if (by_model) {
+  const auto chains_of = [&](int64_t group) { return Interval{group * size, std::min(chains, (group + 1) * size)}; };
+  const auto make_runners = [&] { return std::make_shared<Runners<T>>(call, size, worst, progress); };
+  const bool single = SingleRunner<T>::pays(call);
+  if (by_model && single) {
+    for_each_task(runtime, models, progress,
+                  [&] { return [&, runners = make_runners()](int64_t model) { runners->run_single(model, {0, chains}, load); }; });
+  } else if (by_model) {
     for_each_task(runtime, models, progress, [&] {
-      return [&, coupling = std::make_shared<RoundedModel<T>>(call),
-              runners = std::make_shared<Runners<T>>(call, size, worst, progress)](int64_t model) {
+      return [&, coupling = std::make_shared<RoundedModel<T>>(call), runners = make_runners()](int64_t model) {
         if (!load(*coupling, model)) return;
-        for (int64_t group = 0; group < groups && !progress.stop(); ++group) run(*runners, model, group, *coupling);
+        for (int64_t group = 0; group < groups && !progress.stop(); ++group) runners->run(model, chains_of(group), *coupling);
       };
     });
+  } else if (single) {
+    for (int64_t model = 0; model < models && !progress.stop(); ++model)
+      for_each_task(runtime, groups, progress, [&] {
+        return [&, model, runners = make_runners()](int64_t group) { runners->run_single(model, chains_of(group), load); };
+      });
   } else {
     RoundedModel<T> coupling(call);
     for (int64_t model = 0; model < models && !progress.stop() && load(coupling, model); ++model)
       for_each_task(runtime, groups, progress, [&] {
-        return [&, model, runners = std::make_shared<Runners<T>>(call, size, worst, progress)](int64_t group) {
-          run(*runners, model, group, coupling);
-        };
+        return [&, model, runners = make_runners()](int64_t group) { runners->run(model, chains_of(group), coupling); };
       });
   }
   *rounding = worst.most();
@@ -89,11 +127,11 @@ Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch& batch, bool
   Progress progress(serial);
   BipartiteCall call;
   call.n1 = n1, call.n2 = n2, call.batch = batch, call.is_double = is_double, call.weight = weight;
-  const Buffer<double> sums(padded_row(n2));
+  const Buffer<double> sums(2 * padded_row(n2));
   for (int64_t model = 0; model < batch.num_models(); ++model) {
-    int k = 0, shift = 0;
-    if (!exponent_of(weight_of(call, model), sums.get(), &k, &shift, progress)) break;
-    out[model] = std::ldexp(1.0, -k);
+    CouplingScale scale;
+    if (!scale_of(weight_of(call, model), sums.get(), scale, progress)) break;
+    out[model] = std::ldexp(1.0, -scale.k);
   }
   return progress.outcome();
 }

@@ -25,6 +25,8 @@ struct BipartiteCall : SweepCall {
   int64_t narrow_from = kernels().narrow_from;
   bool look_up_always = false;  // also for so few chains and sweeps that tables do not pay
   int largest_slack = kernels().largest_slack;
+  int largest_single_slack = 384;                     // of single chains (bench/NOTES.md)
+  int64_t single_from = 1 << 16;                      // updates of units: fewer do not pay for the probabilities of their fields
   std::atomic<int64_t>* num_coarse_groups = nullptr;  // counts the groups of chains that took them
 
   // Relaxed sweeps: [linear number, n] of the parameters' dtype.

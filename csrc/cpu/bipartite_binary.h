@@ -45,6 +45,19 @@ inline bool is_shared(const Operand& bias) {
   return std::all_of(bias.batch_strides.begin(), bias.batch_strides.end(), [](int64_t stride) { return stride == 0; });
 }
 
+// A chain without its biases.
+inline BinaryChain chain_of(const BipartiteCall& call, int64_t model, int64_t chain) {
+  const int64_t linear = call.batch.linear(model, chain), left_words = state_words(call.n1), right_words = state_words(call.n2);
+  BinaryChain out = {};
+  out.left = call.left_bits + linear * left_words;
+  out.right = call.right_bits + linear * right_words;
+  if (call.clamp_left) out.clamp_left = call.clamp_left + linear * left_words;
+  if (call.clamp_right) out.clamp_right = call.clamp_right + linear * right_words;
+  if (call.log_weights) out.log_weight = call.log_weights + linear;
+  out.number = chain_number(call, model, chain);
+  return out;
+}
+
 // Scratch memory and code of one thread, for groups of up to `capacity` chains.
 template <class T>
 class BinaryRunner {
@@ -66,9 +79,8 @@ class BinaryRunner {
       coarse_.emplace(call, capacity);
   }
 
-  // False if the call failed.
-  bool run(int64_t model, Interval group, const RoundedModel<T>& coupling) {
-    const int64_t left_words = state_words(call_.n1), right_words = state_words(call_.n2), count = group.end - group.begin;
+  void run(int64_t model, Interval group, const RoundedModel<T>& coupling) {
+    const int64_t count = group.end - group.begin;
     left_bias_.clear(), right_bias_.clear(), base_left_bias_.clear(), base_right_bias_.clear();
     const auto load = [&](BiasCache<T>& cache, const Operand& bias, int64_t chain, Outcome fault) {
       const float* values = cache.add(row_of<T>(call_.batch, bias, model, chain), bias.stride);
@@ -76,23 +88,16 @@ class BinaryRunner {
       return values;
     };
     for (int64_t chain = group.begin; chain < group.end; ++chain) {
-      const int64_t linear = call_.batch.linear(model, chain);
       BinaryChain& c = chains_[size_t(chain - group.begin)];
-      c = {};
-      c.left = call_.left_bits + linear * left_words;
-      c.right = call_.right_bits + linear * right_words;
-      if (call_.clamp_left) c.clamp_left = call_.clamp_left + linear * left_words;
-      if (call_.clamp_right) c.clamp_right = call_.clamp_right + linear * right_words;
-      c.number = chain_number(call_, model, chain);
+      c = chain_of(call_, model, chain);
       c.left_bias = load(left_bias_, call_.left_bias, chain, Outcome::kNonFiniteLeftBias);
       c.right_bias = load(right_bias_, call_.right_bias, chain, Outcome::kNonFiniteRightBias);
       if (call_.log_weights) {
         c.base_left_bias = load(base_left_bias_, call_.base_left_bias, chain, Outcome::kNonFiniteBaseLeftBias);
         c.base_right_bias = load(base_right_bias_, call_.base_right_bias, chain, Outcome::kNonFiniteBaseRightBias);
-        c.log_weight = call_.log_weights + linear;
       }
     }
-    if (progress_.stop()) return false;
+    if (progress_.stop()) return;
     note_biases(count, coupling.wide.scale);
     const BinarySweeps sweeps = {call_.n1,
                                  call_.n2,
@@ -121,7 +126,6 @@ class BinaryRunner {
       else
         (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
     }
-    return !progress_.stop();
   }
 
  private:

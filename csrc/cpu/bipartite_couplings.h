@@ -26,11 +26,24 @@ inline CouplingView weight_of(const BipartiteCall& call, int64_t model) {
 }
 
 // False if the couplings cannot be rounded, which `progress` is told.
-inline bool exponent_of(const CouplingView& weight, double* sums, int* k, int* shift, Progress& progress) {
-  const CouplingStatus status = kernels().scale_exponent(weight, sums, k, shift);
+inline bool scale_of(const CouplingView& weight, double* sums, CouplingScale& out, Progress& progress) {
+  const CouplingStatus status = kernels().scale_couplings(weight, sums, out);
   if (status == CouplingStatus::kNonFinite) progress.fail(Outcome::kNonFiniteWeight);
   if (status == CouplingStatus::kTooLarge) progress.fail(Outcome::kTooLargeWeight);
   return status == CouplingStatus::kOk;
+}
+
+// The largest magnitude of a bias of some chains of a model.
+template <class T>
+double largest_bias(const SweepCall& call, const Operand& bias, int64_t n, int64_t model, Interval chains) {
+  double largest = 0;
+  const T* before = nullptr;
+  for (int64_t chain = chains.begin; chain < chains.end; ++chain) {
+    const T* row = row_of<T>(call.batch, bias, model, chain);
+    for (int64_t i = 0; row != before && i < n; ++i) largest = std::max(largest, double(std::fabs(float(row[i * bias.stride]))));
+    before = row;
+  }
+  return largest;
 }
 
 // A model's couplings as tables, for calls of so many chains and sweeps that they pay.
@@ -52,7 +65,9 @@ class LookupModel {
   // The tables, or null if they leave too many units open or the call failed.
   const LookupCoupling* load(int64_t model, const RoundedCoupling& wide, const Runtime& runtime, Progress& progress) {
     const auto [least_beta, largest_beta] = beta_range(call_);
-    const double bias = std::max(largest_bias(model, call_.left_bias, call_.n1), largest_bias(model, call_.right_bias, call_.n2));
+    const Interval chains = {0, call_.batch.chains_per_model()};
+    const double bias = std::max(largest_bias<T>(call_, call_.left_bias, call_.n1, model, chains),
+                                 largest_bias<T>(call_, call_.right_bias, call_.n2, model, chains));
     coupling_.left = {to_left_.get(), left_offset_.get()};
     coupling_.right = {to_right_.get(), right_offset_.get()};
     LookupSums most = {0, 0, 0};
@@ -82,17 +97,6 @@ class LookupModel {
   }
 
  private:
-  double largest_bias(int64_t model, const Operand& bias, int64_t n) const {
-    double largest = 0;
-    const T* before = nullptr;
-    for (int64_t chain = 0; chain < call_.batch.chains_per_model(); ++chain) {
-      const T* row = row_of<T>(call_.batch, bias, model, chain);
-      for (int64_t i = 0; row != before && i < n; ++i) largest = std::max(largest, double(std::fabs(float(row[i * bias.stride]))));
-      before = row;
-    }
-    return largest;
-  }
-
   const BipartiteCall& call_;
   Buffer<LookupTable> to_left_, to_right_;
   Buffer<float> left_offset_, right_offset_;
@@ -112,7 +116,7 @@ class RoundedModel {
         columns_(size(false, call.n2, call.n1)),
         narrow_rows_(size(true, call.n1, call.n2)),
         narrow_columns_(size(true, call.n2, call.n1)),
-        sums_(padded_row(std::max(call.n1, call.n2))) {
+        sums_(2 * padded_row(std::max(call.n1, call.n2))) {
     if (LookupModel<T>::pays(call)) lookup_model_.emplace(call);
   }
 
@@ -123,7 +127,9 @@ class RoundedModel {
     const bool swapped = weight.column_stride != 1 && weight.row_stride == 1;
     CouplingView view = weight;
     if (swapped) std::swap(view.n1, view.n2), std::swap(view.row_stride, view.column_stride);
-    if (!exponent_of(view, sums_.get(), &k, &narrow.shift, progress)) return false;
+    CouplingScale scale;
+    if (!scale_of(view, sums_.get(), scale, progress)) return false;
+    k = scale.k, narrow.shift = scale.shift;
     wide = {rows_.get(), columns_.get(), std::ldexp(1.0f, -k)};
     if (is_narrow_) narrow.rows = narrow_rows_.get(), narrow.columns = narrow_columns_.get();
     if (!call_.num_sweeps) return true;
@@ -146,7 +152,7 @@ class RoundedModel {
 
  private:
   int64_t size(bool narrow, int64_t rows, int64_t columns) const {
-    return call_.num_sweeps && narrow == is_narrow_ ? rows * padded_row(columns) : 0;
+    return call_.num_sweeps && narrow == is_narrow_ ? padded_row(rows) * padded_row(columns) : 0;
   }
 
   const BipartiteCall& call_;

@@ -49,6 +49,8 @@ static Problem<T> random_problem(double largest_exponent) {
   c.look_up_always = one_in(2);
   c.narrow_from = one_in(2) ? 0 : 1 << 20;
   c.largest_slack = one_in(3) ? 0 : one_in(2) ? 512 : 65535;
+  c.largest_single_slack = one_in(3) ? 0 : one_in(2) ? 384 : 65535;
+  c.single_from = one_in(3) ? 2000 : 0;
   return p;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compares the routes of binary sweeps (flipped rows, tables, narrow and coarse couplings) to the bit, over enough updates to meet
-// the rare units that a route's shortcut does not decide. "test_routes 20" makes 20 times as many sweeps.
+// Compares the routes of binary sweeps (flipped rows, tables, narrow and coarse couplings, single chains) to the bit, over enough
+// updates to meet the rare units that a route's shortcut does not decide. "test_routes 20" makes 20 times as many sweeps.
 #include <math.h>
 
 #include <algorithm>
@@ -37,8 +37,8 @@ static void make_worst(std::vector<T>& weight, double largest) {
 
 template <class T>
 static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tables, bool narrow, int largest_slack = 0,
-                                 std::atomic<int64_t>* num_coarse_groups = nullptr,
-                                 const Runtime& runtime = {1, nullptr, nullptr}) {
+                                 std::atomic<int64_t>* num_coarse_groups = nullptr, const Runtime& runtime = {1, nullptr, nullptr},
+                                 int largest_single_slack = 0) {
   // A chain has biases of its own if there are enough.
   const bool own_bias = int64_t(m.left_bias.size()) == m.chains * m.n1;
   BipartiteCall call;
@@ -55,7 +55,8 @@ static std::vector<uint32_t> run(const Model<T>& m, int64_t num_sweeps, bool tab
   call.narrow_from = narrow ? 0 : 1 << 20;
   call.largest_slack = largest_slack;
   call.num_coarse_groups = num_coarse_groups;
-  call.look_up_always = num_coarse_groups != nullptr;
+  call.look_up_always = num_coarse_groups && !largest_single_slack;
+  call.largest_single_slack = largest_single_slack, call.single_from = 0;
   std::vector<uint32_t> left(size_t(m.chains * state_words(m.n1)), 0x5555), right(size_t(m.chains * state_words(m.n2)));
   for (int64_t c = 0; c < m.chains; ++c)  // no bits beyond the last unit
     left[size_t((c + 1) * state_words(m.n1) - 1)] = 0;
@@ -73,6 +74,17 @@ static std::vector<uint32_t> run_coarse(const Model<T>& m, int64_t num_sweeps, b
   std::vector<uint32_t> bits = run(m, num_sweeps, true, false, 65535, &groups);
   CHECK((groups > 0) == (may_serve && (kernels().sweep_coarse || kernels().sweep_lookup)),
         "%d groups took coarse couplings: n %d + %d, beta %g", int(groups), int(m.n1), int(m.n2), m.beta);
+  return bits;
+}
+
+// The same by fields of 16 bits of single chains.
+template <class T>
+static std::vector<uint32_t> run_single(const Model<T>& m, int64_t num_sweeps, bool may_serve = true,
+                                        const Runtime& runtime = {1, nullptr, nullptr}) {
+  std::atomic<int64_t> chains = 0;
+  std::vector<uint32_t> bits = run(m, num_sweeps, false, false, 0, &chains, runtime, 65535);
+  CHECK(chains == (may_serve && kernels().sweep_single ? m.chains : 0), "%d chains were swept one by one: n %d + %d, beta %g",
+        int(chains), int(m.n1), int(m.n2), m.beta);
   return bits;
 }
 
@@ -95,6 +107,8 @@ static void compare(int64_t n1, int64_t n2, double scale, double bias_scale, dou
   }
   CHECK(run(m, num_sweeps, false, true) == run(m, num_sweeps, false, false), "n %d + %d, scale %g, bias %g, beta %g, worst %d",
         int(n1), int(n2), scale, bias_scale, beta, worst);
+  CHECK(run_single(m, num_sweeps) == run(m, num_sweeps, false, false), "single: n %d + %d, scale %g, bias %g, beta %g, worst %d",
+        int(n1), int(n2), scale, bias_scale, beta, worst);
   m.chains = 40;
   const std::vector<uint32_t> by_rows = run(m, num_sweeps / 8, false, false);
   CHECK(run(m, num_sweeps / 8, true, false) == by_rows, "tables: n %d + %d, scale %g", int(n1), int(n2), scale);
@@ -110,6 +124,8 @@ static void compare_equal(int64_t n, int64_t num_sweeps) {
   m.left_bias.assign(size_t(n), 4.0f);
   m.right_bias.assign(size_t(m.n2), -0.2499f * float(n));
   CHECK(run_coarse(m, num_sweeps) == run(m, num_sweeps, false, false), "equal couplings: n %d", int(n));
+  m.chains = 8;
+  CHECK(run_single(m, 5 * num_sweeps) == run(m, 5 * num_sweeps, false, false), "equal couplings, single: n %d", int(n));
 }
 
 // Tables have sums of blocks of 80 couplings, which are rounded to a 256th. Here all couplings are `multiple` of the finer unit, so
@@ -153,6 +169,8 @@ static void compare_tiny() {
     const std::vector<float> biases(64, float(bias));
     const Model<float> m{64, 64, 64, std::vector<float>(64 * 64), biases, biases, 3 / bias};
     CHECK(run_coarse(m, 200, bias == 1e-32) == run(m, 200, false, false), "tiny biases: %g", bias);
+    const Model<float> few{64, 64, 2, m.weight, biases, biases, 3 / bias};
+    CHECK(run_single(few, 200, false) == run(few, 200, false, false), "tiny biases, single: %g", bias);
   }
   _mm_setcsr(before);
 #endif
@@ -173,6 +191,9 @@ static void compare_threads(int64_t n1, int64_t n2, int64_t chains) {
   const int slack = kernels().largest_slack;
   CHECK(run(m, 3, true, false, slack, nullptr, {3, run_on_threads, nullptr}) == run(m, 3, true, false, slack), "%d + %d, %d chains",
         int(n1), int(n2), int(chains));
+  m.chains = 7;
+  CHECK(run_single(m, 9, std::max(n1, n2) <= kMostSingleUnits, {3, run_on_threads, nullptr}) == run(m, 9, false, false),
+        "%d + %d, single", int(n1), int(n2));
 }
 
 int main(int argc, char** argv) {
@@ -185,6 +206,7 @@ int main(int argc, char** argv) {
       compare<float>(33, 31, 3, 2, 0.3, worst, 10000 * times);
       compare<float>(130, 40, 1e3, 1e4, 1e-3, worst, 4000 * times);
       compare<float>(40, 130, 1e-9, 1e6, 1e-6, worst, 4000 * times);
+      compare<float>(70, 50, 0.1, 60, 0.5, worst, 1000 * times);  // most biases saturate their units
     }
     for (int64_t n = 100; n < 160; n += 6) compare_equal(n, 200 * times);
     for (double coupling : {3.0, 6.0, 11.0}) compare_pairs(coupling, 100 * times);

@@ -23,17 +23,24 @@ struct CouplingView {
   int64_t n1, n2, row_stride, column_stride;
 };
 
+// What a model's couplings are rounded by.
+struct CouplingScale {
+  int k;                       // the exact unit is 2^-k
+  int shift;                   // of NarrowCoupling
+  double largest_of_one_sign;  // the largest |sum| that a unit's couplings may have; its relative error is that of their type
+};
+
 struct RoundedCoupling {
-  int32_t* rows;     // [n1, padded_row(n2)]
-  int32_t* columns;  // [n2, padded_row(n1)], the transpose
+  int32_t* rows;     // [padded_row(n1), padded_row(n2)]; rows beyond n1 are 0
+  int32_t* columns;  // [padded_row(n2), padded_row(n1)], the transpose
   float scale;       // 2^-k
 };
 
 // The same couplings rounded to 16 bits, which halve the memory traffic of an update. Their sums bound a unit's threshold; the few
 // units that the bounds leave open take exact sums from the caller's couplings, so the resulting bits are the same.
 struct NarrowCoupling {
-  int16_t* rows;     // [n1, padded_row(n2)]; null: not in use
-  int16_t* columns;  // [n2, padded_row(n1)]
+  int16_t* rows;     // [padded_row(n1), padded_row(n2)] as above; null: not in use
+  int16_t* columns;  // [padded_row(n2), padded_row(n1)]
   int shift;         // the unit is 2^(shift - k): every coupling fits in 16 bits and is at most half a unit off
 };
 
@@ -91,6 +98,33 @@ struct BinarySweeps {
   bool allow_tables;
   StopCheck check;
 };
+
+// A single chain and its model, of which fields have 16 bits.
+struct CoarseSingle {
+  BinaryChain chain;
+  CouplingView weight;
+  CouplingScale scale;
+  float unit;                       // of a field
+  float most_bias;                  // a larger |bias| saturates a unit, whatever its neighbours do
+  int16_t *rows, *columns;          // [padded_row(n1), padded_side(n2)], [padded_row(n2), padded_side(n1)]; 0 beyond n1 and n2
+  int16_t *left_bias, *right_bias;  // scratch, as the next: [padded_side(n)]
+  int16_t *left_field, *right_field;
+  uint8_t* bytes;  // scratch: [2, random_bytes_capacity(n1 + n2)]
+};
+// Sigmoids of a unit of fields, for each side and each of the parts of the other side that may be active. They are made where they are
+// used first.
+constexpr int kActiveParts = 8;
+struct SingleSigmoids {
+  float unit;
+  bool is_made[2][kActiveParts];
+  CoarseSigmoid of[2][kActiveParts];
+};
+// Models of similar couplings have the same unit.
+struct KeptSigmoids {
+  int next = 0;
+  SingleSigmoids of[8] = {};
+};
+constexpr int64_t kMostSingleUnits = 512;
 
 // Scratch memory of a group of `count` chains that share a model.
 struct GroupScratch {

@@ -5,7 +5,6 @@
 
 // A unit of a larger |logit| does the unexpected with a probability of e^-12, 0.4 of 2^-16.
 constexpr double kCoarseReach = 12;
-constexpr int kSegments = 64;
 constexpr int kHopeless = INT32_MAX;
 
 // What rounding numbers does to the sum of any of them: it is too large by middle(), and by at most largest() more or less.
@@ -21,17 +20,6 @@ struct RoundingErrors {
   float largest() const { return (horizontal_sum<float>(above) + horizontal_sum<float>(below)) / 2; }
 
   VecF above = {}, below = {};
-};
-
-// How fields become probabilities, at one beta. A segment is 2^shift field units long.
-struct CoarseSigmoid {
-  int shift;
-  int slope_shift;  // slopes are multiples of 2^slope_shift: with AVX2 at most 255 times that, so that a byte holds them
-  alignas(64) uint16_t base[kSegments];
-  alignas(64) int16_t slope[kSegments];
-  // Bounds on the distance of a probability from the true threshold, in units of 2^-16.
-  alignas(64) uint16_t slack[kSegments];
-  int largest_slack;
 };
 
 // unit: of a field, times |beta|. With a shift of 9 the segments have all fields of 15 bits. With a shift of 0 the last field lies

@@ -22,6 +22,7 @@ namespace {
 #include "cpu/kernels/bipartite_coarse.h"
 #elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
 #include "cpu/kernels/bipartite_lookup.h"
+#include "cpu/kernels/bipartite_single.h"
 #endif
 #include "cpu/kernels/bipartite_relaxed.h"
 
@@ -62,7 +63,7 @@ const Kernels table = {
     .random_words = random_words_kernel,
     .thresholds = thresholds_kernel,
     .acceptances = acceptances_kernel,
-    .scale_exponent = scale_exponent_kernel,
+    .scale_couplings = scale_couplings_kernel,
     .round_couplings = round_couplings_kernel,
     .round_narrow_couplings = round_narrow_couplings_kernel,
     .sweep_group = sweep_group_kernel,
@@ -77,6 +78,8 @@ const Kernels table = {
     .note_lookup_sums = note_lookup_sums_kernel,
     .choose_lookup_unit = choose_lookup_unit_kernel,
     .round_lookup = round_lookup_kernel,
+    .round_single = round_single_kernel,
+    .sweep_single = sweep_single_kernel,
     .slack_of_fields = slack_of_fields_kernel,
     .sweep_lookup = sweep_lookup_kernel,
 #endif

@@ -120,22 +120,30 @@ struct PickedLanes {
 };
 #endif
 
-// Draws kCount vectors of counters, from first + begin on; out: of counter `first`. The words of eight counters stand in order.
+// Stores the words of a vector of counters, from `at` on; out: of counter 0. The words of eight counters stand in order.
+template <class Word>
+inline void store_counters(const PhiloxVectors& r, int64_t at, Word* out) {
+  constexpr int kPart = kLanes < 8 ? kLanes : 8, kPerWord = 4 / int(sizeof(Word));  // kPart lanes' units are consecutive
+  for (int q = 0; q < 4; ++q)
+    for (int part = 0; part < kLanes / kPart; ++part) {
+      const int64_t first = at + part * kPart;
+      __builtin_memcpy(out + ((first >> 3) * 32 + q * 8 + (first & 7)) * kPerWord, (const char*)&r.word[q] + 4 * kPart * part,
+                       4 * kPart);
+    }
+}
+inline VecU counters_from(uint32_t first) {
+  VecU out;
+  for (int l = 0; l < kLanes; ++l) out[l] = first + uint32_t(l);
+  return out;
+}
+// Draws kCount vectors of counters, from first + begin on; out: of counter `first`.
 template <int kCount, class Word>
 inline void random_counters_at(const RandomStream& s, uint32_t first, int64_t begin, Word* out) {
-  constexpr int kPart = kLanes < 8 ? kLanes : 8, kPerWord = 4 / int(sizeof(Word));  // kPart lanes' units are consecutive
   VecU counters[kCount];
-  for (int i = 0; i < kCount; ++i)
-    for (int l = 0; l < kLanes; ++l) counters[i][l] = first + uint32_t(begin + i * kLanes + l);
+  for (int i = 0; i < kCount; ++i) counters[i] = counters_from(first + uint32_t(begin) + uint32_t(i * kLanes));
   PhiloxVectors r[kCount];
   philox_vectors(s, counters, r);
-  for (int i = 0; i < kCount; ++i)
-    for (int q = 0; q < 4; ++q)
-      for (int part = 0; part < kLanes / kPart; ++part) {
-        const int64_t at = begin + i * kLanes + part * kPart;
-        __builtin_memcpy(out + ((at >> 3) * 32 + q * 8 + (at & 7)) * kPerWord, (const char*)&r[i].word[q] + 4 * kPart * part,
-                         4 * kPart);
-      }
+  for (int i = 0; i < kCount; ++i) store_counters(r[i], begin + i * kLanes, out);
 }
 // Draws `count` counters, and up to kLanes - 1 more.
 template <class Word>
@@ -149,6 +157,18 @@ inline void random_counters(const RandomStream& s, uint32_t first, int64_t count
 // High bytes of units 128 begin .. 128 end - 1, from out[0] on; up to 128 more may be written.
 inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint8_t* out) {
   random_counters(s, uint32_t(begin * 8), (end - begin) * 8, out);
+}
+
+// High bytes of units 0 .. 128 blocks - 1 of two chains, and of up to 128 more.
+inline void random_bytes_of_two(const RandomStream& s, const RandomStream& t, int64_t blocks, uint8_t* out_s, uint8_t* out_t) {
+  for (int64_t at = 0; at < 8 * blocks; at += kLanes) {
+    const VecU counters = counters_from(uint32_t(at));
+    const VecU words[2][4] = {{counters, splat(s.c1), splat(s.c2), splat(s.c3)}, {counters, splat(t.c1), splat(t.c2), splat(t.c3)}};
+    PhiloxVectors r[2];
+    philox_of(words, s.k0, s.k1, r);
+    store_counters(r[0], at, out_s);
+    store_counters(r[1], at, out_t);
+  }
 }
 
 // Whole random words of units 0 .. units - 1, in order. words, bytes: [random_bytes_capacity(units)]

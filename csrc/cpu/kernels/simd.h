@@ -178,6 +178,20 @@ inline T horizontal_sum(Vec<T> v) {
   return total;
 }
 
+// The same in another order.
+inline float quick_sum(VecF v) {
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  return _mm512_reduce_add_ps((__m512)v);
+#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+  return horizontal_sum<float>(v);
+#endif
+}
+inline double quick_sum(Vec<double> v) { return horizontal_sum<double>(v); }
+
 inline VecI gather(const int32_t* base, VecI index) {
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
   return (VecI)_mm512_i32gather_epi32((__m512i)index, base, 4);

@@ -41,8 +41,8 @@ struct Kernels {
   void (*thresholds)(const float* logits, int64_t count, uint32_t* out);   // count: multiple of 32
   void (*acceptances)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
 
-  // k of a model, and the shift of its narrow couplings. sums: scratch of 8 * padded_row(n2) bytes.
-  CouplingStatus (*scale_exponent)(const CouplingView&, void* sums, int* k, int* shift);
+  // sums: scratch of 16 * padded_row(n2) bytes.
+  CouplingStatus (*scale_couplings)(const CouplingView&, void* sums, CouplingScale&);
   // Rows first .. last - 1; `first` is a multiple of 16, and so is `last` but at the end.
   void (*round_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const RoundedCoupling&);
   void (*round_narrow_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const NarrowCoupling&);
@@ -67,6 +67,10 @@ struct Kernels {
                              LookupCoupling&) = nullptr;
   float (*round_lookup)(int64_t n1, int64_t n2, const RoundedCoupling&, bool is_left, int64_t first, int64_t last,
                         const LookupCoupling&) = nullptr;
+  // Single chains by fields of 16 bits, if no side has more than kMostSingleUnits. Rounds the couplings for one beta and biases of
+  // magnitudes up to largest_bias; false if the slack that has to be expected is larger than largest_slack.
+  bool (*round_single)(double largest_bias, double beta, int largest_slack, CoarseSingle&) = nullptr;
+  void (*sweep_single)(const BinarySweeps&, const CoarseSingle&, KeptSigmoids&) = nullptr;
   int (*slack_of_fields)(const CoarseFields&, double beta) = nullptr;
   void (*sweep_lookup)(const BinarySweeps&, const LookupCoupling&, const BinaryChain*, int64_t count,
                        const LookupScratch&) = nullptr;

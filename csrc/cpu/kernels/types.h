@@ -25,4 +25,16 @@ struct CoarseFields {
   float error;  // the largest of a unit's sum of couplings, in units
 };
 
+constexpr int kSegments = 64;
+// How fields become probabilities, at one beta. A segment is 2^shift field units long.
+struct CoarseSigmoid {
+  int shift;
+  int slope_shift;  // slopes are multiples of 2^slope_shift: with AVX2 at most 255 times that, so that a byte holds them
+  alignas(64) uint16_t base[kSegments];
+  alignas(64) int16_t slope[kSegments];
+  // Bounds on the distance of a probability from the true threshold, in units of 2^-16.
+  alignas(64) uint16_t slack[kSegments];
+  int largest_slack;
+};
+
 }  // namespace gibbs

@@ -23,6 +23,7 @@ from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarn
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
+from gibbs_ext.perfect import perfect_samples
 
 __all__ = [
     "AISResult",
@@ -55,6 +56,7 @@ __all__ = [
     "negative_log_likelihood_surrogate",
     "nn",
     "pack_bits",
+    "perfect_samples",
     "pictures",
     "synchronize",
     "unpack_bits",

@@ -177,8 +177,13 @@ SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
 # They are built once with the instruction sets of this processor, and once with the code for any processor.
 SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))
 
-sanitize: $(SANITIZE_PROGRAMS)
-	@for test in $^; do echo "$$test"; ./$$test || exit 1; done
+# With -j programs run side by side, and while others are compiled.
+SANITIZE_RUNS := $(SANITIZE_PROGRAMS:=.run)
+.PHONY: $(SANITIZE_RUNS)
+$(SANITIZE_RUNS): %.run: %
+	./$*
+
+sanitize: $(SANITIZE_RUNS)
 	$(PYTHON) tests/cuda/build.py 60
 
 build/sanitize/portable/%.o: SANITIZE += -DGIBBS_PORTABLE

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from gibbs_ext import distributed, interop, nn, pictures
+from gibbs_ext import diagnostics, distributed, interop, nn, pictures
 from gibbs_ext.chains import PersistentChains, negative_log_likelihood_surrogate, pack_bits, unpack_bits
 from gibbs_ext.functional import (
     bipartite_ais,
@@ -42,6 +42,7 @@ __all__ = [
     "boltzmann_to_ising",
     "build_info",
     "coupling_resolution",
+    "diagnostics",
     "distributed",
     "exact_log_partition",
     "exact_marginals",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well chains mix, by ArviZ: traces of energies, magnetisations and units, their effective sample sizes and R-hat.
 
-Needs arviz (``pip install 'gibbs_ext[diagnostics]'``). Its reference is R. Kumar et al., "ArviZ a unified library for
+Needs arviz (``pip install 'arviz<1'``). Its reference is R. Kumar et al., "ArviZ a unified library for
 exploratory analysis of Bayesian models in Python", JOSS 4(33), 2019; the statistics are those of A. Vehtari et al.,
 "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis 16(2), 2021.
 """
@@ -95,7 +95,7 @@ def record(
         try:
             from tqdm import tqdm
         except ImportError as error:
-            raise ImportError(f"{name}: progress needs tqdm; pip install 'gibbs_ext[diagnostics]'") from error
+            raise ImportError(f"{name}: progress needs tqdm; pip install tqdm") from error
         states = tqdm(states, total=num_draws, unit="draw")
     with reported_as(name, left="initial", state="initial"):
         rows = [_statistics(model, z, kept) for z in states]
@@ -249,7 +249,7 @@ def _arviz(name: str) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # of its next version, which is not asked for
             import arviz
     except ImportError as error:
-        raise ImportError(f"{name}: needs arviz; pip install 'gibbs_ext[diagnostics]'") from error
+        raise ImportError(f"{name}: needs arviz; pip install 'arviz<1'") from error
     return arviz
 
 

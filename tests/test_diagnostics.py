@@ -156,8 +156,10 @@ def test_an_unknown_variable() -> None:
         diagnostics.summary(data, ["spin"])
 
 
-@pytest.mark.parametrize("package", ["arviz", "tqdm"])
-def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "text"), [("arviz", "needs arviz; pip install 'arviz<1'"), ("tqdm", "progress needs tqdm")]
+)
+def test_a_missing_package_is_named(package: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"diagnostics\.record: .*needs {package}; pip install 'gibbs_ext\[diag"):
+    with pytest.raises(ImportError, match=f"^diagnostics.record: {re.escape(text)}"):
         diagnostics.record(PAIR, 2, 5, progress=True)

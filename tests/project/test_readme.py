@@ -28,7 +28,7 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
-    bipartite, graph = blocks("docs/library.md")
+    bipartite, graph, chains = blocks("docs/library.md")
     shape, gradient, error = run(bipartite, tmp_path)
     assert shape.startswith("torch.Size([1000, 64, 28])")
     assert gradient == "torch.Size([64, 16, 12])"
@@ -38,6 +38,9 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert shape == "torch.Size([1000, 512])"
     # 10,000 chains: 6 standard errors of a mean of bits are 0.03
     assert float(re.findall(r"tensor\(([-\d.e]+)", error)[0]) < 0.03
+    head, *rows = run("import torch; torch.manual_seed(0)\n" + chains, tmp_path)
+    assert head.split()[0] == "mcse_mean"
+    assert [row.split()[0] for row in rows[:4]] == ["energy", "magnetization", "unit[0]", "unit[5]"]
 
 
 def test_plain_pytorch_does_the_same_as_the_example(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, expand_to, is_mapped, reported_as, shown
+from gibbs_ext.checks import check_integers, check_values, expand_to, is_mapped, reported_as, shown
 from gibbs_ext.log_partition.annealing import Base, Betas, annealed_importance_sampling
 from gibbs_ext.log_partition.exact import exact_log_partition, log_partition_and_marginals, without_derivative
 from gibbs_ext.log_partition.machine import Machine, broadcast_batch, check_model
@@ -203,6 +203,10 @@ class Boltzmann(Distribution, Machine):
         """z [..., N] after binary sweeps from a chain's state."""
         raise NotImplementedError
 
+    def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The chain's state with the values [..., N] of a mask, and options of :meth:`_sweep` that keep them."""
+        raise NotImplementedError
+
     def _sweep_relaxed(
         self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,17 +257,22 @@ class Boltzmann(Distribution, Machine):
         num_sweeps: int = 100,
         *,
         initial: Tensor | None = None,
+        given: Tensor | None = None,
+        where: Tensor | None = None,
         chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """Independent chains of ``num_sweeps`` binary Gibbs sweeps.
+        """Independent chains of ``num_sweeps`` binary Gibbs sweeps, of all units or of some given the others.
 
         Args:
             sample_shape: Shape of the chains of each model.
             num_sweeps: Number of sweeps, at least 0. The number needed depends on the model; compare two lengths.
             initial: States to start from: left [..., n1] of a bipartite model, z [..., N] of a graph. Uniform bits when
                 not given.
+            given: Values z [..., N] of the units of ``where``, 0 and 1; of the other units they do not matter. With
+                both, samples are those of the other units given these, and have these values: z is completed.
+            where: Mask of the units whose values are given, bool. Both broadcast to the shape of the result.
             chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
@@ -275,18 +284,36 @@ class Boltzmann(Distribution, Machine):
         Raises:
             TypeError: ``sample_shape`` is no sequence of integers, or another argument has a wrong type.
             ValueError: A number is negative or too large, ``initial`` or ``chain_offset`` does not broadcast,
-                ``initial`` has values other than 0 and 1, both ``generator`` and ``seed`` are given, or a parameter is
-                not finite.
+                ``initial``, or ``given`` in ``where``, has values other than 0 and 1, only one of the latter two is
+                given, both ``generator`` and ``seed`` are given, or a parameter is not finite.
 
             The messages begin with the class' name and ``.sample:``.
         """
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
+        clamps: dict[str, Tensor] = {}
+        if given is not None or where is not None:
+            state, clamps = self._clamped(state, *self._read_given(name, state.shape[:-1], given, where))
         with reported_as(name, left="initial", state="initial"):
             return self._sweep(
                 state, len(beta), beta=beta if len(beta) else 1.0, chain_offset=chain_offset,
-                generator=generator, seed=seed,
+                generator=generator, seed=seed, **clamps,
             )  # fmt: skip
+
+    def _read_given(
+        self, name: str, batch: Sequence[int], given: Tensor | None, where: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Bits [*batch, N], 0 where they are not given, and the mask of those that are."""
+        if given is None or where is None:
+            missing, other = ("given", "where") if given is None else ("where", "given")
+            raise ValueError(f"{name}: {missing} must be given together with {other}, got None")
+        shape = (*batch, self.num_units)
+        values, mask = expand_to(name, "given", given, shape), expand_to(name, "where", where, shape)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name}: where must be a bool tensor, got {mask.dtype}")
+        is_bit = (values == 0) | (values == 1)
+        check_values(name, "given", "hold 0 and 1 only in where", values, is_bit | ~mask)
+        return values.to(self.dtype).masked_fill(~mask, 0), mask
 
     def rsample(
         self,

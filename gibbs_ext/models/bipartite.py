@@ -177,6 +177,12 @@ class BipartiteBoltzmann(Boltzmann):
         sides = bipartite_gibbs(state, self.left_bias, self.right_bias, self.weight, num_sweeps, **options)
         return self._joined(*sides)
 
+    def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        left, right = self.split(values)
+        clamp_left, clamp_right = self.split(mask)
+        options = {"right": right, "clamp_left": clamp_left, "clamp_right": clamp_right}
+        return torch.where(clamp_left, left, state), options
+
     def _sweep_relaxed(
         self, state: Tensor, num_sweeps: int, num_relaxed_sweeps: int, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:

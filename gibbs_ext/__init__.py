@@ -20,6 +20,7 @@ from gibbs_ext.functional import (
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
+from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
@@ -28,6 +29,8 @@ from gibbs_ext.perfect import perfect_samples
 __all__ = [
     "AISResult",
     "BipartiteBoltzmann",
+    "BracketResult",
+    "BracketWarning",
     "ChimeraGraph",
     "ColoredGraph",
     "CouplingResolutionWarning",
@@ -40,6 +43,7 @@ __all__ = [
     "bipartite_gibbs",
     "bipartite_gibbs_relaxed",
     "boltzmann_to_ising",
+    "bracket_log_partition",
     "build_info",
     "coupling_resolution",
     "diagnostics",

@@ -2,11 +2,13 @@
 """log Z between two estimates, by annealing in both directions, and Bennett's estimate from the work of both."""
 
 import logging
-import warnings
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
@@ -14,6 +16,7 @@ from gibbs_ext.checks import check_integers, reported_as, warn
 from gibbs_ext.log_partition.annealing import AISResult, Base, Betas, ais_result, annealed_chains
 from gibbs_ext.log_partition.machine import Machine, check_model
 
+Floats = NDArray[np.float64]
 # How far apart forward and reverse estimates may lie, in standard errors of their difference.
 _MOST_DEVIATIONS = 4.0
 
@@ -70,16 +73,16 @@ def bracket_log_partition(
 
     Warns:
         EffectiveSampleSizeWarning: In one direction the weights of few chains dominate.
-        BracketWarning: The two estimates are more than four standard errors apart. One of them is wrong by more than
-            its error bar says: take more betas, or better draws. (Where both directions miss the same states, they
-            agree on a wrong answer.)
+        BracketWarning: The two estimates are more than four standard errors apart, so that one of them is wrong by more
+            than its error bar says; ``standard_error`` is then at least half of their distance. Take more betas, or
+            better draws. (Where both directions miss the same states, they agree on a wrong answer.)
 
     Not differentiable.
     """
     name = "bracket_log_partition"
     check_model(name, model)
     check_integers(name, 0, chain_offset=chain_offset)
-    bar = _bennett(name)
+    bennett = _bennett(name)
     shape = ("C", *map(str, model.batch_shape), str(model.num_units))
     if not isinstance(draws, Tensor):
         raise TypeError(f"{name}: draws must be a tensor, got {type(draws).__name__}")
@@ -100,34 +103,43 @@ def bracket_log_partition(
             results.append(ais_result(base_log_partition, log_weights, samples, reverse))
             works.append(-log_weights.reshape(num_chains, num_models).cpu().numpy())
     forward, reverse_result = results
-    found = [bar(of_forward, of_reverse) for of_forward, of_reverse in zip(*(work.T for work in works), strict=True)]
-    differences, errors = (
-        torch.tensor([one[key] for one in found], dtype=torch.float64, device=model.device).reshape(model.batch_shape)
-        for key in ("Delta_f", "dDelta_f")
-    )
     lower, upper = forward.log_partition, reverse_result.log_partition
+    found = [bennett(*of_model) for of_model in zip(works[0].T, works[1].T, strict=True)]
+    table = torch.tensor(found, dtype=torch.float64, device=model.device).reshape(*model.batch_shape, 2)
+    differences, errors = table.unbind(-1)
+    log_partition = torch.where(differences.isnan(), (lower + upper) / 2, base_log_partition - differences)
     deviations = (upper - lower).abs() / torch.hypot(forward.standard_error, reverse_result.standard_error)
-    if bool((deviations > _MOST_DEVIATIONS).any()):
-        at = int(deviations.nan_to_num().argmax())
+    is_wrong = (deviations > _MOST_DEVIATIONS) | differences.isnan()
+    errors = torch.where(is_wrong, errors.maximum((upper - lower).abs() / 2), errors)
+    if bool(is_wrong.any()):
+        at = int(deviations.masked_fill(~is_wrong, -1).argmax())
         warn(
             f"{name}: the forward estimate {float(lower.flatten()[at]):.6g} and the reverse one "
             f"{float(upper.flatten()[at]):.6g} are {float(deviations.flatten()[at]):.1f} standard errors apart; "
-            "log_partition and standard_error are not to be believed (take more betas, or better draws)",
+            "one of them is wrong by more than its error bar says (take more betas, or better draws)",
             BracketWarning,
         )
-    return BracketResult(base_log_partition - differences, errors, lower, upper, forward, reverse_result)
+    return BracketResult(log_partition, errors, lower, upper, forward, reverse_result)
 
 
-def _bennett(name: str) -> Callable[..., dict[str, Any]]:
+def _bennett(name: str) -> Callable[[Floats, Floats], tuple[float, float]]:
+    """Bennett's estimate of ``- log(Z / Z_base)`` and its error, of both works; nan and 0 if it is not found."""
     logger = logging.getLogger("pymbar")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it logs that it does without JAX
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from pymbar.other_estimators import bar  # type: ignore[import-untyped]
+        from pymbar.other_estimators import bar  # type: ignore[import-untyped]
+        from pymbar.utils import BoundsError, ConvergenceError  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(f"{name}: needs pymbar; pip install pymbar") from error
     finally:
         logger.setLevel(level)
-    return bar  # type: ignore[no-any-return]
+
+    def bennett(forward: Floats, reverse: Floats) -> tuple[float, float]:
+        try:
+            found = bar(forward, reverse, relative_tolerance=1e-10)
+        except (BoundsError, ConvergenceError):  # of works that do not overlap
+            return math.nan, 0.0
+        return float(found["Delta_f"]), float(np.nan_to_num(found["dDelta_f"]))
+
+    return bennett

@@ -72,23 +72,44 @@ def test_its_parts_are_annealing_in_both_directions() -> None:
     assert bracket_log_partition(one, exact_samples(one, 5, seed=1), 3, seed=1).log_partition.shape == ()
 
 
-@pytest.mark.parametrize("make", [bipartite, on_graph])
-def test_draws_of_another_model_contradict_the_forward_estimate(make) -> None:
-    model = make()
+def test_draws_of_another_model_contradict_the_forward_estimate() -> None:
+    sides = torch.linspace(-2, 2, 10).double(), torch.linspace(2, -2, 8).double()
+    model = BipartiteBoltzmann(*sides, torch.full((10, 8), 0.1).double())
     draws = exact_samples(model, 2000, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = bracket_log_partition(model, draws, 10, seed=1)
     assert_close(result.log_partition, exact_log_partition(model), 0.1)
-    with pytest.warns(BracketWarning, match=r"^bracket_log_partition: the forward estimate [\d.]+ and the reverse one"):
-        against_biases = (torch.cat(model._biases) < 0).to(draws)
+    against_biases = (torch.cat(sides) < 0).to(draws)
+    text = (
+        r"the forward estimate [\d.]+ and the reverse one [\d.]+ are [\d.]+ standard errors apart; one of them"
+    )
+    with pytest.warns(BracketWarning, match=f"^bracket_log_partition: {text}") as caught:
         bracket_log_partition(model, against_biases.expand_as(draws), 3, seed=1)
+    assert caught[0].filename == __file__
 
 
-def test_few_weights_that_dominate_are_told() -> None:
-    model = BipartiteBoltzmann(*random_parameters(100, 100, scale=10))
-    with pytest.warns(EffectiveSampleSizeWarning):
-        bracket_log_partition(model, torch.zeros(50, 200), 2, seed=1)
+def test_works_that_do_not_overlap_give_a_wide_error_bar() -> None:
+    model = BipartiteBoltzmann(*random_parameters(100, 100, scale=10)).expand((20,))
+    with pytest.warns(EffectiveSampleSizeWarning), pytest.warns(BracketWarning):
+        result = bracket_log_partition(model, torch.randint(2, (50, 20, 200)).float(), 2, seed=1)
+    assert (result.standard_error >= (result.upper - result.lower).abs() / 2).all()
+    assert result.log_partition.isfinite().all()
+
+
+def test_an_estimate_that_pymbar_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymbar import other_estimators
+    from pymbar.utils import ConvergenceError
+
+    def fail(*args: object, **options: object) -> None:
+        raise ConvergenceError
+
+    monkeypatch.setattr(other_estimators, "bar", fail)
+    model = bipartite()
+    with pytest.warns(BracketWarning):
+        result = bracket_log_partition(model, exact_samples(model, 100, seed=1), 10, seed=1)
+    assert result.log_partition == (result.lower + result.upper) / 2
+    assert result.standard_error == (result.lower - result.upper).abs() / 2
 
 
 @pytest.mark.parametrize(

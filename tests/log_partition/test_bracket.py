@@ -81,9 +81,7 @@ def test_draws_of_another_model_contradict_the_forward_estimate() -> None:
         result = bracket_log_partition(model, draws, 10, seed=1)
     assert_close(result.log_partition, exact_log_partition(model), 0.1)
     against_biases = (torch.cat(sides) < 0).to(draws)
-    text = (
-        r"the forward estimate [\d.]+ and the reverse one [\d.]+ are [\d.]+ standard errors apart; one of them"
-    )
+    text = r"the forward estimate [\d.]+ and the reverse one [\d.]+ are [\d.]+ standard errors apart; one of them"
     with pytest.warns(BracketWarning, match=f"^bracket_log_partition: {text}") as caught:
         bracket_log_partition(model, against_biases.expand_as(draws), 3, seed=1)
     assert caught[0].filename == __file__

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
 from gibbs_ext.checks import check_bits, check_integers, check_units, reported_as, shown, warn
-from gibbs_ext.log_partition.machine import check_model
+from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 # What Vehtari et al. recommend: R-hat below the first, a bulk effective sample size of the second for each chain.
 _LARGEST_R_HAT = 1.01
 _LEAST_ESS = 100
+_MOST_SWEEPS = 2**40
 
 
 class MixingWarning(UserWarning):
-    """Chains have not mixed: R-hat exceeds 1.01, or an effective sample size is below 100 for each chain."""
+    """Chains may not have mixed: R-hat exceeds 1.01, an effective sample size is below 100 for each chain, or both are
+    unknown."""
 
 
 def record(
@@ -68,24 +70,32 @@ def record(
 
     Raises:
         ImportError: arviz, or for ``progress`` tqdm, is not installed.
-        TypeError, ValueError: An argument has a wrong type, is too small or does not fit. The messages begin with
-            ``diagnostics.record:``.
+        TypeError, ValueError: An argument has a wrong type, is too small or too large, or does not fit.
+        NotImplementedError: Under torch.vmap, where a parameter is mapped.
+
+        The messages begin with ``diagnostics.record:``.
     """
     name = "diagnostics.record"
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains, num_draws=num_draws, thin=thin)
     check_integers(name, 0, warmup=warmup)
+    if warmup + num_draws * thin > _MOST_SWEEPS:
+        raise ValueError(f"{name}: warmup + num_draws * thin must be at most 2^40, got {warmup + num_draws * thin}")
+    refuse_vmap(name, model)
     kept = _units(name, model, units)
     arviz = _arviz(name)
     number = as_seed(name, generator, seed, model.device)
     model = model.detach()
 
     def draws() -> Iterator[Tensor]:
-        state, betas = model._start(name, (num_chains,), initial, warmup + thin)
-        done = 0
-        for count in [len(betas), *[thin] * (num_draws - 1)]:
-            beta = betas if done == 0 else 1.0
-            z = model._sweep(state, count, beta=beta, sweep_offset=done, chain_offset=chain_offset, seed=number)
+        state, betas = model._start(name, (num_chains,), initial, 0)
+        options = {"chain_offset": chain_offset, "seed": number}
+        done = len(betas)  # a sweep at beta = 0, which makes uniform bits, or none
+        if done:
+            state = model._state_of(model._sweep(state, done, beta=betas, **options))
+        for draw in range(num_draws):
+            count = thin + (warmup if draw == 0 else 0)
+            z = model._sweep(state, count, sweep_offset=done, **options)
             done += count
             state = model._state_of(z)
             yield z
@@ -134,9 +144,11 @@ def to_inference_data(model: Boltzmann, draws: Tensor, *, units: Sequence[int] =
         raise ValueError(f"{name}: draws must have shape [{', '.join(shape)}], got {list(draws.shape)}")
     if not draws.shape[0] or not draws.shape[1]:
         raise ValueError(f"{name}: draws must hold a draw of a chain, got shape {list(draws.shape)}")
+    if draws.device != model.device:
+        raise ValueError(f"{name}: draws must be on the model's device, {model.device}, got {draws.device}")
     check_bits(name, "draws", draws)
     kept = _units(name, model, units)
-    return _as_data(_arviz(name), model, _statistics(model.detach(), draws, kept), kept, thin)
+    return _as_data(_arviz(name), model, _statistics(model.detach(), draws.detach(), kept), kept, thin)
 
 
 def summary(data: Any, variables: Sequence[str] | None = None) -> "pandas.DataFrame":
@@ -154,11 +166,12 @@ def summary(data: Any, variables: Sequence[str] | None = None) -> "pandas.DataFr
 
     Raises:
         ImportError: arviz is not installed.
-        ValueError: A variable is unknown. The message begins with ``diagnostics.summary:``.
+        TypeError, ValueError: ``data`` is no InferenceData, or a variable is unknown. The messages begin with
+            ``diagnostics.summary:``.
 
     Warns:
-        MixingWarning: R-hat exceeds 1.01, an effective sample size is below 100 for each chain, or there is only one
-            chain, which has no R-hat of use.
+        MixingWarning: R-hat exceeds 1.01, an effective sample size is below 100 for each chain, there are too few draws
+            for either, nothing changes, or there is only one chain, whose R-hat says little.
     """
     name = "diagnostics.summary"
     arviz = _arviz(name)
@@ -178,16 +191,23 @@ def summary(data: Any, variables: Sequence[str] | None = None) -> "pandas.DataFr
     table["autocorrelation_time"] = num_chains * num_draws / ess_of_mean * data.posterior.attrs.get("thin", 1)
     table.loc[is_constant, ["r_hat", "autocorrelation_time"]] = np.nan
     moving = table[~is_constant]
+    doubts = []
     if num_chains == 1:
-        warn(f"{name}: data has one chain; take several from different starts, so that R-hat means much", MixingWarning)
-    if len(moving) and (moving["r_hat"].max() > _LARGEST_R_HAT or moving["ess_bulk"].min() < _LEAST_ESS * num_chains):
-        worst, least = moving["r_hat"].idxmax(), moving["ess_bulk"].idxmin()
-        warn(
-            f"{name}: the chains have not mixed: R-hat is up to {moving['r_hat'].max():.3g} ({worst}), above 1.01, or "
-            f"the effective sample size is down to {moving['ess_bulk'].min():.0f} ({least}), below {_LEAST_ESS} for "
-            f"each of {num_chains} chains; make more sweeps, or temper",
-            MixingWarning,
+        doubts.append("there is one chain, whose R-hat says little: take several from different starts")
+    if not len(moving):
+        doubts.append("nothing changes, so that nothing can be told of mixing")
+    elif num_chains > 1 and moving["r_hat"].isna().any():
+        doubts.append(f"{num_draws} draws are too few")
+    worst, least = moving["r_hat"].max(), moving["ess_bulk"].min()
+    if worst > _LARGEST_R_HAT:
+        doubts.append(f"R-hat is up to {worst:.5g} ({moving['r_hat'].idxmax()}), above {_LARGEST_R_HAT}")
+    if least < _LEAST_ESS * num_chains:
+        wanted = f"{_LEAST_ESS} for each of {num_chains} chains"
+        doubts.append(
+            f"the effective sample size is down to {least:.0f} ({moving['ess_bulk'].idxmin()}), below {wanted}"
         )
+    if doubts:
+        warn(f"{name}: the chains may not have mixed: {'; '.join(doubts)}", MixingWarning)
     return table
 
 
@@ -235,11 +255,15 @@ def plot(data: Any, variables: Sequence[str] | None = None, *, axes: Any = None)
 
 
 def _variables(name: str, data: Any, variables: Sequence[str] | None) -> list[str]:
+    if not hasattr(data, "posterior"):
+        raise TypeError(f"{name}: data must be an arviz.InferenceData with a posterior, got {type(data).__name__}")
     known = list(data.posterior.data_vars)
-    chosen = known if variables is None else list(variables)
+    chosen = known if variables is None else [variables] if isinstance(variables, str) else list(variables)
     for variable in chosen:
         if variable not in known:
             raise ValueError(f"{name}: variables must be among {', '.join(known)}, got {shown(variable)}")
+    if not chosen:
+        raise ValueError(f"{name}: variables must name at least one of {', '.join(known)}, got none")
     return chosen
 
 
@@ -260,6 +284,8 @@ def _units(name: str, model: Boltzmann, units: Sequence[int]) -> list[int]:
         check_integers(name, 0, units=unit)
         if unit >= model.num_units:
             raise ValueError(f"{name}: units must be below {model.num_units}, the model's number of units, got {unit}")
+    if len(set(units)) < len(units):
+        raise ValueError(f"{name}: units must be distinct, got {shown(units)}")
     return list(units)
 
 

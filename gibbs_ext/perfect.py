@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
-from gibbs_ext.checks import check_integers, is_mapped, reported_as
-from gibbs_ext.log_partition.machine import check_model
+from gibbs_ext.checks import check_integers, reported_as
+from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann
 
 _FIRST_SWEEPS = 8
@@ -37,14 +37,14 @@ def perfect_samples(
     is found out for each model. This is so if every loop of edges has an even number of couplings below 0: on any tree,
     for one, but not in a spin glass.
 
-    The sweeps are those of :func:`gibbs_ext.bipartite_gibbs` or :func:`gibbs_ext.graph_gibbs`. The probabilities of a
-    unit are therefore those of the model whose couplings are rounded to :func:`gibbs_ext.coupling_resolution`, within
-    1e-7. The number of sweeps is random. It grows without bound where the model has two well-separated modes.
+    The sweeps are those of :func:`gibbs_ext.bipartite_gibbs` or :func:`gibbs_ext.graph_gibbs`, with their arithmetic
+    and its warnings; that arithmetic is all that separates the samples from the model's law. The number of sweeps is
+    random. It grows without bound where the model has two well-separated modes.
 
     Args:
         model: A :class:`gibbs_ext.BipartiteBoltzmann` or a :class:`gibbs_ext.GraphBoltzmann`.
         num_samples: S, samples per model, at least 0.
-        max_sweeps: The largest number of sweeps from which a pair of chains starts, at least 1.
+        max_sweeps: The largest number of sweeps from which a pair of chains starts, from 1 to 2^43.
         chain_offset: Number of the first chain, at least 0. Samples are numbered row by row over [S, *batch_shape], and
             a sample depends on its number, the seed and its model alone.
         generator: Supplies the seed; the default generator when neither is given.
@@ -72,9 +72,10 @@ def perfect_samples(
     name = "perfect_samples"
     check_model(name, model)
     check_integers(name, 0, num_samples=num_samples, chain_offset=chain_offset)
-    check_integers(name, 1, _PRESENT, max_sweeps=max_sweeps)
-    if any(is_mapped(parameter) for parameter in model._parameters):
-        raise NotImplementedError(f"{name}: torch.vmap is not supported; give the model a batch shape instead")
+    check_integers(name, 1, max_sweeps=max_sweeps)
+    if max_sweeps > _PRESENT:
+        raise ValueError(f"{name}: max_sweeps must be at most 2^43, got {max_sweeps}")
+    refuse_vmap(name, model)
     number = as_seed(name, generator, seed, model.device)
     flat = _flattened(model)
     monotone, flipped = _without_negative_couplings(name, flat)
@@ -136,9 +137,7 @@ def _without_negative_couplings(name: str, model: Boltzmann) -> tuple[Boltzmann,
             f"odd number of couplings below 0{which}"
         )
     exact = model._mapped(lambda tensor, _: tensor.double())
-    with torch.enable_grad():
-        z = flipped.double().requires_grad_()
-        (fields,) = torch.autograd.grad(-exact.energy(z).sum(), z)
+    fields = exact._fields_of(flipped.double())
     sign = 1 - 2 * flipped.double()
     of_edges = sign[:, edges[:, 0]] * sign[:, edges[:, 1]]
     monotone = copy.copy(exact)
@@ -154,7 +153,8 @@ def _gauge(edges: Tensor, couplings: Tensor, num_units: int) -> tuple[Tensor, Te
     """Which units [M, N] to flip so that the couplings [M, E] are not negative, and the models [M] where none can be.
 
     Each unit has a label, twice the smallest number of a unit that a path of couplings leads to, plus the parity of the
-    couplings below 0 on a path. Labels spread along edges until they stay.
+    couplings below 0 on a path. Labels spread along edges, and to the units that point to a unit whose label has
+    fallen, until they stay.
     """
     u, v = edges.unbind(1)
     is_negative, is_zero = (couplings < 0).long(), couplings == 0
@@ -164,6 +164,7 @@ def _gauge(edges: Tensor, couplings: Tensor, num_units: int) -> tuple[Tensor, Te
         for source, target in ((u, v), (v, u)):
             along = (spread[:, source] ^ is_negative).masked_fill(is_zero, 2 * num_units)
             spread = spread.scatter_reduce(1, target.expand_as(along), along, "amin")
+        spread = spread.minimum(spread.gather(1, spread >> 1) ^ (spread & 1))
         if spread.equal(labels):
             break
         labels = spread

@@ -73,7 +73,7 @@ def test_chains_that_mix_give_no_warning() -> None:
 def test_chains_that_do_not_mix_give_one() -> None:
     stuck = GraphBoltzmann(ColoredGraph(2, [(0, 1)]), torch.full((2,), -20.0), torch.full((1,), 40.0))
     data = diagnostics.record(stuck, 4, 500, seed=1)
-    text = r"^diagnostics\.summary: the chains have not mixed: R-hat is up to .* \(magnetization\), above 1\.01"
+    text = r"^diagnostics\.summary: the chains may not have mixed: R-hat is up to .* \(magnetization\), above 1\.01"
     with pytest.warns(MixingWarning, match=text) as caught:
         table = diagnostics.summary(data)
     assert caught[0].filename == __file__
@@ -81,11 +81,24 @@ def test_chains_that_do_not_mix_give_one() -> None:
     assert table.loc["energy", ["r_hat", "autocorrelation_time"]].isna().all()  # it never changes
 
 
-def test_few_draws_and_one_chain_give_a_warning() -> None:
-    with pytest.warns(MixingWarning, match=r"effective sample size is down to \d+ \(\w+\), below 100 for each of 4"):
-        diagnostics.summary(diagnostics.record(grid(), 4, 50, seed=1))
-    with pytest.warns(MixingWarning, match="data has one chain"):
-        diagnostics.summary(diagnostics.record(grid(), 1, 1000, seed=1))
+@pytest.mark.parametrize(
+    ("chains", "draws", "text"),
+    [
+        (4, 50, r"the effective sample size is down to \d+ \(\w+\), below 100 for each of 4 chains$"),
+        (4, 3, r": 3 draws are too few$"),
+        (1, 1000, r": there is one chain, whose R-hat says little: take several from different starts$"),
+    ],
+)
+def test_too_little_to_tell_gives_a_warning(chains: int, draws: int, text: str) -> None:
+    with pytest.warns(MixingWarning, match=text):
+        diagnostics.summary(diagnostics.record(grid(), chains, draws, seed=3))
+
+
+def test_chains_that_never_move_give_a_warning() -> None:
+    frozen = GraphBoltzmann(ColoredGraph(2, [(0, 1)]), torch.full((2,), -40.0), torch.full((1,), 80.0))
+    data = diagnostics.record(frozen, 4, 500, initial=torch.zeros(2), seed=1)
+    with pytest.warns(MixingWarning, match="nothing changes, so that nothing can be told of mixing$"):
+        diagnostics.summary(data)
 
 
 def test_traces_and_histograms_are_axes() -> None:
@@ -126,6 +139,8 @@ def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) ->
         (ValueError, "record: warmup must be at least 0, got -1", {"warmup": -1}),
         (ValueError, "record: units must be below 2, the model's number of units, got 2", {"units": [2]}),
         (ValueError, "record: units must be at least 0, got -1", {"units": [-1]}),
+        (ValueError, "record: units must be distinct, got [1, 1]", {"units": [1, 1]}),
+        (ValueError, "record: warmup + num_draws * thin must be at most 2^40, got 46", {"warmup": 2**62}),
         (TypeError, "record: units must be a sequence of integers, got 3", {"units": 3}),
         (ValueError, "record: initial must broadcast to shape [4, 1], got [3]", {"initial": torch.zeros(3)}),
         (ValueError, "record: give generator or seed, not both", {"seed": 1, "generator": torch.Generator()}),
@@ -143,6 +158,7 @@ def test_bad_arguments_of_record(error: type[Exception], text: str, options: dic
         ("draws must have shape [D, C, 2], got [3, 2]", torch.zeros(3, 2)),
         ("draws must hold a draw of a chain, got shape [0, 3, 2]", torch.zeros(0, 3, 2)),
         ("draws must hold 0 and 1 only, got 0.5", torch.full((2, 3, 2), 0.5)),
+        ("draws must be on the model's device, cpu, got meta", torch.zeros(2, 3, 2, device="meta")),
     ],
 )
 def test_bad_draws(text: str, draws: torch.Tensor) -> None:
@@ -150,10 +166,29 @@ def test_bad_draws(text: str, draws: torch.Tensor) -> None:
         diagnostics.to_inference_data(PAIR, draws)
 
 
-def test_an_unknown_variable() -> None:
-    data = diagnostics.record(PAIR, 2, 5, seed=1)
-    with pytest.raises(ValueError, match=r"summary: variables must be among energy, magnetization, got 'spin'$"):
-        diagnostics.summary(data, ["spin"])
+@pytest.mark.parametrize("function", [diagnostics.summary, diagnostics.plot])
+def test_bad_data_and_variables(function) -> None:
+    data, name = diagnostics.record(PAIR, 2, 5, seed=1), f"^diagnostics.{function.__name__}: "
+    with pytest.raises(ValueError, match=name + r"variables must be among energy, magnetization, got 'spin'$"):
+        function(data, ["spin"])
+    with pytest.raises(
+        ValueError, match=name + r"variables must name at least one of energy, magnetization, got none$"
+    ):
+        function(data, [])
+    with pytest.raises(TypeError, match=name + r"data must be an arviz\.InferenceData with a posterior, got Tensor$"):
+        function(torch.zeros(3))
+
+
+def test_draws_that_require_grad_and_vmap() -> None:
+    draws = torch.zeros(3, 2, 2).requires_grad_()
+    assert diagnostics.to_inference_data(PAIR, draws).posterior.energy.shape == (2, 3)
+
+    def run(bias: torch.Tensor) -> torch.Tensor:
+        diagnostics.record(BipartiteBoltzmann(bias, PAIR.right_bias, PAIR.weight), 2, 3, seed=1)
+        return bias
+
+    with pytest.raises(NotImplementedError, match=r"^diagnostics\.record: torch\.vmap is not supported"):
+        torch.vmap(run)(torch.zeros(3, 1))
 
 
 @pytest.mark.parametrize(

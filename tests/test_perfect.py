@@ -118,6 +118,18 @@ def test_nothing_is_mutated_and_no_gradient_flows() -> None:
     assert all(p.equal(b) for p, b in zip(parameters, before, strict=True))
 
 
+def test_inference_mode_and_a_long_path() -> None:
+    with torch.inference_mode():
+        assert perfect_samples(GraphBoltzmann(SQUARE, torch.zeros(4), -torch.ones(4)), 2, seed=1).shape == (2, 4)
+    count = 16_000  # the labels of the gauge reach the path's end in few steps
+    path = ColoredGraph(count, torch.stack([torch.arange(count - 1), torch.arange(1, count)], 1))
+    bias = torch.full((count,), 2.0).index_fill(0, torch.tensor([0, count - 1]), 1.0)
+    z = perfect_samples(GraphBoltzmann(path, bias, torch.full((count - 1,), -2.0)), 1, seed=1)[0]
+    equal = 1 / (1 + math.e)  # spins whose coupling is -1 / 2
+    error = (equal * (1 - equal) / count) ** 0.5
+    assert abs((z[1:] == z[:-1]).double().mean() - equal) < 6 * error
+
+
 def test_a_frustrated_model_is_refused() -> None:
     coupling = torch.tensor([1.0, 1.0, 1.0, -1.0])
     text = "model must have couplings of at least 0 once some units are flipped, got a loop of edges with an odd number"
@@ -141,6 +153,7 @@ def test_chains_that_do_not_meet_are_an_error() -> None:
         (ValueError, "num_samples must be at least 0, got -1", {"num_samples": -1}),
         (TypeError, "num_samples must be an integer, got 1.5", {"num_samples": 1.5}),
         (ValueError, "max_sweeps must be at least 1, got 0", {"max_sweeps": 0}),
+        (ValueError, "max_sweeps must be at most 2^43, got 17592186044416", {"max_sweeps": 2**44}),
         (ValueError, "chain_offset must be at least 0, got -1", {"chain_offset": -1}),
         (ValueError, "give generator or seed, not both", {"generator": torch.Generator(), "seed": 1}),
         (TypeError, "model must be a BipartiteBoltzmann or a GraphBoltzmann, got int", {"model": 1}),

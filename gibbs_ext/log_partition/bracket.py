@@ -3,6 +3,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
-from gibbs_ext.checks import check_integers, reported_as, warn
+from gibbs_ext.checks import check_bits, check_integers, reported_as, warn
 from gibbs_ext.log_partition.annealing import AISResult, Base, Betas, ais_result, annealed_chains
-from gibbs_ext.log_partition.machine import Machine, check_model
+from gibbs_ext.log_partition.machine import Machine, check_model, refuse_vmap
 
 Floats = NDArray[np.float64]
 # How far apart forward and reverse estimates may lie, in standard errors of their difference.
@@ -68,8 +69,10 @@ def bracket_log_partition(
 
     Raises:
         ImportError: pymbar is not installed.
-        TypeError, ValueError: An argument has a wrong type or does not fit. The messages begin with
-            ``bracket_log_partition:``.
+        TypeError, ValueError: An argument has a wrong type or does not fit.
+        NotImplementedError: Under torch.vmap, where a parameter is mapped.
+
+        The messages begin with ``bracket_log_partition:``.
 
     Warns:
         EffectiveSampleSizeWarning: In one direction the weights of few chains dominate.
@@ -82,6 +85,7 @@ def bracket_log_partition(
     name = "bracket_log_partition"
     check_model(name, model)
     check_integers(name, 0, chain_offset=chain_offset)
+    refuse_vmap(name, model)
     bennett = _bennett(name)
     shape = ("C", *map(str, model.batch_shape), str(model.num_units))
     if not isinstance(draws, Tensor):
@@ -90,8 +94,11 @@ def bracket_log_partition(
         raise ValueError(
             f"{name}: draws must have shape [{', '.join(shape)}] with C at least 2, got {list(draws.shape)}"
         )
-    number = as_seed(name, generator, seed, model.device)
+    check_bits(name, "draws", draws)
     num_chains, num_models = len(draws), model.batch_shape.numel()
+    if chain_offset + 2 * num_chains * num_models > 2**48:
+        raise ValueError(f"{name}: chain_offset must leave room for all chains below 2^48, got {chain_offset}")
+    number = as_seed(name, generator, seed, model.device)
     results, works = [], []
     with reported_as(name, initial="draws"):
         for reverse in (False, True):
@@ -136,10 +143,12 @@ def _bennett(name: str) -> Callable[[Floats, Floats], tuple[float, float]]:
         logger.setLevel(level)
 
     def bennett(forward: Floats, reverse: Floats) -> tuple[float, float]:
-        try:
-            found = bar(forward, reverse, relative_tolerance=1e-10)
-        except (BoundsError, ConvergenceError):  # of works that do not overlap
-            return math.nan, 0.0
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of works that do not overlap, which are told by the caller
+            try:
+                found = bar(forward, reverse, relative_tolerance=1e-10)
+            except (BoundsError, ConvergenceError):
+                return math.nan, 0.0
         return float(found["Delta_f"]), float(np.nan_to_num(found["dDelta_f"]))
 
     return bennett

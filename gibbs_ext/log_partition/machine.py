@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gibbs_ext.checks import check_all
+from gibbs_ext.checks import check_all, is_mapped
 
 # log2 of the numbers in all tables held at the same time (2 GiB).
 MAX_TABLES = 28
@@ -73,6 +73,11 @@ class Machine(Protocol):
 
     def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """z at the end of an AIS path from the model of biases ``bases``, and the log-weights."""
+
+
+def refuse_vmap(name: str, model: Machine) -> None:
+    if any(is_mapped(parameter) for parameter in model._parameters):
+        raise NotImplementedError(f"{name}: torch.vmap is not supported; give the model a batch shape instead")
 
 
 def check_model(name: str, model: object) -> None:

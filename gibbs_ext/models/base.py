@@ -203,6 +203,10 @@ class Boltzmann(Distribution, Machine):
         """z [..., N] after binary sweeps from a chain's state."""
         raise NotImplementedError
 
+    def _fields_of(self, z: Tensor) -> Tensor:
+        """``- d energy / d z`` [..., N]: the logit of each unit given the others."""
+        raise NotImplementedError
+
     def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The chain's state with the values [..., N] of a mask, and options of :meth:`_sweep` that keep them."""
         raise NotImplementedError
@@ -284,8 +288,8 @@ class Boltzmann(Distribution, Machine):
         Raises:
             TypeError: ``sample_shape`` is no sequence of integers, or another argument has a wrong type.
             ValueError: A number is negative or too large, ``initial`` or ``chain_offset`` does not broadcast,
-                ``initial``, or ``given`` in ``where``, has values other than 0 and 1, only one of the latter two is
-                given, both ``generator`` and ``seed`` are given, or a parameter is not finite.
+                ``given`` in ``where``, or ``initial`` elsewhere, has values other than 0 and 1, only one of given and
+                where is given, both ``generator`` and ``seed`` are given, or a parameter is not finite.
 
             The messages begin with the class' name and ``.sample:``.
         """
@@ -308,6 +312,10 @@ class Boltzmann(Distribution, Machine):
             missing, other = ("given", "where") if given is None else ("where", "given")
             raise ValueError(f"{name}: {missing} must be given together with {other}, got None")
         shape = (*batch, self.num_units)
+        for argument, tensor in (("given", given), ("where", where)):
+            if isinstance(tensor, Tensor) and tensor.device != self.device:
+                wanted = f"{argument} must be on the model's device, {self.device}"
+                raise ValueError(f"{name}: {wanted}, got {tensor.device}")
         values, mask = expand_to(name, "given", given, shape), expand_to(name, "where", where, shape)
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: where must be a bool tensor, got {mask.dtype}")

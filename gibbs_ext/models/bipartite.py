@@ -177,6 +177,12 @@ class BipartiteBoltzmann(Boltzmann):
         sides = bipartite_gibbs(state, self.left_bias, self.right_bias, self.weight, num_sweeps, **options)
         return self._joined(*sides)
 
+    @with_all_digits
+    def _fields_of(self, z: Tensor) -> Tensor:
+        left, right = self.split(z)
+        of_left = torch.einsum("...ij,...j->...i", self._computed(self.weight), self._computed(right)) + self.left_bias
+        return self._joined(of_left, self.fields_of_right(left))
+
     def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         left, right = self.split(values)
         clamp_left, clamp_right = self.split(mask)

@@ -122,6 +122,9 @@ class GraphBoltzmann(Boltzmann):
     def _sweep(self, state: Tensor, num_sweeps: int, **options: Any) -> Tensor:
         return graph_gibbs(state, self.bias, self.coupling, self.graph, num_sweeps, **options)
 
+    def _fields_of(self, z: Tensor) -> Tensor:
+        return self.fields(z)
+
     def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.where(mask, values, state), {"clamp": mask}
 

@@ -120,6 +120,8 @@ def test_an_estimate_that_pymbar_does_not_find(monkeypatch: pytest.MonkeyPatch) 
         (ValueError, "betas must be at least 1, got 0", {"betas": 0}),
         (ValueError, "betas must rise from 0 to 1, got 0 to 0.5", {"betas": [0.0, 0.5]}),
         (ValueError, "chain_offset must be at least 0, got -1", {"chain_offset": -1}),
+        (ValueError, "chain_offset must leave room for all chains below 2^48, got 281", {"chain_offset": 2**48 - 9}),
+        (ValueError, "draws must hold 0 and 1 only, got nan", {"draws": torch.tensor([[0.0, torch.nan]] * 5)}),
         (ValueError, "give generator or seed, not both", {"generator": torch.Generator(), "seed": 1}),
     ],
 )

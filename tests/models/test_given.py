@@ -92,6 +92,7 @@ def test_a_start_of_ones_own_takes_the_given_values(make, num_sweeps: int) -> No
         (ValueError, "where must be a bool tensor, got torch.int64", {"given": torch.zeros(6), "where": MASK.long()}),
         (ValueError, "given must hold 0 and 1 only in where, got 0.5", {"given": torch.full((6,), 0.5), "where": MASK}),
         (TypeError, "given must be a tensor, got int", {"given": 1, "where": MASK}),
+        (ValueError, "where must be on the model's device, cpu, got meta", {"given": MASK, "where": MASK.to("meta")}),
     ],
 )
 def test_bad_arguments(make, error: type[Exception], text: str, options: dict) -> None:

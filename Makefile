@@ -177,9 +177,8 @@ SANITIZE_TESTS := $(wildcard tests/cpp/*.cpp)
 # They are built once with the instruction sets of this processor, and once with the code for any processor.
 SANITIZE_PROGRAMS := $(foreach kind,native portable,$(patsubst %.cpp,build/sanitize/$(kind)/%,$(SANITIZE_TESTS)))
 
-# With -j programs run side by side, and while others are compiled.
+# With -j programs run side by side, and while others are compiled. No .run is ever a file.
 SANITIZE_RUNS := $(SANITIZE_PROGRAMS:=.run)
-.PHONY: $(SANITIZE_RUNS)
 $(SANITIZE_RUNS): %.run: %
 	./$*
 

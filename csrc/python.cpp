@@ -100,7 +100,7 @@ py::tuple round_couplings(const py::array& weight) {
   const int64_t ld1 = gibbs::padded_row(n1), ld2 = gibbs::padded_row(n2);
   std::vector<double> sums(size_t(2 * ld2));
   std::vector<int32_t> rows(size_t(ld1 * ld2)), columns(size_t(ld2 * ld1));
-  gibbs::ModelScale scale;
+  gibbs::WeightScale scale;
   if (gibbs::kernels().scale_couplings(view, sums.data(), scale) != gibbs::CouplingStatus::kOk)
     throw py::value_error("round_couplings: weight must be finite and less than 2^127 in magnitude");
   gibbs::kernels().round_couplings(view, scale.k, 0, n1, {rows.data(), columns.data(), 0.0f});

@@ -129,7 +129,7 @@ Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch& batch, bool
   call.n1 = n1, call.n2 = n2, call.batch = batch, call.is_double = is_double, call.weight = weight;
   const Buffer<double> sums(2 * padded_row(n2));
   for (int64_t model = 0; model < batch.num_models(); ++model) {
-    ModelScale scale;
+    WeightScale scale;
     if (!scale_of(weight_of(call, model), sums.get(), scale, progress)) break;
     out[model] = std::ldexp(1.0, -scale.k);
   }

@@ -26,7 +26,7 @@ inline CouplingView weight_of(const BipartiteCall& call, int64_t model) {
 }
 
 // False if the couplings cannot be rounded, which `progress` is told.
-inline bool scale_of(const CouplingView& weight, double* sums, ModelScale& out, Progress& progress) {
+inline bool scale_of(const CouplingView& weight, double* sums, WeightScale& out, Progress& progress) {
   const CouplingStatus status = kernels().scale_couplings(weight, sums, out);
   if (status == CouplingStatus::kNonFinite) progress.fail(Outcome::kNonFiniteWeight);
   if (status == CouplingStatus::kTooLarge) progress.fail(Outcome::kTooLargeWeight);
@@ -127,7 +127,7 @@ class RoundedModel {
     const bool swapped = weight.column_stride != 1 && weight.row_stride == 1;
     CouplingView view = weight;
     if (swapped) std::swap(view.n1, view.n2), std::swap(view.row_stride, view.column_stride);
-    ModelScale scale;
+    WeightScale scale;
     if (!scale_of(view, sums_.get(), scale, progress)) return false;
     k = scale.k, narrow.shift = scale.shift;
     wide = {rows_.get(), columns_.get(), std::ldexp(1.0f, -k)};

@@ -96,7 +96,7 @@ inline CouplingStatus scale_exponent_of(const CouplingView& w, void* sums, int* 
   return CouplingStatus::kOk;
 }
 template <class T>
-inline CouplingStatus choose_scale(const CouplingView& w, void* sums, ModelScale& out) {
+inline CouplingStatus choose_scale(const CouplingView& w, void* sums, WeightScale& out) {
   CouplingScan<T> scan;
   const CouplingStatus status = scale_exponent_of<T>(w, sums, &out.k, scan);
   T largest;
@@ -107,7 +107,7 @@ inline CouplingStatus choose_scale(const CouplingView& w, void* sums, ModelScale
     while (__builtin_rint(double(largest) * power_of_two<double>(out.k - out.shift)) > 0x7fff) ++out.shift;
   return status;
 }
-CouplingStatus scale_couplings_kernel(const CouplingView& w, void* sums, ModelScale& out) {
+CouplingStatus scale_couplings_kernel(const CouplingView& w, void* sums, WeightScale& out) {
   return w.is_double ? choose_scale<double>(w, sums, out) : choose_scale<float>(w, sums, out);
 }
 

@@ -24,7 +24,7 @@ struct CouplingView {
 };
 
 // What a model's couplings are rounded by.
-struct ModelScale {
+struct WeightScale {
   int k;                       // the exact unit is 2^-k
   int shift;                   // of NarrowCoupling
   double largest_of_one_sign;  // the largest |sum| that a unit's couplings may have; its relative error is that of their type
@@ -103,7 +103,7 @@ struct BinarySweeps {
 struct CoarseSingle {
   BinaryChain chain;
   CouplingView weight;
-  ModelScale scale;
+  WeightScale scale;
   float unit;                       // of a field
   float most_bias;                  // a larger |bias| saturates a unit, whatever its neighbours do
   int16_t *rows, *columns;          // [padded_row(n1), padded_side(n2)], [padded_row(n2), padded_side(n1)]; 0 beyond n1 and n2

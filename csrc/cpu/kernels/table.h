@@ -42,7 +42,7 @@ struct Kernels {
   void (*acceptances)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
 
   // sums: scratch of 16 * padded_row(n2) bytes.
-  CouplingStatus (*scale_couplings)(const CouplingView&, void* sums, ModelScale&);
+  CouplingStatus (*scale_couplings)(const CouplingView&, void* sums, WeightScale&);
   // Rows first .. last - 1; `first` is a multiple of 16, and so is `last` but at the end.
   void (*round_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const RoundedCoupling&);
   void (*round_narrow_couplings)(const CouplingView&, int k, int64_t first, int64_t last, const NarrowCoupling&);

@@ -180,15 +180,15 @@ def summary(data: Any, variables: Sequence[str] | None = None) -> "pandas.DataFr
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of constants, whose answers are nan here
         table = arviz.summary(data, var_names=chosen, kind="diagnostics", round_to="none")
-        ess_of_mean = arviz.summary(
-            data, var_names=chosen, kind="stats", extend=False, round_to="none",
-            stat_funcs={"ess": lambda x: arviz.ess(x.reshape(num_chains, num_draws), method="mean")},
-        )["ess"]  # fmt: skip
-        is_constant = arviz.summary(
-            data, var_names=chosen, kind="stats", extend=False, round_to="none",
-            stat_funcs={"span": lambda x: x.max() - x.min()},
-        )["span"] == 0  # fmt: skip
-    table["autocorrelation_time"] = num_chains * num_draws / ess_of_mean * data.posterior.attrs.get("thin", 1)
+        functions = {
+            "ess": lambda x: arviz.ess(x.reshape(num_chains, num_draws), method="mean"),
+            "span": lambda x: x.max() - x.min(),
+        }
+        of_mean = arviz.summary(
+            data, var_names=chosen, kind="stats", extend=False, round_to="none", stat_funcs=functions
+        )
+    table["autocorrelation_time"] = num_chains * num_draws / of_mean["ess"] * data.posterior.attrs.get("thin", 1)
+    is_constant = of_mean["span"] == 0
     table.loc[is_constant, ["r_hat", "autocorrelation_time"]] = np.nan
     moving = table[~is_constant]
     doubts = []

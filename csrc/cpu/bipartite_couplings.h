@@ -25,6 +25,12 @@ inline CouplingView weight_of(const BipartiteCall& call, int64_t model) {
           call.weight.stride};
 }
 
+// A transposed matrix is read as the one that it was made from, whose rows are contiguous.
+inline bool is_transposed(const CouplingView& w) { return w.column_stride != 1 && w.row_stride == 1; }
+inline CouplingView with_contiguous_rows(const CouplingView& w) {
+  return is_transposed(w) ? CouplingView{w.data, w.is_double, w.n2, w.n1, w.column_stride, w.row_stride} : w;
+}
+
 // False if the couplings cannot be rounded, which `progress` is told.
 inline bool scale_of(const CouplingView& weight, double* sums, WeightScale& out, Progress& progress) {
   const CouplingStatus status = kernels().scale_couplings(weight, sums, out);
@@ -123,10 +129,8 @@ class RoundedModel {
   // False if the call failed.
   bool load(int64_t model, const Runtime& runtime, Progress& progress) {
     weight = weight_of(call_, model);
-    // A transposed matrix is read as the one that it was made from, whose rows are contiguous.
-    const bool swapped = weight.column_stride != 1 && weight.row_stride == 1;
-    CouplingView view = weight;
-    if (swapped) std::swap(view.n1, view.n2), std::swap(view.row_stride, view.column_stride);
+    const bool swapped = is_transposed(weight);
+    const CouplingView view = with_contiguous_rows(weight);
     WeightScale scale;
     if (!scale_of(view, sums_.get(), scale, progress)) return false;
     k = scale.k, narrow.shift = scale.shift;

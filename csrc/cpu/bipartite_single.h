@@ -46,7 +46,7 @@ class SingleRunner {
   // Sweeps some chains of a model; false if its fields would be too coarse.
   bool run(int64_t model, Interval chains) {
     single_.weight = weight_of(call_, model);
-    if (!scale_of(single_.weight, sums_.get(), single_.scale, progress_)) return true;
+    if (!scale_of(with_contiguous_rows(single_.weight), sums_.get(), single_.scale, progress_)) return true;
     const double bias = std::max(largest_bias<T>(call_, call_.left_bias, call_.n1, model, chains),
                                  largest_bias<T>(call_, call_.right_bias, call_.n2, model, chains));
     if (!kernels().round_single(bias, double(beta_), call_.largest_single_slack, single_)) return false;

@@ -6,9 +6,29 @@ template <class T>
 inline int32_t exact_sum(const CouplingView& w, int k, bool is_left, int64_t unit, const uint32_t* other_bits) {
   const T factor = power_of_two<T>(k);
   const T* first = (const T*)w.data + unit * (is_left ? w.row_stride : w.column_stride);
-  const int64_t stride = is_left ? w.column_stride : w.row_stride, words = state_words(is_left ? w.n2 : w.n1);
+  const int64_t stride = is_left ? w.column_stride : w.row_stride, n = is_left ? w.n2 : w.n1;
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    VecI sum = {};
+    constexpr int64_t kChunk = 256;
+    for (int64_t begin = 0; begin < n; begin += kChunk) {
+      const int64_t count = n - begin < kChunk ? n - begin : kChunk;
+      T packed[kChunk];
+      const T* from = first + begin;
+      if (stride != 1) {  // a copy by scalars is no slower than gathers
+        for (int64_t i = 0; i < count; ++i) packed[i] = first[(begin + i) * stride];
+        from = packed;
+      }
+      for (int64_t i = 0; i < count; i += kLanes) {
+        const auto active = __mmask16(other_bits[(begin + i) / 32] >> (i % 32));
+        sum += round_to_int((VecF)_mm512_maskz_loadu_ps(active, from + i) * factor);
+      }
+    }
+    return horizontal_sum<int32_t>(sum);
+  }
+#endif
   int32_t sum = 0;
-  for (int64_t word = 0; word < words; ++word)
+  for (int64_t word = 0; word < state_words(n); ++word)
     for (uint32_t b = other_bits[word]; b; b &= b - 1) sum += rounded(first[(32 * word + __builtin_ctz(b)) * stride], factor);
   return sum;
 }

@@ -28,30 +28,6 @@ bool round_single_kernel(double largest_bias, double beta, int largest_slack, Co
   return true;
 }
 
-// The exact sum of a unit's active couplings.
-template <class T>
-inline int32_t exact_sum_of(const CoarseSingle& s, bool is_left, int64_t unit) {
-  const CouplingView& w = s.weight;
-  const T factor = power_of_two<T>(s.scale.k);
-  const T* first = (const T*)w.data + unit * (is_left ? w.row_stride : w.column_stride);
-  const int64_t n = is_left ? w.n2 : w.n1, stride = is_left ? w.column_stride : w.row_stride;
-  const uint32_t* active = is_left ? s.chain.right : s.chain.left;
-  T packed[kMostSingleUnits];
-  if (sizeof(T) == 8 || stride != 1) {  // faster than gathers
-    for (int64_t i = 0; i < n; ++i) packed[i] = first[i * stride];
-    first = packed;
-  }
-  if constexpr (sizeof(T) == 4) {
-    VecI sum = {};
-    for (int64_t i = 0; i < n; i += kLanes)
-      sum += round_to_int((VecF)_mm512_maskz_loadu_ps(__mmask16(active[i / 32] >> (i % 32)), first + i) * factor);
-    return horizontal_sum<int32_t>(sum);
-  }
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += -int32_t(active[i / 32] >> (i % 32) & 1) & rounded(first[i], factor);
-  return sum;
-}
-
 // How fields become probabilities if up to `part` + 1 parts of n neighbours are active. Each is off by at most half a unit; the rest of
 // the error is for exact couplings and for float32.
 inline const CoarseSigmoid& sigmoid_of(SingleSigmoids& kept, bool is_left, int part, int64_t n, float beta) {
@@ -66,7 +42,7 @@ inline const CoarseSigmoid& sigmoid_of(SingleSigmoids& kept, bool is_left, int p
 inline SingleSigmoids& sigmoids_of(float unit, KeptSigmoids& kept) {
   for (SingleSigmoids& s : kept.of)
     if (s.unit == unit) return s;
-  SingleSigmoids& out = kept.of[kept.next++ % 8];
+  SingleSigmoids& out = kept.of[kept.next++ % kKeptSigmoids];
   out.unit = unit;
   __builtin_memset(out.is_made, 0, sizeof out.is_made);
   return out;
@@ -150,7 +126,8 @@ void sweep_single_kernel(const BinarySweeps& p, const CoarseSingle& s, KeptSigmo
                        off = uint32_t{slack[unit]} << 16;
         bool one = (flipped < about) != (flip & 1);
         if ((flipped < about ? about - flipped : flipped - about) <= off) {
-          const int32_t sum = s.weight.is_double ? exact_sum_of<double>(s, is_left, unit) : exact_sum_of<float>(s, is_left, unit);
+          const int32_t sum = s.weight.is_double ? exact_sum<double>(s.weight, s.scale.k, is_left, unit, other.bits)
+                                                 : exact_sum<float>(s.weight, s.scale.k, is_left, unit, other.bits);
           one = word < threshold(binary_logit(sum, scale, side.exact_bias[unit], beta));
         }
         const bool was = before[w] >> l & 1;

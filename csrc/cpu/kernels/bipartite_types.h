@@ -120,9 +120,10 @@ struct SingleSigmoids {
   CoarseSigmoid of[2][kActiveParts];
 };
 // Models of similar couplings have the same unit.
+constexpr int kKeptSigmoids = 8;
 struct KeptSigmoids {
   int next = 0;
-  SingleSigmoids of[8] = {};
+  SingleSigmoids of[kKeptSigmoids] = {};
 };
 constexpr int64_t kMostSingleUnits = 512;
 

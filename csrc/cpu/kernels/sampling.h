@@ -159,7 +159,7 @@ inline void random_bytes(const RandomStream& s, int64_t begin, int64_t end, uint
   random_counters(s, uint32_t(begin * 8), (end - begin) * 8, out);
 }
 
-// High bytes of units 0 .. 128 blocks - 1 of two chains, and of up to 128 more.
+// High bytes of units 0 .. 128 blocks - 1 of two streams of one seed, and of up to 128 more.
 inline void random_bytes_of_two(const RandomStream& s, const RandomStream& t, int64_t blocks, uint8_t* out_s, uint8_t* out_t) {
   for (int64_t at = 0; at < 8 * blocks; at += kLanes) {
     const VecU counters = counters_from(uint32_t(at));

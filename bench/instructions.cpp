@@ -62,7 +62,7 @@ static void bipartite(int64_t models, int64_t chains, int64_t n1, int64_t n2, in
   if (kind == Kind::kAnnealed) {
     call.log_weights = log_weights.data();
     for (int64_t s = 1; s <= num_sweeps; ++s) call.beta.push_back(double(s) / double(num_sweeps));
-    call.beta[0] = 0;
+    call.beta[0] = 0, call.num_betas = num_sweeps + 1;
   }
   const auto floats = [](int64_t count) { return std::vector<float>(static_cast<size_t>(count), 0.5f); };
   std::vector<float> state = floats(all * n1), out_left = state, left_mean = state, out_right = floats(all * n2),

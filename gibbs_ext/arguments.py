@@ -52,7 +52,8 @@ def _constant(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tenso
 
 
 def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device | None = None) -> Tensor:
-    """beta as a float64 tensor [1] or [num_sweeps], which must not be mutated. The op checks its length.
+    """beta as a float64 tensor, which must not be mutated: [1] or [num_sweeps], or [..., 1] or [..., num_sweeps] with
+    batch dims. The op checks its length and its batch dims. A schedule of AIS, ``betas``, has none.
 
     Returned on the CPU, where its values are validated. A beta already on ``device`` stays there, because reading it
     would synchronise.
@@ -75,7 +76,9 @@ def as_beta(name: str, beta: Beta, argument: str = "beta", device: torch.device 
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name}: {argument} must be a number or a sequence of numbers, got {shown(beta)}") from error
     if values.dim() > 1:
-        raise ValueError(f"{name}: {argument} must be a number or 1-dimensional, got shape {list(values.shape)}")
+        if argument == "betas":
+            raise ValueError(f"{name}: betas must be a number or 1-dimensional, got shape {list(values.shape)}")
+        return values
     return values.reshape(-1)
 
 

@@ -127,7 +127,8 @@ class RelaxedSweeps(torch.autograd.Function):
             _sum_to(grad, shape) if need else None
             for need, grad, shape in zip(needs, of_sources, ctx.shapes, strict=False)
         ]
-        results.append(of_coupling if needs[num_sources] else None)
+        coupling = saved[num_sources + 2]  # after start and fields
+        results.append(_sum_to(of_coupling, coupling.shape) if needs[num_sources] else None)
         return *results, *(None,) * (len(needs) - len(results))
 
     @staticmethod

@@ -64,7 +64,9 @@ def bipartite_gibbs(
         right_bias: [..., n2], floating, finite.
         weight: [..., n1, n2], floating, finite.
         num_sweeps: Number of sweeps, at least 0.
-        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings.
+        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A tensor [..., 1] or
+            [..., num_sweeps] of two or more dims gives each chain its own; the dims before the last are batch dims.
+            Chains with one beta run together: a beta [B, 1, 1] for states [B, C, n] is as fast as B calls.
         right: Starting state [..., n2]. Only its clamped units matter, unless ``num_sweeps`` is 0.
         clamp_left: Mask of the left units that keep their value, bool, broadcast to [..., n1].
         clamp_right: Mask of the right units that keep their value, bool, broadcast to [..., n2]. It needs ``right``.
@@ -163,7 +165,8 @@ def bipartite_gibbs_relaxed(
         sharpness: Positive number that ``pwl`` and ``concrete`` use.
         slope_gradient: Whether ``pwl`` lets the gradient through its slope (Vahdat et al. 2020 do, Andriyash et al.
             2018 stop it).
-        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps.
+        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps. Or one for
+            each chain, as in :func:`bipartite_gibbs`.
         chain_offset: Number of the first chain, or the number of each, as in :func:`bipartite_gibbs`. Below 2^48.
         sweep_offset: Number of the first binary sweep, below 2^44. The relaxed sweeps follow.
         generator: Generator that supplies the seed. The default generator does if neither is given.
@@ -278,7 +281,9 @@ def graph_gibbs(
         coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
         num_sweeps: Number of sweeps, at least 0.
-        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings.
+        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A tensor [..., 1] or
+            [..., num_sweeps] of two or more dims gives each chain its own; the dims before the last are batch dims.
+            Chains with one beta run together: a beta [B, 1, 1] for states [B, C, n] is as fast as B calls.
         clamp: Mask of the units that keep their value, bool, broadcast to [..., N].
         chain_offset: Number of the first chain; the others follow row by row over the broadcast batch. An integer
             tensor, broadcast to the batch shape, gives the number of each chain. Numbers are below 2^48.
@@ -348,7 +353,9 @@ def graph_metropolis(
         coupling: [..., E], floating, finite, of bias's dtype: one for each of ``graph.edges``.
         graph: A :class:`ColoredGraph` of N nodes and E edges, for instance a :class:`ChimeraGraph`.
         num_sweeps: Number of sweeps, at least 0.
-        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A flip that would
+        beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A tensor [..., 1] or
+            [..., num_sweeps] of two or more dims gives each chain its own; the dims before the last are batch dims.
+            Chains with one beta run together: a beta [B, 1, 1] for states [B, C, n] is as fast as B calls. A flip that would
             add 22.19 / beta or more to the energy is never made.
         clamp: Mask of the units that keep their value, bool, broadcast to [..., N].
         chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
@@ -417,7 +424,8 @@ def graph_gibbs_relaxed(
         relaxation: ``"pwl"``, ``"concrete"``, ``"straight_through"`` or ``"mean_field"``, as described there.
         sharpness: Positive number that ``pwl`` and ``concrete`` use.
         slope_gradient: Whether ``pwl`` lets the gradient through its slope.
-        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps.
+        beta: Inverse temperature, one number or one per sweep: first the binary, then the relaxed sweeps. Or one for
+            each chain, as in :func:`graph_gibbs`.
         chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
         sweep_offset: Number of the first binary sweep, below 2^44. The relaxed sweeps follow.
         generator: Generator that supplies the seed. The default generator does if neither is given.
@@ -559,5 +567,5 @@ def _read(
     check_integers(name, **numbers)
     options = (*as_relaxation(name, *relaxation[:2]), bool(relaxation[2])) if relaxation else ()
     betas = as_beta(name, *beta, device)
-    seed, chains, chain_offset = as_counters(name, *counters, device, given)
+    seed, chains, chain_offset = as_counters(name, *counters, device, given | {"beta": betas})
     return [*from_model, betas, seed, *optional.values(), chains, chain_offset, *numbers.values(), *options]

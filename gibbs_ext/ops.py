@@ -2,7 +2,7 @@
 """The only module that speaks to the compiled one: it calls the ops and gives them fake kernels and vmap rules.
 
 csrc/ops/schemas.h lists the ops, their arguments and their outputs. Names, meanings and shapes are those of
-:mod:`gibbs_ext.functional`, but every argument is explicit, ``beta`` is a float64 tensor of one value or one per sweep,
+:mod:`gibbs_ext.functional`, but every argument is explicit, ``beta`` is a float64 tensor [1] or [sweeps], or [..., 1] or [..., sweeps] with batch dims,
 ``seed`` is a 0-dim int64 tensor, and ``layout`` is :attr:`gibbs_ext.ColoredGraph.layout`. The arguments are checked
 once, in C++, in front of the kernels.
 """
@@ -192,7 +192,8 @@ def computed_dtype(coupling: Tensor) -> torch.dtype:
 
 # Batch shapes -----------------------------------------------------------------------------------------------------
 
-# A call has a single one of each of these. vmap makes a call for each row if it maps one of them.
+# A call has a single one of each of these, unless ``beta`` has batch dims. vmap makes a call for each row if it maps one
+# of them.
 _ONE_PER_CALL = ("layout", "beta", "betas", "seed")
 # The number of dims that are not batch dims. Other tensors have one such dim.
 _OWN_DIMS = {"weight": 2, "chains": 0}
@@ -200,7 +201,15 @@ _OWN_DIMS = {"weight": 2, "chains": 0}
 
 def _batched(given: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors that have batch dims, by parameter."""
-    return {p: value for p, value in given.items() if isinstance(value, Tensor) and p not in _ONE_PER_CALL}
+    return {
+        p: value
+        for p, value in given.items()
+        if isinstance(value, Tensor) and (p not in _ONE_PER_CALL or _is_beta_per_chain(p, value))
+    }
+
+
+def _is_beta_per_chain(parameter: str, value: Tensor) -> bool:
+    return parameter == "beta" and value.dim() > 1
 
 
 def _batch_of(parameter: str, shape: torch.Size) -> torch.Size:
@@ -249,11 +258,20 @@ def _bipartite_gibbs_relaxed(a: _Arguments) -> Any:
     return _computed(a.weight, left, right, left, left, (a.num_relaxed_sweeps, *batch, n2 + n1))
 
 
+def _model_couplings(coupling: Tensor, own_dims: int, a: _Arguments) -> tuple[int, ...]:
+    """The shape of one coupling for each model, of which those at several betas are several."""
+    if a.beta.dim() < 2:
+        return coupling.shape
+    models = torch.broadcast_shapes(coupling.shape[:-own_dims], a.beta.shape[:-1])
+    return (*(1,) * (len(a.batch) - len(models)), *models, *coupling.shape[-own_dims:])
+
+
 def _bipartite_gibbs_relaxed_backward(a: _Arguments) -> Any:
-    """Gradients of the state and the biases are not yet summed over broadcast dims; that of weight has weight's shape.
-    The random words are computed again."""
+    """Gradients of the state and the biases are not yet summed over broadcast dims, that of weight not over models
+    that differ in nothing but beta; it has weight's shape if beta has no batch dims. The random words are computed
+    again."""
     left, right = a.state.shape, (*a.state.shape[:-1], a.weight.shape[-1])
-    return _computed(a.weight, left, left, right, a.weight.shape)
+    return _computed(a.weight, left, left, right, _model_couplings(a.weight, 2, a))
 
 
 def _bipartite_ais(a: _Arguments) -> Any:
@@ -276,7 +294,7 @@ def _graph_gibbs_relaxed(a: _Arguments) -> Any:
 
 def _graph_gibbs_relaxed_backward(a: _Arguments) -> Any:
     """As in :func:`_bipartite_gibbs_relaxed_backward`."""
-    return _computed(a.coupling, a.state.shape, a.state.shape, a.coupling.shape)
+    return _computed(a.coupling, a.state.shape, a.state.shape, _model_couplings(a.coupling, 1, a))
 
 
 def _graph_ais(a: _Arguments) -> Any:
@@ -331,7 +349,8 @@ def map_rows(name: str, run: Callable[..., Any], info: Any, in_dims: Sequence[in
     except RuntimeError:
         batch = None
     fits = batch is not None and all(len(shape) >= _OWN_DIMS.get(p, 1) for p, shape in shapes.items())
-    if not fits or any(dims.get(p) is not None for p in _ONE_PER_CALL):
+    per_chain = summed and "beta" in tensors  # Whether the sums are not of summed's shape.
+    if not fits or per_chain or any(dims.get(p) is not None for p in _ONE_PER_CALL):
         return _one_by_one(run, info.batch_size, in_dims, args)  # The op says what does not fit.
 
     for p, tensor in tensors.items():

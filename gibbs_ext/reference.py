@@ -276,14 +276,14 @@ def _integer_fields(state: NDArray[np.float64], batch: _Batch, transpose: bool) 
     return fields
 
 
-def _logit(beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+def _logit(
+    beta: NDArray[np.float32] | np.float32, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """``beta * field`` in the contract's float32 steps; at beta = 0 it is 0 even where the field overflows."""
     # twin: csrc/core/threshold.h::binary_logit
-    if np.float32(beta) == 0:
-        return np.zeros(sums.shape, np.float32)
-    with np.errstate(over="ignore"):  # enormous couplings may make a logit infinite, which threshold() defines
-        logit: NDArray[np.float32] = np.float32(beta) * (sums.astype(np.float32) * batch.scale + bias)
-    return logit
+    with np.errstate(over="ignore", invalid="ignore"):  # enormous couplings may make it infinite: see threshold()
+        logit = beta * (sums.astype(np.float32) * batch.scale + bias)
+    return np.where(beta == 0, np.float32(0), logit)
 
 
 def _draw(logit: NDArray[np.float32], words: Words) -> NDArray[np.float64]:
@@ -300,13 +300,20 @@ def _annealed_logit(
     beta: float, sums: NDArray[np.float64], batch: _Batch, bias: NDArray[np.float32], base: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """That of the path of AIS."""
-    logit: NDArray[np.float32] = _logit(beta, sums, batch, bias) + (np.float32(1) - np.float32(beta)) * base
+    logit: NDArray[np.float32] = _logit(np.float32(beta), sums, batch, bias) + (np.float32(1) - np.float32(beta)) * base
     return logit
 
 
-def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[float]:
-    values = torch.as_tensor(beta, dtype=torch.float64).reshape(-1).tolist()
-    return values * num_sweeps if len(values) == 1 else values
+def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[Tensor]:
+    """Each sweep's beta, [1] or, of each chain, [..., 1]."""
+    values = torch.as_tensor(beta, dtype=torch.float64)
+    values = values if values.dim() > 1 else values.reshape(-1)
+    return list(values.expand(*values.shape[:-1], num_sweeps).split(1, -1))
+
+
+def _schedule(betas: Sequence[float] | Tensor) -> list[float]:
+    values: list[float] = torch.as_tensor(betas, dtype=torch.float64).tolist()
+    return values
 
 
 def _seed(generator: torch.Generator | None, seed: int | Tensor | None) -> int:
@@ -341,13 +348,15 @@ def bipartite_gibbs_reference(
     """What :func:`gibbs_ext.bipartite_gibbs` must return, to the bit. Arguments are the same; none are checked."""
     n1, n2 = weight.shape[-2:]
     key = _seed(generator, seed)
-    batch = _prepare(weight, chain_offset, (left, right, left_bias, right_bias, clamp_left, clamp_right))
+    betas = _betas(beta, num_sweeps)
+    batch = _prepare(weight, chain_offset, (left, right, left_bias, right_bias, clamp_left, clamp_right, *betas))
     z_left = _rows(left, batch.shape, torch.float64)
     z_right = np.zeros((len(z_left), n2)) if right is None else _rows(right, batch.shape, torch.float64)
     b_left, b_right = (_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias))
     fixed_left, fixed_right = _mask(clamp_left, n1, batch.shape), _mask(clamp_right, n2, batch.shape)
 
-    for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
+    for sweep, of_chains in enumerate(betas, start=sweep_offset):
+        b = _rows(of_chains, batch.shape, torch.float32)
         words = random_words(key, batch.chains, sweep, n1 + n2)
         logit = _logit(b, _integer_fields(z_left, batch, transpose=False), batch, b_right)
         z_right = np.where(fixed_right, z_right, _draw(logit, words[:, n1:]))
@@ -360,7 +369,7 @@ def bipartite_gibbs_reference(
 
 
 def relax(
-    field: Tensor, u: Tensor, beta: float, relaxation: str, sharpness: float, slope_gradient: bool
+    field: Tensor, u: Tensor, beta: float | Tensor, relaxation: str, sharpness: float, slope_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """One relaxed update.
 
@@ -374,7 +383,7 @@ def relax(
     Args:
         field: float64, any shape: ``bias + coupling @ z``, before beta.
         u: Uniforms in (0, 1) of the same shape.
-        beta: Inverse temperature.
+        beta: Inverse temperature, one or one for each chain, [..., 1].
         relaxation: One of the names above.
         sharpness: Of ``pwl`` and ``concrete``.
         slope_gradient: Whether ``pwl`` differentiates its slope.
@@ -428,10 +437,10 @@ def bipartite_gibbs_relaxed_reference(
     state = left.to(torch.float64)
     if num_sweeps:
         state, _ = bipartite_gibbs_reference(
-            state, left_bias, right_bias, weight, num_sweeps, beta=betas[:num_sweeps],
+            state, left_bias, right_bias, weight, num_sweeps, beta=torch.cat(betas[:num_sweeps], -1),
             chain_offset=chain_offset, sweep_offset=sweep_offset, seed=key,
         )  # fmt: skip
-    batch = _prepare(weight, chain_offset, (left, left_bias, right_bias))
+    batch = _prepare(weight, chain_offset, (left, left_bias, right_bias, *betas))
     w, b_left, b_right = weight.double(), left_bias.double(), right_bias.double()
     state = state.expand(*batch.shape, n1)
     z_left = state
@@ -465,7 +474,7 @@ def bipartite_ais_reference(
     """What :func:`gibbs_ext.bipartite_ais` must return: states to the bit, log-weights to float64 accuracy."""
     n1, n2 = weight.shape[-2:]
     key = _seed(generator, seed)
-    schedule = _betas(betas, 1)
+    schedule = _schedule(betas)
     parameters = (left_bias, right_bias, base_left_bias, base_right_bias)
     batch = _prepare(weight, chain_offset, (left, *parameters))
     b_left, b_right, base_left, base_right = (_rows(bias, batch.shape, torch.float32) for bias in parameters)
@@ -598,12 +607,14 @@ def _graph_sweeps(
     key: int,
 ) -> Tensor:
     """Sweeps in which ``update`` makes a colour's new values of its logits, random words and values."""
-    batch = _prepare(coupling, chain_offset, (state, bias, clamp), graph)
+    betas = _betas(beta, num_sweeps)
+    batch = _prepare(coupling, chain_offset, (state, bias, clamp, *betas), graph)
     z = _rows(state, batch.shape, torch.float64).copy()
     biases = _rows(bias, batch.shape, torch.float32)
     fixed = np.broadcast_to(_mask(clamp, graph.num_nodes, batch.shape), z.shape)
     colors = _colors(graph)
-    for sweep, b in enumerate(_betas(beta, num_sweeps), start=sweep_offset):
+    for sweep, of_chains in enumerate(betas, start=sweep_offset):
+        b = _rows(of_chains, batch.shape, torch.float32)
         words = random_words(key, batch.chains, sweep, graph.num_nodes)
         for color in colors:
             units = color.units
@@ -639,10 +650,10 @@ def graph_gibbs_relaxed_reference(
     start = state.to(torch.float64)
     if num_sweeps:
         start = graph_gibbs_reference(
-            start, bias, coupling, graph, num_sweeps, beta=betas[:num_sweeps],
+            start, bias, coupling, graph, num_sweeps, beta=torch.cat(betas[:num_sweeps], -1),
             chain_offset=chain_offset, sweep_offset=sweep_offset, seed=key,
         )  # fmt: skip
-    batch = _prepare(coupling, chain_offset, (state, bias), graph)
+    batch = _prepare(coupling, chain_offset, (state, bias, *betas), graph)
     start = start.expand(*batch.shape, graph.num_nodes)
     zeta, mean = start, torch.zeros_like(start)
     colors = _colors(graph)
@@ -672,7 +683,7 @@ def graph_ais_reference(
 ) -> tuple[Tensor, Tensor]:
     """What :func:`gibbs_ext.graph_ais` must return: states to the bit, log-weights to float64 accuracy."""
     key = _seed(generator, seed)
-    schedule = _betas(betas, 1)
+    schedule = _schedule(betas)
     batch = _prepare(coupling, chain_offset, (state, bias, base_bias), graph)
     biases, bases = (_rows(t, batch.shape, torch.float32) for t in (bias, base_bias))
     exact_bias, exact_base = (_rows(t, batch.shape, torch.float64) for t in (bias, base_bias))

@@ -13,17 +13,21 @@
 namespace gibbs {
 
 // A batch of chains, row by row over `sizes`. Loops go through the dimensions along which the model changes first, so that a
-// model's couplings are rounded once.
+// model's couplings are rounded once. The same couplings at several betas are several models, one after the other if
+// `has_same_couplings` says which dimensions those are.
 class Batch {
  public:
   Batch() = default;
-  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim) : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
+  Batch(std::vector<int64_t> sizes, const std::vector<bool>& is_model_dim, const std::vector<bool>& has_same_couplings = {})
+      : sizes_(std::move(sizes)), contiguous_(sizes_.size()) {
     int64_t stride = 1;
     for (size_t d = sizes_.size(); d-- > 0; stride *= sizes_[d]) contiguous_[d] = stride;
     for (size_t d = 0; d < sizes_.size(); ++d) {
       (is_model_dim[d] ? model_dims_ : chain_dims_).push_back(int(d));
       (is_model_dim[d] ? num_models_ : chains_per_model_) *= sizes_[d];
     }
+    if (!has_same_couplings.empty())
+      std::stable_partition(model_dims_.begin(), model_dims_.end(), [&](int d) { return !has_same_couplings[size_t(d)]; });
   }
   int64_t num_models() const { return num_models_; }
   int64_t chains_per_model() const { return chains_per_model_; }
@@ -61,13 +65,29 @@ struct SweepCall {
   std::vector<int64_t> chains_strides;
   int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;
   uint64_t seed = 0;
-  std::vector<double> beta;  // 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  // A row is 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1.
+  std::vector<double> beta;           // [rows, values of a row]
+  int64_t num_betas = 1;              // values of a row
+  std::vector<int64_t> beta_strides;  // of rows along the batch's dimensions, in values; empty: all models have one row
 
   int64_t num_relaxed_sweeps = 0;
   Relaxation relaxation = kPwl;
   double sharpness = 4;
   bool slope_gradient = true;
 };
+
+// A model's row of betas, of either type. stride: from one sweep's to the next.
+template <class T>
+struct BetaRow {
+  const T* values;
+  int64_t count;
+  int64_t stride() const { return count > 1; }
+  T at(int64_t sweep) const { return values[sweep * stride()]; }
+};
+template <class T>
+BetaRow<T> betas_of(const SweepCall& call, const std::vector<T>& values, int64_t model) {
+  return {values.data() + (call.beta_strides.empty() ? 0 : call.batch.offset(call.beta_strides, model, 0)), call.num_betas};
+}
 
 // The least and the largest |beta| of a call, but for 0, at which fields do not matter; infinity and 0 if there is no other.
 inline std::pair<double, double> beta_range(const SweepCall& call) {

@@ -20,6 +20,7 @@ class BiasCache {
  public:
   BiasCache(int64_t n, int64_t capacity) : n_(n), padded_(padded_side(n)), values_(capacity * padded_) {}
   void clear() { used_ = 0, last_ = nullptr; }
+  const T* last() const { return last_; }
   // Null if a value is not finite in float32.
   const float* add(const T* bias, int64_t stride) {
     if (bias == last_) return values_.get() + (used_ - 1) * padded_;
@@ -99,13 +100,14 @@ class BinaryRunner {
     }
     if (progress_.stop()) return;
     note_biases(count, coupling.wide.scale);
+    const BetaRow<float> beta = betas_of(call_, beta_, model);
     const BinarySweeps sweeps = {call_.n1,
                                  call_.n2,
                                  call_.num_sweeps,
                                  call_.seed,
                                  uint64_t(call_.sweep_offset),
-                                 beta_.data(),
-                                 beta_.size() > 1 ? 1 : 0,
+                                 beta.values,
+                                 beta.stride(),
                                  coupling.wide,
                                  coupling.narrow,
                                  coupling.weight,
@@ -113,7 +115,7 @@ class BinaryRunner {
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
                                  progress_.check()};
-    const bool is_coarse = !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count);
+    const bool is_coarse = !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count, left_bias_.last(), right_bias_.last());
     if (call_.num_coarse_groups && (coupling.lookup || is_coarse)) ++*call_.num_coarse_groups;
     if (coupling.lookup) {
       if (!lookup_) lookup_.emplace(call_, int64_t(chains_.size()));
@@ -154,15 +156,21 @@ class BinaryRunner {
           coupling{{0, 0, 0}, rows.get(), columns.get(), left_bias.get(), right_bias.get()} {
       std::tie(least_beta, largest_beta) = beta_range(call);
     }
-    bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count) {
+    bool serves(const BinarySweeps& sweeps, const BinaryChain* chains, int64_t count, const void* source_of_left_bias,
+                const void* source_of_right_bias) {
       if (count < kMinTableChains) return false;
       for (const BinaryChain* c = chains; c < chains + count; ++c)
         if (c->left_bias != chains->left_bias || c->right_bias != chains->right_bias) return false;
-      return kernels().round_coarse(sweeps, *chains, least_beta, largest_beta, coupling) <= largest_slack;
+      const void* const source[] = {sweeps.weight.data, source_of_left_bias, source_of_right_bias};
+      if (!std::equal(std::begin(source), std::end(source), made_of))
+        slack = kernels().round_coarse(sweeps, *chains, least_beta, largest_beta, coupling);
+      std::copy_n(source, 3, made_of);
+      return slack <= largest_slack;
     }
     Buffer<int16_t> rows, columns, left_bias, right_bias;
     Buffer<uint32_t> before;
-    int largest_slack;
+    int largest_slack, slack = 0;
+    const void* made_of[3] = {};  // the weight and the biases
     double least_beta, largest_beta;
     CoarseCoupling coupling;
   };

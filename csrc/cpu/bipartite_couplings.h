@@ -70,10 +70,18 @@ class LookupModel {
         right_offset_(call.n2) {}
   // The tables, or null if they leave too many units open or the call failed.
   const LookupCoupling* load(int64_t model, const RoundedCoupling& wide, const Runtime& runtime, Progress& progress) {
-    const auto [least_beta, largest_beta] = beta_range(call_);
     const Interval chains = {0, call_.batch.chains_per_model()};
     const double bias = std::max(largest_bias<T>(call_, call_.left_bias, call_.n1, model, chains),
                                  largest_bias<T>(call_, call_.right_bias, call_.n2, model, chains));
+    const void* weight = weight_of(call_, model).data;
+    if (weight != weight_ || bias != bias_) loaded_ = make(bias, wide, runtime, progress);
+    weight_ = weight, bias_ = bias;
+    return progress.stop() ? nullptr : loaded_;
+  }
+
+ private:
+  const LookupCoupling* make(double bias, const RoundedCoupling& wide, const Runtime& runtime, Progress& progress) {
+    const auto [least_beta, largest_beta] = beta_range(call_);
     coupling_.left = {to_left_.get(), left_offset_.get()};
     coupling_.right = {to_right_.get(), right_offset_.get()};
     LookupSums most = {0, 0, 0};
@@ -102,11 +110,13 @@ class LookupModel {
     return kernels().slack_of_fields(coupling_, largest_beta) <= call_.largest_slack ? &coupling_ : nullptr;
   }
 
- private:
   const BipartiteCall& call_;
   Buffer<LookupTable> to_left_, to_right_;
   Buffer<float> left_offset_, right_offset_;
   LookupCoupling coupling_ = {};
+  const void* weight_ = nullptr;  // what they are made of
+  double bias_ = 0;
+  const LookupCoupling* loaded_ = nullptr;
 };
 
 // The couplings of one model at a time, rounded for binary sweeps.
@@ -128,7 +138,20 @@ class RoundedModel {
 
   // False if the call failed.
   bool load(int64_t model, const Runtime& runtime, Progress& progress) {
-    weight = weight_of(call_, model);
+    const CouplingView last = std::exchange(weight, weight_of(call_, model));
+    if (weight.data != last.data && !round(runtime, progress)) return false;
+    if (call_.num_sweeps) lookup = lookup_model_ ? lookup_model_->load(model, wide, runtime, progress) : nullptr;
+    return !progress.stop();
+  }
+
+  CouplingView weight = {};
+  int k = 0;
+  RoundedCoupling wide = {};
+  NarrowCoupling narrow = {};              // its rows are null if it is not in use
+  const LookupCoupling* lookup = nullptr;  // null: not in use
+
+ private:
+  bool round(const Runtime& runtime, Progress& progress) {
     const bool swapped = is_transposed(weight);
     const CouplingView view = with_contiguous_rows(weight);
     WeightScale scale;
@@ -144,17 +167,8 @@ class RoundedModel {
       is_narrow_ ? kernels().round_narrow_couplings(view, k, rows.begin, rows.end, narrow_view)
                  : kernels().round_couplings(view, k, rows.begin, rows.end, wide_view);
     });
-    lookup = lookup_model_ && !progress.stop() ? lookup_model_->load(model, wide, runtime, progress) : nullptr;
     return !progress.stop();
   }
-
-  CouplingView weight = {};
-  int k = 0;
-  RoundedCoupling wide = {};
-  NarrowCoupling narrow = {};              // its rows are null if it is not in use
-  const LookupCoupling* lookup = nullptr;  // null: not in use
-
- private:
   int64_t size(bool narrow, int64_t rows, int64_t columns) const {
     return call_.num_sweeps && narrow == is_narrow_ ? padded_row(rows) * padded_row(columns) : 0;
   }
@@ -181,15 +195,15 @@ RelaxedSweeps<T> relaxed_sweeps(const BipartiteCall& call, int64_t model, T* pac
     weight = packed;
     row_stride = call.n2;
   }
-  const bool schedule = call.beta.size() > 1;
+  const BetaRow<double> beta = betas_of(call, call.beta, model);
   return {call.n1,
           call.n2,
           call.num_relaxed_sweeps,
           row_stride,
           call.seed,
           uint64_t(call.sweep_offset + call.num_sweeps),
-          call.beta.data() + (schedule ? call.num_sweeps : 0),
-          schedule ? 1 : 0,
+          beta.values + call.num_sweeps * beta.stride(),
+          beta.stride(),
           weight,
           call.relaxation,
           T(call.sharpness),

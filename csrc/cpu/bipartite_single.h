@@ -14,19 +14,17 @@ class SingleRunner {
  public:
   static bool pays(const BipartiteCall& call) {
     const int64_t chains = call.batch.chains_per_model(), units = call.n1 + call.n2;
-    // There are probabilities for one beta only.
+    // There are probabilities for one beta of a model only.
     return kernels().sweep_single && !call.log_weights && call.largest_single_slack && chains < kMinTableChains &&
            std::max(call.n1, call.n2) <= kMostSingleUnits &&
            call.batch.num_models() * chains * call.num_sweeps * units >= call.single_from &&
-           std::all_of(
-               call.beta.begin(), call.beta.end(), [&](double beta) { return beta == call.beta[0]; }) &&
-           !LookupModel<T>::pays(call);
+           has_one_beta(call) && !LookupModel<T>::pays(call);
   }
   SingleRunner(const BipartiteCall& call, WorstRounding& worst, Progress& progress)
       : call_(call),
         worst_(worst),
         progress_(progress),
-        beta_(float(call.beta[0])),
+        beta_(call.beta.begin(), call.beta.end()),
         sums_(2 * padded_row(std::max(call.n1, call.n2))),
         rows_(padded_row(call.n1) * padded_side(call.n2)),
         columns_(padded_row(call.n2) * padded_side(call.n1)),
@@ -47,9 +45,10 @@ class SingleRunner {
   bool run(int64_t model, Interval chains) {
     single_.weight = weight_of(call_, model);
     if (!scale_of(with_contiguous_rows(single_.weight), sums_.get(), single_.scale, progress_)) return true;
+    const float beta = betas_of(call_, beta_, model).at(0);
     const double bias = std::max(largest_bias<T>(call_, call_.left_bias, call_.n1, model, chains),
                                  largest_bias<T>(call_, call_.right_bias, call_.n2, model, chains));
-    if (!kernels().round_single(bias, double(beta_), call_.largest_single_slack, single_)) return false;
+    if (!kernels().round_single(bias, double(beta), call_.largest_single_slack, single_)) return false;
     const float unit = std::ldexp(1.0f, -single_.scale.k);
     worst_.note({unit, 0});
     for (int64_t chain = chains.begin; chain < chains.end && !progress_.stop(); ++chain) {
@@ -61,7 +60,7 @@ class SingleRunner {
       worst_.note_biases(&unit, 1, call_.n2, single_.chain.right_bias, single_.chain.right_bias);
       BinarySweeps sweeps = {};
       sweeps.n1 = call_.n1, sweeps.n2 = call_.n2, sweeps.num_sweeps = call_.num_sweeps;
-      sweeps.seed = call_.seed, sweeps.first_sweep = uint64_t(call_.sweep_offset), sweeps.beta = &beta_;
+      sweeps.seed = call_.seed, sweeps.first_sweep = uint64_t(call_.sweep_offset), sweeps.beta = &beta;
       sweeps.check = progress_.check();
       kernels().sweep_single(sweeps, single_, kept_);
       if (call_.num_coarse_groups) ++*call_.num_coarse_groups;
@@ -70,6 +69,11 @@ class SingleRunner {
   }
 
  private:
+  static bool has_one_beta(const BipartiteCall& call) {
+    for (size_t i = 0; i < call.beta.size(); ++i)
+      if (call.beta[i] != call.beta[i / size_t(call.num_betas) * size_t(call.num_betas)]) return false;
+    return true;
+  }
   const float* load(BiasCache<T>& cache, const Operand& bias, int64_t model, int64_t chain, Outcome fault) {
     cache.clear();
     const float* values = cache.add(row_of<T>(call_.batch, bias, model, chain), bias.stride);
@@ -80,7 +84,7 @@ class SingleRunner {
   const BipartiteCall& call_;
   WorstRounding& worst_;
   Progress& progress_;
-  const float beta_;
+  const std::vector<float> beta_;
   Buffer<double> sums_;
   Buffer<int16_t> rows_, columns_, left_bias_, right_bias_, left_field_, right_field_;
   Buffer<uint8_t> bytes_;

@@ -21,9 +21,9 @@ namespace {
 std::atomic<GraphRoute> chosen_route{GraphRoute::kAuto};
 
 // The route of a model's binary sweeps, given the number of its chains in each thread.
-GraphRoute route_of(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
+GraphRoute route_of(const GraphCall& call, int64_t chains) {
   if (!call.num_sweeps || call.metropolis) return GraphRoute::kSums;
-  if (use_tables(call, beta, chains)) return GraphRoute::kTables;
+  if (use_tables(call, chains)) return GraphRoute::kTables;
   if ((chains <= kFewUnitsChains || call.route == GraphRoute::kCoarseUnits) && use_coarse_units(call))
     return GraphRoute::kCoarseUnits;
   if (use_units(call)) return GraphRoute::kUnits;
@@ -42,7 +42,7 @@ class ForwardRun {
         beta_(call.beta.begin(), call.beta.end()) {}
 
   Outcome run(Rounding* rounding) {
-    mixes_models(call_.batch) ? run_mixed() : run_by_model();
+    mixes_models(call_) ? run_mixed() : run_by_model();
     *rounding = worst_.most();
     return progress_.outcome();
   }
@@ -136,7 +136,7 @@ class ForwardRun {
   void run_by_model() {
     const int64_t models = call_.batch.num_models(), chains = call_.batch.chains_per_model();
     const int64_t threads = models >= runtime_.num_threads ? 1 : runtime_.num_threads;
-    const GraphRoute route = route_of(call_, beta_, (chains + threads - 1) / threads);
+    const GraphRoute route = route_of(call_, (chains + threads - 1) / threads);
     // A model's tasks: binary sweeps by tables or units or of 64 chains, then those of groups of 16 chains.
     const int64_t groups = num_groups(call_.batch),
                   wide = route == GraphRoute::kCoarse ? num_wide_groups(call_, groups, threads) : 0;

@@ -58,12 +58,12 @@ class BackwardRunner {
     g.words = words_.get();
     const int64_t last = call_.num_relaxed_sweeps - 1;
     load(call_.fields, last * total, fields_.get());
-    kernels().of<T>().relaxed_graph_backward_begin(relaxed_sweep<T>(call_, last), g);
+    kernels().of<T>().relaxed_graph_backward_begin(relaxed_sweep<T>(call_, group.model[0], last), g);
     for (int64_t sweep = last; sweep >= 0; --sweep) {
       if (progress_.stop()) return;
       RelaxedGraphSweep<T> before = {};
       if (sweep > 0) {
-        before = relaxed_sweep<T>(call_, sweep - 1);
+        before = relaxed_sweep<T>(call_, group.model[0], sweep - 1);
         load(call_.fields, (sweep - 1) * total, fields_.get());
       }
       kernels().of<T>().relaxed_graph_backward(call_.graph, sweep > 0 ? &before : nullptr, g, sweep == last);
@@ -110,7 +110,7 @@ Outcome run_backward(const GraphBackwardCall& back, const Runtime& runtime) {
     std::fill_n(grad_coupling, models * edges, T{});
     return Outcome::kOk;
   }
-  if (mixes_models(batch)) {
+  if (mixes_models(call)) {
     for_each_task(runtime, num_mixed_groups(batch), progress, [&] {
       return [&, runner = std::make_shared<BackwardRunner<T>>(back, progress),
               coupling = std::make_shared<LaneCoupling<T>>(call)](int64_t number) {

@@ -71,7 +71,7 @@ class CoarseRunner {
       const uint64_t fixed = absent | (call_.clamp ? words_.get()[i] : 0);
       std::memcpy(fixed_.get() + 2 * i, &fixed, sizeof fixed);
     }
-    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
+    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, parts[0].model[0]), progress_);
     kernels().sweep_coarse_graph(sweeps, group_);
     if (progress_.stop()) return true;
     std::memcpy(words_.get(), state_.get(), size_t(n) * sizeof(uint64_t));

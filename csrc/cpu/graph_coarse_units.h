@@ -164,7 +164,7 @@ class CoarseUnitsRunner {
         c.fixed[vector] |= uint32_t(!exists || (call_.clamp && bit(call_.clamp + at, nodes[position]))) << place;
       }
     }
-    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
+    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, model), progress_);
     kernels().sweep_coarse_units(sweeps, units_, chains, count, fields_.get());
     for (int c = 0; c < count; ++c) {
       uint32_t* bits = call_.bits + call_.batch.linear(model, interval.begin + c) * words;
@@ -178,9 +178,9 @@ class CoarseUnitsRunner {
   // Rounds what the last chain did not have. False if the call failed.
   bool load(int64_t model, int64_t chain, const SharedCoupling<T>& coupling) {
     const T* bias = bias_row(model, chain);
-    if (model == model_ && bias == bias_row_) return true;
+    if (coupling.source() == coupling_row_ && bias == bias_row_) return true;
     const int64_t n = call_.graph.num_nodes;
-    model_ = model, bias_row_ = bias;
+    coupling_row_ = coupling.source(), bias_row_ = bias;
     if (!copy_finite(bias, n, call_.bias.stride, exact_bias_.get())) return progress_.fail(Outcome::kNonFiniteBias), false;
     CoarseGroup group = {};
     coupling.copy_scales(group.scale);
@@ -209,8 +209,7 @@ class CoarseUnitsRunner {
   const std::vector<float>& beta_;
   const UnitsLayout& layout_;
   double least_beta_, largest_beta_;
-  int64_t model_ = -1;
-  const T* bias_row_ = nullptr;
+  const T *coupling_row_ = nullptr, *bias_row_ = nullptr;
   bool is_hopeless_ = false;
   Buffer<float> exact_bias_;
   Buffer<int16_t> half_edges_, node_bias_;

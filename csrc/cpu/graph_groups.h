@@ -31,9 +31,10 @@ struct Group {
 
 // Models of few chains share a group, so that no lanes are left empty; models of many have groups of their own, and couplings that
 // need no copy for each lane.
-inline bool mixes_models(const Batch& batch) {
-  const int64_t models = batch.num_models(), chains = batch.chains_per_model();
-  return models > 1 && chains <= kGroup / 2 && models * chains > kFewChains;
+// All lanes of a group have one beta.
+inline bool mixes_models(const SweepCall& call) {
+  const int64_t models = call.batch.num_models(), chains = call.batch.chains_per_model();
+  return call.beta_strides.empty() && models > 1 && chains <= kGroup / 2 && models * chains > kFewChains;
 }
 inline int64_t models_per_group(const Batch& batch) { return kGroup / batch.chains_per_model(); }
 inline int64_t num_mixed_groups(const Batch& batch) {
@@ -154,9 +155,9 @@ class SharedCoupling {
         rounded_halves_(is_rounded ? 2 * call.graph.num_edges : 0),
         is_rounded_(is_rounded) {}
   bool load(int64_t model, Progress& progress) {
-    if (model == loaded_) return true;
     const GraphView& g = call_.graph;
     const T* row = row_of<T>(call_.batch, call_.coupling, model, 0);
+    if (is_loaded_ && row == loaded_) return true;
     const bool finite = copy_finite(row, g.num_edges, call_.coupling.stride, row_.get());
     if (!finite) return progress.fail(Outcome::kNonFiniteCoupling), false;
     for (int64_t h = 0; h < 2 * g.num_edges; ++h) halves_.get()[h] = row_.get()[g.edge_of[h]];
@@ -165,9 +166,10 @@ class SharedCoupling {
       if (status != CouplingStatus::kOk) return progress.fail(fault_of(status)), false;
       for (int64_t h = 0; h < 2 * g.num_edges; ++h) rounded_halves_.get()[h] = rounded_.get()[g.edge_of[h]];
     }
-    loaded_ = model;
+    loaded_ = row, is_loaded_ = true;
     return true;
   }
+  const T* source() const { return loaded_; }
   const T* values() const { return halves_.get(); }
   const int32_t* rounded() const { return rounded_halves_.get(); }
   float scale() const { return std::ldexp(1.0f, -k_); }
@@ -181,7 +183,8 @@ class SharedCoupling {
   Buffer<T> halves_;
   Buffer<int32_t> rounded_halves_;
   bool is_rounded_;
-  int64_t loaded_ = -1;
+  const T* loaded_ = nullptr;  // also that of a graph without edges
+  bool is_loaded_ = false;
   int k_ = 0;
 };
 
@@ -242,18 +245,18 @@ bool load_group_bias(const GraphCall& call, const Operand& bias, const Group& gr
 }
 
 // The binary sweeps, as kernels that need no tables of their own read them.
-inline GraphSweeps binary_sweeps(const GraphCall& call, const std::vector<float>& beta, Progress& progress) {
-  return {call.graph, call.num_sweeps, call.seed,       uint64_t(call.sweep_offset), beta.data(), beta.size() > 1 ? 1 : 0,
+inline GraphSweeps binary_sweeps(const GraphCall& call, const BetaRow<float>& beta, Progress& progress) {
+  return {call.graph, call.num_sweeps, call.seed,       uint64_t(call.sweep_offset), beta.values, beta.stride(),
           nullptr,    nullptr,         progress.check()};
 }
 
 // The relaxed sweeps are numbered from 0.
 template <class T>
-RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t sweep) {
+RelaxedGraphSweep<T> relaxed_sweep(const GraphCall& call, int64_t model, int64_t sweep) {
   return {call.graph,
           call.seed,
           uint64_t(call.sweep_offset + call.num_sweeps + sweep),
-          T(call.beta.size() > 1 ? call.beta[size_t(call.num_sweeps + sweep)] : call.beta[0]),
+          T(betas_of(call, call.beta, model).at(call.num_sweeps + sweep)),
           call.relaxation,
           T(call.sharpness),
           call.slope_gradient};

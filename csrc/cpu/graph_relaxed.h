@@ -50,7 +50,7 @@ class GraphRelaxedRunner {
     g.words = words_.get();
     for (int64_t sweep = 0; sweep < call_.num_relaxed_sweeps; ++sweep) {
       if (progress_.stop()) return;
-      kernels().of<T>().relaxed_graph(relaxed_sweep<T>(call_, sweep), g);
+      kernels().of<T>().relaxed_graph(relaxed_sweep<T>(call_, group.model[0], sweep), g);
       rows_.store(fields_.get(), group.count, n, rows_at(call_.fields, sweep * total));
     }
     rows_.store(value_.get(), group.count, n, rows_at(call_.relaxed));

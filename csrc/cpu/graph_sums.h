@@ -80,7 +80,7 @@ class SumsRunner {
     g.log_weight = annealed ? log_weight : nullptr;
     g.words = words_.get();
     g.open = open_.get();
-    GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
+    GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, group.model[0]), progress_);
     sweeps.position = position_.get(), sweeps.bounds = &logit_bounds();
     (call_.metropolis ? kernels().metropolis : kernels().sweep_sums)(sweeps, g);
     if (progress_.stop()) return false;

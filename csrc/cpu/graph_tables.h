@@ -46,15 +46,19 @@ constexpr int64_t kLargestTable = int64_t{1} << 26;  // bytes
 
 inline int table_degree(const GraphView& g) { return int(std::max<int64_t>(g.max_degree, kMinTableDegree)); }
 
-// Number of runs of equal beta, each of which needs tables of its own.
-inline int64_t num_segments(const std::vector<float>& beta) {
-  int64_t count = 1;
-  for (size_t i = 1; i < beta.size(); ++i) count += beta[i] != beta[i - 1];
-  return count;
+// Number of runs of equal beta, each of which needs tables of its own, of the model that has most.
+inline int64_t num_segments(const GraphCall& call) {
+  int64_t most = 1;
+  for (size_t begin = 0, row = size_t(call.num_betas); begin < call.beta.size(); begin += row) {
+    int64_t count = 1;
+    for (size_t i = begin + 1; i < begin + row; ++i) count += float(call.beta[i]) != float(call.beta[i - 1]);
+    most = std::max(most, count);
+  }
+  return most;
 }
 
 // Whether tables serve a model's chains, `chains` of them in each thread.
-inline bool use_tables(const GraphCall& call, const std::vector<float>& beta, int64_t chains) {
+inline bool use_tables(const GraphCall& call, int64_t chains) {
   const GraphView& g = call.graph;
   if (!kernels().sweep_tables || g.max_degree > kMaxTableDegree || call.log_weights) return false;
   if (call.route != GraphRoute::kAuto && call.route != GraphRoute::kTables) return false;
@@ -64,7 +68,7 @@ inline bool use_tables(const GraphCall& call, const std::vector<float>& beta, in
   if (call.route == GraphRoute::kTables) return true;
   // A table of 32 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
   const int64_t groups = (chains + kTableGroup - 1) / kTableGroup;
-  return chains >= 32 && double(call.num_sweeps) * double(groups) * 32 >= double(num_segments(beta) << table_degree(g));
+  return chains >= 32 && double(call.num_sweeps) * double(groups) * 32 >= double(num_segments(call) << table_degree(g));
 }
 
 // One model, as groups of 64 chains read it.
@@ -72,8 +76,8 @@ class TablesData {
  public:
   TablesData(const GraphCall& call, const std::vector<float>& beta)
       : call_(call),
-        beta_(beta[0]),
-        has_table_(num_segments(beta) == 1),
+        beta_(beta),
+        has_table_(num_segments(call) == 1),
         degree_(table_degree(call.graph)),
         neighbors_(call.graph.num_nodes * degree_),
         coupling_(call.graph.num_nodes * degree_),
@@ -100,7 +104,7 @@ class TablesData {
     worst.note_biases(&scale_, 1, g.num_nodes, bias_.get(), bias_.get());
     if (has_table_)  // waking threads costs more than building a small one
       for_each_part(runtime, g.num_nodes, std::max<int64_t>(1, 8192 >> degree_), progress, [&](Interval positions) {
-        kernels().build_tables(this->model(), beta_, positions.begin, positions.end, table_.get());
+        kernels().build_tables(this->model(), betas_of(call_, beta_, model).at(0), positions.begin, positions.end, table_.get());
       });
     return !progress.stop();
   }
@@ -110,7 +114,7 @@ class TablesData {
 
  private:
   const GraphCall& call_;
-  float beta_;
+  const std::vector<float>& beta_;
   bool has_table_;
   int degree_;
   Buffer<int32_t> neighbors_, coupling_;
@@ -132,7 +136,7 @@ class TablesRunner {
         bytes_(table_random_bytes(call.graph.num_nodes)),
         state_bytes_((call.graph.num_nodes + 1) * kTableGroup),
         ties_(call.graph.num_nodes + 1),
-        table_(num_segments(beta) == 1 ? 0 : call.graph.num_nodes << table_degree(call.graph)) {}
+        table_(num_segments(call) == 1 ? 0 : call.graph.num_nodes << table_degree(call.graph)) {}
 
   void run(int64_t model, Interval groups, const TablesData& data) {
     const int64_t n = call_.graph.num_nodes;
@@ -157,14 +161,14 @@ class TablesRunner {
       g.ties = ties_.get();
       all.push_back(g);
     }
-    const auto beta_at = [&](int64_t sweep) { return beta_.size() > 1 ? beta_[size_t(sweep)] : beta_[0]; };
+    const BetaRow<float> beta = betas_of(call_, beta_, model);
     for (int64_t sweep = 0, end; sweep < call_.num_sweeps; sweep = end) {
-      end = beta_.size() > 1 ? sweep + 1 : call_.num_sweeps;
-      while (end < call_.num_sweeps && beta_at(end) == beta_at(sweep)) ++end;
-      if (!data.table()) kernels().build_tables(table_model, beta_at(sweep), 0, n, table_.get());
+      end = beta.count > 1 ? sweep + 1 : call_.num_sweeps;
+      while (end < call_.num_sweeps && beta.at(end) == beta.at(sweep)) ++end;
+      if (!data.table()) kernels().build_tables(table_model, beta.at(sweep), 0, n, table_.get());
       const uint8_t* table = data.table() ? data.table() : table_.get();
       for (const TableGroup& g : all) {
-        kernels().sweep_tables(table_model, table, beta_at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
+        kernels().sweep_tables(table_model, table, beta.at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
                                progress_.check());
         if (progress_.stop()) return;
       }

@@ -100,7 +100,7 @@ class UnitsRunner {
     unpack(call_.bits, state_.get());
     if (call_.clamp) unpack(call_.clamp, clamp_.get());
     const SingleChain c = {chain_number(call_, model, chain), state_.get(), call_.clamp ? clamp_.get() : nullptr, bytes_.get()};
-    const GraphSweeps sweeps = binary_sweeps(call_, beta_, progress_);
+    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, model), progress_);
     kernels().sweep_units(sweeps, data.model(bias_.get()), c);
     uint32_t* bits = call_.bits + linear * words;
     std::fill_n(bits, words, 0u);

@@ -194,13 +194,13 @@ class BipartiteCta {
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
-      const float beta = float(beta_at(s, sweep + kAnnealed)), last_beta = kAnnealed ? float(beta_at(s, sweep)) : beta;
+      const float beta = float(beta_at(s, model_, sweep + kAnnealed)), last_beta = kAnnealed ? float(beta_at(s, model_, sweep)) : beta;
       const ModelBounds bounds(beta, kAnnealed ? 0 : scale_.shift, scale_.scale, 0);
       if (kAnnealed) weigh_left();
 #pragma unroll 1
       for (int side = 2; side-- > 0;) {  // right first
         half_sweep(side, sweep, bounds, last_beta);
-        if (kAnnealed && side == 1) log_weight += weight_of_chain(beta_at(s, sweep), beta_at(s, sweep + 1));
+        if (kAnnealed && side == 1) log_weight += weight_of_chain(beta_at(s, model_, sweep), beta_at(s, model_, sweep + 1));
       }
     }
     store_states(0);

@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const RelaxedProduct<T, kChains, RelaxedWeight<T, kResident>> product(weight, chains.count, partial);
   const uint64_t seed = seed_of(s);
   for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
-    const T beta = T(beta_at(s, s.num_sweeps + sweep));
+    const T beta = T(beta_at(s, chains.model, s.num_sweeps + sweep));
     const auto update = [&](const ParameterView& biases, int64_t bias_row, Outcome fault, int c, int number, int unit, int at,
                             T sum) {
       const T bias = static_cast<const T*>(biases.data)[bias_row + unit * biases.stride], field = bias + sum;
@@ -377,7 +377,7 @@ __global__ void __launch_bounds__(kRelaxedThreads, 1)
   const uint64_t seed = seed_of(s);
   for (int64_t sweep = sweeps; sweep-- > 0;) {
     const bool last = sweep + 1 == sweeps;
-    const T beta = T(beta_at(s, s.num_sweeps + sweep));
+    const T beta = T(beta_at(s, chains.model, s.num_sweeps + sweep));
     const auto relaxed = [&](int c, int number, int at) {
       const T field = static_cast<const T*>(p.fields)[(sweep * total + rows[c]) * (n1 + n2) + at];
       return relax<T>(s.relaxation, field, relaxed_word(s, seed, numbers[c], sweep, number), beta, T(s.sharpness),

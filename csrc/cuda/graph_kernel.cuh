@@ -225,9 +225,9 @@ class GraphCta {
     scale_ = scale.scale;
     double log_weight = 0;
     for (int64_t sweep = 0; sweep < s.num_sweeps; ++sweep) {
-      const ModelBounds bounds(float(beta_at(s, sweep + kAnnealed)), scale.shift, scale.scale, scale.error);
+      const ModelBounds bounds(float(beta_at(s, model_, sweep + kAnnealed)), scale.shift, scale.scale, scale.error);
       if constexpr (kShared) draw_bytes(sweep);
-      if (kAnnealed) log_weight += weigh(beta_at(s, sweep), beta_at(s, sweep + 1));
+      if (kAnnealed) log_weight += weigh(beta_at(s, model_, sweep), beta_at(s, model_, sweep + 1));
       __syncthreads();  // the bytes are there, and nobody weighs any more
       for (int64_t color = 0; color < g().num_colors; ++color) {
         const bool notes = update_color(g().color_offsets[color], g().color_offsets[color + 1], sweep, bounds);

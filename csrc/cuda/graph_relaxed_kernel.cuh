@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1) graph_relaxed_kernel(
       value.store(node, start_out[row + node]);
     }
     for (int64_t sweep = 0; sweep < s.num_relaxed_sweeps; ++sweep) {
-      const T beta = T(beta_at(s, s.num_sweeps + sweep));
+      const T beta = T(beta_at(s, model, s.num_sweeps + sweep));
       const RandomStream stream = chain.stream(s, sweep);
       if (kInShared && s.relaxation != kMeanField) words.draw(stream, n);
       __syncthreads();  // states and words are whole
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(kGraphRelaxedThreads, 1)
     for (int node = thread.group; node < n; node += thread.num_groups) grad_field.store(node, 0);
     const int64_t last = s.num_relaxed_sweeps - 1;
     for (int64_t sweep = last; sweep >= -1; --sweep) {  // -1: the state before all sweeps
-      const T beta = sweep < 0 ? T(0) : T(beta_at(s, s.num_sweeps + sweep));
+      const T beta = sweep < 0 ? T(0) : T(beta_at(s, model, s.num_sweeps + sweep));
       const RandomStream stream = chain.stream(s, sweep);
       if (kInShared && s.relaxation != kMeanField && sweep >= 0) words.draw(stream, n);
       __syncthreads();  // words and, before the first sweep, couplings, sums and gradients are whole

@@ -79,7 +79,10 @@ struct SweepView {
   const int64_t* seed_data;  // in device memory; null: `seed`
   uint64_t seed;
   const double* beta_data;  // in device memory; null: `beta`
-  int64_t num_betas;        // 1, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  int64_t num_betas;        // of a row: 1, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  int64_t num_beta_values;  // of all rows
+  bool has_beta_rows;       // else all models have one row
+  BatchStrides beta_strides;
   double beta[kMaxInlineBetas];
 
   int64_t num_relaxed_sweeps;
@@ -139,14 +142,18 @@ GIBBS_DEVICE_CALL uint64_t chain_number(const SweepView& s, int64_t model, int64
   return 0;
 }
 
-// The beta of sweep `at`, or of step `at` of an annealed call.
-GIBBS_DEVICE double beta_at(const SweepView& s, int64_t at) {
-  const int64_t i = s.num_betas == 1 ? 0 : at;
+// One of all rows' betas.
+GIBBS_DEVICE double beta_value(const SweepView& s, int64_t i) {
   if (!s.beta_data) return s.beta[i];
   const double beta = s.beta_data[i];
   if (fabs(beta) <= 3.4028234663852886e38) return beta;
   report_fault(s, Outcome::kNonFiniteBeta, float(beta));
   return 0;
+}
+// A model's beta at sweep `at`, or at step `at` of an annealed call.
+GIBBS_DEVICE double beta_at(const SweepView& s, int64_t model, int64_t at) {
+  const int64_t row = s.has_beta_rows ? batch_offset(s.batch, s.beta_strides, model, 0) : 0;
+  return beta_value(s, row + (s.num_betas == 1 ? 0 : at));
 }
 
 // ---- states ----------------------------------------------------------------------------------------------------------------------

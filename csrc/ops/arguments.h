@@ -194,6 +194,16 @@ class Problem {
       fail(op(), "fields must be the forward op's output, of shape ", text(with_batch({n}, {-1})), ", got ", text(shape_of(t)));
   }
 
+  // The betas of a call: 1-D, or [..., 1] or [..., sweeps] with batch dimensions.
+  void betas(const Tensor& t) {
+    same_device_or_cpu(beta_name(), t);
+    if (t.scalar_type() != ScalarType::Double || t.dim() < 1)
+      fail(op(), beta_name(), " must be a float64 tensor of at least one dimension, got ", name_of(t.scalar_type()), " ",
+           text(shape_of(t)));
+    if (is_per_chain(t)) join(beta_name(), t, 1), betas_per_chain_ = &t;
+  }
+  static bool is_per_chain(const Tensor& beta) { return beta.dim() > 1; }
+
   void chain_numbers(const Tensor& t) {
     same_device("chain_offset", t);
     if (t.scalar_type() != ScalarType::Long) fail(op(), "chain_offset must be int64, got ", name_of(t.scalar_type()));
@@ -211,18 +221,35 @@ class Problem {
 
   // ---- the batch, once all arguments are known ----
 
-  // A model is one element of the coupling's batch, by its sizes (backward ops: each has a gradient) or by its strides (forward ops: an
-  // expanded coupling is one model).
+  // A model is one element of the batch of the coupling and of the betas, by their sizes (backward ops: each has a gradient) or by their
+  // strides (forward ops: an expanded coupling is one model).
   void finish(bool models_by_size) {
-    const Shape strides = batch_strides(coupling(), coupling_dims_);
-    const auto sizes = coupling().sizes();
-    is_model_dim_.resize(batch_.size());
-    const size_t lead = batch_.size() - (sizes.size() - size_t(coupling_dims_));
-    for (size_t d = lead; d < batch_.size(); ++d) is_model_dim_[d] = sizes[d - lead] != 1 && (models_by_size || strides[d] != 0);
+    const std::vector<bool> has_own_coupling = changing_dims(coupling(), coupling_dims_, models_by_size);
+    is_model_dim_ = has_own_coupling;
+    if (betas_per_chain_) {
+      const std::vector<bool> has_own_beta = changing_dims(*betas_per_chain_, 1, models_by_size);
+      for (size_t d = 0; d < batch_.size(); ++d) is_model_dim_[d] = is_model_dim_[d] || has_own_beta[d];
+      if (!models_by_size) {
+        has_same_couplings_ = has_own_coupling;
+        has_same_couplings_.flip();
+      }
+    }
     for (int64_t size : batch_) num_chains_ *= size;
   }
   const Shape& batch_shape() const { return batch_; }
   const std::vector<bool>& is_model_dim() const { return is_model_dim_; }
+  // Dimensions of models that differ in nothing but their betas; empty where models are numbered row by row.
+  const std::vector<bool>& has_same_couplings() const { return has_same_couplings_; }
+  // The shape of one coupling for each model.
+  Shape model_couplings() const {
+    if (!betas_per_chain_) return shape_of(coupling());
+    Shape out = batch_;
+    for (size_t d = 0; d < out.size(); ++d)
+      if (!is_model_dim_[d]) out[d] = 1;
+    const Shape own = shape_of(coupling());
+    out.insert(out.end(), own.end() - coupling_dims_, own.end());
+    return out;
+  }
   int64_t num_chains() const { return num_chains_; }
 
   // Strides of a tensor over the batch, 0 where it is broadcast. own_dims: the number of last dimensions that are not the batch's.
@@ -251,6 +278,16 @@ class Problem {
     if (coupling.dim() < own_dims) fail(op(), name, " must have shape ", own_shape, ", got ", text(shape_of(coupling)));
     coupling_ = converted(coupling, given_type_);
     join(name, coupling, own_dims);
+  }
+
+  // The dimensions of the batch along which a tensor changes.
+  std::vector<bool> changing_dims(const Tensor& t, int64_t own_dims, bool by_size) const {
+    const Shape strides = batch_strides(t, own_dims);
+    const auto sizes = t.sizes();
+    std::vector<bool> out(batch_.size());
+    const size_t lead = batch_.size() - (sizes.size() - size_t(own_dims));
+    for (size_t d = lead; d < batch_.size(); ++d) out[d] = sizes[d - lead] != 1 && (by_size || strides[d] != 0);
+    return out;
   }
 
   const Tensor* converted(const Tensor& t, ScalarType type) {
@@ -291,7 +328,8 @@ class Problem {
   std::array<Part, 2> parts_;
   size_t num_parts_ = 0;
   Shape batch_;
-  std::vector<bool> is_model_dim_;
+  const Tensor* betas_per_chain_ = nullptr;
+  std::vector<bool> is_model_dim_, has_same_couplings_;
   int64_t num_chains_ = 1;
 };
 
@@ -309,7 +347,7 @@ inline void check_layout_tensor(OpId id, const Tensor& layout) {
 // Arguments that do not depend on the model. chains: [...]; the backends check its values.
 struct Counters {
   const Tensor& seed;
-  const Tensor& beta;  // 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
+  const Tensor& beta;  // [..., 1], or one per sweep (binary, then relaxed); annealed: [num_sweeps + 1]
   const std::optional<Tensor>& chains;
   int64_t chain_offset, sweep_offset, num_sweeps, num_relaxed_sweeps = 0;
 };
@@ -345,10 +383,7 @@ inline void check_counters(const Problem& p, const Counters& c) {
 
   const char* const name = p.beta_name();
   const int64_t count = Problem::is_annealed(p.id()) ? sweeps + 1 : sweeps;
-  p.same_device_or_cpu(name, c.beta);
-  if (c.beta.scalar_type() != ScalarType::Double || c.beta.dim() != 1)
-    fail(op, name, " must be a 1-D float64 tensor, got ", name_of(c.beta.scalar_type()), " ", text(shape_of(c.beta)));
-  if (const int64_t got = c.beta.size(0); got != 1 && got != count)
+  if (const int64_t got = c.beta.size(c.beta.dim() - 1); got != 1 && got != count)
     fail(op, name, " must hold 1 value or one per sweep (", count, "), got ", got);
 }
 
@@ -371,6 +406,7 @@ inline void check_sweeps(Problem& p, const Counters& c, const RelaxationArgument
     if (!part.state) fail(p.op(), part.names.state, " must be given when ", part.names.clamp, " is, got none");
   }
   if (c.chains) p.chain_numbers(*c.chains);
+  p.betas(c.beta);
   p.finish(false);
   if (relaxation && c.num_relaxed_sweeps < 1) fail(p.op(), "num_relaxed_sweeps must be at least 1, got ", c.num_relaxed_sweeps);
   check_counters(p, c);
@@ -389,6 +425,7 @@ inline std::vector<Tensor> check_backward(Problem& p, std::initializer_list<Rows
                                           const RelaxationArguments& relaxation) {
   for (const Rows& r : rows) p.computed(r.name, r.tensor, r.size);
   if (c.chains) p.chain_numbers(*c.chains);
+  p.betas(c.beta);
   p.finish(true);
   p.saved_fields(fields);
   std::vector<Tensor> whole;
@@ -404,15 +441,24 @@ inline std::vector<Tensor> check_backward(Problem& p, std::initializer_list<Rows
   return whole;
 }
 
-// Finite values of a beta on the CPU.
+// Finite values of a beta on the CPU, row by row.
 inline std::vector<double> read_beta(const Problem& p, const Tensor& beta) {
-  std::vector<double> out(size_t(beta.size(0)));
-  const double* values = static_cast<const double*>(beta.const_data_ptr());
-  const int64_t stride = beta.stride(0);
-  for (size_t i = 0; i < out.size(); ++i) {
-    out[i] = values[int64_t(i) * stride];
-    if (!std::isfinite(float(out[i]))) fail(p.op(), p.beta_name(), " must be finite in float32, got ", out[i]);
-  }
+  const Tensor rows = as_contiguous(beta);
+  const double* values = static_cast<const double*>(rows.const_data_ptr());
+  std::vector<double> out(values, values + rows.numel());
+  for (const double value : out)
+    if (!std::isfinite(float(value))) fail(p.op(), p.beta_name(), " must be finite in float32, got ", value);
+  return out;
+}
+
+// The strides of contiguous rows of betas over the batch; empty if there is one row for all chains.
+inline Shape beta_strides(const Problem& p, const Tensor& beta) {
+  if (!Problem::is_per_chain(beta)) return {};
+  const size_t dims = size_t(beta.dim()) - 1, lead = p.batch_shape().size() - dims;
+  Shape out(p.batch_shape().size(), 0);
+  int64_t stride = beta.size(beta.dim() - 1);
+  for (size_t d = dims; d-- > 0; stride *= beta.size(int64_t(d)))
+    if (beta.size(int64_t(d)) != 1 && p.is_model_dim()[lead + d]) out[lead + d] = stride;
   return out;
 }
 

@@ -145,6 +145,36 @@ struct RandomBatch {
     c.sweep_offset = one_in(2) ? 0 : below(kMaxSweeps - 100);
     c.num_sweeps = below(6);
   }
+  // The beta of a chain in a sweep.
+  double beta_of(const SweepCall& c, int64_t chain, int64_t sweep) const {
+    int64_t row = 0;
+    for (size_t d = c.beta_strides.size(); d-- > 0; chain /= sizes[d]) row += chain % sizes[d] * c.beta_strides[d];
+    return c.beta[size_t(row + (c.num_betas > 1 ? sweep : 0))];
+  }
+  // Draws rows of `count` betas, at times one for each index of some dimensions, which are models' then.
+  void draw_betas(SweepCall& c, int64_t count, std::vector<bool>& is_model_dim, bool in_order,
+                  const std::function<void(std::vector<double>&)>& draw_row) const {
+    int64_t rows = 1;
+    c.num_betas = count, c.beta_strides.clear();
+    c.batch = Batch(sizes, is_model_dim);
+    if (chains > 0 && one_in(3)) {
+      const std::vector<bool> has_same_couplings = [&] {
+        std::vector<bool> out = is_model_dim;
+        out.flip();
+        return out;
+      }();
+      c.beta_strides.assign(sizes.size(), 0);
+      for (size_t d = sizes.size(); d-- > 0;)
+        if (one_in(2)) c.beta_strides[d] = rows * count, rows *= sizes[d], is_model_dim[d] = true;
+      c.batch = Batch(sizes, is_model_dim, in_order ? std::vector<bool>() : has_same_couplings);
+    }
+    c.beta.clear();
+    for (; rows > 0; --rows) {
+      std::vector<double> row(static_cast<size_t>(count));
+      draw_row(row);
+      c.beta.insert(c.beta.end(), row.begin(), row.end());
+    }
+  }
 };
 
 inline bool bit(const uint32_t* bits, int64_t i) { return bits[i / 32] >> (i % 32) & 1; }
@@ -161,8 +191,6 @@ inline std::vector<uint32_t> random_bits(int64_t chains, int64_t n) {
 }
 
 // ---- plain rewritings ----------------------------------------------------------------------------------------------------------
-
-inline double beta_of(const SweepCall& c, int64_t sweep) { return c.beta.size() > 1 ? c.beta[size_t(sweep)] : c.beta[0]; }
 
 inline double softplus(double x) { return std::max(x, 0.0) + log1p(exp(-fabs(x))); }
 

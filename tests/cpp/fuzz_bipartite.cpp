@@ -10,12 +10,21 @@ using namespace gibbs;
 template <class T>
 struct Problem : RandomBatch {
   int64_t n1, n2;
+  std::vector<bool> is_model_dim;
   Tensor<T> weight, left_bias, right_bias, base_left_bias, base_right_bias;
   std::vector<uint32_t> left, right, clamp_left, clamp_right;
   BipartiteCall call;
 
   uint64_t number(int64_t linear) const { return uint64_t(call.chain_offset + linear); }
 };
+
+template <class T>
+static void draw_betas(Problem<T>& p, int64_t count, bool in_order) {
+  p.draw_betas(p.call, count, p.is_model_dim, in_order, [](std::vector<double>& row) {
+    const bool one = one_in(2);
+    for (double& b : row) b = one && &b != &row[0] ? row[0] : one_in(10) ? 0 : normal();
+  });
+}
 
 template <class T>
 static Problem<T> random_problem(double largest_exponent) {
@@ -35,16 +44,14 @@ static Problem<T> random_problem(double largest_exponent) {
 
   BipartiteCall& c = p.call;
   c.n1 = p.n1, c.n2 = p.n2;
-  std::vector<bool> is_model_dim;
-  for (bool b : shared) is_model_dim.push_back(!b);
-  c.batch = Batch(p.sizes, is_model_dim);
+  for (bool b : shared) p.is_model_dim.push_back(!b);
+  c.batch = Batch(p.sizes, p.is_model_dim);
   c.is_double = sizeof(T) == 8;
   c.weight = p.weight.operand(p.sizes.size());
   c.left_bias = p.left_bias.operand(p.sizes.size()), c.right_bias = p.right_bias.operand(p.sizes.size());
   c.base_left_bias = p.base_left_bias.operand(p.sizes.size()), c.base_right_bias = p.base_right_bias.operand(p.sizes.size());
   p.draw_counters(c);
-  c.beta.resize(one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
-  for (double& b : c.beta) b = one_in(10) ? 0 : normal();
+  draw_betas(p, one_in(2) ? 1 : std::max<int64_t>(c.num_sweeps, 1), false);
   c.allow_tables = !one_in(4);
   c.look_up_always = one_in(2);
   c.narrow_from = one_in(2) ? 0 : 1 << 20;
@@ -104,7 +111,7 @@ static Result reference(const Problem<T>& p, bool annealed) {
       return annealed ? x + (1.0f - beta) * base : x;
     };
     for (int64_t sweep = 0; sweep < p.call.num_sweeps; ++sweep) {
-      const float beta = annealed ? float(p.call.beta[size_t(sweep + 1)]) : float(beta_of(p.call, sweep));
+      const float beta = annealed ? float(p.call.beta[size_t(sweep + 1)]) : float(p.beta_of(p.call, chain, sweep));
       if (annealed) {
         const float last = float(p.call.beta[size_t(sweep)]);
         double& total = r.log_weights[size_t(chain)];
@@ -135,6 +142,7 @@ static void fuzz_binary() {
   const bool annealed = one_in(3);
   if (annealed) {
     p.call.beta.resize(size_t(p.call.num_sweeps + 1));
+    p.call.num_betas = p.call.num_sweeps + 1, p.call.beta_strides.clear();
     for (double& b : p.call.beta) b = double(below(101)) / 100;
   } else {
     if (one_in(3)) p.clamp_left = random_bits(p.chains, p.n1);
@@ -166,7 +174,7 @@ static void relaxed_reference(const Problem<double>& p, int64_t chain, std::vect
   const BipartiteCall& c = p.call;
   std::vector<double> right(size_t(p.n2)), mean(size_t(p.n1));
   for (int64_t sweep = 0; sweep < c.num_relaxed_sweeps; ++sweep) {
-    const double beta = beta_of(c, c.num_sweeps + sweep);
+    const double beta = p.beta_of(c, chain, c.num_sweeps + sweep);
     const RandomStream stream = random_stream(c.seed, p.number(chain), uint64_t(c.sweep_offset + c.num_sweeps + sweep));
     for (const bool of_left : {false, true})
       for (int64_t i = 0; i < (of_left ? p.n1 : p.n2); ++i) {
@@ -188,7 +196,7 @@ static void fuzz_relaxed() {
   Problem<T> p = random_problem<T>(0);
   BipartiteCall& c = p.call;
   c.num_relaxed_sweeps = 1 + below(3);
-  if (c.beta.size() > 1) c.beta.resize(size_t(c.num_sweeps + c.num_relaxed_sweeps), 0.7);
+  draw_betas(p, one_in(2) ? 1 : c.num_sweeps + c.num_relaxed_sweeps, true);
   c.relaxation = Relaxation(below(kNumRelaxations));
   c.sharpness = 0.5 + double(below(10));
   c.slope_gradient = one_in(2);

@@ -165,6 +165,7 @@ struct HalfEdge {
 template <class T>
 struct Problem : RandomBatch {
   Graph graph;
+  std::vector<bool> is_model_dim;
   std::vector<std::vector<HalfEdge>> half_edges;  // of each node
   std::vector<std::vector<int64_t>> by_color;     // nodes
   Tensor<T> coupling, bias, base_bias;
@@ -180,6 +181,10 @@ static void draw_schedule(std::vector<double>& betas, const std::function<double
   for (size_t i = 0; i < betas.size(); ++i) betas[i] = i > 0 && one_in(2) ? betas[i - 1] : value();
 }
 static double random_beta() { return one_in(10) ? 0 : normal(); }
+template <class T>
+static void draw_betas(Problem<T>& p, int64_t count, bool in_order) {
+  p.draw_betas(p.call, count, p.is_model_dim, in_order, [](std::vector<double>& row) { draw_schedule(row, random_beta); });
+}
 
 template <class T>
 static Problem<T> random_problem(double largest_exponent) {
@@ -209,10 +214,9 @@ static Problem<T> random_problem(double largest_exponent) {
 
   GraphCall& c = p.call;
   c.graph = g;
-  std::vector<bool> is_model_dim;
   const bool expanded = one_in(6);  // models with the same couplings
-  for (bool b : shared) is_model_dim.push_back(!b || (expanded && one_in(2)));
-  c.batch = Batch(p.sizes, is_model_dim);
+  for (bool b : shared) p.is_model_dim.push_back(!b || (expanded && one_in(2)));
+  c.batch = Batch(p.sizes, p.is_model_dim);
   c.is_double = sizeof(T) == 8;
   c.coupling = p.coupling.operand(p.sizes.size());
   c.bias = p.bias.operand(p.sizes.size());
@@ -225,8 +229,7 @@ static Problem<T> random_problem(double largest_exponent) {
     c.chains = p.numbers.data.data();
     c.chains_strides = p.numbers.strides;
   }
-  c.beta.resize(one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
-  draw_schedule(c.beta, random_beta);
+  draw_betas(p, one_in(2) ? 1 : std::max<int64_t>(c.num_sweeps, 1), false);
   return p;
 }
 
@@ -283,7 +286,7 @@ static Result reference(const Problem<T>& p, bool annealed, std::vector<double>*
       return total;
     };
     for (int64_t sweep = 0; sweep < c.num_sweeps; ++sweep) {
-      const float beta = annealed ? float(c.beta[size_t(sweep + 1)]) : float(beta_of(c, sweep));
+      const float beta = annealed ? float(c.beta[size_t(sweep + 1)]) : float(p.beta_of(c, chain, sweep));
       if (annealed) r.log_weights[size_t(chain)] += log_weight_of_rest(beta) - log_weight_of_rest(float(c.beta[size_t(sweep)]));
       const RandomStream stream = random_stream(c.seed, p.number(chain), uint64_t(c.sweep_offset + sweep));
       for (const std::vector<int64_t>& nodes : p.by_color)
@@ -310,6 +313,7 @@ static void fuzz_binary() {
   const int64_t n = p.graph.num_nodes;
   if (annealed) {
     p.call.beta.resize(size_t(p.call.num_sweeps + 1));
+    p.call.num_betas = p.call.num_sweeps + 1, p.call.beta_strides.clear();
     draw_schedule(p.call.beta, [] { return double(below(101)) / 100; });
   } else {
     p.call.metropolis = one_in(3);
@@ -384,7 +388,7 @@ static Trace relaxed_reference(const Problem<T>& p, int64_t chain, const Point& 
   const size_t n = x.start.size();
   Trace t = {x.start, std::vector<double>(n), std::vector<double>(n * size_t(c.num_relaxed_sweeps)), {}};
   for (int64_t sweep = 0; sweep < c.num_relaxed_sweeps; ++sweep) {
-    const double beta = beta_of(c, c.num_sweeps + sweep);
+    const double beta = p.beta_of(c, chain, c.num_sweeps + sweep);
     const RandomStream stream = random_stream(c.seed, p.number(chain), uint64_t(c.sweep_offset + c.num_sweeps + sweep));
     for (const std::vector<int64_t>& nodes : p.by_color)
       for (int64_t node : nodes) {
@@ -460,8 +464,7 @@ static void fuzz_relaxed() {
   const int64_t n = p.graph.num_nodes, edges = p.graph.num_edges();
   if (one_in(2)) c.num_sweeps = 0;
   c.num_relaxed_sweeps = 1 + below(3);
-  c.beta.resize(one_in(2) ? 1 : size_t(c.num_sweeps + c.num_relaxed_sweeps));
-  draw_schedule(c.beta, random_beta);
+  draw_betas(p, one_in(2) ? 1 : c.num_sweeps + c.num_relaxed_sweeps, true);
   c.relaxation = Relaxation(below(kNumRelaxations));
   c.sharpness = 0.5 + double(below(10));
   c.slope_gradient = one_in(2);
@@ -594,6 +597,7 @@ static void fuzz_faults() {
   call.fields = fields.data();
   if (kind == kAnnealed) {
     call.beta.assign(size_t(call.num_sweeps + 1), 0.5);
+    call.num_betas = call.num_sweeps + 1;
     call.log_weights = log_weights.data();
   }
   const Runtime runtime = {int(1 + below(3)), run_on_threads, nullptr};

@@ -29,10 +29,12 @@ class DeviceBatch {
       in_order(c.chains_strides, sweep_.chains_strides);
     }
     sweep_.chain_offset = c.chain_offset, sweep_.sweep_offset = c.sweep_offset, sweep_.num_sweeps = c.num_sweeps;
-    sweep_.num_betas = int64_t(c.beta.size());
+    sweep_.num_betas = c.num_betas, sweep_.num_beta_values = int64_t(c.beta.size());
+    sweep_.has_beta_rows = !c.beta_strides.empty();
+    if (sweep_.has_beta_rows) in_order(c.beta_strides, sweep_.beta_strides);
     if (one_in(2)) sweep_.seed_data = &seed_;
     sweep_.seed = sweep_.seed_data ? 0 : c.seed;
-    if (one_in(2) || !std::isfinite(c.beta.back())) sweep_.beta_data = c.beta.data();
+    if (one_in(2) || c.beta.size() > kMaxInlineBetas || !std::isfinite(c.beta.back())) sweep_.beta_data = c.beta.data();
     if (!sweep_.beta_data) std::copy(c.beta.begin(), c.beta.end(), sweep_.beta);
     sweep_.num_relaxed_sweeps = c.num_relaxed_sweeps;
     sweep_.relaxation = c.relaxation, sweep_.slope_gradient = c.slope_gradient, sweep_.sharpness = c.sharpness;

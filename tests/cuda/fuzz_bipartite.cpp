@@ -91,8 +91,15 @@ static Problem<T> random_problem() {
     p.numbers = Tensor<int64_t>(p.sizes, p.some_broadcast(false), [] { return double(below(kMaxChains)); });
     c.chains = p.numbers.data.data(), c.chains_strides = p.numbers.strides;
   }
-  c.beta.resize(p.annealed ? size_t(c.num_sweeps + 1) : one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
-  for (double& b : c.beta) b = p.annealed ? double(below(101)) / 100 : one_in(10) ? 0 : normal();
+  if (p.annealed) {
+    c.num_betas = c.num_sweeps + 1;
+    c.beta.resize(size_t(c.num_betas));
+    for (double& b : c.beta) b = double(below(101)) / 100;
+  } else {
+    p.draw_betas(c, one_in(2) ? 1 : std::max<int64_t>(c.num_sweeps, 1), p.is_model_dim, false, [](std::vector<double>& row) {
+      for (double& b : row) b = one_in(10) ? 0 : normal();
+    });
+  }
   return p;
 }
 
@@ -154,8 +161,9 @@ class DeviceCall {
     if (c.chains) in_order(c.chains_strides, s.chains_strides);
     s.chain_offset = c.chain_offset, s.sweep_offset = c.sweep_offset, s.num_sweeps = c.num_sweeps;
     one_in(2) ? void(s.seed_data = &seed_) : void(s.seed = c.seed);
-    s.num_betas = int64_t(c.beta.size());
-    if (one_in(2) || !std::isfinite(c.beta.back()))
+    s.num_betas = c.num_betas, s.num_beta_values = int64_t(c.beta.size()), s.has_beta_rows = !c.beta_strides.empty();
+    if (s.has_beta_rows) in_order(c.beta_strides, s.beta_strides);
+    if (one_in(2) || c.beta.size() > kMaxInlineBetas || !std::isfinite(c.beta.back()))
       s.beta_data = c.beta.data();
     else
       std::copy(c.beta.begin(), c.beta.end(), s.beta);

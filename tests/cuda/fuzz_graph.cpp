@@ -59,8 +59,15 @@ static Problem<T> random_problem() {
     c.chains = p.numbers.data.data();
     c.chains_strides = p.numbers.strides;
   }
-  c.beta.resize(p.is_annealed ? size_t(c.num_sweeps + 1) : one_in(2) ? 1 : size_t(std::max<int64_t>(c.num_sweeps, 1)));
-  for (double& beta : c.beta) beta = p.is_annealed ? double(below(101)) / 100 : random_beta();
+  if (p.is_annealed) {
+    c.num_betas = c.num_sweeps + 1;
+    c.beta.resize(size_t(c.num_betas));
+    for (double& beta : c.beta) beta = double(below(101)) / 100;
+  } else {
+    p.draw_betas(c, one_in(2) ? 1 : std::max<int64_t>(c.num_sweeps, 1), p.is_model_dim, false, [](std::vector<double>& row) {
+      for (double& beta : row) beta = random_beta();
+    });
+  }
   c.is_double = sizeof(T) == 8;
   return p;
 }
@@ -71,9 +78,10 @@ template <class T>
 static void aim(Problem<T>& p) {
   const GraphCall& c = p.call;
   const GraphView& g = c.graph;
-  const double beta = c.beta[p.is_annealed ? 1 : 0], distance = exp2(-double(below(30)));
-  if (!c.num_sweeps || !(fabs(beta) > 1e-3)) return;
-  for (int64_t chain = 0; chain < p.chains; ++chain) {
+  const double distance = exp2(-double(below(30)));
+  for (int64_t chain = 0; chain < p.chains && c.num_sweeps; ++chain) {
+    const double beta = p.is_annealed ? c.beta[1] : p.beta_of(c, chain, 0);
+    if (!(fabs(beta) > 1e-3)) continue;
     const uint64_t number = uint64_t(c.chains ? p.at(p.numbers, chain, {}) : c.chain_offset + chain);
     const RandomStream stream = random_stream(c.seed, number, uint64_t(c.sweep_offset));
     for (int32_t position = 0; position < g.color_offsets[1]; ++position) {

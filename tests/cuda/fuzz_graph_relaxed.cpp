@@ -57,8 +57,9 @@ static Problem<T> random_problem() {
     c.chains_strides = p.numbers.strides;
   }
   c.num_relaxed_sweeps = 1 + below(3);
-  c.beta.resize(one_in(2) ? 1 : size_t(c.num_sweeps + c.num_relaxed_sweeps));
-  for (double& beta : c.beta) beta = random_beta();
+  p.draw_betas(c, one_in(2) ? 1 : c.num_sweeps + c.num_relaxed_sweeps, p.is_model_dim, true, [](std::vector<double>& row) {
+    for (double& beta : row) beta = random_beta();
+  });
   c.relaxation = Relaxation(below(kNumRelaxations));
   c.sharpness = 0.5 + double(below(10));
   c.slope_gradient = one_in(2);
@@ -196,7 +197,7 @@ static bool is_near_kink(const Problem<T>& p, const std::vector<T>& fields) {
       const RandomStream stream = random_stream(c.seed, number, uint64_t(c.sweep_offset + c.num_sweeps + sweep));
       for (int64_t i = 0; i < p.graph.num_nodes; ++i) {
         const double field = double(fields[size_t((sweep * p.chains + chain) * p.graph.num_nodes + i)]);
-        const double q = 1 / (1 + exp(-beta_of(c, c.num_sweeps + sweep) * field));
+        const double q = 1 / (1 + exp(-p.beta_of(c, chain, c.num_sweeps + sweep) * field));
         const double distance = (random_word(stream, uint32_t(i)) + 0.5) * 0x1p-32 - (1 - q);
         const double linear = 0.5 + c.sharpness / 4 / (q * (1 - q) + 1e-2) * distance;
         const double nearest = c.relaxation == kPwl ? std::min(fabs(linear), fabs(linear - 1)) : fabs(distance);

@@ -132,6 +132,46 @@ def test_schedule_of_beta(shared, instruction_set):
     )
 
 
+# The batch of the state, of the weight, and of beta.
+BETA_BATCHES = {
+    "a ladder of one model": ((4, 40), (), (4, 1)),
+    "a ladder of single chains": ((5, 1), (), (5, 1)),
+    "each chain its own": ((9,), (), (9,)),
+    "only beta has this batch": ((), (), (3, 1)),
+    "a ladder of models": ((3, 5, 2), (2,), (3, 1, 1)),
+    "each model its own": ((5, 3), (3,), (3,)),
+    "two dims apart": ((2, 3, 4), (3, 1), (2, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("steps", ["one", "each sweep"])
+@pytest.mark.parametrize("kind", BETA_BATCHES)
+def test_beta_of_each_chain(kind, steps, instruction_set):
+    state, weight, batch = BETA_BATCHES[kind]
+    p = random_parameters(20, 31, ((), weight, weight))
+    clamp = {"right": random_bits(31), "clamp_right": torch.rand(31) < 0.2}
+    beta = torch.rand(*batch, 1 if steps == "one" else 6) * 3 - 0.5
+    beta.flatten()[0] = 0
+    both(random_bits(*state, 20), *p, 6, beta=beta, seed=4, **clamp)
+    many = [0.0, 0.3, 1.0, 1.1, 2.0] * 20  # as many chains as the fastest routes need
+    both(random_bits(*state, 20), *p, 100, beta=beta[..., :1] * torch.tensor(many), seed=4)
+
+
+def test_a_beta_that_is_expanded_is_one():
+    left, p = random_bits(6, 20), random_parameters(20, 31, ((), (), ()))
+    expected = bipartite_gibbs(left, *p, 4, beta=0.7, seed=4)
+    assert_same_bits(bipartite_gibbs(left, *p, 4, beta=torch.tensor([0.7]).expand(6, 1), seed=4), expected)
+
+
+def test_a_ladder_is_so_many_calls():
+    left, p = random_bits(3, 50, 20), random_parameters(20, 31, ((), (), ()))
+    betas = torch.tensor([0.1, 0.7, 1.3])
+    together = bipartite_gibbs(left, *p, 10, beta=betas[:, None, None], seed=4)
+    for i, beta in enumerate(betas):
+        alone = bipartite_gibbs(left[i], *p, 10, beta=float(beta), seed=4, chain_offset=50 * i)
+        assert_same_bits(alone, [side[i] for side in together])
+
+
 @pytest.mark.parametrize("how", ["transposed", "strided", "offset"])
 @pytest.mark.parametrize("weight_batch", [(), (6,)])
 def test_memory_layout_does_not_matter(how, weight_batch):

@@ -61,6 +61,17 @@ def test_every_instruction_set(relaxed, binary, shared, relaxation, slope_gradie
             sharpness=3.0, seed=2, chain_offset=2**33, sweep_offset=2**34)  # fmt: skip
 
 
+@pytest.mark.parametrize("binary", [0, 2])
+@pytest.mark.parametrize(
+    ("state", "weight", "beta"),
+    [((4, 3), (), (4, 1)), ((9,), (), (9,)), ((3, 5, 2), (2,), (3, 1, 1)), ((5, 3), (3,), (3,)), ((), (), (3, 1))],
+)
+def test_beta_of_each_chain(state, weight, beta, binary):
+    p = random_parameters(18, 23, ((), weight, weight), dtype=torch.float64)
+    for steps in (1, binary + 2):
+        compare(random_bits(*state, 18, dtype=torch.float64), p, binary, 2, beta=torch.rand(*beta, steps) * 2, seed=3)
+
+
 @pytest.mark.parametrize("chains", [1, 7, 33, 130])
 @pytest.mark.parametrize("broadcast", ["shared", "chains_of_models", "models_of_chains", "per_model"])
 def test_any_number_of_chains(chains, broadcast):

@@ -79,6 +79,19 @@ def test_every_relaxation(relaxed, binary, shared, relaxation, slope_gradient):
                 beta=schedule, sharpness=3.0, seed=2, chain_offset=2**33, sweep_offset=2**34)  # fmt: skip
 
 
+@pytest.mark.parametrize("binary", [0, 2])
+@pytest.mark.parametrize(
+    ("state", "own", "beta"),
+    [((4, 3), (), (4, 1)), ((9,), (), (9,)), ((3, 5, 2), (2,), (3, 1, 1)), ((5, 3), (3,), (3,)), ((), (), (3, 1))],
+)
+def test_beta_of_each_chain(state, own, beta, binary):
+    graph = graph_named("chimera with holes")
+    p = random_graph_parameters(graph, ((), own), dtype=F64)
+    for steps in (1, binary + 2):
+        start = random_bits(*state, graph.num_nodes, dtype=F64)
+        compare(start, p, graph, binary, 2, beta=torch.rand(*beta, steps) * 2, seed=3)
+
+
 @pytest.mark.parametrize("chains", [1, 7, 16, 33, 130])
 @pytest.mark.parametrize("broadcast", ["shared", "chains_of_models", "models_of_chains", "per_model", "bias_per_chain"])
 def test_any_number_of_chains(chains, broadcast):

@@ -149,6 +149,30 @@ def test_schedule_of_beta(sweep, name, kind):
     assert_same_bits(sweep(state, *p, graph, 3, beta=[0.7] * 3, seed=4), expected)
 
 
+# The batch of the state, of the couplings, and of beta.
+BETA_BATCHES = {
+    "a ladder of one model": ((4, 70), (), (4, 1)),
+    "a ladder of single chains": ((6, 1), (), (6, 1)),
+    "each chain its own": ((20,), (), (20,)),
+    "only beta has this batch": ((), (), (3, 1)),
+    "a ladder of models": ((3, 5, 2), (2,), (3, 1, 1)),
+    "each model its own": ((5, 3), (3,), (3,)),
+    "two dims apart": ((2, 3, 4), (3, 1), (2, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("steps", ["one", "each sweep"])
+@pytest.mark.parametrize("kind", BETA_BATCHES)
+@pytest.mark.parametrize("name", ["chimera", "star of 20"])
+def test_beta_of_each_chain(sweep, name, kind, steps):
+    graph = graph_named(name)
+    state, own, batch = BETA_BATCHES[kind]
+    p, clamp = random_graph_parameters(graph, ((), own)), torch.rand(graph.num_nodes) < 0.2
+    beta = torch.rand(*batch, 1 if steps == "one" else 6) * 3 - 0.5
+    beta.flatten()[0] = 0
+    both(sweep, random_bits(*state, graph.num_nodes), *p, graph, 6, beta=beta, seed=4, clamp=clamp)
+
+
 # The bits do not depend on the batch, the split, threads or memory ------------------------------------------------
 
 

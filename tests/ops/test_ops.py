@@ -34,10 +34,12 @@ def samples(op):
             yield (left.bool(), *p, ONE, SEED, None, None, None, None, 0, 0, 2)
             clamp = torch.zeros(5, dtype=torch.bool), torch.ones(7, dtype=torch.bool)
             yield (left, *p, schedule, SEED, random_bits(7, dtype=dtype), *clamp, chains, 0, 4, 3)
+            yield (left, *p, torch.rand(2, *[1] * len(state), 3).double(), SEED, None, None, None, None, 0, 4, 3)
         elif op == "bipartite_gibbs_relaxed":
             for code in ops.RELAXATIONS.values():
                 yield (left, *p, ONE, SEED, None, 0, 0, 2, 1, code, 4.0, True)
             yield (left, *p, schedule, SEED, chains, 0, 4, 1, 2, 0, 3.0, False)
+            yield (left, *p, torch.rand(*state, 1).double(), SEED, None, 0, 4, 1, 2, 0, 3.0, False)
             yield (left.requires_grad_(), *p, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
         elif op == "bipartite_gibbs_relaxed_backward":
             numbers = (ONE, SEED, None, 0, 0, 2)
@@ -63,10 +65,12 @@ def graph_samples(op, batches, state, dtype):
     if op in ("graph_gibbs", "graph_metropolis"):
         yield (z.bool(), *p, layout, ONE, SEED, None, None, 0, 0, 2)
         yield (z, *p, layout, schedule, SEED, torch.zeros(7, dtype=torch.bool), chains, 0, 4, 3)
+        yield (z, *p, layout, torch.rand(2, *[1] * len(state), 3).double(), SEED, None, None, 0, 4, 3)
     elif op == "graph_gibbs_relaxed":
         for code in ops.RELAXATIONS.values():
             yield (z, *p, layout, ONE, SEED, None, 0, 0, 2, 1, code, 4.0, True)
         yield (z, *p, layout, schedule, SEED, chains, 0, 4, 1, 2, 0, 3.0, False)
+        yield (z, *p, layout, torch.rand(*state, 1).double(), SEED, None, 0, 4, 1, 2, 0, 3.0, False)
         yield (z.requires_grad_(), *p, layout, ONE, SEED, None, 0, 0, 0, 1, 0, 4.0, True)
     elif op == "graph_gibbs_relaxed_backward":
         numbers = (layout, ONE, SEED, None, 0, 0, 2)

@@ -39,11 +39,11 @@ inline const CoarseSigmoid& sigmoid_of(SingleSigmoids& kept, bool is_left, int p
   }
   return out;
 }
-inline SingleSigmoids& sigmoids_of(float unit, KeptSigmoids& kept) {
+inline SingleSigmoids& sigmoids_of(float unit, float beta, KeptSigmoids& kept) {
   for (SingleSigmoids& s : kept.of)
-    if (s.unit == unit) return s;
+    if (s.unit == unit && s.beta == beta) return s;
   SingleSigmoids& out = kept.of[kept.next++ % kKeptSigmoids];
-  out.unit = unit;
+  out.unit = unit, out.beta = beta;
   __builtin_memset(out.is_made, 0, sizeof out.is_made);
   return out;
 }
@@ -71,8 +71,8 @@ void sweep_single_kernel(const BinarySweeps& p, const CoarseSingle& s, KeptSigmo
                           s.chain.left, s.chain.clamp_left}};
   round_single_biases(s.chain.right_bias, p.n2, s.most_bias, s.unit, s.right_bias);
   round_single_biases(s.chain.left_bias, p.n1, s.most_bias, s.unit, s.left_bias);
-  SingleSigmoids& sigmoids = sigmoids_of(s.unit, kept);
   const float beta = p.beta[0], scale = power_of_two<float>(-s.scale.k);
+  SingleSigmoids& sigmoids = sigmoids_of(s.unit, beta, kept);
   const int64_t blocks = (p.n1 + p.n2 + 127) / 128;
   alignas(64) int32_t raised[kMostSingleUnits + 16], lowered[kMostSingleUnits + 16];
   alignas(64) uint16_t probability[kMostSingleUnits], slack[kMostSingleUnits];

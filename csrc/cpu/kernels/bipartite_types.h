@@ -115,11 +115,11 @@ struct CoarseSingle {
 // used first.
 constexpr int kActiveParts = 8;
 struct SingleSigmoids {
-  float unit;
+  float unit, beta;
   bool is_made[2][kActiveParts];
   CoarseSigmoid of[2][kActiveParts];
 };
-// Models of similar couplings have the same unit.
+// Models of similar couplings have the same unit at one beta.
 constexpr int kKeptSigmoids = 8;
 struct KeptSigmoids {
   int next = 0;

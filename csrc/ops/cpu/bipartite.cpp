@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
       fields, counters, how);
   const Tensor saved = as_contiguous(fields);
   const Tensor grad_state = empty(p, p.with_batch({n1}), p.type()), grad_left_bias = empty(p, p.with_batch({n1}), p.type()),
-               grad_right_bias = empty(p, p.with_batch({n2}), p.type()), grad_weight = empty(p, shape_of(weight), p.type());
+               grad_right_bias = empty(p, p.with_batch({n2}), p.type()), grad_weight = empty(p, p.model_couplings(), p.type());
   BipartiteBackwardCall back{};
   back.forward = describe(p, counters);
   set_relaxation(back.forward, how);

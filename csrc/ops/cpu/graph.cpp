@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
       p, {{"grad_relaxed", grad_relaxed, n}, {"grad_mean", grad_mean, n}, {"state", state, n}}, fields, counters, how);
   const Tensor saved = as_contiguous(fields);
   const Tensor grad_state = empty(p, p.with_batch({n}), p.type()), grad_bias = empty(p, p.with_batch({n}), p.type()),
-               grad_coupling = empty(p, shape_of(coupling), p.type());
+               grad_coupling = empty(p, p.model_couplings(), p.type());
   GraphBackwardCall back{};
   back.forward = describe(p, graph, counters);
   set_relaxation(back.forward, how);

@@ -151,7 +151,7 @@ inline Operand coupling_operand(const Problem& p) {
   const int64_t row_stride = p.coupling_dims() > 1 ? t.stride(t.dim() - 2) : 0;
   return {t.const_data_ptr(), p.batch_strides(t, p.coupling_dims()), t.stride(t.dim() - 1), row_stride};
 }
-inline Batch batch(const Problem& p) { return Batch(p.batch_shape(), p.is_model_dim()); }
+inline Batch batch(const Problem& p) { return Batch(p.batch_shape(), p.is_model_dim(), p.has_same_couplings()); }
 
 inline void describe(SweepCall& call, const Problem& p, const Counters& c) {
   call.batch = batch(p);
@@ -170,6 +170,8 @@ inline void describe(SweepCall& call, const Problem& p, const Counters& c) {
   call.num_relaxed_sweeps = c.num_relaxed_sweeps;
   call.seed = uint64_t(*static_cast<const int64_t*>(c.seed.const_data_ptr()));
   call.beta = read_beta(p, c.beta);
+  call.num_betas = c.beta.size(c.beta.dim() - 1);
+  call.beta_strides = beta_strides(p, c.beta);
 }
 
 inline void set_relaxation(SweepCall& call, const RelaxationArguments& r) {

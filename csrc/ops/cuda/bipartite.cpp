@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed_backward(
   Call call(p);
   const Tensor grad_state = call.output(p.with_batch({n1})), grad_left_bias = call.output(p.with_batch({n1})),
                grad_right_bias = call.output(p.with_batch({n2}));
-  Tensor grad_weight = call.output(shape_of(weight));
+  Tensor grad_weight = call.output(p.model_couplings());
   if (!p.num_chains()) torch::stable::zero_(grad_weight);
 
   BipartiteBackwardParams params = model<BipartiteBackwardParams>(p, call.batch());

@@ -39,6 +39,8 @@ class BatchBuilder {
     operands_.push_back({p_.batch_strides(t, own_dims), &target});
   }
 
+  void add(BatchStrides& target, const Shape& strides) { operands_.push_back({strides, &target}); }
+
   // Absent tensors, null, leave their views as they are.
   void parameter(ParameterView& view, const Tensor* t, int64_t own_dims = 1) {
     if (!t) return;
@@ -177,7 +179,9 @@ class Call {
       s.seed = uint64_t(*static_cast<const int64_t*>(c.seed.const_data_ptr()));
     else
       s.seed_data = static_cast<const int64_t*>(c.seed.const_data_ptr());
-    s.num_betas = c.beta.size(0);
+    s.num_betas = c.beta.size(c.beta.dim() - 1), s.num_beta_values = c.beta.numel();
+    s.has_beta_rows = Problem::is_per_chain(c.beta);
+    if (s.has_beta_rows) batch_.add(s.beta_strides, beta_strides(p_, c.beta));
     if (c.beta.is_cpu()) {
       const std::vector<double> values = read_beta(p_, c.beta);
       largest_beta_ = 0;

@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> graph_gibbs_relaxed_backward(const Tensor& gr
   const Tensor saved = as_contiguous(fields);
   Call call(p);
   const Tensor grad_state = call.output(p.with_batch({n})), grad_bias = call.output(p.with_batch({n}));
-  Tensor grad_coupling = call.output(shape_of(coupling));
+  Tensor grad_coupling = call.output(p.model_couplings());
   if (!p.num_chains()) torch::stable::zero_(grad_coupling);
 
   GraphBackwardParams params = model<GraphBackwardParams>(p, layout, size);

@@ -25,6 +25,7 @@ from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
+from gibbs_ext.tempering import TemperingResult, TemperingWarning, parallel_tempering, tune_ladder
 
 __all__ = [
     "AISResult",
@@ -38,6 +39,8 @@ __all__ = [
     "GraphBoltzmann",
     "Marginals",
     "PersistentChains",
+    "TemperingResult",
+    "TemperingWarning",
     "annealed_importance_sampling",
     "bipartite_ais",
     "bipartite_gibbs",
@@ -61,9 +64,11 @@ __all__ = [
     "negative_log_likelihood_surrogate",
     "nn",
     "pack_bits",
+    "parallel_tempering",
     "perfect_samples",
     "pictures",
     "synchronize",
+    "tune_ladder",
     "unpack_bits",
 ]
 

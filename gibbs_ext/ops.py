@@ -278,6 +278,21 @@ def _bipartite_ais(a: _Arguments) -> Any:
     return *_bipartite_gibbs(a), a.left.new_empty(a.batch, dtype=torch.float64)
 
 
+def _bipartite_tempering(a: _Arguments) -> Any:
+    left, right = _bipartite_gibbs(a)
+    return left, right, *_tempering(a)
+
+
+def _graph_tempering(a: _Arguments) -> Any:
+    return _graph_state(a), *_tempering(a)
+
+
+def _tempering(a: _Arguments) -> tuple[Tensor, Tensor]:
+    """Of each round: the energies of all states, and the numbers of the chains after its swaps."""
+    shape = (a.num_swaps, *a.batch)
+    return a.chains.new_empty(shape, dtype=torch.float64), a.chains.new_empty(shape)
+
+
 def _coupling_resolution(a: _Arguments) -> Any:
     return a.weight.new_empty(a.batch, dtype=torch.float64)
 
@@ -446,12 +461,14 @@ _register("bipartite_gibbs", _bipartite_gibbs)
 _register("bipartite_gibbs_relaxed", _bipartite_gibbs_relaxed)
 _register("bipartite_gibbs_relaxed_backward", _bipartite_gibbs_relaxed_backward, summed="weight")
 _register("bipartite_ais", _bipartite_ais)
+_register("bipartite_tempering", _bipartite_tempering)
 _register("coupling_resolution", _coupling_resolution)
 _register("graph_gibbs", _graph_state)
 _register("graph_metropolis", _graph_state)
 _register("graph_gibbs_relaxed", _graph_gibbs_relaxed)
 _register("graph_gibbs_relaxed_backward", _graph_gibbs_relaxed_backward, summed="coupling")
 _register("graph_ais", _graph_ais)
+_register("graph_tempering", _graph_tempering)
 _register("graph_coupling_resolution", _graph_coupling_resolution)
 _register("graph_fields", _graph_state)
 _register("graph_edge_sums", _graph_edge_sums, summed="coupling")

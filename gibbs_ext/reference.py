@@ -51,11 +51,10 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Words, Words, Wo
     return w0, w1, w2, w3
 
 
-def _plane(seed: int, chain: NDArray[np.int64], sweep: int, plane: int, num_groups: int) -> Words:
+def _plane(seed: int, chain: NDArray[np.int64], sweep: int, plane: int, num_groups: int, stream: int) -> Words:
     """All four output words of the counters ``group = 0 .. num_groups - 1`` of one plane: [B, num_groups, 4]."""
     chains = chain.astype(np.uint64)[:, None]
     group = np.arange(num_groups, dtype=np.uint64)[None, :]
-    stream = 0  # 0: sweeps; 1 to 15 are reserved
     counter = (
         np.uint64(plane << 30) | group,
         chains & np.uint64(_MASK32),
@@ -65,7 +64,7 @@ def _plane(seed: int, chain: NDArray[np.int64], sweep: int, plane: int, num_grou
     return np.stack(philox(counter, (seed & _MASK32, seed >> 32 & _MASK32)), axis=-1)
 
 
-def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int) -> Words:
+def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int, stream: int = 0) -> Words:
     """The 32-bit random words of units ``0 .. num_units - 1``.
 
     Args:
@@ -73,15 +72,16 @@ def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int
         chain: [B] chain numbers in [0, 2^48).
         sweep: Sweep number in [0, 2^44).
         num_units: How many units.
+        stream: 0 of sweeps, 1 of swaps.
 
     Returns:
         [B, num_units] uint32.
     """
     unit = np.arange(num_units)
-    high_words = _plane(seed, chain, sweep, 0, 8 * math.ceil(num_units / 128))
+    high_words = _plane(seed, chain, sweep, 0, 8 * math.ceil(num_units / 128), stream)
     high_word = high_words[:, (unit >> 7) * 8 + ((unit >> 2) & 7), (unit >> 5) & 3]
     high = high_word >> (8 * (unit & 3)).astype(np.uint32) & np.uint32(0xFF)
-    low_words = _plane(seed, chain, sweep, 1, 8 * math.ceil(num_units / 32))
+    low_words = _plane(seed, chain, sweep, 1, 8 * math.ceil(num_units / 32), stream)
     low = low_words[:, (unit >> 5) * 8 + (unit & 7), (unit >> 3) & 3] & np.uint32(0xFFFFFF)
     words: Words = high << np.uint32(24) | low
     return words
@@ -713,3 +713,141 @@ def graph_ais_reference(
             logit = _annealed_logit(after, sums, batch, biases[:, units], bases[:, units])
             z[:, units] = _draw(logit, words[:, units])
     return _like(z, batch.shape, state.dtype), torch.from_numpy(log_weights).reshape(batch.shape)
+
+
+# Parallel tempering -----------------------------------------------------------------------------------------------
+
+
+def bipartite_tempering_reference(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    betas: Sequence[float] | Tensor,
+    num_swaps: int,
+    *,
+    sweeps_per_swap: int = 1,
+    chains: Tensor,
+    sweep_offset: int = 0,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the op ``bipartite_tempering`` must return, to the bit.
+
+    Args:
+        left: [B, ..., n1] states at each of the betas [B].
+        left_bias: [..., n1].
+        right_bias: [..., n2].
+        weight: [..., n1, n2].
+        betas: The ladder [B].
+        num_swaps: Number of rounds of sweeps and swaps.
+        sweeps_per_swap: Number of sweeps of a round.
+        chains: [B, ...] numbers of the replicas: that of column c's replica r is ``c * B + r``.
+        sweep_offset: Number of the first sweep.
+        seed: Any 64-bit integer.
+
+    Returns:
+        left and right at each beta; the energies [num_swaps, B, ...] before each round's swaps, and the numbers of the
+        replicas at each beta after them.
+    """
+    n1 = weight.shape[-2]
+    batch = _prepare(weight, chains, (left, left_bias, right_bias))
+    b_left, b_right = (_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias))
+
+    def sweep(z: Tensor, **options: Any) -> Tensor:
+        sides = bipartite_gibbs_reference(
+            z[..., :n1], left_bias, right_bias, weight, sweeps_per_swap, seed=seed, **options
+        )
+        return torch.cat(sides, -1)
+
+    def energy(z: Tensor) -> NDArray[np.float64]:
+        z_left, z_right = (_rows(part, batch.shape, torch.float64) for part in (z[..., :n1], z[..., n1:]))
+        of_left = _integer_fields(z_right, batch, transpose=True) * batch.scale.astype(np.float64) + b_left
+        return _energy(np.concatenate([z_right * b_right.astype(np.float64), z_left * of_left], 1))
+
+    start = torch.cat([left, left.new_zeros(*left.shape[:-1], weight.shape[-1])], -1)
+    z, energies, chains_at = _temper(start, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy)
+    return z[..., :n1], z[..., n1:], energies, chains_at
+
+
+def graph_tempering_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    betas: Sequence[float] | Tensor,
+    num_swaps: int,
+    *,
+    sweeps_per_swap: int = 1,
+    chains: Tensor,
+    sweep_offset: int = 0,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the op ``graph_tempering`` must return, to the bit: as :func:`bipartite_tempering_reference`."""
+    batch = _prepare(coupling, chains, (state, bias), graph)
+    biases, colors = _rows(bias, batch.shape, torch.float32), _colors(graph)
+
+    def sweep(z: Tensor, **options: Any) -> Tensor:
+        return graph_gibbs_reference(z, bias, coupling, graph, sweeps_per_swap, seed=seed, **options)
+
+    def energy(z: Tensor) -> NDArray[np.float64]:
+        rows = _rows(z, batch.shape, torch.float64)
+        before = np.zeros_like(rows)
+        terms = []
+        for color in colors:
+            fields = color.integer_fields(before, batch) * batch.scale.astype(np.float64)
+            terms.append(rows[:, color.units] * (fields + biases[:, color.units]))
+            before[:, color.units] = rows[:, color.units]
+        return _energy(np.concatenate(terms, 1))
+
+    return _temper(state, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy)
+
+
+def _energy(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Energies [B]: minus the sums of terms [B, n], added one after the other."""
+    energies: NDArray[np.float64] = -np.cumsum(terms, axis=1)[:, -1]
+    return energies
+
+
+def _temper(
+    z: Tensor,
+    betas: Sequence[float] | Tensor,
+    num_swaps: int,
+    sweeps_per_swap: int,
+    chains: Tensor,
+    sweep_offset: int,
+    seed: int,
+    sweep: Callable[..., Tensor],
+    energy: Callable[[Tensor], NDArray[np.float64]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    ladder = np.array(_schedule(betas), np.float32).astype(np.float64)
+    beta = torch.from_numpy(ladder).reshape(-1, *[1] * (chains.dim() - 1), 1)
+    chains = chains.clone()
+    energies, chains_at = [], []
+    for first in range(sweep_offset, sweep_offset + num_swaps * sweeps_per_swap, sweeps_per_swap):
+        z = sweep(z, beta=beta, chain_offset=chains, sweep_offset=first)
+        of_round = energy(z).reshape(chains.shape)
+        energies.append(torch.from_numpy(of_round))
+        last = first + sweeps_per_swap - 1
+        for b in range(first // sweeps_per_swap % 2, len(ladder) - 1, 2):
+            swap = _swap(ladder[b : b + 2], of_round[b : b + 2], chains[b].numpy() // len(ladder), seed, last, b)
+            pair, swaps = slice(b, b + 2), torch.from_numpy(swap)
+            z[pair] = torch.where(swaps.unsqueeze(-1), z[pair].flip(0), z[pair])
+            chains[pair] = torch.where(swaps, chains[pair].flip(0), chains[pair])
+        chains_at.append(chains.clone())
+    empty = chains.new_empty(0, *chains.shape)
+    return z, torch.stack(energies or [empty.double()[0]])[: num_swaps], torch.stack(chains_at or [chains])[: num_swaps]
+
+
+def _swap(
+    betas: NDArray[np.float64],
+    energies: NDArray[np.float64],
+    column: NDArray[np.int64],
+    seed: int,
+    sweep: int,
+    pair: int,
+) -> NDArray[np.bool_]:
+    """Whether the replicas at two neighbouring betas swap, by Metropolis's rule, in each column."""
+    # twin: csrc/core/tempering.h
+    x = ((betas[0] - betas[1]) * (energies[0] - energies[1])).astype(np.float32)
+    words = random_words(seed, column.reshape(-1), sweep, pair + 1, stream=1)[:, pair].reshape(column.shape)
+    return (x >= 0) | (words < acceptance(x))

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -26,11 +27,15 @@ class Batch {
       (is_model_dim[d] ? model_dims_ : chain_dims_).push_back(int(d));
       (is_model_dim[d] ? num_models_ : chains_per_model_) *= sizes_[d];
     }
-    if (!has_same_couplings.empty())
-      std::stable_partition(model_dims_.begin(), model_dims_.end(), [&](int d) { return !has_same_couplings[size_t(d)]; });
+    if (has_same_couplings.empty()) return;
+    const auto is_last = [&](int d) { return has_same_couplings[size_t(d)]; };
+    std::stable_partition(model_dims_.begin(), model_dims_.end(), [&](int d) { return !is_last(d); });
+    for (int d : model_dims_) models_per_coupling_ *= is_last(d) ? sizes_[size_t(d)] : 1;
   }
   int64_t num_models() const { return num_models_; }
   int64_t chains_per_model() const { return chains_per_model_; }
+  // Neighbouring models that differ in nothing but their betas; 1 if that is not known.
+  int64_t models_per_coupling() const { return models_per_coupling_; }
   // Offset of (model, chain) in an operand with these batch strides, one per dimension, 0 along dimensions that are broadcast.
   int64_t offset(const std::vector<int64_t>& strides, int64_t model, int64_t chain) const {
     int64_t at = 0;
@@ -46,7 +51,7 @@ class Batch {
  private:
   std::vector<int64_t> sizes_, contiguous_;
   std::vector<int> model_dims_, chain_dims_;
-  int64_t num_models_ = 1, chains_per_model_ = 1;
+  int64_t num_models_ = 1, chains_per_model_ = 1, models_per_coupling_ = 1;
 };
 
 // A tensor with its strides along the batch dimensions and along its own last one or two.
@@ -64,17 +69,23 @@ struct SweepCall {
   const int64_t* chains = nullptr;  // chain numbers; null: chain_offset + linear number
   std::vector<int64_t> chains_strides;
   int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;
+  int64_t num_rounds = 1;  // how often the sweeps are made, which what is rounded or tabulated once has to pay for
   uint64_t seed = 0;
   // A row is 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1.
   std::vector<double> beta;           // [rows, values of a row]
   int64_t num_betas = 1;              // values of a row
   std::vector<int64_t> beta_strides;  // of rows along the batch's dimensions, in values; empty: all models have one row
 
+  double* energies = nullptr;  // [linear number] of the states that the binary sweeps leave; null: not wanted
+
   int64_t num_relaxed_sweeps = 0;
   Relaxation relaxation = kPwl;
   double sharpness = 4;
   bool slope_gradient = true;
 };
+
+// What comes after each of a call's rounds. It may change the call's states, chain numbers and sweep_offset, which its owner holds.
+using AfterRound = std::function<void(int64_t round)>;
 
 // A model's row of betas, of either type. stride: from one sweep's to the next.
 template <class T>

@@ -67,8 +67,17 @@ class Runners {
   std::optional<RoundedModel<T>> coupling_;  // of the others
 };
 
+// What a thread needs for whole models.
 template <class T>
-Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding* rounding) {
+struct Worker {
+  Worker(const BipartiteCall& call, int64_t group_size, WorstRounding& worst, Progress& progress)
+      : runners(call, group_size, worst, progress) {}
+  Runners<T> runners;
+  std::optional<RoundedModel<T>> coupling;
+};
+
+template <class T>
+Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding* rounding, const AfterRound& after) {
   const int64_t models = call.batch.num_models(), chains = call.batch.chains_per_model();
   *rounding = {};
   if (models * chains == 0) return Outcome::kOk;
@@ -88,29 +97,39 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
     return true;
   };
   const auto chains_of = [&](int64_t group) { return Interval{group * size, std::min(chains, (group + 1) * size)}; };
-  const auto make_runners = [&] { return std::make_shared<Runners<T>>(call, size, worst, progress); };
+  Kept<Worker<T>> workers;
+  const auto take_worker = [&] {
+    return workers.take([&] { return std::make_unique<Worker<T>>(call, size, worst, progress); });
+  };
   const bool single = SingleRunner<T>::pays(call);
-  if (by_model && single) {
-    for_each_task(runtime, models, progress,
-                  [&] { return [&, runners = make_runners()](int64_t model) { runners->run_single(model, {0, chains}, load); }; });
-  } else if (by_model) {
-    for_each_task(runtime, models, progress, [&] {
-      return [&, coupling = std::make_shared<RoundedModel<T>>(call), runners = make_runners()](int64_t model) {
-        if (!load(*coupling, model)) return;
-        for (int64_t group = 0; group < groups && !progress.stop(); ++group) runners->run(model, chains_of(group), *coupling);
-      };
-    });
-  } else if (single) {
-    for (int64_t model = 0; model < models && !progress.stop(); ++model)
-      for_each_task(runtime, groups, progress, [&] {
-        return [&, model, runners = make_runners()](int64_t group) { runners->run_single(model, chains_of(group), load); };
+  std::optional<RoundedModel<T>> coupling;  // which threads share
+  for (int64_t round = 0; round < call.num_rounds && !progress.stop(); ++round) {
+    if (by_model && single) {
+      for_each_task(runtime, models, progress, [&] {
+        return [&, worker = take_worker()](int64_t model) { worker->runners.run_single(model, {0, chains}, load); };
       });
-  } else {
-    RoundedModel<T> coupling(call);
-    for (int64_t model = 0; model < models && !progress.stop() && load(coupling, model); ++model)
-      for_each_task(runtime, groups, progress, [&] {
-        return [&, model, runners = make_runners()](int64_t group) { runners->run(model, chains_of(group), coupling); };
+    } else if (by_model) {
+      for_each_task(runtime, models, progress, [&] {
+        return [&, worker = take_worker()](int64_t model) {
+          if (!worker->coupling) worker->coupling.emplace(call);
+          if (!load(*worker->coupling, model)) return;
+          for (int64_t group = 0; group < groups && !progress.stop(); ++group)
+            worker->runners.run(model, chains_of(group), *worker->coupling);
+        };
       });
+    } else if (single) {
+      for (int64_t model = 0; model < models && !progress.stop(); ++model)
+        for_each_task(runtime, groups, progress, [&] {
+          return [&, model, worker = take_worker()](int64_t group) { worker->runners.run_single(model, chains_of(group), load); };
+        });
+    } else {
+      if (!coupling) coupling.emplace(call);
+      for (int64_t model = 0; model < models && !progress.stop() && load(*coupling, model); ++model)
+        for_each_task(runtime, groups, progress, [&] {
+          return [&, model, worker = take_worker()](int64_t group) { worker->runners.run(model, chains_of(group), *coupling); };
+        });
+    }
+    if (after && !progress.stop()) after(round);
   }
   *rounding = worst.most();
   return progress.outcome();
@@ -118,8 +137,8 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
 
 }  // namespace
 
-Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Rounding* rounding) {
-  return call.is_double ? run_forward<double>(call, runtime, rounding) : run_forward<float>(call, runtime, rounding);
+Outcome run_bipartite(const BipartiteCall& call, const Runtime& runtime, Rounding* rounding, const AfterRound& after) {
+  return call.is_double ? run_forward<double>(call, runtime, rounding, after) : run_forward<float>(call, runtime, rounding, after);
 }
 
 Outcome run_coupling_resolution(int64_t n1, int64_t n2, const Batch& batch, bool is_double, const Operand& weight, double* out) {

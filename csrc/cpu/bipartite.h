@@ -36,7 +36,7 @@ struct BipartiteCall : SweepCall {
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`;
 // if num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest.
-Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding);
+Outcome run_bipartite(const BipartiteCall&, const Runtime&, Rounding* rounding, const AfterRound& = nullptr);
 
 struct BipartiteBackwardCall {
   BipartiteCall forward;                                // the fields that name the problem, `state` and `fields`; no biases

@@ -41,11 +41,6 @@ class BiasCache {
   Buffer<float> values_;
 };
 
-// Whether all chains of all models have one bias.
-inline bool is_shared(const Operand& bias) {
-  return std::all_of(bias.batch_strides.begin(), bias.batch_strides.end(), [](int64_t stride) { return stride == 0; });
-}
-
 // A chain without its biases.
 inline BinaryChain chain_of(const BipartiteCall& call, int64_t model, int64_t chain) {
   const int64_t linear = call.batch.linear(model, chain), left_words = state_words(call.n1), right_words = state_words(call.n2);
@@ -72,11 +67,13 @@ class BinaryRunner {
         right_bias_(call.n2, is_shared(call.right_bias) ? 1 : capacity),
         base_left_bias_(call.n1, call.log_weights ? capacity : 0),
         base_right_bias_(call.n2, call.log_weights ? capacity : 0),
-        beta_(call.beta.begin(), call.beta.end()) {
+        beta_(call.beta.begin(), call.beta.end()),
+        energy_acc_(call.energies ? padded_side(call.n1) : 0),
+        energy_list_(call.energies ? std::max(call.n1, call.n2) + 16 : 0) {
     // Few sweeps of few chains do not pay for the rounding.
     const int64_t larger = std::max(call.n1, call.n2);
     if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
-        larger <= kMostCoarseUnits && capacity * call.num_sweeps >= 2 * larger)
+        larger <= kMostCoarseUnits && capacity * call.num_sweeps * rounds_of_a_weight(call) >= 2 * larger)
       coarse_.emplace(call, capacity);
   }
 
@@ -128,6 +125,9 @@ class BinaryRunner {
       else
         (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
     }
+    for (int64_t c = 0; call_.energies && c < count; ++c)
+      call_.energies[call_.batch.linear(model, group.begin + c)] =
+          kernels().bipartite_energy(call_.n1, call_.n2, coupling.wide, chains_[size_t(c)], energy_acc_.get(), energy_list_.get());
   }
 
  private:
@@ -225,6 +225,7 @@ class BinaryRunner {
   std::optional<Sums> sums_;  // made where they are used first, as the next
   std::optional<Lookup> lookup_;
   std::vector<float> beta_;
+  Buffer<int32_t> energy_acc_, energy_list_;
 };
 
 }  // namespace gibbs

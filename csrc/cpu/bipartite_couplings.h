@@ -14,6 +14,14 @@
 // A bipartite model's couplings, as its sweeps read them.
 namespace gibbs {
 
+// Whether all chains of all models have one.
+inline bool is_shared(const Operand& operand) {
+  return std::all_of(operand.batch_strides.begin(), operand.batch_strides.end(), [](int64_t stride) { return stride == 0; });
+}
+
+// How often a weight is swept with once it is rounded. Of several weights none is kept until the next round.
+inline int64_t rounds_of_a_weight(const BipartiteCall& call) { return is_shared(call.weight) ? call.num_rounds : 1; }
+
 inline CouplingView weight_of(const BipartiteCall& call, int64_t model) {
   const int64_t size = call.is_double ? 8 : 4;
   const int64_t offset = call.batch.offset(call.weight.batch_strides, model, 0);
@@ -60,7 +68,7 @@ class LookupModel {
     if (!kernels().sweep_lookup || !call.num_sweeps || call.log_weights || std::max(call.n1, call.n2) > kMostCoarseUnits)
       return false;
     const int64_t chains = call.batch.chains_per_model(), least = std::max<int64_t>(128, (call.n1 + call.n2) / 5);
-    return call.look_up_always || (call.allow_tables && chains >= kMinTableChains && chains * call.num_sweeps >= least);
+    return call.look_up_always || (call.allow_tables && chains >= kMinTableChains && chains * call.num_sweeps * rounds_of_a_weight(call) >= least);
   }
   explicit LookupModel(const BipartiteCall& call)
       : call_(call),
@@ -126,7 +134,8 @@ class RoundedModel {
   explicit RoundedModel(const BipartiteCall& call)
       : call_(call),
         // With few chains to a model, the memory traffic of each chain's updates is what binds.
-        is_narrow_(std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights && call.batch.chains_per_model() < 32 &&
+        is_narrow_(std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights && !call.energies &&
+                   call.batch.chains_per_model() < 32 &&
                    !LookupModel<T>::pays(call)),
         rows_(size(false, call.n1, call.n2)),
         columns_(size(false, call.n2, call.n1)),

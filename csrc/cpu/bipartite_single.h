@@ -15,7 +15,7 @@ class SingleRunner {
   static bool pays(const BipartiteCall& call) {
     const int64_t chains = call.batch.chains_per_model(), units = call.n1 + call.n2;
     // There are probabilities for one beta of a model only.
-    return kernels().sweep_single && !call.log_weights && call.largest_single_slack && chains < kMinTableChains &&
+    return kernels().sweep_single && !call.log_weights && !call.energies && call.largest_single_slack && chains < kMinTableChains &&
            std::max(call.n1, call.n2) <= kMostSingleUnits &&
            call.batch.num_models() * chains * call.num_sweeps * units >= call.single_from &&
            has_one_beta(call) && !LookupModel<T>::pays(call);

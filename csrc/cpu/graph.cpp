@@ -9,6 +9,7 @@
 
 #include "cpu/graph_coarse.h"
 #include "cpu/graph_coarse_units.h"
+#include "cpu/graph_energies.h"
 #include "cpu/graph_relaxed.h"
 #include "cpu/graph_sums.h"
 #include "cpu/graph_tables.h"
@@ -30,6 +31,8 @@ GraphRoute route_of(const GraphCall& call, int64_t chains) {
   return use_coarse(call) ? GraphRoute::kCoarse : GraphRoute::kSums;
 }
 
+constexpr int64_t kMostKept = int64_t{1} << 26;  // numbers of models that are kept from round to round
+
 // A forward run: constants that all threads share.
 template <class T>
 class ForwardRun {
@@ -39,10 +42,18 @@ class ForwardRun {
         runtime_(runtime),
         progress_(runtime),
         worst_(call, std::max<int64_t>(call.graph.max_degree, 1), call.log_weights),
-        beta_(call.beta.begin(), call.beta.end()) {}
+        beta_(call.beta.begin(), call.beta.end()) {
+    // Numbers of a model that takes much memory.
+    const int64_t size = 4 * call.graph.num_edges + (call.graph.num_nodes << (use_tables(call, kTableGroup) ? table_degree(call.graph) : 3));
+    if (call.num_rounds > 1 && call.batch.num_models() * size <= kMostKept) kept_models_.resize(size_t(call.batch.num_models()));
+  }
 
-  Outcome run(Rounding* rounding) {
-    mixes_models(call_) ? run_mixed() : run_by_model();
+  Outcome run(Rounding* rounding, const AfterRound& after) {
+    for (int64_t round = 0; round < call_.num_rounds && !progress_.stop(); ++round) {
+      mixes_models(call_) ? run_mixed() : run_by_model();
+      if (call_.energies) find_energies();
+      if (after && !progress_.stop()) after(round);
+    }
     *rounding = worst_.most();
     return progress_.outcome();
   }
@@ -132,6 +143,12 @@ class ForwardRun {
     std::optional<UnitsLayout> layout;
   };
 
+  // What a thread needs. Runners remember what they rounded of its model.
+  struct Worker {
+    std::optional<Model> model;  // if it takes whole models, which are not kept
+    Runners runners;
+  };
+
   // If there are enough models, each thread takes whole models; else threads share the chains of a model.
   void run_by_model() {
     const int64_t models = call_.batch.num_models(), chains = call_.batch.chains_per_model();
@@ -177,28 +194,47 @@ class ForwardRun {
       if (number >= first_group && !runners.sweep(*this, group, data.coupling)) return;
       if (call_.num_relaxed_sweeps) runners.relax(*this, group, data.coupling);
     };
+    const auto take_worker = [this] { return workers_.take([] { return std::make_unique<Worker>(); }); };
     const Runtime serial = {1, nullptr, nullptr};
     if (threads == 1) {
       for_each_task(runtime_, models, progress_, [&] {
-        return [&, data = std::make_shared<Model>(call_, beta_, route), runners = std::make_shared<Runners>()](int64_t model) {
-          if (!data->load(*this, model, serial)) return;
-          for (int64_t t = 0; t < own_tasks && !progress_.stop(); ++t) run_own(*runners, model, *data, t);
-          for (int64_t t = 0; t < group_tasks && !progress_.stop(); ++t) run_group(*runners, model, *data, t);
+        return [&, worker = take_worker()](int64_t model) {
+          std::optional<Model>& kept = kept_models_.empty() ? worker->model : kept_models_[size_t(model)];
+          const bool is_new = !kept;
+          if (is_new) kept.emplace(call_, beta_, route);
+          Model& data = *kept;
+          if ((is_new || kept_models_.empty()) && !data.load(*this, model, serial)) return;
+          for (int64_t t = 0; t < own_tasks && !progress_.stop(); ++t) run_own(worker->runners, model, data, t);
+          for (int64_t t = 0; t < group_tasks && !progress_.stop(); ++t) run_group(worker->runners, model, data, t);
         };
       });
     } else {
-      Model data(call_, beta_, route);
+      Model* data = nullptr;
       const auto share = [&](int64_t tasks, const auto& run, int64_t model) {
         if (tasks)
           for_each_task(runtime_, tasks, progress_, [&] {
-            return [&, model, runners = std::make_shared<Runners>()](int64_t t) { run(*runners, model, data, t); };
+            return [&, model, worker = take_worker()](int64_t t) { run(worker->runners, model, *data, t); };
           });
       };
-      for (int64_t model = 0; model < models && !progress_.stop() && data.load(*this, model, runtime_); ++model) {
+      for (int64_t model = 0; model < models && !progress_.stop(); ++model) {
+        std::optional<Model>& kept = kept_models_.empty() ? shared_model_ : kept_models_[size_t(model)];
+        const bool is_new = !kept;
+        if (is_new) kept.emplace(call_, beta_, route);
+        data = &*kept;
+        if ((is_new || kept_models_.empty()) && !data->load(*this, model, runtime_)) return;
         share(own_tasks, run_own, model);
         share(group_tasks, run_group, model);
       }
     }
+  }
+
+  void find_energies() {
+    const int64_t models = call_.batch.models_per_coupling(), groups = num_energy_groups(call_.batch);
+    for_each_task(runtime_, call_.batch.num_models() / models * groups, progress_, [&] {
+      return [&, runner = energies_.take([&] { return std::make_unique<EnergyRunner<T>>(call_, progress_); })](int64_t task) {
+        runner->run(task / groups * models, task % groups);
+      };
+    });
   }
 
   const GraphCall& call_;
@@ -206,13 +242,17 @@ class ForwardRun {
   Progress progress_;
   WorstRounding worst_;
   const std::vector<float> beta_;
+  Kept<Worker> workers_;
+  Kept<EnergyRunner<T>> energies_;
+  std::optional<Model> shared_model_;  // if threads share its chains, and it is not kept
+  std::vector<std::optional<Model>> kept_models_;  // of calls of several rounds
 };
 
 template <class T>
-Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rounding) {
+Outcome run_forward(const GraphCall& call, const Runtime& runtime, Rounding* rounding, const AfterRound& after) {
   *rounding = {};
   if (call.batch.num_models() * call.batch.chains_per_model() == 0) return Outcome::kOk;
-  return ForwardRun<T>(call, runtime).run(rounding);
+  return ForwardRun<T>(call, runtime).run(rounding, after);
 }
 
 template <class T>
@@ -239,8 +279,8 @@ bool set_graph_route(const char* name) {
   return false;
 }
 
-Outcome run_graph(const GraphCall& call, const Runtime& runtime, Rounding* rounding) {
-  return call.is_double ? run_forward<double>(call, runtime, rounding) : run_forward<float>(call, runtime, rounding);
+Outcome run_graph(const GraphCall& call, const Runtime& runtime, Rounding* rounding, const AfterRound& after) {
+  return call.is_double ? run_forward<double>(call, runtime, rounding, after) : run_forward<float>(call, runtime, rounding, after);
 }
 
 Outcome run_graph_coupling_resolution(const GraphView& graph, const Batch& batch, bool is_double, const Operand& coupling,

@@ -40,7 +40,7 @@ struct GraphCall : SweepCall {
 
 // Runs num_sweeps binary sweeps, then num_relaxed_sweeps relaxed ones from the state that they leave, which is written to `state`;
 // if num_sweeps is 0, from `state` as given. *rounding: of the model whose error is largest, 0 without binary sweeps.
-Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding);
+Outcome run_graph(const GraphCall&, const Runtime&, Rounding* rounding, const AfterRound& = nullptr);
 
 struct GraphBackwardCall {
   GraphCall forward;                     // the fields that name the problem, `state` and `fields`; no bias

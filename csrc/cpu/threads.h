@@ -10,6 +10,8 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "core/outcome.h"
 #include "cpu/kernels/types.h"
@@ -87,6 +89,29 @@ void for_each_task(const Runtime& runtime, int64_t num_tasks, Progress& progress
   else
     runtime.parallel(workers, work);
 }
+
+// Scratch memory and couplings that threads leave for those of the next round.
+template <class T>
+class Kept {
+ public:
+  template <class Make>
+  std::shared_ptr<T> take(const Make& make) {
+    std::unique_ptr<T> one;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!idle_.empty()) one = std::move(idle_.back()), idle_.pop_back();
+    }
+    if (!one) one = make();
+    return std::shared_ptr<T>(one.release(), [this](T* used) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      idle_.emplace_back(used);
+    });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<T>> idle_;
+};
 
 struct Interval {
   int64_t begin, end;

@@ -413,6 +413,22 @@ inline void check_sweeps(Problem& p, const Counters& c, const RelaxationArgument
   if (relaxation) check_relaxation(p, *relaxation);
 }
 
+// Parallel tempering: the first batch dimension is the ladder. counters.num_sweeps: of all rounds together.
+inline void check_tempering(Problem& p, const Counters& counters, int64_t sweeps_per_swap, int64_t num_swaps) {
+  if (sweeps_per_swap < 1 || sweeps_per_swap >= kMaxSweeps)
+    fail(p.op(), "sweeps_per_swap must lie in 1 .. 2^44 - 1, got ", sweeps_per_swap);
+  if (num_swaps < 0 || num_swaps > kMaxSweeps / sweeps_per_swap)
+    fail(p.op(), "num_swaps must lie in 0 .. 2^44 / sweeps_per_swap, got ", num_swaps);
+  check_sweeps(p, counters);
+  const Shape& batch = p.batch_shape();
+  const Tensor& beta = counters.beta;
+  if (beta.dim() != int64_t(batch.size()) + 1 || beta.dim() < 2 || beta.size(0) != batch[0] || beta.numel() != batch[0])
+    fail(p.op(), "beta must have shape [B, 1, ..., 1], one dimension more than the batch shape ", text(batch), ", got ",
+         text(shape_of(beta)));
+  if (shape_of(*counters.chains) != batch)
+    fail(p.op(), "chains must have the batch shape ", text(batch), ", got ", text(shape_of(*counters.chains)));
+}
+
 // One row of `size` values for each chain: a gradient, or a state that the forward op has saved.
 struct Rows {
   const char* name;

@@ -12,12 +12,14 @@ enum OpId : uint32_t {
   kBipartiteGibbsRelaxed,
   kBipartiteGibbsRelaxedBackward,
   kBipartiteAis,
+  kBipartiteTempering,
   kCouplingResolution,
   kGraphGibbs,
   kGraphMetropolis,
   kGraphGibbsRelaxed,
   kGraphGibbsRelaxedBackward,
   kGraphAis,
+  kGraphTempering,
   kGraphCouplingResolution,
   kGraphFields,
   kGraphEdgeSums,
@@ -47,6 +49,9 @@ constexpr OpSchema kOps[] = {
      "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor base_left_bias, Tensor "
      "base_right_bias, Tensor betas, Tensor seed, Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor "
      "left, Tensor right, Tensor log_weights)"},
+    {"bipartite_tempering",
+     "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor chains, int "
+     "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor left, Tensor right, Tensor energies, Tensor chains_at)"},
     {"coupling_resolution",
      "(Tensor weight) -> Tensor"},
     {"graph_gibbs",
@@ -66,6 +71,9 @@ constexpr OpSchema kOps[] = {
     {"graph_ais",
      "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor base_bias, Tensor betas, Tensor seed, "
      "Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)"},
+    {"graph_tempering",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor chains, int "
+     "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor state_out, Tensor energies, Tensor chains_at)"},
     {"graph_coupling_resolution",
      "(Tensor coupling, Tensor layout) -> Tensor"},
     {"graph_fields",

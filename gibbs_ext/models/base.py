@@ -221,6 +221,10 @@ class Boltzmann(Distribution, Machine):
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
         raise NotImplementedError
 
+    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """z after parallel tempering, energies and chain numbers of each round. ``args``: the op's, from beta on."""
+        raise NotImplementedError
+
     def _state_of(self, z: Tensor) -> Tensor:
         """The chain's state in z: a view."""
         return z.narrow(-1, 0, self._num_state_units)  # cheaper than an index

@@ -207,3 +207,9 @@ class BipartiteBoltzmann(Boltzmann):
             state, self.left_bias, self.right_bias, self.weight, left_base, right_base, betas, **options
         )
         return self._joined(left, right), log_weights
+
+    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        left, right, energies, chains = ops.call_without_gradient(
+            "bipartite_tempering", state, self.left_bias, self.right_bias, self.weight, *args
+        )
+        return self._joined(left, right), energies, chains

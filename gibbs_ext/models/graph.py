@@ -143,3 +143,10 @@ class GraphBoltzmann(Boltzmann):
     def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         (base,) = bases
         return graph_ais(state, self.bias, self.coupling, self.graph, base, betas, **options)
+
+    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        layout = self.graph.layout_on(self.device)
+        outputs: tuple[Tensor, Tensor, Tensor] = ops.call_without_gradient(
+            "graph_tempering", state, self.bias, self.coupling, layout, *args
+        )
+        return outputs

@@ -178,6 +178,19 @@ struct RelaxedBackwardGroup {
   uint32_t* words;     // scratch: [whole_words(num_nodes)]
 };
 
+// ---- energies of 64 chains that share couplings ---------------------------------------------------------------------------------
+
+constexpr int kEnergyGroup = 64;
+
+struct EnergyGroup {
+  const uint64_t* state;    // [num_nodes] bits of the chains
+  const int32_t* position;  // [num_nodes] of each node in the order of updates
+  const int32_t* coupling;  // rounded, by half-edge
+  float scale;
+  bool shared_bias;
+  const float* bias[kEnergyGroup / kGroup];  // [num_nodes, kGroup]; shared: [num_nodes], the first one only
+};
+
 // ---- groups of 64 chains that share couplings and biases: probabilities by table ------------------------------------------------
 
 // A unit's neighbours have at most 2^degree joint states. The high byte of the unit's threshold in each is tabulated once for each

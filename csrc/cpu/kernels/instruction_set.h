@@ -35,6 +35,7 @@ namespace {
 #include "cpu/kernels/graph_coarse.h"
 #include "cpu/kernels/graph_coarse_units.h"
 #endif
+#include "cpu/kernels/energies.h"
 #include "cpu/kernels/graph_metropolis.h"
 #include "cpu/kernels/graph_relaxed.h"
 // clang-format on
@@ -100,6 +101,8 @@ const Kernels table = {
     .build_tables = nullptr,
     .sweep_tables = nullptr,
 #endif
+    .bipartite_energy = bipartite_energy_kernel,
+    .graph_energies = graph_energies_kernel,
     .of_float = typed_kernels<float>,
     .of_double = typed_kernels<double>,
 };

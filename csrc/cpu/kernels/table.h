@@ -90,6 +90,10 @@ struct Kernels {
   void (*sweep_tables)(const TableModel&, const uint8_t* table, float beta, uint64_t first_sweep, int64_t num_sweeps,
                        const TableGroup&, const StopCheck&);
 
+  // Energies of states (kernels/energies.h): of one chain, and of kEnergyGroup.
+  double (*bipartite_energy)(int64_t n1, int64_t n2, const RoundedCoupling&, const BinaryChain&, int32_t* acc, int32_t* list);
+  void (*graph_energies)(const GraphView&, const EnergyGroup&, double* out);
+
   TypedKernels<float> of_float;
   TypedKernels<double> of_double;
   template <class T>

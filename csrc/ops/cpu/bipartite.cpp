@@ -134,6 +134,33 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), log_weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
+                                                               const Tensor& weight, const Tensor& beta, const Tensor& seed,
+                                                               const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
+                                                               int64_t num_swaps) {
+  const std::optional<Tensor> numbers = chains;
+  const Counters counters = {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps};
+  Problem p(kBipartiteTempering, weight, {.state = &left, .bias = &left_bias}, {.bias = &right_bias});
+  check_tempering(p, counters, sweeps_per_swap, num_swaps);
+  BipartiteCall call = describe(p, counters);
+  check_unread(p, num_swaps);
+
+  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  TemperingTensors out(p, counters, num_swaps);
+  out.ladder.parts = {{left_bits.data(), state_words(p.left().size)}, {right_bits.data(), state_words(p.right().size)}};
+  out.number(p, call);
+  call.left_bits = left_bits.data();
+  call.right_bits = right_bits.data();
+  call.num_sweeps = sweeps_per_swap;
+  Rounding rounding = {};
+  check(p, run_tempering(call, out.ladder, num_swaps, [&](const BipartiteCall& c, const AfterRound& after) {
+          return run_bipartite(c, runtime(), &rounding, after);
+        }));
+  if (num_swaps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
+  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), out.energies,
+          out.chains_at};
+}
+
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
@@ -155,5 +182,6 @@ STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
   m.impl("bipartite_gibbs_relaxed", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed));
   m.impl("bipartite_gibbs_relaxed_backward", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed_backward));
   m.impl("bipartite_ais", TORCH_BOX(&gibbs::bipartite_ais));
+  m.impl("bipartite_tempering", TORCH_BOX(&gibbs::bipartite_tempering));
   m.impl("coupling_resolution", TORCH_BOX(&gibbs::coupling_resolution));
 }

@@ -159,6 +159,31 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   return {unpack(p, p.nodes(), bits, state.scalar_type()), log_weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
+                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed, const Tensor& chains,
+                                                   int64_t sweep_offset, int64_t sweeps_per_swap, int64_t num_swaps) {
+  const std::optional<Tensor> numbers = chains;
+  const Counters counters = {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps};
+  const GraphView graph = read_layout(kGraphTempering, layout);
+  Problem p(kGraphTempering, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
+  check_tempering(p, counters, sweeps_per_swap, num_swaps);
+  GraphCall call = describe(p, graph, counters);
+  check_unread(p, num_swaps);
+
+  Bits bits = pack_state(p, p.nodes());
+  TemperingTensors out(p, counters, num_swaps);
+  out.ladder.parts = {{bits.data(), state_words(p.num_units())}};
+  out.number(p, call);
+  call.bits = bits.data();
+  call.num_sweeps = sweeps_per_swap;
+  Rounding rounding = {};
+  check(p, run_tempering(call, out.ladder, num_swaps, [&](const GraphCall& c, const AfterRound& after) {
+          return run_graph(c, runtime(), &rounding, after);
+        }));
+  if (num_swaps && graph.num_edges) warn_if_large(p, rounding, graph.max_degree, call.beta);
+  return {unpack(p, p.nodes(), bits, state.scalar_type()), out.energies, out.chains_at};
+}
+
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   const GraphView graph = read_layout(kGraphCouplingResolution, layout);
   Problem p(kGraphCouplingResolution, coupling, layout, size_of(graph));
@@ -199,6 +224,7 @@ STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
   m.impl("graph_gibbs_relaxed", TORCH_BOX(&gibbs::graph_gibbs_relaxed));
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));
+  m.impl("graph_tempering", TORCH_BOX(&gibbs::graph_tempering));
   m.impl("graph_coupling_resolution", TORCH_BOX(&gibbs::graph_coupling_resolution));
   m.impl("graph_fields", TORCH_BOX(&gibbs::graph_fields));
   m.impl("graph_edge_sums", TORCH_BOX(&gibbs::graph_edge_sums));

@@ -12,6 +12,7 @@
 
 #include "core/fixed_point.h"
 #include "cpu/batch.h"
+#include "cpu/tempering.h"
 #include "cpu/threads.h"
 #include "ops/arguments.h"
 
@@ -200,6 +201,36 @@ inline void warn_if_large(const Problem& p, const Rounding& rounding, int64_t ne
   if (beta * field_error(rounding, neighbors) > kResolutionLimit)
     warn_of_rounding(p.op(), p.coupling_name(), rounding, neighbors, at_beta(beta));
 }
+
+// ---- tempering -------------------------------------------------------------------------------------------------------------------
+
+// The ladder of a call, its copy of the chains' numbers, and the outputs that say what happened in each round.
+struct TemperingTensors {
+  Ladder ladder;
+  std::vector<int64_t> chains;
+  Tensor energies, chains_at;
+
+  TemperingTensors(const Problem& p, const Counters& c, int64_t num_swaps)
+      : energies(empty(p, p.with_batch({}, {num_swaps}), ScalarType::Double)),
+        chains_at(empty(p, p.with_batch({}, {num_swaps}), ScalarType::Long)) {
+    const Tensor numbers = as_contiguous(*c.chains);
+    const int64_t* from = static_cast<const int64_t*>(numbers.const_data_ptr());
+    chains.assign(from, from + p.num_chains());
+    ladder.betas = read_beta(p, c.beta);
+    for (double& beta : ladder.betas) beta = double(float(beta));
+    ladder.columns = p.num_chains() / std::max<int64_t>(p.batch_shape()[0], 1);
+    ladder.chains = chains.data();
+    ladder.energies = static_cast<double*>(energies.mutable_data_ptr());
+    ladder.chains_at = static_cast<int64_t*>(chains_at.mutable_data_ptr());
+  }
+  // The call's chains have contiguous numbers from now on.
+  void number(const Problem& p, SweepCall& call) {
+    call.chains = chains.data();
+    call.chains_strides.assign(p.batch_shape().size(), 0);
+    int64_t stride = 1;
+    for (size_t d = p.batch_shape().size(); d-- > 0; stride *= p.batch_shape()[d]) call.chains_strides[d] = stride;
+  }
+};
 
 // ---- values ----------------------------------------------------------------------------------------------------------------------
 

@@ -148,6 +148,40 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   return {left_out, right_out, log_weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
+                                                               const Tensor& weight, const Tensor& beta, const Tensor& seed,
+                                                               const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
+                                                               int64_t num_swaps) {
+  std::optional<Tensor> numbers = chains;
+  Problem p(kBipartiteTempering, weight, {.state = &left, .bias = &left_bias}, {.bias = &right_bias});
+  check_tempering(p, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps}, sweeps_per_swap, num_swaps);
+  Call call(p);
+  TemperingTensors out(call, p, chains, sweeps_per_swap, num_swaps);
+  numbers = out.chains;
+  // The rounds read the bytes that the start, which makes no sweep, has written.
+  BatchBuilder& batch = call.batch();
+  BipartiteParams start = model<BipartiteParams>(p, batch), rounds = model<BipartiteParams>(p, batch);
+  for (BipartiteParams* params : {&start, &rounds}) {
+    add_biases(*params, p, batch);
+    params->left_out = BatchBuilder::output(out.bits[0]), params->right_out = BatchBuilder::output(out.bits[1]);
+  }
+  batch.state(start.left, &left);
+  batch.state(rounds.left, &out.bits[0]);
+  call.describe(start.sweep, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps});
+  start.sweep.num_sweeps = 0;
+  call.launch(start, plan_sweeps, launch_bipartite);
+  rounds.sweep = start.sweep, rounds.sweep.num_sweeps = sweeps_per_swap;
+  const auto find_scales = [&](const BipartiteParams& of, const ResolutionPlan& plan, Stream stream) {
+    launch_coupling_resolution(of, plan, static_cast<double*>(out.scales.mutable_data_ptr()), stream);
+  };
+  call.launch(rounds, plan_coupling_resolution, find_scales);
+  out.run_rounds(
+      call, rounds, num_swaps, [&] { call.launch(rounds, plan_sweeps, launch_bipartite); },
+      [&](Stream stream) { launch_bipartite_energies({rounds, out.params}, stream); });
+  const auto result = [&](const Tensor& bits) { return torch::stable::to(bits, left.scalar_type()); };
+  return {result(out.bits[0]), result(out.bits[1]), out.energies, out.chains_at};
+}
+
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
@@ -169,5 +203,6 @@ STABLE_TORCH_LIBRARY_IMPL(GIBBS_OPS, GIBBS_OPS_KEY, m) {
   m.impl("bipartite_gibbs_relaxed", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed));
   m.impl("bipartite_gibbs_relaxed_backward", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed_backward));
   m.impl("bipartite_ais", TORCH_BOX(&gibbs::bipartite_ais));
+  m.impl("bipartite_tempering", TORCH_BOX(&gibbs::bipartite_tempering));
   m.impl("coupling_resolution", TORCH_BOX(&gibbs::coupling_resolution));
 }

@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "cuda/devices.h"
+#include "cuda/tempering.h"
 #include "cuda/views.cuh"
 #include "ops/arguments.h"
 
@@ -198,6 +199,12 @@ class Call {
     if (rounds && largest_beta_ > 0) s.largest_error = float(kResolutionLimit / largest_beta_);
   }
 
+  Tensor copy(const Tensor& t) const {
+    Tensor out = allocate(t, shape_of(t), t.scalar_type());
+    torch::stable::copy_(out, t);
+    return out;
+  }
+
   static void describe(SweepView& s, const RelaxationArguments& r) {
     s.relaxation = int32_t(r.relaxation), s.sharpness = r.sharpness, s.slope_gradient = r.slope_gradient;
   }
@@ -289,6 +296,46 @@ class Call {
   BatchBuilder batch_;
   std::optional<Tensor> beta_;  // on the device, until the launch
   double largest_beta_ = 1;     // 1 where beta is not read here
+};
+
+// ---- tempering -------------------------------------------------------------------------------------------------------------------
+
+// The outputs and the state of a call of parallel tempering, whose states are bytes between its rounds.
+struct TemperingTensors {
+  std::vector<Tensor> bits;  // of each part
+  Tensor chains, scales, energies, chains_at;
+  TemperingParams params = {};
+
+  TemperingTensors(const Call& call, const Problem& p, const Tensor& given_chains, int64_t sweeps_per_swap, int64_t num_swaps)
+      : chains(call.copy(given_chains)),
+        scales(call.output_per_model_or_chain()),
+        energies(call.allocate(given_chains, p.with_batch({}, {num_swaps}), ScalarType::Double)),
+        chains_at(call.allocate(given_chains, p.with_batch({}, {num_swaps}), ScalarType::Long)) {
+    for (const Part& part : p.parts()) {
+      bits.push_back(call.allocate(given_chains, p.with_batch({part.size}), ScalarType::Byte));
+      params.parts[params.num_parts++] = {static_cast<uint8_t*>(bits.back().mutable_data_ptr()), part.size};
+    }
+    params.num_betas = p.batch_shape()[0], params.columns = p.num_chains() / std::max<int64_t>(params.num_betas, 1);
+    params.sweeps_per_swap = sweeps_per_swap;
+    params.scales = static_cast<const double*>(scales.const_data_ptr());
+    params.chains = static_cast<int64_t*>(chains.mutable_data_ptr());
+    params.energies = static_cast<double*>(energies.mutable_data_ptr());
+    params.chains_at = static_cast<int64_t*>(chains_at.mutable_data_ptr());
+  }
+  // Makes each round's sweeps by sweep() and its energies by find_energies(stream), and then its swaps. model: that of the rounds.
+  template <class Params, class Sweep, class FindEnergies>
+  void run_rounds(Call& call, Params& model, int64_t num_swaps, const Sweep& sweep, const FindEnergies& find_energies) {
+    const int64_t size = params.num_betas * params.columns;
+    for (int64_t round = 0; round < num_swaps; ++round) {
+      sweep();
+      call.launch(model, [&](Stream stream) {
+        find_energies(stream);
+        launch_swaps({model.sweep, params}, stream);
+      });
+      model.sweep.sweep_offset += params.sweeps_per_swap;
+      params.energies += size, params.chains_at += size;
+    }
+  }
 };
 
 }  // namespace gibbs

@@ -156,6 +156,43 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   return {out, log_weights};
 }
 
+std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
+                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed, const Tensor& chains,
+                                                   int64_t sweep_offset, int64_t sweeps_per_swap, int64_t num_swaps) {
+  std::optional<Tensor> numbers = chains;
+  const GraphSize size = size_of(kGraphTempering, coupling, layout, state);
+  Problem p(kGraphTempering, coupling, layout, size, {.state = &state, .bias = &bias});
+  check_tempering(p, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps}, sweeps_per_swap, num_swaps);
+  Call call(p);
+  TemperingTensors out(call, p, chains, sweeps_per_swap, num_swaps);
+  numbers = out.chains;
+  // As in bipartite_tempering.
+  BatchBuilder& batch = call.batch();
+  GraphParams start = model<GraphParams>(p, layout, size), rounds = start;
+  for (GraphParams* params : {&start, &rounds}) {
+    add_parameters(*params, p, batch);
+    params->state_out = BatchBuilder::output(out.bits[0]);
+  }
+  batch.state(start.state, &state);
+  batch.state(rounds.state, &out.bits[0]);
+  call.describe(start.sweep, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps});
+  start.sweep.num_sweeps = 0;
+  call.launch(start, plan_sweeps, launch_graph);
+  rounds.sweep = start.sweep, rounds.sweep.num_sweeps = sweeps_per_swap;
+  const Tensor position = call.allocate(layout, {p.num_units()}, ScalarType::Int);
+  const auto energy_params = [&] {
+    return GraphEnergyParams{rounds, out.params, static_cast<int32_t*>(position.mutable_data_ptr())};
+  };
+  call.launch(rounds, [&](Stream stream) {
+    launch_graph_coupling_resolution(rounds, static_cast<double*>(out.scales.mutable_data_ptr()), stream);
+    launch_graph_positions(energy_params(), stream);
+  });
+  out.run_rounds(
+      call, rounds, num_swaps, [&] { call.launch(rounds, plan_sweeps, launch_graph); },
+      [&](Stream stream) { launch_graph_energies(energy_params(), stream); });
+  return {torch::stable::to(out.bits[0], state.scalar_type()), out.energies, out.chains_at};
+}
+
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   constexpr OpId op = kGraphCouplingResolution;
   check_layout_tensor(op, layout);
@@ -223,6 +260,7 @@ STABLE_TORCH_LIBRARY_IMPL(GIBBS_OPS, GIBBS_OPS_KEY, m) {
   m.impl("graph_gibbs_relaxed", TORCH_BOX(&gibbs::graph_gibbs_relaxed));
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));
+  m.impl("graph_tempering", TORCH_BOX(&gibbs::graph_tempering));
   m.impl("graph_coupling_resolution", TORCH_BOX(&gibbs::graph_coupling_resolution));
   m.impl("graph_fields", TORCH_BOX(&gibbs::graph_fields));
   m.impl("graph_edge_sums", TORCH_BOX(&gibbs::graph_edge_sums));

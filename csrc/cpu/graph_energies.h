@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/graph_groups.h"
+#include "cpu/graph_tables.h"
+
+// Energies of binary states of graphs: groups of 64 chains.
+namespace gibbs {
+
+// Those of a coupling, whose models share groups.
+inline int64_t num_energy_groups(const Batch& batch) {
+  return (batch.models_per_coupling() * batch.chains_per_model() + kEnergyGroup - 1) / kEnergyGroup;
+}
+
+// Scratch memory and code of one thread.
+template <class T>
+class EnergyRunner {
+ public:
+  EnergyRunner(const GraphCall& call, Progress& progress)
+      : call_(call),
+        progress_(progress),
+        coupling_(call, true),
+        rows_(call.graph.num_nodes),
+        bias_(call.graph.num_nodes * kEnergyGroup),
+        position_(call.graph.num_nodes),
+        words_(call.graph.num_nodes) {
+    for (int64_t pos = 0; pos < call.graph.num_nodes; ++pos) position_.get()[call.graph.order[pos]] = int32_t(pos);
+  }
+
+  // first_model: of the coupling.
+  void run(int64_t first_model, int64_t number) {
+    const int64_t n = call_.graph.num_nodes, chains = call_.batch.chains_per_model();
+    if (!coupling_.load(first_model, progress_)) return;
+    constexpr int kParts = kEnergyGroup / kGroup;
+    Group parts[kParts];
+    const int64_t end = std::min((number + 1) * kEnergyGroup, call_.batch.models_per_coupling() * chains);
+    for (int64_t at = number * kEnergyGroup; at < end; ++at)
+      parts[at % kEnergyGroup / kGroup].add(call_.batch, first_model + at / chains, at % chains);
+    const auto bias_row = [&](int part, int l) {
+      return row_of<T>(call_.batch, call_.bias, parts[part].model[l], parts[part].chain[l]);
+    };
+    TableRows<const uint32_t> rows = {};
+    EnergyGroup group = {};
+    group.shared_bias = true;
+    for (int part = 0; part < kParts; ++part)
+      for (int l = 0; l < parts[part].count; ++l) {
+        rows.row[part * kGroup + l] = call_.bits + parts[part].linear[l] * state_words(n);
+        group.shared_bias &= bias_row(part, l) == bias_row(0, 0);
+      }
+    for (int part = 0; part < (group.shared_bias ? 1 : kParts); ++part) {
+      float* out = bias_.get() + part * n * kGroup;
+      bool is_shared = false;
+      if (!load_group_bias<T>(call_, call_.bias, parts[part], rows_, out, group.shared_bias ? &is_shared : nullptr))
+        return progress_.fail(Outcome::kNonFiniteBias);
+      group.bias[part] = out;
+    }
+    words_from_rows(rows, n, words_.get());
+    group.state = words_.get(), group.position = position_.get();
+    group.coupling = coupling_.rounded(), group.scale = coupling_.scale();
+    double energies[kEnergyGroup];
+    kernels().graph_energies(call_.graph, group, energies);
+    for (int part = 0; part < kParts; ++part)
+      for (int l = 0; l < parts[part].count; ++l) call_.energies[parts[part].linear[l]] = energies[part * kGroup + l];
+  }
+
+ private:
+  const GraphCall& call_;
+  Progress& progress_;
+  SharedCoupling<T> coupling_;
+  LaneRows<float> rows_;
+  Buffer<float> bias_;
+  Buffer<int32_t> position_;
+  Buffer<uint64_t> words_;
+};
+
+}  // namespace gibbs

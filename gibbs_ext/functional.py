@@ -355,8 +355,8 @@ def graph_metropolis(
         num_sweeps: Number of sweeps, at least 0.
         beta: Inverse temperature, one number or one per sweep. It multiplies biases and couplings. A tensor [..., 1] or
             [..., num_sweeps] of two or more dims gives each chain its own; the dims before the last are batch dims.
-            Chains with one beta run together: a beta [B, 1, 1] for states [B, C, n] is as fast as B calls. A flip that would
-            add 22.19 / beta or more to the energy is never made.
+            Chains with one beta run together: a beta [B, 1, 1] for states [B, C, n] is as fast as B calls. A flip that
+            would add 22.19 / beta or more to the energy is never made.
         clamp: Mask of the units that keep their value, bool, broadcast to [..., N].
         chain_offset: Number of the first chain, or the number of each, as in :func:`graph_gibbs`. Below 2^48.
         sweep_offset: Number of the first sweep, below 2^44.

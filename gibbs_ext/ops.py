@@ -2,9 +2,9 @@
 """The only module that speaks to the compiled one: it calls the ops and gives them fake kernels and vmap rules.
 
 csrc/ops/schemas.h lists the ops, their arguments and their outputs. Names, meanings and shapes are those of
-:mod:`gibbs_ext.functional`, but every argument is explicit, ``beta`` is a float64 tensor [1] or [sweeps], or [..., 1] or [..., sweeps] with batch dims,
-``seed`` is a 0-dim int64 tensor, and ``layout`` is :attr:`gibbs_ext.ColoredGraph.layout`. The arguments are checked
-once, in C++, in front of the kernels.
+:mod:`gibbs_ext.functional`, but every argument is explicit, ``beta`` is a float64 tensor [1] or [sweeps], or [..., 1]
+or [..., sweeps] with batch dims, ``seed`` is a 0-dim int64 tensor, and ``layout`` is
+:attr:`gibbs_ext.ColoredGraph.layout`. The arguments are checked once, in C++, in front of the kernels.
 """
 
 import math
@@ -192,8 +192,8 @@ def computed_dtype(coupling: Tensor) -> torch.dtype:
 
 # Batch shapes -----------------------------------------------------------------------------------------------------
 
-# A call has a single one of each of these, unless ``beta`` has batch dims. vmap makes a call for each row if it maps one
-# of them.
+# A call has a single one of each of these, unless ``beta`` has batch dims. vmap makes a call for each row if it maps
+# one of them.
 _ONE_PER_CALL = ("layout", "beta", "betas", "seed")
 # The number of dims that are not batch dims. Other tensors have one such dim.
 _OWN_DIMS = {"weight": 2, "chains": 0}

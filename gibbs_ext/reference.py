@@ -765,7 +765,9 @@ def bipartite_tempering_reference(
         return _energy(np.concatenate([z_right * b_right.astype(np.float64), z_left * of_left], 1))
 
     start = torch.cat([left, left.new_zeros(*left.shape[:-1], weight.shape[-1])], -1)
-    z, energies, chains_at = _temper(start, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy)
+    z, energies, chains_at = _temper(
+        start, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy
+    )
     return z[..., :n1], z[..., n1:], energies, chains_at
 
 
@@ -822,20 +824,21 @@ def _temper(
     ladder = np.array(_schedule(betas), np.float32).astype(np.float64)
     beta = torch.from_numpy(ladder).reshape(-1, *[1] * (chains.dim() - 1), 1)
     chains = chains.clone()
-    energies, chains_at = [], []
-    for first in range(sweep_offset, sweep_offset + num_swaps * sweeps_per_swap, sweeps_per_swap):
+    energies = torch.empty(num_swaps, *chains.shape, dtype=torch.float64)
+    chains_at = chains.new_empty(num_swaps, *chains.shape)
+    for round_ in range(num_swaps):
+        first = sweep_offset + round_ * sweeps_per_swap
         z = sweep(z, beta=beta, chain_offset=chains, sweep_offset=first)
         of_round = energy(z).reshape(chains.shape)
-        energies.append(torch.from_numpy(of_round))
+        energies[round_] = torch.from_numpy(of_round)
         last = first + sweeps_per_swap - 1
         for b in range(first // sweeps_per_swap % 2, len(ladder) - 1, 2):
             swap = _swap(ladder[b : b + 2], of_round[b : b + 2], chains[b].numpy() // len(ladder), seed, last, b)
             pair, swaps = slice(b, b + 2), torch.from_numpy(swap)
             z[pair] = torch.where(swaps.unsqueeze(-1), z[pair].flip(0), z[pair])
             chains[pair] = torch.where(swaps, chains[pair].flip(0), chains[pair])
-        chains_at.append(chains.clone())
-    empty = chains.new_empty(0, *chains.shape)
-    return z, torch.stack(energies or [empty.double()[0]])[: num_swaps], torch.stack(chains_at or [chains])[: num_swaps]
+        chains_at[round_] = chains
+    return z, energies, chains_at
 
 
 def _swap(
@@ -850,4 +853,5 @@ def _swap(
     # twin: csrc/core/tempering.h
     x = ((betas[0] - betas[1]) * (energies[0] - energies[1])).astype(np.float32)
     words = random_words(seed, column.reshape(-1), sweep, pair + 1, stream=1)[:, pair].reshape(column.shape)
-    return (x >= 0) | (words < acceptance(x))
+    swaps: NDArray[np.bool_] = (x >= 0) | (words < acceptance(x))
+    return swaps

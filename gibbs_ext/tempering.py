@@ -126,7 +126,8 @@ def parallel_tempering(
     if initial is None:
         uniform = [torch.zeros_like(bias) for bias in model._biases]
         state_shape = (*shape, model._num_state_units)
-        state = model._draw_independent(uniform, state_shape, chain_offset=numbers + replicas, seed=call_seed)
+        with reported_as(name):
+            state = model._draw_independent(uniform, state_shape, chain_offset=numbers + replicas, seed=call_seed)
     else:
         z = expand_to(name, "initial", initial, (*shape, model.num_units)).to(model.dtype)
         state = model._state_of(z)
@@ -137,9 +138,7 @@ def parallel_tempering(
     traces: list[tuple[Tensor, Tensor]] = []
     with reported_as(name, left="initial", state="initial", chains="chain_offset"):
         for swaps in _parts(num_swaps, progress):
-            z, energies, chains_at = model._temper(
-                state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps
-            )
+            z, energies, chains_at = model._temper(state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps)
             traces.append((energies, chains_at - numbers))
             state, sweep = model._state_of(z), sweep + swaps * sweeps_per_swap
             chains = chains_at[-1] if swaps else chains

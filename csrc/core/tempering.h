@@ -17,8 +17,8 @@ GIBBS_HOST_DEVICE int64_t first_pair(int64_t sweep, int64_t sweeps_per_swap) { r
 
 // Whether the replicas at two neighbouring betas swap after this sweep: with probability min(1, exp((beta - next) (energy - next energy))).
 // A product of differences leaves a compiler nothing to fuse, so that every backend rounds alike.
-GIBBS_HOST_DEVICE bool replicas_swap(double beta, double next_beta, double energy, double next_energy, uint64_t seed, uint64_t column,
-                                     uint64_t sweep, uint32_t pair) {
+GIBBS_HOST_DEVICE bool replicas_swap(double beta, double next_beta, double energy, double next_energy, uint64_t seed,
+                                     uint64_t column, uint64_t sweep, uint32_t pair) {
   const float x = float((beta - next_beta) * (energy - next_energy));
   return x >= 0 || random_word(random_stream(seed, column, sweep, kSwapStream), pair) < acceptance(x);
 }

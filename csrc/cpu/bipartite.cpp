@@ -98,9 +98,7 @@ Outcome run_forward(const BipartiteCall& call, const Runtime& runtime, Rounding*
   };
   const auto chains_of = [&](int64_t group) { return Interval{group * size, std::min(chains, (group + 1) * size)}; };
   Kept<Worker<T>> workers;
-  const auto take_worker = [&] {
-    return workers.take([&] { return std::make_unique<Worker<T>>(call, size, worst, progress); });
-  };
+  const auto take_worker = [&] { return workers.take([&] { return std::make_unique<Worker<T>>(call, size, worst, progress); }); };
   const bool single = SingleRunner<T>::pays(call);
   std::optional<RoundedModel<T>> coupling;  // which threads share
   for (int64_t round = 0; round < call.num_rounds && !progress.stop(); ++round) {

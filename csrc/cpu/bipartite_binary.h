@@ -112,7 +112,8 @@ class BinaryRunner {
                                  call_.log_weights != nullptr,
                                  call_.allow_tables,
                                  progress_.check()};
-    const bool is_coarse = !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count, left_bias_.last(), right_bias_.last());
+    const bool is_coarse =
+        !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count, left_bias_.last(), right_bias_.last());
     if (call_.num_coarse_groups && (coupling.lookup || is_coarse)) ++*call_.num_coarse_groups;
     if (coupling.lookup) {
       if (!lookup_) lookup_.emplace(call_, int64_t(chains_.size()));

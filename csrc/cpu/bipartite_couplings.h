@@ -68,7 +68,8 @@ class LookupModel {
     if (!kernels().sweep_lookup || !call.num_sweeps || call.log_weights || std::max(call.n1, call.n2) > kMostCoarseUnits)
       return false;
     const int64_t chains = call.batch.chains_per_model(), least = std::max<int64_t>(128, (call.n1 + call.n2) / 5);
-    return call.look_up_always || (call.allow_tables && chains >= kMinTableChains && chains * call.num_sweeps * rounds_of_a_weight(call) >= least);
+    return call.look_up_always ||
+           (call.allow_tables && chains >= kMinTableChains && chains * call.num_sweeps * rounds_of_a_weight(call) >= least);
   }
   explicit LookupModel(const BipartiteCall& call)
       : call_(call),
@@ -135,8 +136,7 @@ class RoundedModel {
       : call_(call),
         // With few chains to a model, the memory traffic of each chain's updates is what binds.
         is_narrow_(std::max(call.n1, call.n2) > call.narrow_from && !call.log_weights && !call.energies &&
-                   call.batch.chains_per_model() < 32 &&
-                   !LookupModel<T>::pays(call)),
+                   call.batch.chains_per_model() < 32 && !LookupModel<T>::pays(call)),
         rows_(size(false, call.n1, call.n2)),
         columns_(size(false, call.n2, call.n1)),
         narrow_rows_(size(true, call.n1, call.n2)),

@@ -17,8 +17,8 @@ class SingleRunner {
     // There are probabilities for one beta of a model only.
     return kernels().sweep_single && !call.log_weights && !call.energies && call.largest_single_slack && chains < kMinTableChains &&
            std::max(call.n1, call.n2) <= kMostSingleUnits &&
-           call.batch.num_models() * chains * call.num_sweeps * units >= call.single_from &&
-           has_one_beta(call) && !LookupModel<T>::pays(call);
+           call.batch.num_models() * chains * call.num_sweeps * units >= call.single_from && has_one_beta(call) &&
+           !LookupModel<T>::pays(call);
   }
   SingleRunner(const BipartiteCall& call, WorstRounding& worst, Progress& progress)
       : call_(call),

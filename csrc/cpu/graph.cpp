@@ -44,7 +44,8 @@ class ForwardRun {
         worst_(call, std::max<int64_t>(call.graph.max_degree, 1), call.log_weights),
         beta_(call.beta.begin(), call.beta.end()) {
     // Numbers of a model that takes much memory.
-    const int64_t size = 4 * call.graph.num_edges + (call.graph.num_nodes << (use_tables(call, kTableGroup) ? table_degree(call.graph) : 3));
+    const int64_t size =
+        4 * call.graph.num_edges + (call.graph.num_nodes << (use_tables(call, kTableGroup) ? table_degree(call.graph) : 3));
     if (call.num_rounds > 1 && call.batch.num_models() * size <= kMostKept) kept_models_.resize(size_t(call.batch.num_models()));
   }
 
@@ -212,9 +213,8 @@ class ForwardRun {
       Model* data = nullptr;
       const auto share = [&](int64_t tasks, const auto& run, int64_t model) {
         if (tasks)
-          for_each_task(runtime_, tasks, progress_, [&] {
-            return [&, model, worker = take_worker()](int64_t t) { run(worker->runners, model, *data, t); };
-          });
+          for_each_task(runtime_, tasks, progress_,
+                        [&] { return [&, model, worker = take_worker()](int64_t t) { run(worker->runners, model, *data, t); }; });
       };
       for (int64_t model = 0; model < models && !progress_.stop(); ++model) {
         std::optional<Model>& kept = kept_models_.empty() ? shared_model_ : kept_models_[size_t(model)];
@@ -244,7 +244,7 @@ class ForwardRun {
   const std::vector<float> beta_;
   Kept<Worker> workers_;
   Kept<EnergyRunner<T>> energies_;
-  std::optional<Model> shared_model_;  // if threads share its chains, and it is not kept
+  std::optional<Model> shared_model_;              // if threads share its chains, and it is not kept
   std::vector<std::optional<Model>> kept_models_;  // of calls of several rounds
 };
 

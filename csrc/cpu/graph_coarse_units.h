@@ -21,7 +21,8 @@ inline bool use_coarse_units(const GraphCall& call) {
   if (!kernels().sweep_coarse_units || call.log_weights || call.metropolis) return false;
   if (call.route != GraphRoute::kAuto && call.route != GraphRoute::kCoarseUnits) return false;
   // Few updates do not pay for the layout.
-  if (call.route == GraphRoute::kAuto && call.num_sweeps * call.num_rounds * call.batch.chains_per_model() * g.num_nodes < 8192) return false;
+  if (call.route == GraphRoute::kAuto && call.num_sweeps * call.num_rounds * call.batch.chains_per_model() * g.num_nodes < 8192)
+    return false;
   int64_t vectors = 0, rows = 0;
   for (int64_t color = 0; color < g.num_colors; ++color) {
     vectors += units_vectors(g, color);

@@ -68,7 +68,8 @@ inline bool use_tables(const GraphCall& call, int64_t chains) {
   if (call.route == GraphRoute::kTables) return true;
   // A table of 32 entries costs about as much as drawing 64 chains by it saves (bench/NOTES.md).
   const int64_t groups = (chains + kTableGroup - 1) / kTableGroup;
-  return chains >= 32 && double(call.num_sweeps) * double(call.num_rounds) * double(groups) * 32 >= double(num_segments(call) << table_degree(g));
+  return chains >= 32 &&
+         double(call.num_sweeps) * double(call.num_rounds) * double(groups) * 32 >= double(num_segments(call) << table_degree(g));
 }
 
 // One model, as groups of 64 chains read it.

@@ -39,8 +39,8 @@ Outcome run_tempering(Call& call, const Ladder& ladder, int64_t num_swaps, const
       for (int64_t column = 0; column < columns; ++column) {
         const int64_t at = b * columns + column, next = at + columns;
         const auto number = uint64_t(ladder.chains[at]) / ladder.betas.size();
-        if (!replicas_swap(ladder.betas[size_t(b)], ladder.betas[size_t(b) + 1], energies[size_t(at)], energies[size_t(next)], call.seed,
-                           number, last_sweep, uint32_t(b)))
+        if (!replicas_swap(ladder.betas[size_t(b)], ladder.betas[size_t(b) + 1], energies[size_t(at)], energies[size_t(next)],
+                           call.seed, number, last_sweep, uint32_t(b)))
           continue;
         std::swap(ladder.chains[at], ladder.chains[next]);
         for (const Ladder::Part& part : ladder.parts)

@@ -194,7 +194,8 @@ class BipartiteCta {
         draw_bytes(sweep);
         __syncthreads();  // the bytes are there
       }
-      const float beta = float(beta_at(s, model_, sweep + kAnnealed)), last_beta = kAnnealed ? float(beta_at(s, model_, sweep)) : beta;
+      const float beta = float(beta_at(s, model_, sweep + kAnnealed)),
+                  last_beta = kAnnealed ? float(beta_at(s, model_, sweep)) : beta;
       const ModelBounds bounds(beta, kAnnealed ? 0 : scale_.shift, scale_.scale, 0);
       if (kAnnealed) weigh_left();
 #pragma unroll 1

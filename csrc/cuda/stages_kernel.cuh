@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) pack_kernel(const __grid_con
     return;
   }
   if (part == 0)
-    for (int64_t i = lane(); i < p.sweep.num_beta_values; i += kWarpSize) beta_value(p.sweep, i);  // checks it, even if there is no sweep
+    for (int64_t i = lane(); i < p.sweep.num_beta_values; i += kWarpSize)
+      beta_value(p.sweep, i);  // checks it, even if there is no sweep
   const int64_t row = part * kWarpSize + lane();
   if (row < rows) p.numbers[row] = chain_number(p.sweep, row / batch.chains_per_model, row % batch.chains_per_model);
 }

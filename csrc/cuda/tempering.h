@@ -19,7 +19,7 @@ struct TemperingParams {
   int64_t num_betas, columns, sweeps_per_swap;
   Part parts[kMaxParts];
   int num_parts;
-  const double* scales;  // [linear number] 2^-k of the state's model
+  const double* scales;  // 2^-k of each model, at the linear number of its first state
   int64_t* chains;       // [linear number] numbers of the replicas, mutated
   double* energies;      // out: [linear number]
   int64_t* chains_at;    // out: [linear number], after the swaps

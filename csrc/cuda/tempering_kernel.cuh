@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kEnergyWarps* kWarpSize, 1)
   const void* weight = parameter_row(m.weight, batch, m.is_double, own.model, 0);
   const void *left_bias = parameter_row(m.left_bias, batch, m.is_double, own.model, own.chain),
              *right_bias = parameter_row(m.right_bias, batch, m.is_double, own.model, own.chain);
-  const double scale = p.tempering.scales[own.linear];
+  const double scale = p.tempering.scales[linear_number(batch, own.model, 0)];
   const int k = exponent_of_scale(scale);
   EnergySum sum;
   for (int64_t first = 0; first < m.n2; first += kWarpSize) {
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(kEnergyWarps* kWarpSize, 1)
     int64_t acc = 0;
     for (int64_t j = 0; j < m.n2 && is_one; ++j)
       if (right[j]) acc += coupling_at(m.weight, weight, m.is_double, k, i, j);
-    sum.add(is_one, is_one ? double(acc) * scale + double(float(load_parameter(left_bias, i * m.left_bias.stride, m.is_double))) : 0);
+    sum.add(is_one,
+            is_one ? double(acc) * scale + double(float(load_parameter(left_bias, i * m.left_bias.stride, m.is_double))) : 0);
   }
   if (lane() == 0) p.tempering.energies[own.linear] = sum.energy();
 }
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kEnergyWarps* kWarpSize, 1) graph_energies_ker
   const uint8_t* state = p.tempering.parts[0].bits + own.linear * m.num_nodes;
   const void *coupling = parameter_row(m.coupling, batch, m.is_double, own.model, 0),
              *bias = parameter_row(m.bias, batch, m.is_double, own.model, own.chain);
-  const double scale = p.tempering.scales[own.linear];
+  const double scale = p.tempering.scales[linear_number(batch, own.model, 0)];
   const int k = exponent_of_scale(scale);
   EnergySum sum;
   bool is_sound = true;
@@ -123,13 +124,14 @@ __global__ void __launch_bounds__(kSwapThreads, 1) swaps_kernel(const __grid_con
     if (low >= 0 && high < t.num_betas) {
       const auto beta = [&](int64_t b) { return double(float(beta_value(p.sweep, b))); };
       do_swap = replicas_swap(beta(low), beta(high), t.energies[at], t.energies[next], seed_of(p.sweep),
-                              uint64_t(t.chains[at]) / uint64_t(t.num_betas), uint64_t(first_sweep + t.sweeps_per_swap - 1), uint32_t(low));
+                              uint64_t(t.chains[at]) / uint64_t(t.num_betas), uint64_t(first_sweep + t.sweeps_per_swap - 1),
+                              uint32_t(low));
     }
     if (do_swap) {
       const int64_t number = t.chains[at];
       t.chains[at] = t.chains[next], t.chains[next] = number;
     }
-    if (low >= 0) t.chains_at[at] = t.chains[at];
+    if (low >= 0 && low < t.num_betas) t.chains_at[at] = t.chains[at];
     if (high < t.num_betas) t.chains_at[next] = t.chains[next];
   }
   if (!__syncthreads_or(do_swap)) return;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops in PyTorch: schemas, fake kernels, torch.compile, functorch, Ctrl-C."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -49,12 +50,20 @@ def samples(op):
         elif op == "bipartite_ais":
             yield (left, *p, torch.zeros_like(p[0]), torch.zeros_like(p[1]), schedule, SEED, None, 0, 0)
             yield (left.bool(), *p, p[0], p[1], schedule, SEED, chains, 0, 3)
+        elif op == "bipartite_tempering":
+            yield (left, *p, *ladder(state), 4, 2, 3)
         elif op == "coupling_resolution":
             yield (p[2],)
         elif op.startswith("graph_"):
             yield from graph_samples(op, batches[1:], state, dtype)
         else:
             raise NotImplementedError(f"{op} has no samples: add some")
+
+
+def ladder(state):
+    """beta, seed and chains of a ladder of two betas."""
+    beta = torch.tensor([0.5, 1.0], dtype=torch.float64).reshape(2, *[1] * len(state), 1)
+    return beta, SEED, torch.arange(2 * math.prod(state)).reshape(2, *state)
 
 
 def graph_samples(op, batches, state, dtype):
@@ -79,6 +88,8 @@ def graph_samples(op, batches, state, dtype):
     elif op == "graph_ais":
         yield (z, *p, layout, torch.zeros_like(p[0]), schedule, SEED, None, 0, 0)
         yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
+    elif op == "graph_tempering":
+        yield (z, *p, layout, *ladder(state), 4, 2, 3)
     elif op == "graph_coupling_resolution":
         yield (p[1], layout)
     elif op == "graph_fields":

@@ -63,7 +63,8 @@ void graph_energies_kernel(const GraphView& g, const EnergyGroup& b, double* out
     for (int v = 0; v < kVectors; ++v) {
       const int at = v * kLanes;
       const VecF bias = b.shared_bias ? splat(b.bias[0][node]) : load<VecF>(b.bias[at / kGroup] + node * kGroup + at % kGroup);
-      const EnergyVec term = __builtin_convertvector(acc[v], EnergyVec) * double(b.scale) + __builtin_convertvector(bias, EnergyVec);
+      const EnergyVec term =
+          __builtin_convertvector(acc[v], EnergyVec) * double(b.scale) + __builtin_convertvector(bias, EnergyVec);
       sum[v] = add_where(b.state[node], v, sum[v], term);
     }
   }

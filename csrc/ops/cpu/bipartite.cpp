@@ -134,10 +134,10 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), log_weights};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
-                                                               const Tensor& weight, const Tensor& beta, const Tensor& seed,
-                                                               const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
-                                                               int64_t num_swaps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias,
+                                                               const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
+                                                               const Tensor& seed, const Tensor& chains, int64_t sweep_offset,
+                                                               int64_t sweeps_per_swap, int64_t num_swaps) {
   const std::optional<Tensor> numbers = chains;
   const Counters counters = {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps};
   Problem p(kBipartiteTempering, weight, {.state = &left, .bias = &left_bias}, {.bias = &right_bias});

@@ -160,8 +160,9 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
-                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed, const Tensor& chains,
-                                                   int64_t sweep_offset, int64_t sweeps_per_swap, int64_t num_swaps) {
+                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed,
+                                                   const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
+                                                   int64_t num_swaps) {
   const std::optional<Tensor> numbers = chains;
   const Counters counters = {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps};
   const GraphView graph = read_layout(kGraphTempering, layout);
@@ -177,9 +178,8 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   call.bits = bits.data();
   call.num_sweeps = sweeps_per_swap;
   Rounding rounding = {};
-  check(p, run_tempering(call, out.ladder, num_swaps, [&](const GraphCall& c, const AfterRound& after) {
-          return run_graph(c, runtime(), &rounding, after);
-        }));
+  check(p, run_tempering(call, out.ladder, num_swaps,
+                         [&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime(), &rounding, after); }));
   if (num_swaps && graph.num_edges) warn_if_large(p, rounding, graph.max_degree, call.beta);
   return {unpack(p, p.nodes(), bits, state.scalar_type()), out.energies, out.chains_at};
 }

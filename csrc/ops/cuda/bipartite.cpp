@@ -148,10 +148,10 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   return {left_out, right_out, log_weights};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
-                                                               const Tensor& weight, const Tensor& beta, const Tensor& seed,
-                                                               const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
-                                                               int64_t num_swaps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias,
+                                                               const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
+                                                               const Tensor& seed, const Tensor& chains, int64_t sweep_offset,
+                                                               int64_t sweeps_per_swap, int64_t num_swaps) {
   std::optional<Tensor> numbers = chains;
   Problem p(kBipartiteTempering, weight, {.state = &left, .bias = &left_bias}, {.bias = &right_bias});
   check_tempering(p, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps}, sweeps_per_swap, num_swaps);

@@ -157,8 +157,9 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
-                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed, const Tensor& chains,
-                                                   int64_t sweep_offset, int64_t sweeps_per_swap, int64_t num_swaps) {
+                                                   const Tensor& layout, const Tensor& beta, const Tensor& seed,
+                                                   const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
+                                                   int64_t num_swaps) {
   std::optional<Tensor> numbers = chains;
   const GraphSize size = size_of(kGraphTempering, coupling, layout, state);
   Problem p(kGraphTempering, coupling, layout, size, {.state = &state, .bias = &bias});

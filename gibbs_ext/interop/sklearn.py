@@ -52,8 +52,8 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
     divides both sums by B, which differs where C does, so in the last minibatch if the samples do not come out even.)
     Equal seeds start from the weights that scikit-learn's has, but chains draw other random numbers.
 
-    Training computes in float32, as the sampler does, and attributes have the dtype of X: float32, or float64. That
-    goes for :meth:`partial_fit`, too, where scikit-learn makes everything float64.
+    Training computes in float32 on the CPU, as the sampler does, and attributes have the dtype of X: float32, or
+    float64. That goes for :meth:`partial_fit`, too, where scikit-learn makes everything float64.
 
     Beside what scikit-learn's has, ``random_state`` decides all of :meth:`log_likelihood`, and there are three
     parameters more.

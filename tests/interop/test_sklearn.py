@@ -177,6 +177,9 @@ def test_random_states():
     assert (fit(state).components_ != first.components_).any()
     # Chains do not repeat themselves from call to call.
     assert (model.gibbs(X) != model.gibbs(X)).any()
+    uncoupled = with_parameters()
+    uncoupled.components_ = np.zeros((2, 3))  # so that v does not depend on the h that are drawn first
+    assert (uncoupled.gibbs(np.zeros((40, 3))) != uncoupled.gibbs(np.zeros((40, 3)))).any()
     chains = [model.set_params(learning_rate=1e-30).partial_fit(X).h_samples_ for _ in range(2)]
     assert (chains[0] != chains[1]).any()
 

@@ -29,7 +29,7 @@ _DTYPES = (np.float64, np.float32)
 _OFFSETS = ("offset_visible_", "offset_hidden_")
 # Names of the sweeps' arguments. A sweep draws the right side first, so v is on the right where chains start from h.
 _ATTRIBUTES = {"left_bias": "intercept_hidden_", "right_bias": "intercept_visible_", "weight": "components_"}
-# The weight of a new minibatch's means in the offsets of centred gradients (Melchior et al. 2016, section 5).
+# The weight of a new minibatch's means in the offsets of centred gradients, the sliding factor of Melchior et al. 2016.
 _OFFSET_RATE = 0.01
 
 
@@ -85,7 +85,8 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         n_features_in_, feature_names_in_: As everywhere in scikit-learn.
 
     Raises:
-        TypeError, ValueError: A parameter does not fit, in :meth:`fit` and :meth:`partial_fit`, as scikit-learn has it.
+        TypeError, ValueError: A parameter does not fit, in :meth:`fit` and :meth:`partial_fit`. For parameters that
+            scikit-learn's has the message is scikit-learn's.
 
     Example:
         >>> X = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])

@@ -401,8 +401,11 @@ def test_to_boltzmann_is_the_model():
     rbm = model.to_boltzmann()
     v = torch.tensor(states(3)).double()
     np.testing.assert_allclose(-rbm.free_energy(v), -model._free_energy(v.numpy()))
-    rbm.weight.zero_()
-    assert (model.components_ != 0).all()
+    model.components_ = np.asfortranarray(model.components_)  # as after fit
+    copy = model.to_boltzmann()
+    for parameter in (copy.left_bias, copy.right_bias, copy.weight):
+        parameter.zero_()
+    assert all((getattr(model, name) != 0).all() for name in ATTRIBUTES[:3])
 
 
 # Digits: 1797 images of 64 pixels ----------------------------------------------------------------------------------

@@ -340,7 +340,7 @@ class _Training:
         return means
 
     def store(self, estimator: BernoulliRBM) -> None:
-        """Sets the attributes of the estimator, in their dtype."""
+        """Sets the attributes of the estimator, in their dtype; none if one is not finite."""
         dtype = estimator.components_.dtype
         found = {
             "components_": self.weight.T,
@@ -353,7 +353,7 @@ class _Training:
             if not tensor.isfinite().all():
                 rate = f"learning_rate={self.learning_rate:g}"
                 raise ValueError(f"{_NAME}: {name} must stay finite, and did not with {rate}; take a smaller one")
-            setattr(estimator, name, tensor.numpy().astype(dtype))
+        estimator.__dict__.update({name: tensor.numpy().astype(dtype) for name, tensor in found.items()})
 
 
 # What makes the model's phase of a step from a minibatch [B, n_features]: v [C, n_features], and h [C, n_components],

@@ -576,6 +576,7 @@ def test_parameters_that_do_not_stay_finite_are_an_error(batch_size, learning_ra
     message = r"^BernoulliRBM: (components_|intercept_visible_|intercept_hidden_) must "
     with pytest.raises(ValueError, match=message + ("stay finite" if batch_size == 10 else "be finite")):
         model.fit(1e30 * bits(10, 6))
+    assert all(np.isfinite(value).all() for value in parameters_of(model).values())
 
 
 def test_the_package_is_needed_only_by_this_module():

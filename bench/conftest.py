@@ -26,7 +26,7 @@ from .harness import Case, Missing, Outcome  # noqa: E402
 from .tables import NAMES  # noqa: E402
 
 HERE = Path(__file__).parent
-CPU_ONLY = {"graph_building", "memory"}
+CPU_ONLY = {"graph_building", "interop_sklearn", "memory"}
 
 
 class Group:

@@ -21,6 +21,7 @@ NAMES = (
     "graph_gibbs_relaxed",
     "graph_building",
     "training_epoch",
+    "interop_sklearn",
     "training_step",
     "call_cost",
     "memory",

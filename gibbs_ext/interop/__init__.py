@@ -7,7 +7,7 @@ Modules are imported when they are first used, as by ``gibbs_ext.interop.dimod.B
 import importlib
 from types import ModuleType
 
-_MODULES = ("dimod",)
+_MODULES = ("dimod", "sklearn")
 
 
 def __getattr__(name: str) -> ModuleType:

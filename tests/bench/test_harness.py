@@ -305,7 +305,7 @@ def test_contenders_of_the_real_benchmarks_agree(monkeypatch: pytest.MonkeyPatch
     assert not {"failed", "errors", "error"} & outcomes.keys(), done.stdout.str()
 
 
-@pytest.mark.parametrize("name", sorted({*tables.NAMES} - {"graph_building", "memory"}))
+@pytest.mark.parametrize("name", sorted({*tables.NAMES} - {"graph_building", "interop_sklearn", "memory"}))
 def test_on_a_gpu_no_peer_is_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(f"bench.{name}")
     for imported in (module, harness):

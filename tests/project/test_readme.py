@@ -28,7 +28,7 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
-    bipartite, graph, chains = blocks("docs/library.md")
+    bipartite, graph, chains, estimator = blocks("docs/library.md")
     shape, gradient, error = run(bipartite, tmp_path)
     assert shape.startswith("torch.Size([1000, 64, 28])")
     assert gradient == "torch.Size([64, 16, 12])"
@@ -41,6 +41,12 @@ def test_the_examples_run(tmp_path: Path) -> None:
     head, *rows = run("import torch; torch.manual_seed(0)\n" + chains, tmp_path)
     assert head.split()[0] == "mcse_mean"
     assert [row.split()[0] for row in rows[:4]] == ["energy", "magnetization", "unit[0]", "unit[5]"]
+    plain, centred = ([float(x) for x in line.strip("()").split(",")] for line in run(estimator, tmp_path))
+    for mean, error, lower, upper in (plain, centred):
+        assert abs(lower - mean) < 10 * error + 1e-3
+        assert abs(upper - mean) < 10 * error + 1e-3
+    assert plain[0] > -26
+    assert centred[0] > -19.5
 
 
 def test_plain_pytorch_does_the_same_as_the_example(tmp_path: Path) -> None:

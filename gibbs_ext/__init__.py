@@ -22,7 +22,7 @@ from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
-from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
+from gibbs_ext.models import BipartiteBoltzmann, Conditional, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
 
@@ -33,6 +33,7 @@ __all__ = [
     "BracketWarning",
     "ChimeraGraph",
     "ColoredGraph",
+    "Conditional",
     "CouplingResolutionWarning",
     "EffectiveSampleSizeWarning",
     "GraphBoltzmann",

@@ -6,14 +6,23 @@ import copy
 import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, check_values, expand_to, is_mapped, reported_as, shown
+from gibbs_ext.checks import (
+    check_integers,
+    check_tensors,
+    check_units,
+    check_values,
+    expand_to,
+    is_mapped,
+    reported_as,
+    shown,
+)
 from gibbs_ext.log_partition.annealing import Base, Betas, annealed_importance_sampling
 from gibbs_ext.log_partition.exact import exact_log_partition, log_partition_and_marginals, without_derivative
 from gibbs_ext.log_partition.machine import Machine, broadcast_batch, check_model
@@ -63,6 +72,44 @@ def with_all_digits(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return method(self, *args)
 
     return outside
+
+
+class Conditional(NamedTuple):
+    """The result of :meth:`Boltzmann.conditioned`: a model over n free units given the N - n others.
+
+    M stands for the broadcast of the model's batch shape and the batch dims of the given values. For each state z that
+    has the given values, ``energy(z)`` of the whole model is ``self.energy + self.model.energy(z[..., self.free])``. So
+    ``self.model.log_partition() - self.energy`` is the logarithm of the sum of ``exp(-energy(z))`` over these states.
+    """
+
+    model: "Boltzmann"  # batch shape [M], over the free units; one of its samples is completed by `complete`
+    energy: Tensor  # [M]: the energy of the given units among themselves
+    given: Tensor  # [..., N], broadcasts to [M, N]: the given values, and 0 at the free units
+    free: Tensor  # [n] int64: the numbers of the free units, ascending
+
+    def complete(self, z: Tensor) -> Tensor:
+        """The states of all units.
+
+        Args:
+            z: [..., n] states of the free units, of any dtype; batch dims broadcast against [M].
+
+        Returns:
+            [..., N] of the parameters' dtype: z at the free units, and the given values at the others. Differentiable
+            in z and the given values.
+
+        Raises:
+            TypeError, ValueError: z is no tensor, its last dim is not n, or batch dims do not broadcast. The message
+                begins with ``Conditional.complete:``.
+        """
+        name = "Conditional.complete"
+        check_units(name, "z", z, len(self.free))
+        try:
+            batch = torch.broadcast_shapes(z.shape[:-1], self.given.shape[:-1])
+        except RuntimeError as error:
+            wanted = f"z must have batch dims that broadcast against {list(self.given.shape[:-1])}"
+            raise ValueError(f"{name}: {wanted}, got {list(z.shape[:-1])}") from error
+        values = z.to(self.given.dtype).expand(*batch, -1)
+        return self.given.expand(*batch, -1).index_copy(-1, self.free, values)
 
 
 class Boltzmann(Distribution, Machine):
@@ -217,9 +264,26 @@ class Boltzmann(Distribution, Machine):
         """z after relaxed sweeps, the conditional mean of (at least) the units updated last, and the binary state."""
         raise NotImplementedError
 
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The values, of x [..., N], at the first and at the second unit of each coupling; they broadcast to it."""
+        raise NotImplementedError
+
+    def _restricted(self, free: Tensor, fields: Tensor) -> "Boltzmann":
+        """The model over the units ``free`` [n], ascending, whose biases are at their places in ``fields`` [..., N]."""
+        raise NotImplementedError
+
     def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
         raise NotImplementedError
+
+    def _with(self: _Model, biases: Tensor, couplings: Tensor) -> _Model:
+        """The model of other biases, joined as in z [..., N], and couplings, whose values are not validated."""
+        parts = biases.split([bias.shape[-1] for bias in self._biases], dim=-1)
+        new = copy.copy(self)
+        for argument, tensor in zip(self._dims, (*parts, couplings), strict=True):
+            setattr(new, argument, tensor)
+        new._batch_shape = broadcast_batch(new._parameters, new._dims.values())
+        return new
 
     def _state_of(self, z: Tensor) -> Tensor:
         """The chain's state in z: a view."""
@@ -296,8 +360,9 @@ class Boltzmann(Distribution, Machine):
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
         clamps: dict[str, Tensor] = {}
-        if given is not None or where is not None:
-            state, clamps = self._clamped(state, *self._read_given(name, state.shape[:-1], given, where))
+        clamped = self._read_given(name, state.shape[:-1], given, where)
+        if clamped:
+            state, clamps = self._clamped(state, *clamped)
         with reported_as(name, left="initial", state="initial"):
             return self._sweep(
                 state, len(beta), beta=beta if len(beta) else 1.0, chain_offset=chain_offset,
@@ -305,23 +370,97 @@ class Boltzmann(Distribution, Machine):
             )  # fmt: skip
 
     def _read_given(
-        self, name: str, batch: Sequence[int], given: Tensor | None, where: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Bits [*batch, N], 0 where they are not given, and the mask of those that are."""
+        self,
+        name: str,
+        batch: Sequence[int],
+        given: Tensor | None,
+        where: Tensor | None,
+        is_relaxed: bool = False,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values [..., N], 0 where they are not given, and the mask [..., N] of those that are, or None if none are.
+
+        The batch dims of both broadcast to ``batch``, but are not expanded to it.
+        """
+        if given is None and where is None:
+            return None
         if given is None or where is None:
             missing, other = ("given", "where") if given is None else ("where", "given")
             raise ValueError(f"{name}: {missing} must be given together with {other}, got None")
-        shape = (*batch, self.num_units)
         for argument, tensor in (("given", given), ("where", where)):
             if isinstance(tensor, Tensor) and tensor.device != self.device:
                 wanted = f"{argument} must be on the model's device, {self.device}"
                 raise ValueError(f"{name}: {wanted}, got {tensor.device}")
-        values, mask = expand_to(name, "given", given, shape), expand_to(name, "where", where, shape)
+            expand_to(name, argument, tensor, (*batch, self.num_units))
+        values, mask = (tensor.expand(*tensor.shape[:-1], self.num_units) for tensor in (given, where))
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: where must be a bool tensor, got {mask.dtype}")
-        is_bit = (values == 0) | (values == 1)
-        check_values(name, "given", "hold 0 and 1 only in where", values, is_bit | ~mask)
-        return values.to(self.dtype).masked_fill(~mask, 0), mask
+        values, is_free = torch.broadcast_tensors(values, ~mask)
+        if is_relaxed:
+            good, wanted = (values >= 0) & (values <= 1), "lie in [0, 1] in where"
+        else:
+            good, wanted = (values == 0) | (values == 1), "hold 0 and 1 only in where"
+        check_values(name, "given", wanted, values, good | is_free)
+        return values.to(self.dtype).masked_fill(is_free, 0), mask
+
+    def conditioned(self, given: Tensor, where: Tensor) -> Conditional:
+        """The model of the other units given some: a smaller model, for everything that takes models.
+
+        What the given units add to the fields of the others is added to their biases; units and couplings of the given
+        ones are gone. So :func:`gibbs_ext.annealed_importance_sampling`, :func:`gibbs_ext.exact_log_partition`,
+        :func:`gibbs_ext.perfect_samples` and all other functions of a model answer for the conditional, whose log Z is
+        a sum over the free units alone, and chains sweep these alone.
+
+        Args:
+            given: Values z [..., N] of the units of ``where``, from 0 to 1; of the other units they do not matter.
+                Batch dims broadcast against the model's.
+            where: Mask [N] of the units whose values are given, bool; the same for all models and all values, because
+                all conditionals must have the same units. At least one unit is free. (:meth:`sample` and
+                :meth:`rsample` take other masks for other chains.) On a GPU the call waits for it.
+
+        Returns:
+            :class:`Conditional`. Its model is of this class, with the free units in their order, and of the parameters'
+            dtype. If all units of one side of a bipartite model are given, the others are independent, and it is a
+            :class:`gibbs_ext.GraphBoltzmann` without edges. Differentiable in the parameters and in ``given``.
+
+        Raises:
+            TypeError: An argument is no tensor.
+            ValueError: ``where`` is no bool tensor [N] or leaves no unit free; ``given`` does not broadcast or has
+                values outside of [0, 1] in where; or an argument is on another device.
+            NotImplementedError: Under torch.vmap, where the mask is mapped.
+
+            The messages begin with the class' name and ``.conditioned:``.
+
+        Example:
+            >>> model = GraphBoltzmann(ColoredGraph(3, [(0, 1), (1, 2)]), torch.zeros(3), torch.tensor([1.0, 2.0]))
+            >>> conditional = model.conditioned(torch.ones(3), torch.tensor([False, True, False]))
+            >>> conditional.model.bias
+            tensor([1., 2.])
+            >>> conditional.complete(torch.zeros(2))
+            tensor([0., 1., 0.])
+        """
+        name = f"{type(self).__name__}.conditioned"
+        check_tensors(name, given=given, where=where)
+        if where.shape != (self.num_units,):
+            raise ValueError(
+                f"{name}: where must be one mask [{self.num_units}] for all models and chains (sample and rsample take "
+                f"masks of chains), got shape {list(where.shape)}"
+            )
+        if is_mapped(where):
+            raise NotImplementedError(f"{name}: where must not be mapped by torch.vmap")
+        try:
+            batch = torch.broadcast_shapes(self.batch_shape, given.shape[:-1])
+        except RuntimeError as error:
+            wanted = f"given must have batch dims that broadcast against {list(self.batch_shape)}"
+            raise ValueError(f"{name}: {wanted}, got shape {list(given.shape)}") from error
+        clamped = self._read_given(name, batch, given, where, is_relaxed=True)
+        assert clamped
+        values, mask = clamped
+        free = (~mask).nonzero()[:, 0]
+        if not len(free):
+            raise ValueError(f"{name}: where must leave one or more units free, got all {self.num_units}")
+        model = self._restricted(free, self._fields_of(values).to(self.dtype))
+        model._validate_args = self._validate_args
+        return Conditional(model, self.energy(values), values, free)
 
     def rsample(
         self,
@@ -333,6 +472,8 @@ class Boltzmann(Distribution, Machine):
         sharpness: float = 4.0,
         slope_gradient: bool = True,
         initial: Tensor | None = None,
+        given: Tensor | None = None,
+        where: Tensor | None = None,
         chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -351,27 +492,43 @@ class Boltzmann(Distribution, Machine):
             slope_gradient: Whether the relaxation ``"pwl"`` lets gradient through its slope.
             initial: States to start from, as in :meth:`sample`. Without binary sweeps they may have values other than 0
                 and 1, and gradient flows into them. Uniform bits when not given.
+            given: Values z [..., N] of the units of ``where``, from 0 to 1; of the other units they do not matter. With
+                both, samples are those of the other units given these, and have these values.
+            where: Mask of the units whose values are given, bool. Both broadcast to the shape of the result. A mask
+                with batch dims makes couplings with these batch dims.
             chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
-            [*sample_shape, *batch_shape, num_units] of the parameters' dtype, differentiable in the parameters.
+            [*sample_shape, *batch_shape, num_units] of the parameters' dtype, differentiable in the parameters and in
+            ``given``.
 
         Raises:
-            TypeError, ValueError: As in :meth:`sample`; or ``relaxation`` is unknown, or ``sharpness`` is no positive
-                finite number. The messages begin with the class' name and ``.rsample:``.
+            TypeError, ValueError: As in :meth:`sample`, but given values may lie between 0 and 1; or ``relaxation`` is
+                unknown, or ``sharpness`` is no positive finite number. The messages begin with the class' name and
+                ``.rsample:``.
         """
         name = f"{type(self).__name__}.rsample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
+        clamped = self._read_given(name, state.shape[:-1], given, where, is_relaxed=True)
+        model = self._decoupled(*clamped) if clamped else self
         with reported_as(name, left="initial", state="initial"):
-            z, _, _ = self._sweep_relaxed(
+            z, _, _ = model._sweep_relaxed(
                 state, len(beta), num_relaxed_sweeps, relaxation=relaxation, sharpness=sharpness,
                 slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
                 chain_offset=chain_offset, generator=generator, seed=seed,
             )  # fmt: skip
-        return z
+        return torch.where(clamped[1], clamped[0], z) if clamped else z
+
+    def _decoupled(self: _Model, values: Tensor, mask: Tensor) -> _Model:
+        """The model without the couplings of the units of a mask, whose values are added to the other units' biases.
+
+        The ops of relaxed sweeps have no clamps. In this model it does not matter what becomes of these units.
+        """
+        first, second = self._ends(~mask)
+        return self._with(self._fields_of(values).to(self.dtype), self._couplings * (first & second))
 
     # Probabilities --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import os
 import torch
 
 from gibbs_ext import diagnostics, distributed, interop, nn, pictures
-from gibbs_ext.chains import PersistentChains, negative_log_likelihood_surrogate, pack_bits, unpack_bits
+from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
@@ -19,6 +19,7 @@ from gibbs_ext.functional import (
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
+from gibbs_ext.likelihood import Centering, negative_log_likelihood_surrogate
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
@@ -31,6 +32,7 @@ __all__ = [
     "BipartiteBoltzmann",
     "BracketResult",
     "BracketWarning",
+    "Centering",
     "ChimeraGraph",
     "ColoredGraph",
     "Conditional",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import softplus
 
 from gibbs_ext import ops
 from gibbs_ext.checks import (
@@ -276,6 +277,10 @@ class Boltzmann(Distribution, Machine):
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
         raise NotImplementedError
 
+    def _colors(self) -> Tensor:
+        """The colour of each unit [N] int64, on the CPU: units of one colour are not coupled. A sweep begins at 0."""
+        raise NotImplementedError
+
     def _with(self: _Model, biases: Tensor, couplings: Tensor) -> _Model:
         """The model of other biases, joined as in z [..., N], and couplings, whose values are not validated."""
         parts = biases.split([bias.shape[-1] for bias in self._biases], dim=-1)
@@ -295,6 +300,30 @@ class Boltzmann(Distribution, Machine):
         for argument, bias in zip(self._dims, biases, strict=False):
             setattr(uncoupled, argument, bias)
         return self._state_of(uncoupled._sweep(self._couplings.new_zeros(()).expand(shape), 1, **options))
+
+    @with_all_digits
+    def _free_energy_over(self, units: Tensor, z: Tensor) -> Tensor:
+        """``- log sum exp(-energy(z))`` over some units [n], ascending, no two of which are coupled, given the rest."""
+        if not len(units):
+            return self.energy(z)
+        if units.equal((self._colors() == 0).nonzero()[:, 0]):
+            return self.free_energy(self._state_of(z))
+        rest, fields = self._rest(units, z)
+        return self.energy(rest) - softplus(fields).sum(-1)
+
+    @torch.no_grad()
+    def _with_means(self, z: Tensor, units: Tensor) -> Tensor:
+        """z with the conditional means of such units."""
+        if not len(units):
+            return z
+        rest, fields = self._rest(units, z)
+        return self._computed(rest).index_copy(-1, units.to(z.device), fields.sigmoid())
+
+    def _rest(self, units: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z with 0 at some units, and the fields of these."""
+        units = units.to(z.device)
+        rest = z.index_fill(-1, units, 0)
+        return rest, self._fields_of(rest).index_select(-1, units)
 
     # Samples --------------------------------------------------------------------------------------------------
 
@@ -529,6 +558,46 @@ class Boltzmann(Distribution, Machine):
         """
         first, second = self._ends(~mask)
         return self._with(self._fields_of(values).to(self.dtype), self._couplings * (first & second))
+
+    def centered(self: _Model, offsets: Tensor) -> _Model:
+        """The same model, whose parameters get centred gradients from everything that is computed of it.
+
+        With offsets m_i of the units the energy is, but for a constant, that of ``- sum_i c_i (z_i - m_i) - sum_ij
+        coupling_ij (z_i - m_i) (z_j - m_j)``, the centred parametrisation, where ``bias_i = c_i - sum_j coupling_ij
+        m_j``. The centred gradient of a function of the parameters is the step in the biases and couplings that its
+        gradient in c and the couplings makes. If g is the plain gradient, it is::
+
+            coupling_ij:  h_ij = g_ij - g_i m_j - g_j m_i         bias_i:  g_i - sum_j h_ij m_j
+
+        For the likelihood, h_ij is the difference of the covariances ``<(z_i - m_i) (z_j - m_j)>`` of data and model
+        (Montavon and Mueller, "Deep Boltzmann machines and the centering trick", 2012; Melchior, Fischer and Wiskott,
+        "How to center deep Boltzmann machines", JMLR 17, 2016). Flipped data and flipped offsets
+        flip this step. Offsets of 0 give the plain gradient. Any optimizer may use it; plain gradient descent with it
+        descends, because it is a positive definite matrix times the gradient.
+
+        Args:
+            offsets: [..., N], of values meant to lie in [0, 1]; broadcasts to [*batch_shape, N].
+
+        Returns:
+            A model of the same values. Its parameters have all batch dims, so that parameters which models share get
+            the sum of these models' centred gradients. No gradient reaches the offsets.
+
+        Raises:
+            TypeError, ValueError: ``offsets`` is no tensor, does not broadcast or is on another device. The message
+                begins with the class' name and ``.centered:``.
+        """
+        name = f"{type(self).__name__}.centered"
+        check_tensors(name, offsets=offsets)
+        if offsets.device != self.device:
+            raise ValueError(f"{name}: offsets must be on the model's device, {self.device}, got {offsets.device}")
+        offsets = expand_to(name, "offsets", offsets, (*self.batch_shape, self.num_units)).detach().to(self.dtype)
+        biases = torch.cat([bias.expand(*self.batch_shape, -1) for bias in self._biases], -1)
+        # Zeros that carry the gradient; the transposed map, which is the same, takes gradients back.
+        change, couplings_change = biases - biases.detach(), self._couplings - self._couplings.detach()
+        (first, second), (first_offset, second_offset) = self._ends(change), self._ends(offsets)
+        couplings_change = couplings_change - first * second_offset - second * first_offset
+        change = self._with(change, -couplings_change)._fields_of(offsets).to(self.dtype)
+        return self._with(biases.detach() + change, self._couplings.detach() + couplings_change)
 
     # Probabilities --------------------------------------------------------------------------------------------
 

@@ -74,6 +74,9 @@ class BipartiteBoltzmann(Boltzmann):
     def _edges(self) -> Tensor:
         return torch.cartesian_prod(*torch.arange(self.num_units).split((self.num_left, self.num_right)))
 
+    def _colors(self) -> Tensor:
+        return (torch.arange(self.num_units, device="cpu") < self.num_left).long()
+
     def _coupling_resolution(self) -> Tensor:
         return ops.coupling_resolution(self.weight.detach())
 

@@ -65,6 +65,9 @@ class GraphBoltzmann(Boltzmann):
     def _edges(self) -> Tensor:
         return self.graph.edges
 
+    def _colors(self) -> Tensor:
+        return self.graph.colors
+
     def _coupling_resolution(self) -> Tensor:
         return ops.graph_coupling_resolution(self.coupling.detach(), self.graph.layout_on(self.device))
 

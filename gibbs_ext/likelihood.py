@@ -186,12 +186,13 @@ def _visible_mask(name: str, model: Boltzmann, data: Tensor, where: Tensor | Non
 
 def _summed_units(model: Boltzmann, hidden: Tensor) -> tuple[Tensor, bool]:
     """The numbers of hidden units, on the CPU, no two of which are coupled, and whether there are other hidden ones."""
-    first, second = model._ends(hidden)
-    is_sampled = bool((first & second).any())
-    if is_sampled:
-        colors = model._colors()
-        hidden = hidden & (colors == colors[hidden].bincount().argmax())
-    return hidden.nonzero()[:, 0], is_sampled
+    colors = model._colors()
+    counts = colors[hidden].bincount()
+    if (counts > 0).sum() > 1:
+        first, second = model._ends(hidden)
+        if (first & second).any():
+            return (hidden & (colors == counts.argmax())).nonzero()[:, 0], True
+    return hidden.nonzero()[:, 0], False
 
 
 def _completed(model: Boltzmann, data: Tensor, visible: Tensor) -> Tensor:

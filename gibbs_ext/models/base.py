@@ -571,9 +571,9 @@ class Boltzmann(Distribution, Machine):
 
         For the likelihood, h_ij is the difference of the covariances ``<(z_i - m_i) (z_j - m_j)>`` of data and model
         (Montavon and Mueller, "Deep Boltzmann machines and the centering trick", 2012; Melchior, Fischer and Wiskott,
-        "How to center deep Boltzmann machines", JMLR 17, 2016). Flipped data and flipped offsets flip this step. Offsets
-        of 0 give the plain gradient. Gradient descent by it descends, because it is a positive definite matrix times
-        the gradient; optimizers that scale each parameter's gradient by itself, such as Adam, lose the symmetry.
+        "How to center deep Boltzmann machines", JMLR 17, 2016). Flipped data and flipped offsets flip this step.
+        Offsets of 0 give the plain gradient. Gradient descent by it descends, because it is a positive definite matrix
+        times the gradient; optimizers that scale each parameter's gradient by itself, such as Adam, lose the symmetry.
 
         Args:
             offsets: [..., N], of values meant to lie in [0, 1]; broadcasts to [*batch_shape, N].

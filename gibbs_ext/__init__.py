@@ -6,7 +6,7 @@ import os
 import torch
 
 from gibbs_ext import diagnostics, distributed, interop, nn, pictures
-from gibbs_ext.chains import PersistentChains, negative_log_likelihood_surrogate, pack_bits, unpack_bits
+from gibbs_ext.chains import PersistentChains, pack_bits, unpack_bits
 from gibbs_ext.functional import (
     bipartite_ais,
     bipartite_gibbs,
@@ -19,10 +19,11 @@ from gibbs_ext.functional import (
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
+from gibbs_ext.likelihood import Centering, negative_log_likelihood_surrogate
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
-from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
+from gibbs_ext.models import BipartiteBoltzmann, Conditional, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
 from gibbs_ext.tempering import TemperingResult, TemperingWarning, parallel_tempering, tune_ladder
@@ -32,8 +33,10 @@ __all__ = [
     "BipartiteBoltzmann",
     "BracketResult",
     "BracketWarning",
+    "Centering",
     "ChimeraGraph",
     "ColoredGraph",
+    "Conditional",
     "CouplingResolutionWarning",
     "EffectiveSampleSizeWarning",
     "GraphBoltzmann",

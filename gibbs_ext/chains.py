@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markov chains that live from one training step to the next, stored as bits, and a loss estimated from them."""
+"""Markov chains that live from one training step to the next, stored as bits."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from gibbs_ext.checks import (
     check_bits,
     check_integers,
     check_tensors,
-    check_units,
     check_values,
     is_transformed,
     reported_as,
@@ -227,16 +226,21 @@ class PersistentChains(nn.Module):
         index: Tensor | None = None,
         generator: torch.Generator | None = None,
         *,
+        given: Tensor | None = None,
+        where: Tensor | None = None,
         part: slice | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
         """Sweeps the chains under ``model`` and keeps the result. Mutates ``bits``.
 
         Args:
-            model: The model as at construction; of batch shape [B] with ``index``.
+            model: The model as at construction; of batch shape [B], or [] if all points share it, with ``index``.
             num_sweeps: Number of binary sweeps, at least 1.
             index: [B] int64 data points, with ``dataset_size`` only.
             generator: Supplies the seed.
+            given: Values z [..., N] of the units of ``where``, which these take before the sweeps and keep, as in
+                :meth:`gibbs_ext.GraphBoltzmann.sample`.
+            where: Mask of the units whose values are given, bool. Both broadcast to the shape of the result.
             part: Selects some of the C chains per model, without ``dataset_size`` only; all by default. The others
                 stay. Processes that each advance a part with the same ``seed`` make the bits that one process makes of
                 all chains.
@@ -250,7 +254,8 @@ class PersistentChains(nn.Module):
             TypeError: As in :meth:`state`; or ``model`` is no model, or ``num_sweeps``, ``generator`` or ``seed`` has a
                 wrong type.
             ValueError: As in :meth:`state`; or ``num_sweeps`` is less than 1, ``generator`` and ``seed`` are both
-                given, the model's units or batch shape do not fit the chains, or a parameter is not finite.
+                given, the model's units or batch shape do not fit the chains, ``given`` or ``where`` does not fit or
+                only one of them is given, or a parameter is not finite.
             NotImplementedError: The call is made inside a transform of torch.func.
 
             The messages begin with ``PersistentChains:``. After an error on the CPU, ``bits`` are as before the call.
@@ -261,46 +266,14 @@ class PersistentChains(nn.Module):
         state = self.state(index, None if self.dataset_size is not None else part).to(model.dtype)
         # Chains are numbered over the whole set.
         first = part.start * math.prod(self.bits.shape[1:-1])
+        clamps: dict[str, Tensor] = {}
+        clamped = model._read_given("PersistentChains", state.shape[:-1], given, where)
+        if clamped:
+            state, clamps = model._clamped(state, *clamped)
         with reported_as("PersistentChains"):
-            z = model._sweep(state, num_sweeps, chain_offset=first, generator=generator, seed=seed)
+            z = model._sweep(state, num_sweeps, chain_offset=first, generator=generator, seed=seed, **clamps)
         self._store(model._state_of(z), index, part)
         return z
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, bits={list(self.bits.shape)}, dataset_size={self.dataset_size}"
-
-
-def negative_log_likelihood_surrogate(
-    model: Boltzmann, data: Tensor, chains: PersistentChains | None, num_sweeps: int = 1
-) -> Tensor:
-    """A loss whose gradient estimates that of the mean negative log-likelihood: data moments minus model moments.
-
-    ``mean_data energy - mean_chains free_energy``, after the chains have been advanced (persistent contrastive
-    divergence). The value itself means nothing, because log Z is missing from it.
-
-    Args:
-        model: A model of batch shape [*batch_shape].
-        data: [B, *batch_shape, num_units] bits of all units, of the parameters' dtype; or, of a bipartite model,
-            [B, *batch_shape, n1] bits of left, right being hidden and summed out. With ``chains`` values in between are
-            accepted, too.
-        chains: Persistent chains; mutated. Or ``None`` for contrastive divergence (CD-k), whose chains start at the
-            data in every call.
-        num_sweeps: k, the number of sweeps before the model's moments are taken.
-
-    Returns:
-        [*batch_shape]. Differentiable in the parameters, the chains held fixed: second derivatives are those of this
-        function, not of the likelihood. The seed comes from torch's default generator.
-
-    Raises:
-        TypeError, ValueError: An argument does not fit, or data lie outside of [0, 1]; the message begins with
-            ``negative_log_likelihood_surrogate:``.
-    """
-    name = "negative_log_likelihood_surrogate"
-    check_model(name, model)
-    check_units(name, "data", data, *dict.fromkeys((model._num_state_units, model.num_units)))
-    if chains is not None:  # without chains, the first sweep checks that data are bits
-        check_values(name, "data", "lie in [0, 1]", data, (data >= 0) & (data <= 1))
-    positive = model.energy(data) if data.shape[-1] == model.num_units else model.free_energy(data)
-    with reported_as(name, left="data", state="data"):
-        z = model._sweep(model._state_of(data), num_sweeps) if chains is None else chains.advance_(model, num_sweeps)
-    return positive.mean(0) - model.free_energy(model._state_of(z)).mean(0)

@@ -197,6 +197,37 @@ class ColoredGraph:
         G.add_edges_from((self.labels[u], self.labels[v]) for u, v in self.edges.tolist())
         return G
 
+    def subgraph(self, nodes: Integers) -> "ColoredGraph":
+        """The graph of some of the nodes, and of the edges between them.
+
+        Args:
+            nodes: [n] integers in 0 .. num_nodes - 1, different ones, at least one. Their order does not matter.
+
+        Returns:
+            A graph whose nodes, edges, colours and labels are those of this one, in the same order. It is a
+            :class:`ChimeraGraph` if this one is.
+
+        Raises:
+            TypeError, ValueError: ``nodes`` does not fit; the message begins with ``ColoredGraph.subgraph:``.
+        """
+        name = "ColoredGraph.subgraph"
+        units = as_integers(name, "nodes", nodes).sort()[0]
+        for node in units[(units < 0) | (units >= self.num_nodes)].tolist()[:1]:
+            raise ValueError(f"{name}: nodes must lie in 0 .. {self.num_nodes - 1}, got {node}")
+        for node in units[1:][units.diff() == 0].tolist()[:1]:
+            raise ValueError(f"{name}: nodes must differ, got {node} twice")
+        if not len(units):
+            raise ValueError(f"{name}: nodes must hold one or more nodes, got none")
+        return self._subgraph(units)
+
+    def _subgraph(self, units: Tensor) -> "ColoredGraph":
+        place = torch.full((self.num_nodes,), -1, device="cpu")
+        place[units] = torch.arange(len(units), device="cpu")
+        ends = place[self.edges]
+        graph = ColoredGraph(len(units), ends[(ends >= 0).all(1)], self.colors[units])
+        graph.labels = tuple(self.labels[unit] for unit in units.tolist())
+        return graph
+
     @functools.cached_property
     def _units(self) -> dict[Hashable, int]:
         return {label: unit for unit, label in enumerate(self.labels)}
@@ -315,6 +346,16 @@ class ChimeraGraph(ColoredGraph):
         super().__init__(len(coordinates), unit[edges], (row + col + side + 1) % 2)
         self.coordinates = coordinates
         self.labels = tuple(present.nonzero()[:, 0].tolist())
+        self._missing_edges = cut
+
+    def _subgraph(self, units: Tensor) -> "ChimeraGraph":
+        # Exact answers find a good order of elimination by the lattice.
+        missing = torch.ones(2 * self.rows * self.cols * self.shore, dtype=torch.bool, device="cpu")
+        missing[[self.labels[unit] for unit in units.tolist()]] = False
+        return ChimeraGraph(
+            self.rows, self.cols, self.shore,
+            missing_nodes=missing.nonzero()[:, 0], missing_edges=self._missing_edges,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"ChimeraGraph({self.rows}, {self.cols}, {self.shore}, {self._sizes()})"

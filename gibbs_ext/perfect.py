@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Perfect samples: coupling from the past, for models whose units all pull in the same direction."""
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -140,13 +138,7 @@ def _without_negative_couplings(name: str, model: Boltzmann) -> tuple[Boltzmann,
     fields = exact._fields_of(flipped.double())
     sign = 1 - 2 * flipped.double()
     of_edges = sign[:, edges[:, 0]] * sign[:, edges[:, 1]]
-    monotone = copy.copy(exact)
-    *biases, last = model._dims
-    parts = (sign * fields).split([bias.shape[-1] for bias in exact._biases], dim=-1)
-    for argument, part in zip(biases, parts, strict=True):
-        setattr(monotone, argument, part)
-    setattr(monotone, last, exact._couplings * of_edges.reshape(exact._couplings.shape))
-    return monotone, flipped
+    return exact._with(sign * fields, exact._couplings * of_edges.reshape(exact._couplings.shape)), flipped
 
 
 def _gauge(edges: Tensor, couplings: Tensor, num_units: int) -> tuple[Tensor, Tensor]:

@@ -536,3 +536,46 @@ def test_views_of_edges_and_sets_of_what_is_missing():
 def test_index_of_no_label(label):
     with pytest.raises(ValueError, match=r"^ColoredGraph.index: label must be one of the graph's, got "):
         ColoredGraph(2, [(0, 1)]).index(label)
+
+
+# Subgraphs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        ChimeraGraph(2, 3, missing_nodes=[0, 5, 17, 46], missing_edges=[(1, 6), (36, 44)]),
+        ColoredGraph.from_networkx(networkx.relabel_nodes(networkx.petersen_graph(), lambda node: f"node {node}")),
+    ],
+)
+def test_a_subgraph_has_the_edges_between_its_nodes(graph):
+    for nodes in ([0], [1, 2], range(1, graph.num_nodes, 2), torch.arange(graph.num_nodes).flip(0), {3, 5, 8, 4}):
+        part, kept = graph.subgraph(nodes), sorted(int(node) for node in nodes)
+        assert_consistent(part)
+        assert type(part) is type(graph)
+        assert part.labels == tuple(graph.labels[node] for node in kept)
+        ends = [[graph.labels[node] for node in edge] for edge in graph.edges.tolist()]
+        expected = [edge for edge in ends if set(edge) <= set(part.labels)]
+        assert [[part.labels[node] for node in edge] for edge in part.edges.tolist()] == expected
+        colors = graph.colors[kept]
+        assert part.colors.tolist() == torch.unique(colors, return_inverse=True)[1].tolist()
+        if isinstance(part, ChimeraGraph):
+            assert part.coordinates.equal(graph.coordinates[kept])
+    assert graph.subgraph(range(graph.num_nodes)) == graph
+
+
+@pytest.mark.parametrize(
+    ("nodes", "error", "text"),
+    [
+        ([], ValueError, "nodes must hold one or more nodes, got none"),
+        ([2, 32], ValueError, "nodes must lie in 0 .. 31, got 32"),
+        ([-1], ValueError, "nodes must lie in 0 .. 31, got -1"),
+        ([4, 2, 4], ValueError, "nodes must differ, got 4 twice"),
+        ([1.0], TypeError, "nodes must be integers of shape [n], got float64 [1]"),
+        (3, TypeError, "nodes must be integers of shape [n], got 3"),
+    ],
+)
+def test_bad_subgraphs(nodes, error, text):
+    with pytest.raises(error) as caught:
+        ChimeraGraph(2).subgraph(nodes)
+    assert str(caught.value).startswith(f"ColoredGraph.subgraph: {text}")

@@ -114,7 +114,9 @@ def annealed_importance_sampling(
     log Z. See :func:`gibbs_ext.bipartite_ais` and :func:`gibbs_ext.graph_ais` for the path.
 
     Args:
-        model: A model of any batch shape; all models of the batch are done at once.
+        model: A model of any batch shape; all models of the batch are done at once. Of
+            ``conditional = model.conditioned(given, where)`` it is ``conditional.model``: then log Z minus
+            ``conditional.energy`` is that of the sum over the free units alone, with the given ones fixed.
         num_chains: C, chains per model.
         betas: The number of steps (evenly spaced), or the schedule itself, [K + 1] from 0 to 1.
         base: The factorial start. ``"field"`` has the biases ``bias_i + sum_j coupling_ij / 2``, which are the fields

@@ -6,14 +6,24 @@ import copy
 import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import softplus
 
 from gibbs_ext import ops
-from gibbs_ext.checks import check_integers, check_values, expand_to, is_mapped, reported_as, shown
+from gibbs_ext.checks import (
+    check_integers,
+    check_tensors,
+    check_units,
+    check_values,
+    expand_to,
+    is_mapped,
+    reported_as,
+    shown,
+)
 from gibbs_ext.log_partition.annealing import Base, Betas, annealed_importance_sampling
 from gibbs_ext.log_partition.exact import exact_log_partition, log_partition_and_marginals, without_derivative
 from gibbs_ext.log_partition.machine import Machine, broadcast_batch, check_model
@@ -63,6 +73,44 @@ def with_all_digits(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return method(self, *args)
 
     return outside
+
+
+class Conditional(NamedTuple):
+    """The result of :meth:`Boltzmann.conditioned`: a model over n free units given the N - n others.
+
+    M stands for the broadcast of the model's batch shape and the batch dims of the given values. For each state z that
+    has the given values, ``energy(z)`` of the whole model is ``self.energy + self.model.energy(z[..., self.free])``. So
+    ``self.model.log_partition() - self.energy`` is the logarithm of the sum of ``exp(-energy(z))`` over these states.
+    """
+
+    model: "Boltzmann"  # batch shape [M], over the free units; one of its samples is completed by `complete`
+    energy: Tensor  # [M]: the energy of the given units among themselves
+    given: Tensor  # [..., N], broadcasts to [M, N]: the given values, and 0 at the free units
+    free: Tensor  # [n] int64: the numbers of the free units, ascending
+
+    def complete(self, z: Tensor) -> Tensor:
+        """The states of all units.
+
+        Args:
+            z: [..., n] states of the free units, of any dtype; batch dims broadcast against [M].
+
+        Returns:
+            [..., N] of the parameters' dtype: z at the free units, and the given values at the others. Differentiable
+            in z and the given values.
+
+        Raises:
+            TypeError, ValueError: z is no tensor, its last dim is not n, or batch dims do not broadcast. The message
+                begins with ``Conditional.complete:``.
+        """
+        name = "Conditional.complete"
+        check_units(name, "z", z, len(self.free))
+        try:
+            batch = torch.broadcast_shapes(z.shape[:-1], self.given.shape[:-1])
+        except RuntimeError as error:
+            wanted = f"z must have batch dims that broadcast against {list(self.given.shape[:-1])}"
+            raise ValueError(f"{name}: {wanted}, got {list(z.shape[:-1])}") from error
+        values = z.to(self.given.dtype).expand(*batch, -1)
+        return self.given.expand(*batch, -1).index_copy(-1, self.free, values)
 
 
 class Boltzmann(Distribution, Machine):
@@ -217,6 +265,14 @@ class Boltzmann(Distribution, Machine):
         """z after relaxed sweeps, the conditional mean of (at least) the units updated last, and the binary state."""
         raise NotImplementedError
 
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The values, of x [..., N], at the first and at the second unit of each coupling; they broadcast to it."""
+        raise NotImplementedError
+
+    def _restricted(self, free: Tensor, fields: Tensor) -> "Boltzmann":
+        """The model over the units ``free`` [n], ascending, whose biases are at their places in ``fields`` [..., N]."""
+        raise NotImplementedError
+
     def _with_mean(self, z: Tensor, mean: Tensor) -> Tensor:
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
         raise NotImplementedError
@@ -224,6 +280,19 @@ class Boltzmann(Distribution, Machine):
     def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """z after parallel tempering, energies and chain numbers of each round. ``args``: the op's, from beta on."""
         raise NotImplementedError
+
+    def _colors(self) -> Tensor:
+        """The colour of each unit [N] int64, on the CPU: units of one colour are not coupled. A sweep begins at 0."""
+        raise NotImplementedError
+
+    def _with(self: _Model, biases: Tensor, couplings: Tensor) -> _Model:
+        """The model of other biases, joined as in z [..., N], and couplings, whose values are not validated."""
+        parts = biases.split([bias.shape[-1] for bias in self._biases], dim=-1)
+        new = copy.copy(self)
+        for argument, tensor in zip(self._dims, (*parts, couplings), strict=True):
+            setattr(new, argument, tensor)
+        new._batch_shape = broadcast_batch(new._parameters, new._dims.values())
+        return new
 
     def _state_of(self, z: Tensor) -> Tensor:
         """The chain's state in z: a view."""
@@ -235,6 +304,30 @@ class Boltzmann(Distribution, Machine):
         for argument, bias in zip(self._dims, biases, strict=False):
             setattr(uncoupled, argument, bias)
         return self._state_of(uncoupled._sweep(self._couplings.new_zeros(()).expand(shape), 1, **options))
+
+    @with_all_digits
+    def _free_energy_over(self, units: Tensor, z: Tensor) -> Tensor:
+        """``- log sum exp(-energy(z))`` over some units [n], ascending, no two of which are coupled, given the rest."""
+        if not len(units):
+            return self.energy(z)
+        if units.equal((self._colors() == 0).nonzero()[:, 0]):
+            return self.free_energy(self._state_of(z))
+        rest, fields = self._rest(units, z)
+        return self.energy(rest) - softplus(fields).sum(-1)
+
+    @torch.no_grad()
+    def _with_means(self, z: Tensor, units: Tensor) -> Tensor:
+        """z with the conditional means of such units."""
+        if not len(units):
+            return z
+        rest, fields = self._rest(units, z)
+        return self._computed(rest).index_copy(-1, units.to(z.device), fields.sigmoid())
+
+    def _rest(self, units: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z with 0 at some units, and the fields of these."""
+        units = units.to(z.device)
+        rest = z.index_fill(-1, units, 0)
+        return rest, self._fields_of(rest).index_select(-1, units)
 
     # Samples --------------------------------------------------------------------------------------------------
 
@@ -300,8 +393,9 @@ class Boltzmann(Distribution, Machine):
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
         clamps: dict[str, Tensor] = {}
-        if given is not None or where is not None:
-            state, clamps = self._clamped(state, *self._read_given(name, state.shape[:-1], given, where))
+        clamped = self._read_given(name, state.shape[:-1], given, where)
+        if clamped:
+            state, clamps = self._clamped(state, *clamped)
         with reported_as(name, left="initial", state="initial"):
             return self._sweep(
                 state, len(beta), beta=beta if len(beta) else 1.0, chain_offset=chain_offset,
@@ -309,23 +403,97 @@ class Boltzmann(Distribution, Machine):
             )  # fmt: skip
 
     def _read_given(
-        self, name: str, batch: Sequence[int], given: Tensor | None, where: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Bits [*batch, N], 0 where they are not given, and the mask of those that are."""
+        self,
+        name: str,
+        batch: Sequence[int],
+        given: Tensor | None,
+        where: Tensor | None,
+        is_relaxed: bool = False,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Values [..., N], 0 where they are not given, and the mask [..., N] of those that are, or None if none are.
+
+        The batch dims of both broadcast to ``batch``, but are not expanded to it.
+        """
+        if given is None and where is None:
+            return None
         if given is None or where is None:
             missing, other = ("given", "where") if given is None else ("where", "given")
             raise ValueError(f"{name}: {missing} must be given together with {other}, got None")
-        shape = (*batch, self.num_units)
         for argument, tensor in (("given", given), ("where", where)):
             if isinstance(tensor, Tensor) and tensor.device != self.device:
                 wanted = f"{argument} must be on the model's device, {self.device}"
                 raise ValueError(f"{name}: {wanted}, got {tensor.device}")
-        values, mask = expand_to(name, "given", given, shape), expand_to(name, "where", where, shape)
+            expand_to(name, argument, tensor, (*batch, self.num_units))
+        values, mask = (tensor.expand(*tensor.shape[:-1], self.num_units) for tensor in (given, where))
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: where must be a bool tensor, got {mask.dtype}")
-        is_bit = (values == 0) | (values == 1)
-        check_values(name, "given", "hold 0 and 1 only in where", values, is_bit | ~mask)
-        return values.to(self.dtype).masked_fill(~mask, 0), mask
+        values, is_free = torch.broadcast_tensors(values, ~mask)
+        if is_relaxed:
+            good, wanted = (values >= 0) & (values <= 1), "lie in [0, 1] in where"
+        else:
+            good, wanted = (values == 0) | (values == 1), "hold 0 and 1 only in where"
+        check_values(name, "given", wanted, values, good | is_free)
+        return values.to(self.dtype).masked_fill(is_free, 0), mask
+
+    def conditioned(self, given: Tensor, where: Tensor) -> Conditional:
+        """The model of the other units given some: a smaller model, for everything that takes models.
+
+        What the given units add to the fields of the others is added to their biases; units and couplings of the given
+        ones are gone. So :func:`gibbs_ext.annealed_importance_sampling`, :func:`gibbs_ext.exact_log_partition`,
+        :func:`gibbs_ext.perfect_samples` and all other functions of a model answer for the conditional, whose log Z is
+        a sum over the free units alone, and chains sweep these alone.
+
+        Args:
+            given: Values z [..., N] of the units of ``where``, from 0 to 1; of the other units they do not matter.
+                Batch dims broadcast against the model's.
+            where: Mask [N] of the units whose values are given, bool; the same for all models and all values, because
+                all conditionals must have the same units. At least one unit is free. (:meth:`sample` and
+                :meth:`rsample` take other masks for other chains.) On a GPU the call waits for it.
+
+        Returns:
+            :class:`Conditional`. Its model is of this class, with the free units in their order, and of the parameters'
+            dtype. If all units of one side of a bipartite model are given, the others are independent, and it is a
+            :class:`gibbs_ext.GraphBoltzmann` without edges. Differentiable in the parameters and in ``given``.
+
+        Raises:
+            TypeError: An argument is no tensor.
+            ValueError: ``where`` is no bool tensor [N] or leaves no unit free; ``given`` does not broadcast or has
+                values outside of [0, 1] in where; or an argument is on another device.
+            NotImplementedError: Under torch.vmap, where the mask is mapped.
+
+            The messages begin with the class' name and ``.conditioned:``.
+
+        Example:
+            >>> model = GraphBoltzmann(ColoredGraph(3, [(0, 1), (1, 2)]), torch.zeros(3), torch.tensor([1.0, 2.0]))
+            >>> conditional = model.conditioned(torch.ones(3), torch.tensor([False, True, False]))
+            >>> conditional.model.bias
+            tensor([1., 2.])
+            >>> conditional.complete(torch.zeros(2))
+            tensor([0., 1., 0.])
+        """
+        name = f"{type(self).__name__}.conditioned"
+        check_tensors(name, given=given, where=where)
+        if where.shape != (self.num_units,):
+            raise ValueError(
+                f"{name}: where must be one mask [{self.num_units}] for all models and chains (sample and rsample take "
+                f"masks of chains), got shape {list(where.shape)}"
+            )
+        if is_mapped(where):
+            raise NotImplementedError(f"{name}: where must not be mapped by torch.vmap")
+        try:
+            batch = torch.broadcast_shapes(self.batch_shape, given.shape[:-1])
+        except RuntimeError as error:
+            wanted = f"given must have batch dims that broadcast against {list(self.batch_shape)}"
+            raise ValueError(f"{name}: {wanted}, got shape {list(given.shape)}") from error
+        clamped = self._read_given(name, batch, given, where, is_relaxed=True)
+        assert clamped
+        values, mask = clamped
+        free = (~mask).nonzero()[:, 0]
+        if not len(free):
+            raise ValueError(f"{name}: where must leave one or more units free, got all {self.num_units}")
+        model = self._restricted(free, self._fields_of(values).to(self.dtype))
+        model._validate_args = self._validate_args
+        return Conditional(model, self.energy(values), values, free)
 
     def rsample(
         self,
@@ -337,6 +505,8 @@ class Boltzmann(Distribution, Machine):
         sharpness: float = 4.0,
         slope_gradient: bool = True,
         initial: Tensor | None = None,
+        given: Tensor | None = None,
+        where: Tensor | None = None,
         chain_offset: int | Tensor = 0,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -355,27 +525,83 @@ class Boltzmann(Distribution, Machine):
             slope_gradient: Whether the relaxation ``"pwl"`` lets gradient through its slope.
             initial: States to start from, as in :meth:`sample`. Without binary sweeps they may have values other than 0
                 and 1, and gradient flows into them. Uniform bits when not given.
+            given: Values z [..., N] of the units of ``where``, from 0 to 1; of the other units they do not matter. With
+                both, samples are those of the other units given these, and have these values.
+            where: Mask of the units whose values are given, bool. Both broadcast to the shape of the result. A mask
+                with batch dims makes couplings with these batch dims.
             chain_offset: Number of the first chain, or numbers of all chains, as in :func:`gibbs_ext.bipartite_gibbs`.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
         Returns:
-            [*sample_shape, *batch_shape, num_units] of the parameters' dtype, differentiable in the parameters.
+            [*sample_shape, *batch_shape, num_units] of the parameters' dtype, differentiable in the parameters and in
+            ``given``.
 
         Raises:
-            TypeError, ValueError: As in :meth:`sample`; or ``relaxation`` is unknown, or ``sharpness`` is no positive
-                finite number. The messages begin with the class' name and ``.rsample:``.
+            TypeError, ValueError: As in :meth:`sample`, but given values may lie between 0 and 1; or ``relaxation`` is
+                unknown, or ``sharpness`` is no positive finite number. The messages begin with the class' name and
+                ``.rsample:``.
         """
         name = f"{type(self).__name__}.rsample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
         check_integers(name, 1, num_relaxed_sweeps=num_relaxed_sweeps)
+        clamped = self._read_given(name, state.shape[:-1], given, where, is_relaxed=True)
+        model = self._decoupled(*clamped) if clamped else self
         with reported_as(name, left="initial", state="initial"):
-            z, _, _ = self._sweep_relaxed(
+            z, _, _ = model._sweep_relaxed(
                 state, len(beta), num_relaxed_sweeps, relaxation=relaxation, sharpness=sharpness,
                 slope_gradient=slope_gradient, beta=torch.cat([beta, beta.new_ones(num_relaxed_sweeps)]),
                 chain_offset=chain_offset, generator=generator, seed=seed,
             )  # fmt: skip
-        return z
+        return torch.where(clamped[1], clamped[0], z) if clamped else z
+
+    def _decoupled(self: _Model, values: Tensor, mask: Tensor) -> _Model:
+        """The model without the couplings of the units of a mask, whose values are added to the other units' biases.
+
+        The ops of relaxed sweeps have no clamps. In this model it does not matter what becomes of these units.
+        """
+        first, second = self._ends(~mask)
+        return self._with(self._fields_of(values).to(self.dtype), self._couplings * (first & second))
+
+    def centered(self: _Model, offsets: Tensor) -> _Model:
+        """The same model, whose parameters get centred gradients from everything that is computed of it.
+
+        With offsets m_i of the units the energy is, but for a constant, that of ``- sum_i c_i (z_i - m_i) - sum_ij
+        coupling_ij (z_i - m_i) (z_j - m_j)``, the centred parametrisation, where ``bias_i = c_i - sum_j coupling_ij
+        m_j``. The centred gradient of a function of the parameters is the step in the biases and couplings that its
+        gradient in c and the couplings makes. If g is the plain gradient, it is::
+
+            coupling_ij:  h_ij = g_ij - g_i m_j - g_j m_i         bias_i:  g_i - sum_j h_ij m_j
+
+        For the likelihood, h_ij is the difference of the covariances ``<(z_i - m_i) (z_j - m_j)>`` of data and model
+        (Montavon and Mueller, "Deep Boltzmann machines and the centering trick", 2012; Melchior, Fischer and Wiskott,
+        "How to center deep Boltzmann machines", JMLR 17, 2016). Flipped data and flipped offsets flip this step.
+        Offsets of 0 give the plain gradient. Gradient descent by it descends, because it is a positive definite matrix
+        times the gradient; optimizers that scale each parameter's gradient by itself, such as Adam, lose the symmetry.
+
+        Args:
+            offsets: [..., N], of values meant to lie in [0, 1]; broadcasts to [*batch_shape, N].
+
+        Returns:
+            A model of the same values. Its parameters have all batch dims, so that parameters which models share get
+            the sum of these models' centred gradients. No gradient reaches the offsets.
+
+        Raises:
+            TypeError, ValueError: ``offsets`` is no tensor, does not broadcast or is on another device. The message
+                begins with the class' name and ``.centered:``.
+        """
+        name = f"{type(self).__name__}.centered"
+        check_tensors(name, offsets=offsets)
+        if offsets.device != self.device:
+            raise ValueError(f"{name}: offsets must be on the model's device, {self.device}, got {offsets.device}")
+        offsets = expand_to(name, "offsets", offsets, (*self.batch_shape, self.num_units)).detach().to(self.dtype)
+        biases = torch.cat([bias.expand(*self.batch_shape, -1) for bias in self._biases], -1)
+        # Zeros that carry the gradient; the transposed map, which is the same, takes gradients back.
+        change, couplings_change = biases - biases.detach(), self._couplings - self._couplings.detach()
+        (first, second), (first_offset, second_offset) = self._ends(change), self._ends(offsets)
+        couplings_change = couplings_change - first * second_offset - second * first_offset
+        change = self._with(change, -couplings_change)._fields_of(offsets).to(self.dtype)
+        return self._with(biases.detach() + change, self._couplings.detach() + couplings_change)
 
     # Probabilities --------------------------------------------------------------------------------------------
 

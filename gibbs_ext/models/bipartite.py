@@ -12,9 +12,11 @@ from torch.nn.functional import softplus
 from gibbs_ext import ops
 from gibbs_ext.checks import check_units
 from gibbs_ext.functional import bipartite_ais, bipartite_gibbs, bipartite_gibbs_relaxed
+from gibbs_ext.graphs import ColoredGraph
 from gibbs_ext.log_partition.enumeration import ENUMERABLE_UNITS, Enumeration
 from gibbs_ext.log_partition.machine import Solver
 from gibbs_ext.models.base import Boltzmann, outside_autocast, with_all_digits
+from gibbs_ext.models.graph import GraphBoltzmann
 
 
 class BipartiteBoltzmann(Boltzmann):
@@ -71,6 +73,9 @@ class BipartiteBoltzmann(Boltzmann):
 
     def _edges(self) -> Tensor:
         return torch.cartesian_prod(*torch.arange(self.num_units).split((self.num_left, self.num_right)))
+
+    def _colors(self) -> Tensor:
+        return (torch.arange(self.num_units, device="cpu") < self.num_left).long()
 
     def _coupling_resolution(self) -> Tensor:
         return ops.coupling_resolution(self.weight.detach())
@@ -182,6 +187,19 @@ class BipartiteBoltzmann(Boltzmann):
         left, right = self.split(z)
         of_left = torch.einsum("...ij,...j->...i", self._computed(self.weight), self._computed(right)) + self.left_bias
         return self._joined(of_left, self.fields_of_right(left))
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.split(x)
+        return left.unsqueeze(-1), right.unsqueeze(-2)
+
+    def _restricted(self, free: Tensor, fields: Tensor) -> Boltzmann:
+        left, right = free[free < self.num_left], free[free >= self.num_left]
+        if not len(left) or not len(right):
+            # The ops take no model without units on one side.
+            graph = ColoredGraph(len(free), torch.empty(0, 2, dtype=torch.int64))
+            return GraphBoltzmann(graph, fields[..., free], self.weight.new_empty(0), validate_args=False)
+        weight = self.weight.index_select(-2, left).index_select(-1, right - self.num_left)
+        return BipartiteBoltzmann(fields[..., left], fields[..., right], weight, validate_args=False)
 
     def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         left, right = self.split(values)

@@ -65,6 +65,9 @@ class GraphBoltzmann(Boltzmann):
     def _edges(self) -> Tensor:
         return self.graph.edges
 
+    def _colors(self) -> Tensor:
+        return self.graph.colors
+
     def _coupling_resolution(self) -> Tensor:
         return ops.graph_coupling_resolution(self.coupling.detach(), self.graph.layout_on(self.device))
 
@@ -124,6 +127,17 @@ class GraphBoltzmann(Boltzmann):
 
     def _fields_of(self, z: Tensor) -> Tensor:
         return self.fields(z)
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.graph.edges_on(x.device).unbind(-1)
+        return x[..., first], x[..., second]
+
+    def _restricted(self, free: Tensor, fields: Tensor) -> Boltzmann:
+        is_free = torch.zeros(self.num_units, dtype=torch.bool, device=free.device).index_fill(0, free, True)
+        first, second = self._ends(is_free)
+        return GraphBoltzmann(
+            self.graph.subgraph(free), fields[..., free], self.coupling[..., first & second], validate_args=False
+        )
 
     def _clamped(self, state: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.where(mask, values, state), {"clamp": mask}

@@ -165,7 +165,7 @@ STOREYS = (
     *(
         {"models"},
         {"chains", "diagnostics", "perfect", "tempering"},
-        {"distributed"},
+        {"distributed", "likelihood"},
         {"nn"},
         {"pictures"},
         {"__init__", "interop"},

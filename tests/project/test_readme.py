@@ -28,7 +28,7 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
-    bipartite, graph, chains, estimator = blocks("docs/library.md")
+    bipartite, graph, given, training, chains, estimator = blocks("docs/library.md")
     shape, gradient, error = run(bipartite, tmp_path)
     assert shape.startswith("torch.Size([1000, 64, 28])")
     assert gradient == "torch.Size([64, 16, 12])"
@@ -38,6 +38,12 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert shape == "torch.Size([1000, 512])"
     # 10,000 chains: 6 standard errors of a mean of bits are 0.03
     assert float(re.findall(r"tensor\(([-\d.e]+)", error)[0]) < 0.03
+    shapes, error = run("import torch; torch.manual_seed(0)\n" + given, tmp_path)
+    assert shapes == "torch.Size([100, 8, 30]) torch.Size([100, 8, 30]) torch.Size([8])"
+    worst, standard_error = map(float, re.findall(r"tensor\(([-\d.e]+)", error))
+    assert worst < 6 * standard_error
+    (log_likelihood,) = run("import torch; torch.manual_seed(0)\n" + training, tmp_path)
+    assert -4 < float(log_likelihood) < -2.7
     head, *rows = run("import torch; torch.manual_seed(0)\n" + chains, tmp_path)
     assert head.split()[0] == "mcse_mean"
     assert [row.split()[0] for row in rows[:4]] == ["energy", "magnetization", "unit[0]", "unit[5]"]

@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gibbs_ext import BipartiteBoltzmann, BracketResult, bipartite_gibbs, bracket_log_partition
+from gibbs_ext import (
+    BipartiteBoltzmann,
+    BracketResult,
+    TemperingResult,
+    bipartite_gibbs,
+    bracket_log_partition,
+    parallel_tempering,
+)
 from gibbs_ext.checks import check_bits, check_integers, reported_as, shown
 
 try:
@@ -55,7 +62,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
     Training computes in float32 on the CPU, as the sampler does, and attributes have the dtype of X: float32, or
     float64. That goes for :meth:`partial_fit`, too, where scikit-learn makes everything float64.
 
-    Beside what scikit-learn's has, ``random_state`` decides all of :meth:`log_likelihood`, and there are three
+    Beside what scikit-learn's has, ``random_state`` decides all of :meth:`log_likelihood`, and there are four
     parameters more.
 
     Args:
@@ -68,8 +75,13 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         solver: Where the chains of a minibatch start. "pcd": where they have stopped in the last minibatch, at first
             with all hidden units 0 (T. Tieleman, "Training restricted Boltzmann machines using approximations to the
             likelihood gradient", ICML 2008), as in scikit-learn. "cd": at the samples (G. Hinton, "Training products of
-            experts by minimizing contrastive divergence", 2002), which is biased.
+            experts by minimizing contrastive divergence", 2002), which is biased. "pt": as "pcd", but each chain has
+            replicas at ``n_betas`` inverse temperatures, evenly spaced from 0 to 1, with which it exchanges states
+            (:func:`gibbs_ext.parallel_tempering`; G. Desjardins et al., "Tempered Markov chain Monte Carlo for training
+            of restricted Boltzmann machines", AISTATS 2010). They reach modes that lie far apart, for the price of
+            ``n_betas`` times as many sweeps.
         n_sweeps: Number of sweeps of the chains for each minibatch, at least 1.
+        n_betas: Number of inverse temperatures of "pt", at least 2.
         centering: Whether to take the centred gradient, in which v and h have offsets subtracted, so that it does not
             depend on which value of a bit is called 1 (G. Montavon and K.-R. Mueller, "Deep Boltzmann machines and the
             centering trick", 2012; J. Melchior, A. Fischer and L. Wiskott, "How to center deep Boltzmann machines",
@@ -80,6 +92,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         intercept_visible_: [n_features], at first 0.
         intercept_hidden_: [n_components], at first 0.
         h_samples_: [C, n_components] bits, the chains. C is ``batch_size``; with "cd" it is that of the last minibatch.
+        tempering_: The last :class:`gibbs_ext.TemperingResult`, from which "pt" goes on; h is left and v is right.
         offset_visible_: [n_features], with ``centering`` only.
         offset_hidden_: [n_components], with ``centering`` only.
         n_features_in_, feature_names_in_: As everywhere in scikit-learn.
@@ -103,8 +116,9 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         n_iter: int = 10,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
-        solver: Literal["pcd", "cd"] = "pcd",
+        solver: Literal["pcd", "cd", "pt"] = "pcd",
         n_sweeps: int = 1,
+        n_betas: int = 10,
         centering: bool = False,
     ) -> None:
         self.n_components = n_components
@@ -115,6 +129,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         self.random_state = random_state
         self.solver = solver
         self.n_sweeps = n_sweeps
+        self.n_betas = n_betas
         self.centering = centering
 
     def fit(self, X: Any, y: Any = None) -> "BernoulliRBM":
@@ -249,6 +264,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
     def _check_parameters(self) -> None:
         self._validate_params()  # those that scikit-learn's has
         check_integers(_NAME, 1, n_sweeps=self.n_sweeps)
+        check_integers(_NAME, 2, n_betas=self.n_betas)
         if not isinstance(self.solver, str) or self.solver not in _SOLVERS:
             raise ValueError(f"{_NAME}: solver must be one of {', '.join(_SOLVERS)}, got {shown(self.solver)}")
         if not isinstance(self.centering, (bool, np.bool_)):
@@ -267,7 +283,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         self.intercept_hidden_ = np.zeros(self.n_components, X.dtype)
         self.h_samples_ = np.zeros((self.batch_size, self.n_components), X.dtype)
         self._n_features_out = self.n_components
-        for name in _OFFSETS:
+        for name in (*_OFFSETS, "tempering_"):
             self.__dict__.pop(name, None)
 
     def _tensors(self, dtype: Any = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,7 +307,9 @@ class _Training:
         self.hidden = torch.from_numpy(estimator.h_samples_.astype(np.float32))
         known = vars(estimator)
         self.offsets = [torch.from_numpy(known[name].astype(np.float32)) for name in _OFFSETS if name in known]
+        self.tempering: TemperingResult | None = known.get("tempering_")
         self.model_phase, self.n_sweeps = _SOLVERS[estimator.solver], estimator.n_sweeps
+        self.betas = torch.linspace(0, 1, estimator.n_betas, dtype=torch.float64)
         self.learning_rate, self.centering = float(np.float32(estimator.learning_rate)), estimator.centering
         self.rng, self.seed, self.sweeps_done = rng, _seed(rng), 0
 
@@ -332,6 +350,16 @@ class _Training:
         self.sweeps_done += self.n_sweeps
         return visible, hidden
 
+    def temper(self) -> tuple[Tensor, Tensor]:
+        """The same of tempered chains, at the last beta."""
+        model = BipartiteBoltzmann(self.hidden_bias, self.visible_bias, self.weight.T, validate_args=False)
+        chains, last = len(self.hidden), self.tempering
+        if last is not None and last.all_samples.shape[:2] != (len(self.betas), chains):
+            last = None  # The estimator's parameters have changed between two calls of partial_fit.
+        self.tempering = parallel_tempering(model, chains, self.betas, self.n_sweeps, initial=last, seed=self.seed)
+        hidden, visible = model.split(self.tempering.samples)
+        return visible, hidden
+
     def move_offsets(self, visible: Tensor, hidden: Tensor) -> list[Tensor]:
         means = [visible.mean(0), hidden.mean(0)]
         if self.offsets:
@@ -354,6 +382,8 @@ class _Training:
                 rate = f"learning_rate={self.learning_rate:g}"
                 raise ValueError(f"{_NAME}: {name} must stay finite, and did not with {rate}; take a smaller one")
         estimator.__dict__.update({name: tensor.numpy().astype(dtype) for name, tensor in found.items()})
+        if self.tempering is not None:
+            estimator.tempering_ = self.tempering
 
 
 # What makes the model's phase of a step from a minibatch [B, n_features]: v [C, n_features], and h [C, n_components],
@@ -369,7 +399,11 @@ def _contrastive(training: _Training, data: Tensor) -> tuple[Tensor, Tensor]:
     return training.sweep(_draw(torch.addmm(training.hidden_bias, data, training.weight).sigmoid_(), training.rng))
 
 
-_SOLVERS: dict[str, _ModelPhase] = {"pcd": _persistent, "cd": _contrastive}
+def _tempered(training: _Training, data: Tensor) -> tuple[Tensor, Tensor]:
+    return training.temper()
+
+
+_SOLVERS: dict[str, _ModelPhase] = {"pcd": _persistent, "cd": _contrastive, "pt": _tempered}
 
 
 @functools.lru_cache

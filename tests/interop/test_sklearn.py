@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from support import chi_square_excess
 
 import gibbs_ext.interop.sklearn as interop
-from gibbs_ext import BracketWarning, EffectiveSampleSizeWarning, exact_log_partition
+from gibbs_ext import BracketWarning, EffectiveSampleSizeWarning, TemperingResult, exact_log_partition
 from gibbs_ext.interop.sklearn import BernoulliRBM
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_it_takes_the_parameters_of_scikit_learns():
         for kind in (BernoulliRBM, SCIKIT)
     )
     assert ours[: len(theirs)] == theirs
-    assert [name for name, _, _ in ours[len(theirs) :]] == ["solver", "n_sweeps", "centering"]
+    assert [name for name, _, _ in ours[len(theirs) :]] == ["solver", "n_sweeps", "n_betas", "centering"]
     for name, function in inspect.getmembers(SCIKIT, inspect.isfunction):
         if not name.startswith("_"):
             given = [*inspect.signature(function).parameters]
@@ -99,7 +99,7 @@ def test_it_has_the_attributes_of_scikit_learns(dtype):
     X = bits(23, 6, dtype=dtype)
     fitted = [kind(4, batch_size=5, n_iter=2, random_state=3).fit(X) for kind in (BernoulliRBM, SCIKIT)]
     ours, theirs = map(parameters_of, fitted)
-    assert vars(fitted[0]).keys() - {"solver", "n_sweeps", "centering"} == vars(fitted[1]).keys()
+    assert vars(fitted[0]).keys() - {"solver", "n_sweeps", "n_betas", "centering"} == vars(fitted[1]).keys()
     for name, value in theirs.items():
         assert ours[name].shape == value.shape
         assert ours[name].dtype == value.dtype == dtype
@@ -234,7 +234,7 @@ def numpy_step(before: dict[str, np.ndarray], X: np.ndarray, v: np.ndarray, rate
 
 
 @DTYPES
-@pytest.mark.parametrize("solver", ["pcd", "cd"])
+@pytest.mark.parametrize("solver", ["pcd", "cd", "pt"])
 @pytest.mark.parametrize("centering", [False, True])
 @pytest.mark.parametrize("num_data", [7, 3])
 def test_a_step_is_that_of_numpy(phases, dtype, solver, centering, num_data):
@@ -245,7 +245,7 @@ def test_a_step_is_that_of_numpy(phases, dtype, solver, centering, num_data):
         before = {name: value.copy() for name, value in parameters_of(rbm).items()}
         rbm.partial_fit(X)
         v, h = (part.numpy() for part in phases[-1])
-        assert v.shape == (7 if solver == "pcd" else num_data, 6)
+        assert v.shape == (num_data if solver == "cd" else 7, 6)
         assert set(np.unique(v)) <= {0, 1}
         offsets = None
         if centering:
@@ -339,7 +339,7 @@ def test_gibbs_draws_the_law_of_its_sweeps():
     assert chi_square_excess(torch.from_numpy(v).double(), law(model)) < 1
 
 
-@pytest.mark.parametrize("solver", ["pcd", "cd"])
+@pytest.mark.parametrize("solver", ["pcd", "cd", "pt"])
 def test_training_draws_from_the_law_of_the_model(phases, solver):
     """The hidden chains are those given the visible states: their joint law is the model's, too."""
     model = with_parameters(solver=solver, n_sweeps=30, batch_size=100_000, learning_rate=1e-30)
@@ -354,6 +354,22 @@ def test_training_draws_from_the_law_of_the_model(phases, solver):
     model.set_params(n_sweeps=1).partial_fit(np.tile(start, (100_000, 1)))
     expected = law_after_a_sweep(model, np.array(start)) if solver == "cd" else law(model)
     assert chi_square_excess(phases[-1][0].double(), expected) < 1
+
+
+def test_tempered_chains_leave_a_mode_that_others_do_not_leave(phases):
+    """All ones and all zeros are equally likely, in the visible and the hidden units."""
+    for solver, least, most in (("pcd", 0.0, 0.0), ("pt", 0.3, 0.7)):
+        model = with_parameters(num_visible=8, num_hidden=8, batch_size=200, solver=solver, learning_rate=1e-30)
+        model.components_ = np.full((8, 8), 2.0)
+        model.intercept_hidden_ = model.intercept_visible_ = np.full(8, -8.0)
+        model.h_samples_ = np.zeros((200, 8))
+        for _ in range(300):  # calls go on from where the last one stopped, with swaps of the other betas
+            model.partial_fit(np.zeros((200, 8)))
+        v, _ = phases[-1]
+        assert least <= float(v.mean()) <= most, solver
+    assert isinstance(model.tempering_, TemperingResult)
+    model.set_params(batch_size=50, n_betas=4).partial_fit(np.zeros((200, 8)))
+    assert model.tempering_.all_samples.shape == (4, 200, 16)  # of as many chains as before, at other betas
 
 
 # Likelihood --------------------------------------------------------------------------------------------------------
@@ -504,8 +520,9 @@ def test_partial_fit_keeps_the_dtype_of_the_first_minibatch():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"solver": "pt"}, ValueError, "^BernoulliRBM: solver must be one of pcd, cd, got 'pt'$"),
-        ({"solver": None}, ValueError, "^BernoulliRBM: solver must be one of pcd, cd, got None$"),
+        ({"solver": "pc"}, ValueError, "^BernoulliRBM: solver must be one of pcd, cd, pt, got 'pc'$"),
+        ({"solver": None}, ValueError, "^BernoulliRBM: solver must be one of pcd, cd, pt, got None$"),
+        ({"n_betas": 1}, ValueError, "^BernoulliRBM: n_betas must be at least 2, got 1$"),
         ({"n_sweeps": 0}, ValueError, "^BernoulliRBM: n_sweeps must be at least 1, got 0$"),
         ({"n_sweeps": 1.5}, TypeError, "^BernoulliRBM: n_sweeps must be an integer, got 1.5$"),
         ({"centering": "yes"}, TypeError, "^BernoulliRBM: centering must be a bool, got 'yes'$"),

@@ -11,6 +11,7 @@ template <class T>
 struct Problem : RandomBatch {
   int64_t n1, n2;
   std::vector<bool> is_model_dim;
+  bool has_energies = false;
   Tensor<T> weight, left_bias, right_bias, base_left_bias, base_right_bias;
   std::vector<uint32_t> left, right, clamp_left, clamp_right;
   BipartiteCall call;
@@ -63,7 +64,7 @@ static Problem<T> random_problem(double largest_exponent) {
 
 struct Result {
   std::vector<uint32_t> left, right;
-  std::vector<double> log_weights;
+  std::vector<double> log_weights, energies = {};
 };
 
 // Runs a copy of the problem's state; clamps and log weights only where the problem has them.
@@ -75,6 +76,8 @@ static Result run_binary(const Problem<T>& p, bool annealed, const Runtime& runt
   call.clamp_left = p.clamp_left.empty() ? nullptr : p.clamp_left.data();
   call.clamp_right = p.clamp_right.empty() ? nullptr : p.clamp_right.data();
   call.log_weights = annealed ? r.log_weights.data() : nullptr;
+  r.energies.resize(p.has_energies ? size_t(p.chains) : 0);
+  if (p.has_energies) call.energies = r.energies.data();
   Rounding rounding;
   const Outcome outcome = run_bipartite(call, runtime, &rounding);
   CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
@@ -132,6 +135,12 @@ static Result reference(const Problem<T>& p, bool annealed) {
         }
       }
     }
+    double energy = 0;
+    for (int64_t j = 0; j < n2; ++j)
+      if (bit(right, j)) energy -= double(float(p.at(p.right_bias, chain, {j})));
+    for (int64_t i = 0; i < n1; ++i)
+      if (bit(left, i)) energy -= double(acc(true, i)) * double(scale) + double(float(p.at(p.left_bias, chain, {i})));
+    if (p.has_energies) r.energies.push_back(energy);
   }
   return r;
 }
@@ -148,12 +157,15 @@ static void fuzz_binary() {
     if (one_in(3)) p.clamp_left = random_bits(p.chains, p.n1);
     if (one_in(3)) p.clamp_right = random_bits(p.chains, p.n2);
   }
+  p.has_energies = !annealed && p.call.num_sweeps && one_in(3);
   const Result expected = reference(p, annealed);
   for_each_runtime([&](const char* name, const Runtime& runtime) {
     const Result r = run_binary(p, annealed, runtime);
     const auto where = [&](const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
       return int64_t(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
     };
+    CHECK(r.energies == expected.energies, "%s, %d threads, %ld+%ld, %ld chains: energies", name, runtime.num_threads, p.n1, p.n2,
+          p.chains);
     CHECK(r.left == expected.left, "%s, %d threads, %ld+%ld, %ld chains: left word %ld", name, runtime.num_threads, p.n1, p.n2,
           p.chains, where(r.left, expected.left));
     CHECK(r.right == expected.right, "%s, %d threads, %ld+%ld, %ld chains: right word %ld", name, runtime.num_threads, p.n1, p.n2,

@@ -166,6 +166,7 @@ template <class T>
 struct Problem : RandomBatch {
   Graph graph;
   std::vector<bool> is_model_dim;
+  bool has_energies = false;
   std::vector<std::vector<HalfEdge>> half_edges;  // of each node
   std::vector<std::vector<int64_t>> by_color;     // nodes
   Tensor<T> coupling, bias, base_bias;
@@ -237,7 +238,7 @@ static Problem<T> random_problem(double largest_exponent) {
 
 struct Result {
   std::vector<uint32_t> state;
-  std::vector<double> log_weights;
+  std::vector<double> log_weights, energies = {};
 };
 
 // The contract, written out. *scales: 2^-k of each chain's model.
@@ -302,6 +303,19 @@ static Result reference(const Problem<T>& p, bool annealed, std::vector<double>*
           }
         }
     }
+    if (!p.has_energies) continue;
+    double sum = 0;
+    std::vector<bool> is_before(static_cast<size_t>(n));
+    for (const std::vector<int64_t>& nodes : p.by_color)
+      for (int64_t node : nodes) {
+        is_before[size_t(node)] = true;
+        if (!bit(state, node)) continue;
+        int64_t acc = 0;
+        for (const HalfEdge& h : p.half_edges[size_t(node)])
+          if (is_before[size_t(h.node)] && bit(state, h.node)) acc += coupling[size_t(h.edge)];
+        sum += double(acc) * double(scale) + double(bias(p.bias, node));
+      }
+    r.energies.push_back(-sum);
   }
   return r;
 }
@@ -322,6 +336,7 @@ static void fuzz_binary() {
       p.call.clamp = p.clamp.data();
     }
   }
+  p.has_energies = !annealed && p.call.num_sweeps && one_in(3);
   std::vector<double> scales;
   const Result expected = reference(p, annealed, &scales);
   const int64_t degree = std::max<int64_t>(p.call.graph.max_degree, 1);
@@ -342,11 +357,15 @@ static void fuzz_binary() {
       call.route = route;
       call.bits = r.state.data();
       call.log_weights = annealed ? r.log_weights.data() : nullptr;
+      r.energies.resize(p.has_energies ? size_t(p.chains) : 0);
+      if (p.has_energies) call.energies = r.energies.data();
       Rounding rounding = {nanf(""), nanf("")};
       const Outcome outcome = run_graph(call, runtime, &rounding);
       CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
       const double limit = kResolutionLimit / largest_magnitude(call.beta), error = field_error(rounding, degree);
       CHECK(largest_error > limit ? error == largest_error : error <= limit, "%s: %g, not %g", name, error, largest_error);
+      CHECK(r.energies == expected.energies, "%s, %d threads, route %d, %ld nodes, %ld chains: energies", name, runtime.num_threads,
+            int(route), n, p.chains);
       for (int64_t chain = 0; chain < p.chains; ++chain)
         for (int64_t i = 0; i < 32 * state_words(n); ++i) {
           const int64_t at = 32 * chain * state_words(n) + i;

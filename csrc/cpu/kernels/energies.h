@@ -21,19 +21,19 @@ double bipartite_energy_kernel(int64_t n1, int64_t n2, const RoundedCoupling& co
 
 using EnergyVec = double __attribute__((vector_size(8 * kLanes)));
 
-// acc + x in the lanes whose bits v * kLanes .. of a word of 64 chains are 1.
+// Adds x in the lanes whose bits v * kLanes .. of a word of 64 chains are 1.
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
-inline VecI add_where(uint64_t word, int v, VecI acc, VecI x) {
-  return (VecI)_mm512_mask_add_epi32((__m512i)acc, __mmask16(word >> (v * kLanes)), (__m512i)acc, (__m512i)x);
+inline void add_where(uint64_t word, int v, VecI& acc, const VecI& x) {
+  acc = (VecI)_mm512_mask_add_epi32((__m512i)acc, __mmask16(word >> (v * kLanes)), (__m512i)acc, (__m512i)x);
 }
-inline EnergyVec add_where(uint64_t word, int v, EnergyVec acc, EnergyVec x) {
+inline void add_where(uint64_t word, int v, EnergyVec& acc, const EnergyVec& x) {
   union Halves {
     EnergyVec all;
     __m512d half[2];
   } sum = {acc}, other = {x};
   for (int h = 0; h < 2; ++h)
     sum.half[h] = _mm512_mask_add_pd(sum.half[h], __mmask8(word >> (v * kLanes + 8 * h)), sum.half[h], other.half[h]);
-  return sum.all;
+  acc = sum.all;
 }
 #else
 inline VecI lane_masks(uint64_t word, int v) {
@@ -41,10 +41,10 @@ inline VecI lane_masks(uint64_t word, int v) {
   for (int l = 0; l < kLanes; ++l) bit[l] = int32_t(1u << l);
   return (VecI)((splat(int32_t(word >> (v * kLanes))) & bit) != VecI{});
 }
-inline VecI add_where(uint64_t word, int v, VecI acc, VecI x) { return acc + (lane_masks(word, v) & x); }
-inline EnergyVec add_where(uint64_t word, int v, EnergyVec acc, EnergyVec x) {
+inline void add_where(uint64_t word, int v, VecI& acc, const VecI& x) { acc += lane_masks(word, v) & x; }
+inline void add_where(uint64_t word, int v, EnergyVec& acc, const EnergyVec& x) {
   using Bits = int64_t __attribute__((vector_size(8 * kLanes)));
-  return acc + (EnergyVec)((Bits)x & __builtin_convertvector(lane_masks(word, v), Bits));
+  acc += (EnergyVec)((Bits)x & __builtin_convertvector(lane_masks(word, v), Bits));
 }
 #endif
 
@@ -58,14 +58,14 @@ void graph_energies_kernel(const GraphView& g, const EnergyGroup& b, double* out
       if (b.position[g.neighbors[h]] > position) continue;
       const VecI coupling = splat(b.coupling[h]);
       const uint64_t state = b.state[g.neighbors[h]];
-      for (int v = 0; v < kVectors; ++v) acc[v] = add_where(state, v, acc[v], coupling);
+      for (int v = 0; v < kVectors; ++v) add_where(state, v, acc[v], coupling);
     }
     for (int v = 0; v < kVectors; ++v) {
       const int at = v * kLanes;
       const VecF bias = b.shared_bias ? splat(b.bias[0][node]) : load<VecF>(b.bias[at / kGroup] + node * kGroup + at % kGroup);
       const EnergyVec term =
           __builtin_convertvector(acc[v], EnergyVec) * double(b.scale) + __builtin_convertvector(bias, EnergyVec);
-      sum[v] = add_where(b.state[node], v, sum[v], term);
+      add_where(b.state[node], v, sum[v], term);
     }
   }
   for (int v = 0; v < kVectors; ++v)

@@ -22,6 +22,7 @@ from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
+from gibbs_ext.log_partition.population import PopulationCollapseWarning, PopulationResult, population_annealing
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
@@ -38,6 +39,8 @@ __all__ = [
     "GraphBoltzmann",
     "Marginals",
     "PersistentChains",
+    "PopulationCollapseWarning",
+    "PopulationResult",
     "annealed_importance_sampling",
     "bipartite_ais",
     "bipartite_gibbs",
@@ -63,6 +66,7 @@ __all__ = [
     "pack_bits",
     "perfect_samples",
     "pictures",
+    "population_annealing",
     "synchronize",
     "unpack_bits",
 ]

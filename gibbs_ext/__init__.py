@@ -22,10 +22,16 @@ from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
-from gibbs_ext.log_partition.population import PopulationCollapseWarning, PopulationResult, population_annealing
+from gibbs_ext.log_partition.population import (
+    PopulationCollapseWarning,
+    PopulationResult,
+    adaptive_betas,
+    population_annealing,
+)
 from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
+from gibbs_ext.tracking import LogPartitionTracker
 
 __all__ = [
     "AISResult",
@@ -37,10 +43,12 @@ __all__ = [
     "CouplingResolutionWarning",
     "EffectiveSampleSizeWarning",
     "GraphBoltzmann",
+    "LogPartitionTracker",
     "Marginals",
     "PersistentChains",
     "PopulationCollapseWarning",
     "PopulationResult",
+    "adaptive_betas",
     "annealed_importance_sampling",
     "bipartite_ais",
     "bipartite_gibbs",

@@ -16,6 +16,7 @@ from gibbs_ext import (
     ChimeraGraph,
     GraphBoltzmann,
     PopulationCollapseWarning,
+    adaptive_betas,
     annealed_importance_sampling,
     exact_log_partition,
     ising_to_boltzmann,
@@ -124,8 +125,8 @@ def test_populations_weighted_by_their_estimates_have_the_models_mean(make, num_
     assert z.abs().max() < z_threshold(model.num_units)
     # Planted fault: the chains as they start, from the base.
     base = Population("", model.expand((count,)), 10, "field", 0, torch.tensor(1))
-    base.sweep(torch.zeros(1).double(), 1)
-    excesses = base.z.double().mean(0) - model.mean
+    z, _ = base._weigh(torch.zeros(2).double())
+    excesses = z.double().mean(0) - model.mean
     assert (excesses.mean(0) / excesses.std(0) * count**0.5).abs().max() > z_threshold(model.num_units)
 
 
@@ -148,7 +149,10 @@ def test_copies_are_drawn_systematically() -> None:
 def test_random_numbers_of_resampling_are_uniform_and_each_models_own() -> None:
     models = bipartite().expand((10, 50))
     start = Population("", models, 2, "field", 0, torch.tensor(1))
-    numbers = torch.stack([start._uniform(step) for step in range(20)])
+    numbers = []
+    for start.num_resamplings in range(20):
+        numbers.append(start._uniform())
+    numbers = torch.stack(numbers)
     assert numbers.shape == (20, 500)
     assert len(numbers.unique()) == 10_000
     for power in (1, 2, 3):
@@ -157,8 +161,8 @@ def test_random_numbers_of_resampling_are_uniform_and_each_models_own() -> None:
     chains = torch.arange(1000).reshape(2, 10, 50) + 3
     assert (
         Population("", models, 2, "field", chains, torch.tensor(1))
-        ._uniform(4)
-        .equal(Population("", models, 2, "field", 3, torch.tensor(1))._uniform(4))
+        ._uniform()
+        .equal(Population("", models, 2, "field", 3, torch.tensor(1))._uniform())
     )
 
 
@@ -269,9 +273,8 @@ def test_adaptive_steps_have_the_overlap_that_is_asked_for(target: float) -> Non
     strong = bipartite(4.0)
     model = BipartiteBoltzmann(*(torch.stack((0.1 * p, p)) for p in strong._parameters))
     start = Population("", model, 1000, "field", 0, torch.tensor(1))
-    log_weights = list(start.anneal_adaptively(target, 2))
-    betas = torch.tensor(start.betas)
-    assert betas[0] == 0
+    found, log_weights = zip(*start.anneal("adaptive", 2, target), strict=True)
+    betas = torch.cat([torch.zeros(1).double(), *found])
     assert betas[-1] == 1
     assert (betas.diff() > 0).all()
     weights = torch.stack(log_weights).softmax(1)
@@ -282,7 +285,7 @@ def test_adaptive_steps_have_the_overlap_that_is_asked_for(target: float) -> Non
     assert (overlaps[:, 0] > overlaps[:, 1]).all()
     assert overlaps[-1, 1] > 1 - 1.1 * (1 - target)
     result = population_annealing(model, 1000, "adaptive", num_sweeps=2, target_overlap=target, seed=1)
-    assert_close(result.betas.float(), betas, 0)
+    assert_close(result.betas, betas, 0)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e8])
@@ -294,6 +297,75 @@ def test_adaptive_steps_of_huge_couplings_come_to_an_end(scale: float) -> None:
     assert result.betas[-1] == 1
     assert len(result.betas) < 1000
     assert result.log_partition.isfinite()
+
+
+def of_two_modes() -> BipartiteBoltzmann:
+    return BipartiteBoltzmann(*(torch.full((12,), -5.4) for _ in range(2)), torch.ones(12, 12))
+
+
+@pytest.mark.parametrize("make", [lambda: spin_glass(4.0), of_two_modes])
+def test_adaptive_betas_have_steps_of_equal_shares_and_make_estimates_better(make) -> None:
+    model = make()
+    betas = adaptive_betas(model, 40, seed=1)
+    assert betas.dtype == torch.float64
+    assert betas.shape == (41,)
+    assert betas[0] == 0
+    assert betas[-1] == 1
+    assert ((betas.diff() > 0) & (betas.diff() < 2 / 40 + 1e-9)).all()
+    exact, spread = exact_log_partition(model), {}
+    for name, schedule in {"even": 40, "adaptive": betas}.items():
+        result = annealed_importance_sampling(model.expand((SEEDS,)), 400, schedule, seed=1)
+        spread[name] = (result.log_partition - exact).square().mean().sqrt()
+    # Each is known to 5 %.
+    assert spread["adaptive"] < 0.9 * spread["even"]
+    assert_same_bits(adaptive_betas(model, 40, seed=1), betas)
+    assert not adaptive_betas(model, 40, seed=2).equal(betas)
+
+
+def test_estimates_with_adaptive_betas_of_the_same_seed_are_unbiased() -> None:
+    model = bipartite(2.0)
+    exact, errors, covered = exact_log_partition(model), [], 0
+    for seed in range(SEEDS):
+        betas = adaptive_betas(model, 5, num_chains=20, num_sweeps=1, seed=seed)
+        result = annealed_importance_sampling(model, 100, betas, seed=seed)
+        errors.append(result.log_partition - exact)
+        covered += bool(errors[-1].abs() < 1.96 * result.standard_error)
+    ratios = torch.stack(errors).exp()
+    assert (ratios.mean() - 1).abs() < z_threshold() * ratios.std() / SEEDS**0.5
+    assert 0.86 < covered / SEEDS < 0.996
+
+
+def test_the_chains_that_measure_a_schedule_have_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bipartite(2.0)
+    betas = adaptive_betas(model, 5, seed=1)
+    monkeypatch.setattr(population, "_FIRST_PILOT", 0)
+    assert not adaptive_betas(model, 5, seed=1).equal(betas)
+
+
+def test_adaptive_betas_of_a_batch_and_of_nothing() -> None:
+    strong = bipartite(4.0)
+    both = BipartiteBoltzmann(*(torch.stack((0 * p, p)) for p in strong._parameters))
+    chains = {"num_chains": 1000, "num_sweeps": 2}
+    assert_close(adaptive_betas(both, 10, seed=1, **chains), adaptive_betas(strong, 10, seed=1, **chains), 0.05)
+    even = torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert_close(adaptive_betas(both.expand((0, 2)), 10), even, 1e-12)
+    assert_close(adaptive_betas(BipartiteBoltzmann(*(0 * p for p in strong._parameters)), 10), even, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "options"),
+    [
+        (TypeError, "model must be a BipartiteBoltzmann or a GraphBoltzmann, got int", {"model": 1}),
+        (ValueError, "num_steps must be at least 1, got 0", {"num_steps": 0}),
+        (ValueError, "num_chains must be at least 2, got 1", {"num_chains": 1}),
+        (ValueError, "num_sweeps must be at least 1, got 0", {"num_sweeps": 0}),
+        (ValueError, "base must be 'field', 'bias', None or a pair of biases, got 'data'", {"base": "data"}),
+        (ValueError, "give generator or seed, not both", {"generator": torch.Generator(), "seed": 1}),
+    ],
+)
+def test_bad_arguments_of_adaptive_betas(error, text: str, options: dict) -> None:
+    with pytest.raises(error, match=f"^adaptive_betas: {re.escape(text)}"):
+        adaptive_betas(**{"model": bipartite(), "num_steps": 3} | options)
 
 
 # Arguments --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
-from gibbs_ext.checks import check_integers, reported_as
+from gibbs_ext.checks import check_all, check_integers, reported_as
 from gibbs_ext.log_partition.annealing import Base, Betas
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.log_partition.population import Population, effective_families, warn_of_collapse
@@ -138,6 +138,7 @@ class LogPartitionTracker:
             raise ValueError(f"{name}: {wanted}, got {parts[0]} and {list(model.batch_shape)}")
         new, state = _copied(model), population.state
         log_weights = (old.free_energy(state) - new.free_energy(state)).double()
+        check_all(log_weights.isfinite(), f"{name}: model must have finite parameters, got NaN or inf")
         population.resample(population.z, log_weights.reshape(population.family.shape))
         population.model = new
         with reported_as(name):

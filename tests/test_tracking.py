@@ -168,3 +168,8 @@ def test_models_that_a_tracker_cannot_follow() -> None:
         tracker.update_(other)
     with pytest.raises(ValueError, match=rf"^{wanted}{text}\[2, 3\] and \[4\]"):
         tracker.update_(tracker._population.model.expand((4,)))
+    bad = BipartiteBoltzmann(torch.zeros(2), torch.zeros(3), torch.full((2, 3), math.nan), validate_args=False)
+    before = tracker.samples, tracker.log_partition
+    with pytest.raises(ValueError, match=f"^{wanted} have finite parameters, got NaN or inf$"):
+        tracker.update_(bad)
+    assert_same_bits((tracker.samples, tracker.log_partition), before)

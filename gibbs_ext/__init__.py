@@ -23,10 +23,17 @@ from gibbs_ext.likelihood import Centering, negative_log_likelihood_surrogate
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
 from gibbs_ext.log_partition.exact import Marginals, exact_log_partition, exact_marginals, exact_samples
+from gibbs_ext.log_partition.population import (
+    PopulationCollapseWarning,
+    PopulationResult,
+    adaptive_betas,
+    population_annealing,
+)
 from gibbs_ext.models import BipartiteBoltzmann, Conditional, GraphBoltzmann, coupling_resolution
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
 from gibbs_ext.tempering import TemperingResult, TemperingWarning, parallel_tempering, tune_ladder
+from gibbs_ext.tracking import LogPartitionTracker
 
 __all__ = [
     "AISResult",
@@ -40,10 +47,14 @@ __all__ = [
     "CouplingResolutionWarning",
     "EffectiveSampleSizeWarning",
     "GraphBoltzmann",
+    "LogPartitionTracker",
     "Marginals",
     "PersistentChains",
+    "PopulationCollapseWarning",
+    "PopulationResult",
     "TemperingResult",
     "TemperingWarning",
+    "adaptive_betas",
     "annealed_importance_sampling",
     "bipartite_ais",
     "bipartite_gibbs",
@@ -70,6 +81,7 @@ __all__ = [
     "parallel_tempering",
     "perfect_samples",
     "pictures",
+    "population_annealing",
     "synchronize",
     "tune_ladder",
     "unpack_bits",

@@ -4,7 +4,7 @@
 import math
 import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,15 @@ def ais_result(base_log_partition: Tensor, log_weights: Tensor, samples: Tensor,
     return AISResult(log_partition, standard_error, log_weights, samples, effective)
 
 
+def as_schedule(name: str, betas: Betas, device: torch.device) -> Tensor:
+    """The schedule [K + 1] float64, from 0 to 1."""
+    if isinstance(betas, (int, numbers.Integral)):
+        check_integers(name, 1, betas=betas)
+        # On the model's device, so that a CUDA graph can capture it. A division is rounded alike on every device.
+        return torch.arange(int(betas) + 1, dtype=torch.float64, device=device) / int(betas)
+    return _rising(name, as_beta(name, betas, "betas", device))
+
+
 def _rising(name: str, schedule: Tensor) -> Tensor:
     if not is_readable(schedule):
         rises = (schedule.diff() >= 0).all() & (schedule[:1] == 0).all() & (schedule[-1:] == 1).all()
@@ -70,7 +79,7 @@ def _rising(name: str, schedule: Tensor) -> Tensor:
     raise ValueError(f"{name}: betas must rise from 0 to 1, got {got or 'none'}")
 
 
-def _base_biases(name: str, model: Machine, base: Base) -> list[Tensor]:
+def base_biases(name: str, model: Machine, base: Base) -> list[Tensor]:
     """The biases of the start of AIS, each [*batch_shape, units]."""
     own = model._biases
     is_pair = len(own) > 1
@@ -92,6 +101,17 @@ def _base_biases(name: str, model: Machine, base: Base) -> list[Tensor]:
         expand_to(name, argument, bias, (*model.batch_shape, of_model.shape[-1])).detach()
         for argument, bias, of_model in zip(arguments, biases, own, strict=True)
     ]
+
+
+def base_draws(name: str, model: Machine, bases: Sequence[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
+    """Chain states of the given shape from the base, by a sweep of number 0."""
+    with reported_as(name, left_bias="base[0]", right_bias="base[1]", bias="base"):
+        return model._draw_independent(bases, shape, **options)
+
+
+def base_log_partition(bases: Sequence[Tensor]) -> Tensor:
+    """log Z of the base, [*batch_shape] float64."""
+    return torch.stack([softplus(bias.double()).sum(-1) for bias in bases]).sum(0)
 
 
 def annealed_importance_sampling(
@@ -146,11 +166,11 @@ def annealed_importance_sampling(
 
     Not differentiable. Sweep number 0 draws from the base, 1 to K are the path.
     """
-    base_log_partition, log_weights, samples = annealed_chains(
+    of_base, log_weights, samples = annealed_chains(
         model, num_chains, betas, base=base, reverse=reverse, initial=initial, chain_offset=chain_offset,
         generator=generator, seed=seed,
     )  # fmt: skip
-    return ais_result(base_log_partition, log_weights, samples, reverse)
+    return ais_result(of_base, log_weights, samples, reverse)
 
 
 @torch.no_grad()
@@ -170,14 +190,8 @@ def annealed_chains(
     name = "annealed_importance_sampling"
     check_model(name, model)
     check_integers(name, 1, num_chains=num_chains)
-    if isinstance(betas, (int, numbers.Integral)):
-        check_integers(name, 1, betas=betas)
-        # On the model's device, so that a CUDA graph can capture it. A division is rounded alike on every device.
-        betas = torch.arange(int(betas) + 1, dtype=torch.float64, device=model.device) / int(betas)
-        schedule = betas
-    else:
-        schedule = _rising(name, as_beta(name, betas, "betas", model.device))
-    bases = _base_biases(name, model, base)
+    schedule = as_schedule(name, betas, model.device)
+    bases = base_biases(name, model, base)
     if reverse and initial is None:
         of_left = " of left" if len(bases) > 1 else ""
         raise ValueError(f"{name}: reverse=True needs initial, exact draws{of_left} from the model, got None")
@@ -185,8 +199,7 @@ def annealed_chains(
 
     shape = (num_chains, *model.batch_shape, model._num_state_units)
     if initial is None:
-        with reported_as(name, left_bias="base[0]", right_bias="base[1]", bias="base"):
-            initial = model._draw_independent(bases, shape, chain_offset=chain_offset, seed=seed)
+        initial = base_draws(name, model, bases, shape, chain_offset=chain_offset, seed=seed)
     state = expand_to(name, "initial", initial, shape).to(model.dtype)
     bases_called = {"base_left_bias": "base[0]", "base_right_bias": "base[1]", "base_bias": "base"}
     with reported_as(name, left="initial", state="initial", **bases_called):
@@ -194,5 +207,4 @@ def annealed_chains(
             state, bases, schedule.flip(0) if reverse else schedule,
             chain_offset=chain_offset, sweep_offset=1, seed=seed,
         )  # fmt: skip
-    base_log_partition = torch.stack([softplus(bias.double()).sum(-1) for bias in bases]).sum(0)
-    return base_log_partition, log_weights, z
+    return base_log_partition(bases), log_weights, z

@@ -62,6 +62,9 @@ class Machine(Protocol):
     def _num_state_units(self) -> int:
         """Number of units, the first ones of z, on which the next sweep depends: a chain's state."""
 
+    def energy(self, z: Tensor) -> Tensor:
+        """The energies [...] of z [..., N], bits or relaxed values."""
+
     def _fields_at_half(self) -> list[Tensor]:
         """The fields, in the form of ``_biases``, of units whose neighbours all have the value 1/2.
 
@@ -70,6 +73,9 @@ class Machine(Protocol):
 
     def _draw_independent(self, biases: Sequence[Tensor], shape: Sequence[int], **options: Any) -> Tensor:
         """Chain states of the given shape, whose units are independent and have these biases as logits."""
+
+    def _state_of(self, z: Tensor) -> Tensor:
+        """The chain's state in z: a view."""
 
     def _anneal(self, state: Tensor, bases: Sequence[Tensor], betas: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """z at the end of an AIS path from the model of biases ``bases``, and the log-weights."""

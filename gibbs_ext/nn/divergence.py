@@ -49,7 +49,7 @@ def kl_divergence(
 
     Returns:
         [B], or [chains_per_point, B] if there are several chains, of the dtype of energies. Mutates the prior's
-        ``chains``, which make ``num_sweeps`` sweeps, if ``log_partition_gradient`` is True, gradients are enabled and
+        ``chains``, which its sampler advances, if ``log_partition_gradient`` is True, gradients are enabled and
         the prior's parameters require grad. Otherwise the prior is left as it is.
 
     Raises:

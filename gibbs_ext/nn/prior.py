@@ -5,14 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from gibbs_ext.chains import PersistentChains
-from gibbs_ext.checks import check_integers
+from gibbs_ext.checks import check_integers, reported_as, shown
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.models import BipartiteBoltzmann, GraphBoltzmann
+from gibbs_ext.log_partition.annealing import Betas
+from gibbs_ext.log_partition.population import population_annealing
+from gibbs_ext.models import BipartiteBoltzmann, Boltzmann, GraphBoltzmann
 from gibbs_ext.nn.structure import MachineModule, structure_of
+
+_SAMPLERS = ("persistent", "population_annealing")
 
 
 class BoltzmannPrior(MachineModule):
-    """``p(z)``: a Boltzmann machine trained by persistent contrastive divergence.
+    """``p(z)``: a Boltzmann machine, trained by persistent contrastive divergence or with samples of annealing.
 
     It is bipartite, z = (left, right), with ``num_left`` and ``num_right``; or on a coloured graph, with ``graph``.
 
@@ -20,8 +24,14 @@ class BoltzmannPrior(MachineModule):
         num_left: n1, number of left units.
         num_right: n2, number of right units.
         graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
-        num_chains: Number of persistent chains, which supply the gradient of log Z.
-        num_sweeps: Number of sweeps that they make in each :meth:`log_partition_surrogate`.
+        num_chains: Number of chains, which supply the gradient of log Z.
+        num_sweeps: Number of sweeps that they make in each :meth:`log_partition_surrogate`, at each beta if they are
+            annealed.
+        sampler: How they are advanced. ``"persistent"`` chains go on from where they were; a mode of the model that
+            they do not find stays unknown to the gradient. ``"population_annealing"`` draws them anew each time by
+            :func:`gibbs_ext.population_annealing`, whose samples have modes in the right proportion, at as many times
+            the cost as there are betas.
+        betas: The schedule of annealing, as there: number, schedule or ``"adaptive"``. Only and always with it.
 
     Attributes:
         left_bias: Parameter [n1], initially 0.
@@ -29,7 +39,7 @@ class BoltzmannPrior(MachineModule):
         weight: Parameter [n1, n2], initially N(0, 0.01^2), which breaks the symmetry between units.
         bias: Parameter [N], initially 0; on a graph, in place of the above.
         coupling: Parameter [E], initially N(0, 0.01^2); on a graph.
-        chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``.
+        chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``: the latest samples of either sampler.
 
     ``state_dict`` also holds the edges of a graph: a state of the same edges in another order loads, a state of other
     edges is an error.
@@ -49,11 +59,19 @@ class BoltzmannPrior(MachineModule):
         graph: ColoredGraph | None = None,
         num_chains: int = 1000,
         num_sweeps: int = 20,
+        sampler: str = "persistent",
+        betas: Betas | str | None = None,
     ) -> None:
         structure = structure_of("BoltzmannPrior", num_left, num_right, graph)
         super().__init__(structure)
         check_integers("BoltzmannPrior", 1, num_chains=num_chains, num_sweeps=num_sweeps)
+        if sampler not in _SAMPLERS:
+            raise ValueError(f"BoltzmannPrior: sampler must be one of {', '.join(_SAMPLERS)}, got {shown(sampler)}")
+        if (betas is None) != (sampler == "persistent"):
+            wanted = "None with persistent chains" if sampler == "persistent" else f"given with sampler={sampler!r}"
+            raise ValueError(f"BoltzmannPrior: betas must be {wanted}, got {shown(betas)}")
         self.num_sweeps = num_sweeps
+        self.sampler, self.betas = sampler, betas
         self._along_edges = ("coupling",)
         couplings = 0.01 * torch.randn(structure.coupling_shape)
         values = [*(torch.zeros(n) for n in structure.sizes), couplings]
@@ -102,10 +120,11 @@ class BoltzmannPrior(MachineModule):
         """A scalar whose gradient estimates that of log Z; its value means nothing.
 
         It is ``mean_chains(-free_energy)``, where right (on a graph, colour 0) is integrated out. Mutates ``chains``,
-        which make ``num_sweeps`` sweeps first.
+        which ``sampler`` advances first.
 
         Args:
-            part: Selects the chains to advance and to average over; all by default.
+            part: Selects the chains to advance and to average over; all by default. With population annealing each
+                part is a population of its own.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
@@ -113,9 +132,30 @@ class BoltzmannPrior(MachineModule):
             [], differentiable in this module's parameters, the chains held fixed.
 
         Raises:
-            TypeError, ValueError, NotImplementedError: As in :meth:`gibbs_ext.PersistentChains.advance_`; the messages
-                begin with ``PersistentChains:``.
+            TypeError, ValueError, NotImplementedError: As in :meth:`gibbs_ext.PersistentChains.advance_` or
+                :func:`gibbs_ext.population_annealing`; the messages begin with ``PersistentChains:`` or
+                ``BoltzmannPrior:``.
+
+        Warns:
+            PopulationCollapseWarning: As in :func:`gibbs_ext.population_annealing`.
         """
         model = self.distribution()
-        z = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
+        if self.sampler == "persistent":
+            z = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
+        else:
+            z = self._annealed(model, part, generator=generator, seed=seed)
         return -model.free_energy(model._state_of(z)).mean()
+
+    def _annealed(
+        self, model: Boltzmann, part: slice | None, generator: torch.Generator | None, seed: int | Tensor | None
+    ) -> Tensor:
+        """z of ``part``, drawn anew, and kept as chains."""
+        part = self.chains._check_part(part)
+        assert self.betas is not None
+        with reported_as("BoltzmannPrior"):
+            z = population_annealing(
+                model, part.stop - part.start, self.betas, num_sweeps=self.num_sweeps, chain_offset=part.start,
+                generator=generator, seed=seed,
+            ).samples  # fmt: skip
+        self.chains._store(model._state_of(z), None, part)
+        return z

@@ -257,11 +257,24 @@ def test_bad_posterior(change):
         BoltzmannPosterior(**{"in_features": 7, "num_left": 5, "num_right": 4, **change})
 
 
-@pytest.mark.parametrize("change", [{"num_left": 0}, {"num_right": 2.5}, {"num_chains": 0}, {"num_sweeps": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"num_left": 0}, {"num_right": 2.5}, {"num_chains": 0}, {"num_sweeps": 0}, {"betas": 5},
+     {"betas": None, "sampler": "population_annealing"}],
+)  # fmt: skip
 def test_bad_prior(change):
-    ((name, value),) = change.items()
+    name, value = next(iter(change.items()))
     with pytest.raises((TypeError, ValueError), match=f"^BoltzmannPrior: {name} must be .*, got {value}$"):
         BoltzmannPrior(**{"num_left": 5, "num_right": 4, **change})
+
+
+def test_bad_samplers_of_a_prior():
+    wanted = "sampler must be one of persistent, population_annealing, got 'pcd'"
+    with pytest.raises(ValueError, match=f"^BoltzmannPrior: {wanted}$"):
+        BoltzmannPrior(5, 4, sampler="pcd")
+    prior = BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas=[0.0, 0.5])
+    with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise from 0 to 1, got 0 to 0.5$"):
+        prior.log_partition_surrogate()
 
 
 @pytest.mark.parametrize("module", [lambda **units: BoltzmannPosterior(7, **units), BoltzmannPrior])
@@ -416,10 +429,17 @@ def test_state_dict_round_trip(module, kind):
     assert all(value.equal(first.state_dict()[key]) for key, value in third.state_dict().items())
 
 
+SAMPLERS = {
+    "persistent": {"num_sweeps": 30},
+    "population_annealing": {"sampler": "population_annealing", "betas": 10, "num_sweeps": 3},
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["sides", "odd ring", "one edge"])
-def test_log_partition_surrogate_has_the_gradient_of_log_z(kind):
+def test_log_partition_surrogate_has_the_gradient_of_log_z(kind, sampler):
     count = 20_000
-    prior = BoltzmannPrior(**units(kind), num_chains=count, num_sweeps=30)
+    prior = BoltzmannPrior(**units(kind), num_chains=count, **SAMPLERS[sampler])
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_()
@@ -437,12 +457,36 @@ def test_log_partition_surrogate_has_the_gradient_of_log_z(kind):
     )
 
 
-def test_prior_chains_advance():
-    prior = BoltzmannPrior(5, 4, num_chains=50)
+def test_annealed_samples_find_modes_in_proportion_where_persistent_chains_do_not():
+    """All units are 0, or (e^6 times as probable) all are 1, and chains cannot go from one mode to the other."""
+    errors = {}
+    for sampler, options in SAMPLERS.items():
+        prior = BoltzmannPrior(10, 10, num_chains=2000, **options)
+        with torch.no_grad():
+            for parameter, value in zip(prior.parameters(), (-19.7, -19.7, 4.0), strict=True):
+                parameter.fill_(value)
+        gradient = torch.autograd.grad(prior.log_partition_surrogate(), prior.left_bias)[0]
+        exact = torch.autograd.grad(exact_log_partition(prior.distribution()), prior.left_bias)[0]
+        errors[sampler] = (gradient - exact).abs().max()
+    assert errors["persistent"] > 0.3
+    assert errors["population_annealing"] < 0.02
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_prior_chains_advance(sampler):
+    prior = BoltzmannPrior(5, 4, num_chains=50, **SAMPLERS[sampler])
     assert_bits(prior.chains.state())
     before = prior.chains.state()
-    prior.log_partition_surrogate()
-    assert not prior.chains.state().equal(before)
+    prior.log_partition_surrogate(part=slice(10, 30), seed=1)
+    after = prior.chains.state()
+    assert not after[10:30].equal(before[10:30])
+    assert after[:10].equal(before[:10])
+    assert after[30:].equal(before[30:])
+    again = BoltzmannPrior(5, 4, num_chains=50, **SAMPLERS[sampler])
+    again.load_state_dict(prior.state_dict())
+    surrogates = [module.log_partition_surrogate(seed=2) for module in (prior, again)]
+    assert surrogates[0].equal(surrogates[1])
+    assert prior.chains.state().equal(again.chains.state())
     assert prior.energy(torch.zeros(5), torch.zeros(4)).item() == 0
     left = torch.randint(2, (10, 5)).float()
     energies = prior.energy(left, torch.ones(10, 4))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example, the commands and the figures of README are right."""
 
+import math
 import re
 import subprocess
 import sys
@@ -28,12 +29,16 @@ def run(program: str, folder: Path) -> list[str]:
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
-    bipartite, graph, given, training, chains, estimator = blocks("docs/library.md")
+    bipartite, tracked, graph, given, training, chains, estimator = blocks("docs/library.md")
     shape, gradient, error = run(bipartite, tmp_path)
     assert shape.startswith("torch.Size([1000, 64, 28])")
     assert gradient == "torch.Size([64, 16, 12])"
     worst, standard_error = map(float, re.findall(r"tensor\(([-\d.e]+)", error))
     assert worst < 6 * standard_error
+    (line,) = run("import torch; torch.manual_seed(0)\n" + tracked, tmp_path)
+    likelihood, standard_error, error = map(float, re.findall(r"tensor\(([-\d.e]+)", line))
+    assert -16 * math.log(2) < likelihood < -8 * math.log(2)  # between independent bits and equal pairs
+    assert abs(error) < 6 * standard_error < 0.5
     shape, error = run("import torch; torch.manual_seed(0)\n" + graph, tmp_path)
     assert shape == "torch.Size([1000, 512])"
     # 10,000 chains: 6 standard errors of a mean of bits are 0.03

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Boltzmann machine with parameters of its own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from gibbs_ext.arguments import as_beta
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, reported_as, shown
 from gibbs_ext.graphs import ColoredGraph
@@ -11,8 +14,9 @@ from gibbs_ext.log_partition.annealing import Betas
 from gibbs_ext.log_partition.population import population_annealing
 from gibbs_ext.models import BipartiteBoltzmann, Boltzmann, GraphBoltzmann
 from gibbs_ext.nn.structure import MachineModule, structure_of
+from gibbs_ext.tempering import parallel_tempering
 
-_SAMPLERS = ("persistent", "population_annealing")
+_SAMPLERS = ("persistent", "population_annealing", "parallel_tempering")
 
 
 class BoltzmannPrior(MachineModule):
@@ -30,8 +34,11 @@ class BoltzmannPrior(MachineModule):
         sampler: How they are advanced. ``"persistent"`` chains go on from where they were; a mode of the model that
             they do not find stays unknown to the gradient. ``"population_annealing"`` draws them anew each time by
             :func:`gibbs_ext.population_annealing`, whose samples have modes in the right proportion, at as many times
-            the cost as there are betas.
-        betas: The schedule of annealing, as there: number, schedule or ``"adaptive"``. Only and always with it.
+            the cost as there are betas. ``"parallel_tempering"`` (:func:`gibbs_ext.parallel_tempering`) gives each
+            chain replicas at smaller betas, which go on from one call to the next as persistent chains do, and by way
+            of which it goes from mode to mode; at as many times the cost as there are betas, too.
+        betas: The schedule of annealing, as there: number, schedule or ``"adaptive"``. Or the ladder of tempering, [B]
+            numbers that rise to 1. Only and always with the two.
 
     Attributes:
         left_bias: Parameter [n1], initially 0.
@@ -39,7 +46,9 @@ class BoltzmannPrior(MachineModule):
         weight: Parameter [n1, n2], initially N(0, 0.01^2), which breaks the symmetry between units.
         bias: Parameter [N], initially 0; on a graph, in place of the above.
         coupling: Parameter [E], initially N(0, 0.01^2); on a graph.
-        chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``: the latest samples of either sampler.
+        chains: :class:`gibbs_ext.PersistentChains`, part of ``state_dict``: the latest samples of any sampler.
+        replicas: The same of ``num_chains * B`` chains, those at all betas of a chain after each other; with parallel
+            tempering only.
 
     ``state_dict`` also holds the edges of a graph: a state of the same edges in another order loads, a state of other
     edges is an error.
@@ -78,6 +87,12 @@ class BoltzmannPrior(MachineModule):
         for name, value in zip(structure.parameter_names, values, strict=True):
             self.register_parameter(name, nn.Parameter(value))
         self.chains = PersistentChains(num_chains, self.distribution())
+        if sampler == "parallel_tempering":
+            ladder = as_beta("BoltzmannPrior", betas, "betas")  # type: ignore[arg-type]
+            if not len(ladder) or ladder[-1] != 1 or not (ladder.diff() > 0).all():
+                raise ValueError(f"BoltzmannPrior: betas must rise strictly to 1, got {shown(betas)}")
+            self.betas = ladder.tolist()
+            self.replicas = PersistentChains(num_chains * len(ladder), self.distribution())
 
     def distribution(self) -> BipartiteBoltzmann | GraphBoltzmann:
         """The model of the current parameters, which does not check values.
@@ -124,7 +139,7 @@ class BoltzmannPrior(MachineModule):
 
         Args:
             part: Selects the chains to advance and to average over; all by default. With population annealing each
-                part is a population of its own.
+                part is a population of its own. With parallel tempering the replicas of these chains are advanced.
             generator: Supplies the seed.
             seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
@@ -138,12 +153,15 @@ class BoltzmannPrior(MachineModule):
 
         Warns:
             PopulationCollapseWarning: As in :func:`gibbs_ext.population_annealing`.
+            TemperingWarning: As in :func:`gibbs_ext.parallel_tempering`.
         """
         model = self.distribution()
         if self.sampler == "persistent":
             z = self.chains.advance_(model, self.num_sweeps, part=part, generator=generator, seed=seed)
-        else:
+        elif self.sampler == "population_annealing":
             z = self._annealed(model, part, generator=generator, seed=seed)
+        else:
+            z = self._tempered(model, part, generator=generator, seed=seed)
         return -model.free_energy(model._state_of(z)).mean()
 
     def _annealed(
@@ -159,3 +177,22 @@ class BoltzmannPrior(MachineModule):
             ).samples  # fmt: skip
         self.chains._store(model._state_of(z), None, part)
         return z
+
+    def _tempered(
+        self, model: Boltzmann, part: slice | None, generator: torch.Generator | None, seed: int | Tensor | None
+    ) -> Tensor:
+        """z of ``part`` at beta = 1, after their replicas have gone on."""
+        part = self.chains._check_part(part)
+        ladder: Any = self.betas
+        num_chains, num_betas = part.stop - part.start, len(ladder)
+        of_part = slice(part.start * num_betas, part.stop * num_betas)
+        state = self.replicas.state(part=of_part).unflatten(0, (num_chains, num_betas)).transpose(0, 1)
+        z = torch.nn.functional.pad(state, (0, model.num_units - state.shape[-1]))
+        with reported_as("BoltzmannPrior"):
+            result = parallel_tempering(
+                model, num_chains, ladder, self.num_sweeps, initial=z, chain_offset=part.start,
+                generator=generator, seed=seed,
+            )  # fmt: skip
+        self.replicas._store(model._state_of(result.all_samples).transpose(0, 1).flatten(0, 1), None, of_part)
+        self.chains._store(model._state_of(result.samples), None, part)
+        return result.samples

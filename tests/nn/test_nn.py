@@ -260,7 +260,7 @@ def test_bad_posterior(change):
 @pytest.mark.parametrize(
     "change",
     [{"num_left": 0}, {"num_right": 2.5}, {"num_chains": 0}, {"num_sweeps": 0}, {"betas": 5},
-     {"betas": None, "sampler": "population_annealing"}],
+     {"betas": None, "sampler": "population_annealing"}, {"betas": None, "sampler": "parallel_tempering"}],
 )  # fmt: skip
 def test_bad_prior(change):
     name, value = next(iter(change.items()))
@@ -269,12 +269,15 @@ def test_bad_prior(change):
 
 
 def test_bad_samplers_of_a_prior():
-    wanted = "sampler must be one of persistent, population_annealing, got 'pcd'"
+    wanted = "sampler must be one of persistent, population_annealing, parallel_tempering, got 'pcd'"
     with pytest.raises(ValueError, match=f"^BoltzmannPrior: {wanted}$"):
         BoltzmannPrior(5, 4, sampler="pcd")
     prior = BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas=[0.0, 0.5])
     with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise from 0 to 1, got 0 to 0.5$"):
         prior.log_partition_surrogate()
+    for ladder in ([0.0, 0.5], [0.5, 0.2, 1.0], []):
+        with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise strictly to 1, got \["):
+            BoltzmannPrior(5, 4, sampler="parallel_tempering", betas=ladder)
 
 
 @pytest.mark.parametrize("module", [lambda **units: BoltzmannPosterior(7, **units), BoltzmannPrior])
@@ -432,6 +435,7 @@ def test_state_dict_round_trip(module, kind):
 SAMPLERS = {
     "persistent": {"num_sweeps": 30},
     "population_annealing": {"sampler": "population_annealing", "betas": 10, "num_sweeps": 3},
+    "parallel_tempering": {"sampler": "parallel_tempering", "betas": torch.linspace(0, 1, 12), "num_sweeps": 300},
 }
 
 
@@ -470,6 +474,7 @@ def test_annealed_samples_find_modes_in_proportion_where_persistent_chains_do_no
         errors[sampler] = (gradient - exact).abs().max()
     assert errors["persistent"] > 0.3
     assert errors["population_annealing"] < 0.02
+    assert errors["parallel_tempering"] < 0.03
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -364,8 +364,9 @@ def map_rows(name: str, run: Callable[..., Any], info: Any, in_dims: Sequence[in
     except RuntimeError:
         batch = None
     fits = batch is not None and all(len(shape) >= _OWN_DIMS.get(p, 1) for p, shape in shapes.items())
-    per_chain = summed and "beta" in tensors  # Whether the sums are not of summed's shape.
-    if not fits or per_chain or any(dims.get(p) is not None for p in _ONE_PER_CALL):
+    # Sums of models at several betas have not summed's shape, and a ladder has to be the first batch dim.
+    one_by_one = (summed and "beta" in tensors) or "sweeps_per_swap" in given
+    if not fits or one_by_one or any(dims.get(p) is not None for p in _ONE_PER_CALL):
         return _one_by_one(run, info.batch_size, in_dims, args)  # The op says what does not fit.
 
     for p, tensor in tensors.items():

@@ -308,7 +308,7 @@ def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[Tens
     """Each sweep's beta, [1] or, of each chain, [..., 1]."""
     values = torch.as_tensor(beta, dtype=torch.float64)
     values = values if values.dim() > 1 else values.reshape(-1)
-    return list(values.expand(*values.shape[:-1], num_sweeps).split(1, -1))
+    return list(values.expand(*values.shape[:-1], num_sweeps).split(1, -1))[:num_sweeps]
 
 
 def _schedule(betas: Sequence[float] | Tensor) -> list[float]:
@@ -853,5 +853,5 @@ def _swap(
     # twin: csrc/core/tempering.h
     x = ((betas[0] - betas[1]) * (energies[0] - energies[1])).astype(np.float32)
     words = random_words(seed, column.reshape(-1), sweep, pair + 1, stream=1)[:, pair].reshape(column.shape)
-    swaps: NDArray[np.bool_] = (x >= 0) | (words < acceptance(x))
+    swaps: NDArray[np.bool_] = np.asarray((x >= 0) | (words < acceptance(x)))
     return swaps

@@ -9,13 +9,25 @@ import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import as_beta, as_chains, as_seed
-from gibbs_ext.checks import check_all, check_integers, expand_to, is_readable, reported_as, shown, warn
+from gibbs_ext.checks import (
+    check_all,
+    check_integers,
+    check_values,
+    expand_to,
+    is_mapped,
+    is_readable,
+    reported_as,
+    shown,
+    warn,
+)
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann
 
 # Fewer swaps than this say nothing about a ladder.
 _FEWEST_ATTEMPTS = 100
 _LEAST_RATE = 0.01
+# Bounds of csrc/core/philox.h.
+_MAX_CHAINS, _MAX_SWEEPS = 2**48, 2**44
 
 
 class TemperingWarning(UserWarning):
@@ -36,6 +48,7 @@ class TemperingResult(NamedTuple):
     round_trips: Tensor  # [*M] int64: how often replicas came back to the first beta from the last one
     energies: Tensor  # [R, B, C, *M] float64: energies at each beta after the sweeps of each round
     replicas: Tensor  # [R, B, C, *M] int64: the replica, 0 to B - 1, that is at each beta after the swaps of each round
+    current_replicas: Tensor  # [B, C, *M] int64: those after the last round
     betas: Tensor  # [B] float64
     next_sweep: int  # number of the sweep with which a run that goes on begins
 
@@ -70,9 +83,10 @@ def parallel_tempering(
         betas: The ladder [B], strictly rising or falling; finite. ``samples`` are those of the last one, usually 1.
         num_sweeps: Number of sweeps of each replica, a multiple of ``sweeps_per_swap``, at least 0.
         sweeps_per_swap: Sweeps of a round, at least 1.
-        initial: Where replicas start: z [B, C, *M, N] of values 0 and 1, or what broadcasts to it. Or the result of an
-            earlier call with this model, C and betas, which goes on: two calls with one seed make the bits of one.
-            Uniform bits if it is None.
+        initial: Where replicas start: z [B, C, *M, N] of values 0 and 1, or what broadcasts to it (of a bipartite model
+            only left is read). Or the result of an earlier call with this model, C and betas, which goes on: two calls
+            with one seed make the bits of one. Uniform bits if it is None. Calls of one round each have to go on from
+            results, because the turns of the pairs begin anew from z.
         chain_offset: Number of the first of the C * M chains, or their numbers [C, *M], below 2^48 / B. Replica r of
             chain c has the number c * B + r in the random counter.
         progress: Whether to show a progress bar (tqdm).
@@ -87,7 +101,7 @@ def parallel_tempering(
             monotone, a number of sweeps that is no multiple of ``sweeps_per_swap``. The message begins with
             ``parallel_tempering:``.
         KeyboardInterrupt: Ctrl-C during the call.
-        NotImplementedError: Under torch.vmap, where a parameter is mapped.
+        NotImplementedError: Under torch.vmap, where a tensor is mapped or each row has a seed of its own.
 
     Warns:
         TemperingWarning: Two neighbours exchange replicas in less than one round of a hundred.
@@ -103,15 +117,19 @@ def parallel_tempering(
     refuse_vmap(name, model)
     check_integers(name, 1, num_chains=num_chains, sweeps_per_swap=sweeps_per_swap)
     check_integers(name, 0, num_sweeps=num_sweeps)
+    if num_sweeps >= _MAX_SWEEPS:
+        raise ValueError(f"{name}: num_sweeps must be below 2^44, got {num_sweeps}")
     if num_sweeps % sweeps_per_swap:
         raise ValueError(
             f"{name}: num_sweeps must be a multiple of sweeps_per_swap, {sweeps_per_swap}, got {num_sweeps}"
         )
-    ladder = _read_ladder(name, betas, model.device)
+    ladder = read_ladder(name, betas, model.device)
     columns = (num_chains, *model.batch_shape)
     shape = (len(ladder), *columns)
     call_seed = as_seed(name, generator, seed, model.device)
-    numbers = _column_numbers(name, chain_offset, columns, model.device) * len(ladder)
+    if any(isinstance(given, Tensor) and is_mapped(given) for given in (call_seed, initial, chain_offset)):
+        raise NotImplementedError(f"{name}: torch.vmap is not supported; give the model a batch shape instead")
+    numbers = _column_numbers(name, chain_offset, columns, len(ladder), model.device) * len(ladder)
     replicas = torch.arange(len(ladder), device=model.device).reshape(-1, *[1] * len(columns)).expand(shape)
     sweep = 1  # Uniform bits have the words of sweep 0.
     if isinstance(initial, TemperingResult):
@@ -120,8 +138,7 @@ def parallel_tempering(
                 f"{name}: initial must be a result of the same chains and betas, {list(shape)} states, got "
                 f"{list(initial.all_samples.shape[:-1])} or other betas"
             )
-        sweep = initial.next_sweep
-        replicas = initial.replicas[-1] if len(initial.replicas) else replicas
+        sweep, replicas = initial.next_sweep, initial.current_replicas
         initial = initial.all_samples
     if initial is None:
         uniform = [torch.zeros_like(bias) for bias in model._biases]
@@ -145,7 +162,8 @@ def parallel_tempering(
     energies, replicas_at = (torch.cat(trace) for trace in zip(*traces, strict=True))
     rates = _swap_rates(energies, ladder)
     _check_rates(name, rates, num_swaps * num_chains, ladder)
-    return TemperingResult(z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, ladder, sweep)
+    current = chains - numbers
+    return TemperingResult(z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, current, ladder, sweep)
 
 
 def tune_ladder(
@@ -173,7 +191,7 @@ def tune_ladder(
         num_betas: The number of betas that is wanted, at least 2; B if it is None. About twice the barrier, that is,
             twice the sum of the refused rates, is best (the same source, section 4).
         num_chains: Chains of each run, at least 1.
-        num_sweeps: Sweeps of each run, at least 1. The first half is not counted.
+        num_sweeps: Sweeps of each run, at least 2. The first half is not counted.
         num_rounds: Number of runs, at least 1. Each starts where the last one ended.
         generator: Supplies the seed. The default generator does if neither is given.
         seed: A 64-bit integer, instead of a generator.
@@ -192,8 +210,11 @@ def tune_ladder(
     """
     name = "tune_ladder"
     check_model(name, model)
-    check_integers(name, 1, num_chains=num_chains, num_sweeps=num_sweeps, num_rounds=num_rounds)
-    ladder = _read_ladder(name, betas, model.device)
+    check_integers(name, 1, num_chains=num_chains, num_rounds=num_rounds)
+    check_integers(name, 2, num_sweeps=num_sweeps)
+    if 0 in model.batch_shape:
+        raise ValueError(f"{name}: model must hold at least one model, got batch shape {list(model.batch_shape)}")
+    ladder = read_ladder(name, betas, model.device)
     if len(ladder) < 2:
         raise ValueError(f"{name}: betas must be at least 2, got {len(ladder)}")
     if num_betas is not None:
@@ -235,13 +256,13 @@ def _interpolate(height: Tensor, ladder: Tensor, count: int) -> Tensor:
     return betas
 
 
-def _read_ladder(name: str, betas: Sequence[float] | Tensor, device: torch.device) -> Tensor:
-    """A strictly monotone ladder [B] in float64 on the device."""
-    ladder = as_beta(name, betas, "betas", device)
+def read_ladder(name: str, betas: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    """A copy of a strictly monotone ladder, [B] float64 on the device."""
+    ladder = as_beta(name, betas, "betas", device).clone()
     if not len(ladder):
         raise ValueError(f"{name}: betas must hold at least 1 value, got none")
-    steps = ladder.float().diff()  # as sweeps see them
-    good = ladder.isfinite().all() & ((steps > 0).all() | (steps < 0).all())
+    seen = ladder.float()  # by sweeps
+    good = seen.isfinite().all() & ((seen.diff() > 0).all() | (seen.diff() < 0).all())
     message = f"{name}: betas must be finite and rise or fall strictly"
     if is_readable(ladder) and not good:
         raise ValueError(f"{message}, got {shown(ladder.tolist())}")
@@ -249,13 +270,19 @@ def _read_ladder(name: str, betas: Sequence[float] | Tensor, device: torch.devic
     return ladder.to(device)
 
 
-def _column_numbers(name: str, chain_offset: int | Tensor, columns: tuple[int, ...], device: torch.device) -> Tensor:
+def _column_numbers(
+    name: str, chain_offset: int | Tensor, columns: tuple[int, ...], num_betas: int, device: torch.device
+) -> Tensor:
     """The numbers [C, *M] of chains."""
     given, first = as_chains(name, chain_offset)
+    limit, count = _MAX_CHAINS // num_betas, math.prod(columns)
     if given is not None:
+        in_range = (given >= 0) & (given < limit)
+        check_values(name, "chain_offset", f"lie in 0 .. 2^48 / {num_betas} - 1", given, in_range)
         return expand_to(name, "chain_offset", given, columns)
-    check_integers(name, 0, chain_offset=first)
-    return first + torch.arange(math.prod(columns), device=device).reshape(columns)
+    if not 0 <= first <= limit - count:
+        raise ValueError(f"{name}: chain_offset must lie in 0 .. 2^48 / {num_betas} - {count}, got {first}")
+    return first + torch.arange(count, device=device).reshape(columns)
 
 
 def _parts(num_swaps: int, progress: bool) -> Sequence[int]:
@@ -289,14 +316,13 @@ def _check_rates(name: str, rates: Tensor, attempts: int, ladder: Tensor) -> Non
 
 def _round_trips(replicas: Tensor) -> Tensor:
     """How often replicas [R, B, C, *M] came back to the first beta from the last one, [*M]."""
-    _, num_betas, num_chains, *models = replicas.shape
-    trips = replicas.new_zeros(num_chains, *models)
-    if num_betas < 2:
-        return trips.sum(0)
-    came_from_last = torch.zeros(num_betas, num_chains, *models, dtype=torch.bool, device=replicas.device)
-    for of_round in replicas:
-        first, last = of_round[:1], of_round[-1:]
-        trips += came_from_last.gather(0, first)[0]
-        came_from_last.scatter_(0, first, False)
-        came_from_last.scatter_(0, last, True)
-    return trips.sum(0)
+    if replicas.shape[1] < 2:
+        return replicas.new_zeros(replicas.shape[3:])
+    none, first, last = 0, 1, 2
+    # What each replica [R + 1, B, C, *M] visits: nothing before the first round.
+    visits = torch.full_like(replicas, none).scatter(1, replicas[:, :1], first).scatter(1, replicas[:, -1:], last)
+    visits = torch.cat([torch.zeros_like(replicas[:1]), visits]) if len(replicas) else visits
+    time = torch.arange(len(visits), device=replicas.device).reshape(-1, *[1] * (replicas.dim() - 1))
+    latest = torch.where(visits != none, time, 0).cummax(0).values  # when each was at an end, up to each round
+    before = visits.gather(0, latest[:-1])
+    return ((visits[1:] == first) & (before == last)).sum((0, 1, 2))

@@ -24,6 +24,7 @@ OPS = (
     "bipartite_gibbs",
     "bipartite_gibbs_relaxed",
     "bipartite_gibbs_relaxed_backward",
+    "bipartite_tempering",
     "coupling_resolution",
     "graph_ais",
     "graph_coupling_resolution",
@@ -33,6 +34,7 @@ OPS = (
     "graph_gibbs_relaxed",
     "graph_gibbs_relaxed_backward",
     "graph_metropolis",
+    "graph_tempering",
 )
 
 

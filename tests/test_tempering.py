@@ -147,6 +147,23 @@ def test_a_bipartite_model_is_a_graph_of_two_colours():
     assert_same_bits(list(results[0])[:-1], list(results[1])[:-1])
 
 
+def test_going_on_from_no_sweeps_forgets_nothing():
+    model = rbm()
+    whole = parallel_tempering(model, 6, LADDER, 20, seed=7)
+    part = parallel_tempering(model, 6, LADDER, 10, seed=7)
+    idle = parallel_tempering(model, 6, LADDER, 0, seed=7, initial=part)
+    rest = parallel_tempering(model, 6, LADDER, 10, seed=7, initial=idle)
+    assert_same_bits(rest.all_samples, whole.all_samples)
+    assert_same_bits(rest.current_replicas, whole.replicas[-1])
+
+
+def test_a_result_keeps_its_ladder():
+    ladder = torch.tensor(LADDER, dtype=torch.float64)
+    result = parallel_tempering(rbm(), 6, ladder, 4, seed=7)
+    ladder[1] = 0.6
+    assert result.betas.tolist() == LADDER
+
+
 def test_a_falling_ladder_and_negative_betas():
     model = rbm(8, 8)
     result = parallel_tempering(model, 20, [1.0, 0.3, -0.5], 40, seed=1)
@@ -218,8 +235,12 @@ def test_starts_from_uniform_bits_that_depend_on_the_chain_alone():
         ({"initial": torch.full((9,), 0.5)}, ValueError, "initial must hold 0 and 1 only, got 0.5"),
         ({"initial": torch.zeros(8)}, ValueError, "initial must broadcast to shape"),
         ({"initial": parallel_tempering(rbm(), 2, LADDER, 2, seed=1)}, ValueError, "initial must be a result of"),
-        ({"chain_offset": -1}, ValueError, "chain_offset must be at least 0"),
-        ({"chain_offset": 2**48}, ValueError, "chain_offset must lie in 0"),
+        ({"chain_offset": -1}, ValueError, r"chain_offset must lie in 0 .. 2\^48 / 4 - 5, got -1"),
+        ({"chain_offset": 2**46 - 4}, ValueError, r"chain_offset must lie in 0 .. 2\^48 / 4 - 5, got 70368744177660"),
+        ({"chain_offset": 2**62}, ValueError, r"chain_offset must lie in 0 .. 2\^48 / 4 - 5"),
+        ({"chain_offset": torch.tensor(2**62)}, ValueError, r"chain_offset must lie in 0 .. 2\^48 / 4 - 1, got 46"),
+        ({"num_sweeps": 2**44}, ValueError, r"num_sweeps must be below 2\^44"),
+        ({"betas": [0.0, 1e300]}, ValueError, "betas must be finite and rise or fall strictly"),
         ({"seed": 2**70}, ValueError, "seed must fit in 64 bits"),
     ],
 )
@@ -235,12 +256,28 @@ def test_refuses(given, error, message):
         ({"betas": [1.0]}, "betas must be at least 2, got 1"),
         ({"num_betas": 1}, "num_betas must be at least 2"),
         ({"num_rounds": 0}, "num_rounds must be at least 1"),
+        ({"num_sweeps": 1}, "num_sweeps must be at least 2"),
+        ({"model": rbm(batch=(0,))}, r"model must hold at least one model, got batch shape \[0\]"),
         ({"num_chains": 0}, "num_chains must be at least 1"),
     ],
 )
 def test_tuning_refuses(given, message):
     with pytest.raises(ValueError, match=f"^tune_ladder: {message}"):
         tune_ladder(**{"model": rbm(), "betas": LADDER, "seed": 1} | given)
+
+
+def test_vmap_is_refused():
+    model = rbm()
+    for mapped, run in (
+        (torch.arange(3), lambda seed: parallel_tempering(model, 5, LADDER, 4, seed=seed).samples),
+        (torch.zeros(3, 9), lambda z: parallel_tempering(model, 5, LADDER, 4, initial=z, seed=1).samples),
+        (
+            torch.zeros(3, 5).long(),
+            lambda numbers: parallel_tempering(model, 5, LADDER, 4, chain_offset=numbers, seed=1),
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match=r"^parallel_tempering: torch.vmap is not supported"):
+            torch.vmap(run)(mapped)
 
 
 def test_parameters_that_are_not_finite_are_refused():

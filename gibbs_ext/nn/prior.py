@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gibbs_ext.arguments import as_beta
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, reported_as, shown
 from gibbs_ext.graphs import ColoredGraph
@@ -14,7 +13,7 @@ from gibbs_ext.log_partition.annealing import Betas
 from gibbs_ext.log_partition.population import population_annealing
 from gibbs_ext.models import BipartiteBoltzmann, Boltzmann, GraphBoltzmann
 from gibbs_ext.nn.structure import MachineModule, structure_of
-from gibbs_ext.tempering import parallel_tempering
+from gibbs_ext.tempering import parallel_tempering, read_ladder
 
 _SAMPLERS = ("persistent", "population_annealing", "parallel_tempering")
 
@@ -30,7 +29,7 @@ class BoltzmannPrior(MachineModule):
         graph: A :class:`gibbs_ext.ColoredGraph` of N nodes and E edges, in place of the two sides.
         num_chains: Number of chains, which supply the gradient of log Z.
         num_sweeps: Number of sweeps that they make in each :meth:`log_partition_surrogate`, at each beta if they are
-            annealed.
+            annealed or tempered (at least 2 if tempered).
         sampler: How they are advanced. ``"persistent"`` chains go on from where they were; a mode of the model that
             they do not find stays unknown to the gradient. ``"population_annealing"`` draws them anew each time by
             :func:`gibbs_ext.population_annealing`, whose samples have modes in the right proportion, at as many times
@@ -88,9 +87,10 @@ class BoltzmannPrior(MachineModule):
             self.register_parameter(name, nn.Parameter(value))
         self.chains = PersistentChains(num_chains, self.distribution())
         if sampler == "parallel_tempering":
-            ladder = as_beta("BoltzmannPrior", betas, "betas")  # type: ignore[arg-type]
-            if not len(ladder) or ladder[-1] != 1 or not (ladder.diff() > 0).all():
-                raise ValueError(f"BoltzmannPrior: betas must rise strictly to 1, got {shown(betas)}")
+            check_integers("BoltzmannPrior", 2, num_sweeps=num_sweeps)  # so that all pairs have their turns
+            ladder = read_ladder("BoltzmannPrior", betas, torch.device("cpu"))  # type: ignore[arg-type]
+            if ladder[-1] != 1 or ladder[0] > 1:
+                raise ValueError(f"BoltzmannPrior: betas must rise to 1, got {shown(betas)}")
             self.betas = ladder.tolist()
             self.replicas = PersistentChains(num_chains * len(ladder), self.distribution())
 

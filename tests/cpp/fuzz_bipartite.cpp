@@ -275,7 +275,7 @@ static void fuzz_faults() {
   Problem<T> p = random_problem<T>(0);
   if (p.chains == 0) return;
   p.call.num_sweeps = 1 + below(3);
-  p.call.beta = {1.0};
+  p.call.beta = {1.0}, p.call.num_betas = 1, p.call.beta_strides.clear();
   const T bad = one_in(2) ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::infinity();
   const struct {
     Tensor<T>* tensor;
@@ -301,7 +301,7 @@ static void check_interrupt() {
   Problem<float> p = random_problem<float>(0);
   while (p.chains == 0) p = random_problem<float>(0);
   p.call.num_sweeps = int64_t{1} << 40;
-  p.call.beta = {1.0};
+  p.call.beta = {1.0}, p.call.num_betas = 1, p.call.beta_strides.clear();
   BipartiteCall call = p.call;
   call.left_bits = p.left.data(), call.right_bits = p.right.data();
   Rounding rounding;

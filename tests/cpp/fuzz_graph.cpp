@@ -607,7 +607,7 @@ static void fuzz_faults() {
   call.route = GraphRoute(below(int64_t{std::size(kGraphRouteNames)}));
   call.num_sweeps = binary ? 1 + below(3) : 0;
   call.num_relaxed_sweeps = binary ? 0 : 1 + below(2);
-  call.beta = {1.0};
+  call.beta = {1.0}, call.num_betas = 1, call.beta_strides.clear();
   const size_t size = size_t(p.chains * p.graph.num_nodes), models = size_t(call.batch.num_models());
   std::vector<T> state(size), relaxed(size), mean(size), fields(size * 2), of_edges(models * size_t(p.graph.num_edges()));
   std::vector<double> log_weights(size_t(p.chains)), of_models(models);
@@ -635,7 +635,7 @@ static void check_interrupt(GraphRoute route, int threads) {
   GraphCall call = p.call;
   call.route = route;
   call.num_sweeps = int64_t{1} << 40;
-  call.beta = {1.0};
+  call.beta = {1.0}, call.num_betas = 1, call.beta_strides.clear();
   call.bits = p.state.data();
   Rounding rounding;
   const Outcome outcome = run_graph(call, {threads, run_on_threads, [] { return true; }}, &rounding);
@@ -654,7 +654,7 @@ static void check_relaxed_interrupt() {
   call.is_double = false;
   call.coupling = {coupling.data(), {}, 1, 0};
   call.bias = {bias.data(), {}, 1, 0};
-  call.beta = {1.0};
+  call.beta = {1.0}, call.num_betas = 1, call.beta_strides.clear();
   call.num_relaxed_sweeps = 1 << 20;
   call.state = state.data(), call.relaxed = relaxed.data(), call.mean = mean.data(), call.fields = fields.data();
   const Runtime runtime = {1, run_on_threads, [] { return true; }};

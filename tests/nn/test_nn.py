@@ -275,9 +275,17 @@ def test_bad_samplers_of_a_prior():
     prior = BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas=[0.0, 0.5])
     with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise from 0 to 1, got 0 to 0.5$"):
         prior.log_partition_surrogate()
-    for ladder in ([0.0, 0.5], [0.5, 0.2, 1.0], []):
-        with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise strictly to 1, got \["):
+    for ladder, wanted in (
+        ([0.0, 0.5], "rise to 1, got"),
+        ([2.0, 1.0], "rise to 1, got"),
+        ([0.5, 0.2, 1.0], "be finite and rise or fall strictly, got"),
+        ([float("-inf"), 1.0], "be finite and rise or fall strictly, got"),
+        ([], "hold at least 1 value, got none"),
+    ):
+        with pytest.raises(ValueError, match=f"^BoltzmannPrior: betas must {wanted}"):
             BoltzmannPrior(5, 4, sampler="parallel_tempering", betas=ladder)
+    with pytest.raises(ValueError, match=r"^BoltzmannPrior: num_sweeps must be at least 2, got 1$"):
+        BoltzmannPrior(5, 4, sampler="parallel_tempering", betas=[0.0, 1.0], num_sweeps=1)
 
 
 @pytest.mark.parametrize("module", [lambda **units: BoltzmannPosterior(7, **units), BoltzmannPrior])

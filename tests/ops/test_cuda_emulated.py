@@ -20,7 +20,7 @@ import test_graph_gibbs_relaxed
 import test_graph_metropolis
 import test_graph_sweeps
 import test_rounding_warning
-import test_tempering
+import test_tempering_ops
 import torch
 from backends import BIPARTITE_ROUTES, GRAPH_ROUTES, call_emulated, emulated_library
 
@@ -38,7 +38,7 @@ MODULES = (
     test_graph_ais,
     test_graph_fields,
     test_rounding_warning,
-    test_tempering,
+    test_tempering_ops,
     test_golden,
 )
 # Tests of the CPU's threads, instruction sets and routes and of Python's locks, and tests whose many draws would take

@@ -2,6 +2,7 @@
 """Parallel tempering: chains at several inverse temperatures that exchange them, so that all can cross barriers."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -239,8 +240,6 @@ def tune_ladder(
 def _without_warning(
     model: Boltzmann, num_chains: int, ladder: Tensor, num_sweeps: int, initial: Tensor | None, seed: Tensor
 ) -> TemperingResult:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TemperingWarning)  # a ladder that is to be tuned may well have gaps
         return parallel_tempering(model, num_chains, ladder, num_sweeps, initial=initial, seed=seed)

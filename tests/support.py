@@ -18,6 +18,17 @@ from gibbs_ext import ops
 
 FALSE_ALARM = 1e-6  # the probability that a statistical test fails by chance, if it is run with a fresh seed
 
+# The batch of the state, of the couplings, and of beta.
+BETA_BATCHES = {
+    "a ladder of one model": ((4, 70), (), (4, 1)),
+    "a ladder of single chains": ((6, 1), (), (6, 1)),
+    "each chain its own": ((20,), (), (20,)),
+    "only beta has this batch": ((), (), (3, 1)),
+    "a ladder of models": ((3, 5, 2), (2,), (3, 1, 1)),
+    "each model its own": ((5, 3), (3,), (3,)),
+    "two dims apart": ((2, 3, 4), (3, 1), (2, 1, 4)),
+}
+
 # All ops of torch.ops.gibbs_ext, on every backend.
 OPS = (
     "bipartite_ais",

@@ -31,8 +31,6 @@ GraphRoute route_of(const GraphCall& call, int64_t chains) {
   return use_coarse(call) ? GraphRoute::kCoarse : GraphRoute::kSums;
 }
 
-constexpr int64_t kMostKept = int64_t{1} << 26;  // numbers of models that are kept from round to round
-
 // A forward run: constants that all threads share.
 template <class T>
 class ForwardRun {
@@ -46,7 +44,8 @@ class ForwardRun {
     // Numbers of a model that takes much memory.
     const int64_t size =
         4 * call.graph.num_edges + (call.graph.num_nodes << (use_tables(call, kTableGroup) ? table_degree(call.graph) : 3));
-    if (call.num_rounds > 1 && call.batch.num_models() * size <= kMostKept) kept_models_.resize(size_t(call.batch.num_models()));
+    if (call.num_rounds > 1 && call.batch.num_models() * size <= call.most_kept)
+      kept_models_.resize(size_t(call.batch.num_models()));
   }
 
   Outcome run(Rounding* rounding, const AfterRound& after) {

@@ -32,6 +32,7 @@ struct GraphCall : SweepCall {
   double* log_weights = nullptr;  // [linear number]; not null: annealed
   bool metropolis = false;        // sweeps by Metropolis's rule instead of Gibbs's, always in groups of 16; not annealed
   GraphRoute route = GraphRoute::kAuto;
+  int64_t most_kept = int64_t{1} << 26;  // numbers of models that are kept from round to round; tests set it
 
   // Relaxed sweeps: [linear number, num_nodes] of the parameters' dtype.
   void *state = nullptr, *relaxed = nullptr, *mean = nullptr;

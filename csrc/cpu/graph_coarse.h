@@ -34,8 +34,7 @@ class CoarseRunner {
         worst_(worst),
         progress_(progress),
         beta_(beta),
-        rows_(call.graph.num_nodes),
-        exact_bias_(call.graph.num_nodes * kCoarseGroup),
+        exact_bias_(call),
         coupling_(is_shared ? 2 * call.graph.num_edges : call.graph.num_edges * kCoarseGroup),
         bias_(call.graph.num_nodes * kCoarseGroup),
         offset_(is_shared ? call.graph.num_nodes : 0),
@@ -81,21 +80,15 @@ class CoarseRunner {
 
  private:
   bool load_bias(const Group* parts) {
-    const int64_t n = call_.graph.num_nodes;
-    group_.shared_bias = group_.shared_coupling;
-    for (int part = 0; part < kCoarseParts && group_.shared_bias; ++part)
-      for (int l = 0; l < parts[part].count; ++l) group_.shared_bias &= bias_row(parts[part], l) == bias_row(parts[0], 0);
-    for (int part = 0; part < (group_.shared_bias ? 1 : kCoarseParts); ++part) {
-      float* out = exact_bias_.get() + part * n * kGroup;
-      bool is_shared = false;
-      if (!load_group_bias<T>(call_, call_.bias, parts[part], rows_, out, group_.shared_bias ? &is_shared : nullptr))
-        return progress_.fail(Outcome::kNonFiniteBias), false;
-      worst_.note_biases(group_.scale + part * kGroup, is_shared ? 1 : kGroup, n, out, out);
-      group_.exact_bias[part] = out;
+    if (!exact_bias_.load(parts, group_.shared_coupling)) return progress_.fail(Outcome::kNonFiniteBias), false;
+    group_.shared_bias = exact_bias_.is_shared();
+    for (int part = 0; part < exact_bias_.num_loaded(); ++part) {
+      const float* bias = exact_bias_.values(part);
+      worst_.note_biases(group_.scale + part * kGroup, exact_bias_.num_lanes(), call_.graph.num_nodes, bias, bias);
+      group_.exact_bias[part] = bias;
     }
     return true;
   }
-  const T* bias_row(const Group& group, int l) const { return row_of<T>(call_.batch, call_.bias, group.model[l], group.chain[l]); }
   static bool has_chain(const Group* parts, int bit) {
     const int chain = kernels().chain_of_table_bit(byte_of_coarse_bit(bit));
     return chain % kGroup < parts[chain / kGroup].count;
@@ -116,8 +109,7 @@ class CoarseRunner {
   Progress& progress_;
   const std::vector<float>& beta_;
   double least_beta_, largest_beta_;
-  LaneRows<float> rows_;
-  Buffer<float> exact_bias_;
+  BiasOfParts<T, kCoarseParts> exact_bias_;
   Buffer<int16_t> coupling_, bias_;
   Buffer<float> offset_;
   Buffer<uint32_t> state_, fixed_;

@@ -20,39 +20,27 @@ class EnergyRunner {
       : call_(call),
         progress_(progress),
         coupling_(call, true),
-        rows_(call.graph.num_nodes),
-        bias_(call.graph.num_nodes * kEnergyGroup),
+        bias_(call),
         position_(call.graph.num_nodes),
         words_(call.graph.num_nodes) {
-    for (int64_t pos = 0; pos < call.graph.num_nodes; ++pos) position_.get()[call.graph.order[pos]] = int32_t(pos);
+    copy_positions(call.graph, position_.get());
   }
 
   // first_model: of the coupling.
   void run(int64_t first_model, int64_t number) {
     const int64_t n = call_.graph.num_nodes, chains = call_.batch.chains_per_model();
     if (!coupling_.load(first_model, progress_)) return;
-    constexpr int kParts = kEnergyGroup / kGroup;
     Group parts[kParts];
     const int64_t end = std::min((number + 1) * kEnergyGroup, call_.batch.models_per_coupling() * chains);
     for (int64_t at = number * kEnergyGroup; at < end; ++at)
       parts[at % kEnergyGroup / kGroup].add(call_.batch, first_model + at / chains, at % chains);
-    const auto bias_row = [&](int part, int l) {
-      return row_of<T>(call_.batch, call_.bias, parts[part].model[l], parts[part].chain[l]);
-    };
+    if (!bias_.load(parts, true)) return progress_.fail(Outcome::kNonFiniteBias);
     TableRows<const uint32_t> rows = {};
     EnergyGroup group = {};
-    group.shared_bias = true;
-    for (int part = 0; part < kParts; ++part)
-      for (int l = 0; l < parts[part].count; ++l) {
-        rows.row[part * kGroup + l] = call_.bits + parts[part].linear[l] * state_words(n);
-        group.shared_bias &= bias_row(part, l) == bias_row(0, 0);
-      }
-    for (int part = 0; part < (group.shared_bias ? 1 : kParts); ++part) {
-      float* out = bias_.get() + part * n * kGroup;
-      bool is_shared = false;
-      if (!load_group_bias<T>(call_, call_.bias, parts[part], rows_, out, group.shared_bias ? &is_shared : nullptr))
-        return progress_.fail(Outcome::kNonFiniteBias);
-      group.bias[part] = out;
+    group.shared_bias = bias_.is_shared();
+    for (int part = 0; part < kParts; ++part) {
+      group.bias[part] = bias_.values(part);
+      for (int l = 0; l < parts[part].count; ++l) rows.row[part * kGroup + l] = call_.bits + parts[part].linear[l] * state_words(n);
     }
     words_from_rows(rows, n, words_.get());
     group.state = words_.get(), group.position = position_.get();
@@ -64,11 +52,12 @@ class EnergyRunner {
   }
 
  private:
+  static constexpr int kParts = kEnergyGroup / kGroup;
+
   const GraphCall& call_;
   Progress& progress_;
   SharedCoupling<T> coupling_;
-  LaneRows<float> rows_;
-  Buffer<float> bias_;
+  BiasOfParts<T, kParts> bias_;
   Buffer<int32_t> position_;
   Buffer<uint64_t> words_;
 };

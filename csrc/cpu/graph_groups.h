@@ -244,6 +244,43 @@ bool load_group_bias(const GraphCall& call, const Operand& bias, const Group& gr
                                                             : lanes.load(rows, group.count, n, bias.stride, out);
 }
 
+// The same of several groups of chains side by side. If all chains of all groups have the same bias, one row is loaded for all.
+template <class T, int kParts>
+class BiasOfParts {
+ public:
+  explicit BiasOfParts(const GraphCall& call)
+      : call_(call), lanes_(call.graph.num_nodes), values_(call.graph.num_nodes * kGroup * kParts) {}
+  // False if one is not finite.
+  bool load(const Group* parts, bool may_be_shared) {
+    const auto row = [&](int part, int l) {
+      return row_of<T>(call_.batch, call_.bias, parts[part].model[l], parts[part].chain[l]);
+    };
+    is_shared_ = may_be_shared;
+    for (int part = 0; part < kParts && is_shared_; ++part)
+      for (int l = 0; l < parts[part].count; ++l) is_shared_ &= row(part, l) == row(0, 0);
+    bool is_shared = false;
+    for (int part = 0; part < num_loaded(); ++part)
+      if (!load_group_bias<T>(call_, call_.bias, parts[part], lanes_, values(part), is_shared_ ? &is_shared : nullptr))
+        return false;
+    return true;
+  }
+  bool is_shared() const { return is_shared_; }
+  int num_loaded() const { return is_shared_ ? 1 : kParts; }
+  int num_lanes() const { return is_shared_ ? 1 : kGroup; }
+  float* values(int part) const { return values_.get() + part * call_.graph.num_nodes * kGroup; }  // [num_nodes, num_lanes()]
+
+ private:
+  const GraphCall& call_;
+  LaneRows<float> lanes_;
+  Buffer<float> values_;
+  bool is_shared_ = false;
+};
+
+// The place of each node in the order of updates.
+inline void copy_positions(const GraphView& g, int32_t* out) {
+  for (int64_t position = 0; position < g.num_nodes; ++position) out[g.order[position]] = int32_t(position);
+}
+
 // The binary sweeps, as kernels that need no tables of their own read them.
 inline GraphSweeps binary_sweeps(const GraphCall& call, const BetaRow<float>& beta, Progress& progress) {
   return {call.graph, call.num_sweeps, call.seed,       uint64_t(call.sweep_offset), beta.values, beta.stride(),

@@ -51,8 +51,7 @@ class SumsRunner {
         base_bias_(call.log_weights ? lane_size() : 0),
         words_(call.metropolis ? whole_words(call.graph.num_nodes) : high_byte_counters(call.graph.num_nodes) * 4 * kGroup),
         open_(call.graph.num_nodes + 1) {
-    for (int64_t pos = 0; call.log_weights && pos < call.graph.num_nodes; ++pos)
-      position_.get()[call.graph.order[pos]] = int32_t(pos);
+    if (call.log_weights) copy_positions(call.graph, position_.get());
   }
 
   // coupling: SharedCoupling or RoundedLanes. False if the call failed.

@@ -151,6 +151,19 @@ struct RandomBatch {
     for (size_t d = c.beta_strides.size(); d-- > 0; chain /= sizes[d]) row += chain % sizes[d] * c.beta_strides[d];
     return c.beta[size_t(row + (c.num_betas > 1 ? sweep : 0))];
   }
+  // Those of annealed sweeps, in which beta often stays the same from one to the next.
+  void draw_annealed_betas(SweepCall& c) const {
+    c.num_betas = c.num_sweeps + 1, c.beta_strides.clear();
+    c.beta.resize(size_t(c.num_betas));
+    for (size_t i = 0; i < c.beta.size(); ++i) c.beta[i] = i > 0 && one_in(2) ? c.beta[i - 1] : double(below(101)) / 100;
+  }
+  // Divides a call's sweeps into rounds where one beta allows it. Returns what comes after each.
+  AfterRound draw_rounds(SweepCall& c) const {
+    if (c.num_betas > 1 || !c.num_sweeps || !one_in(3)) return nullptr;
+    for (const int64_t rounds : {5, 3, 2})
+      if (c.num_sweeps % rounds == 0) c.num_sweeps /= rounds, c.num_rounds *= rounds;
+    return [&c](int64_t) { c.sweep_offset += c.num_sweeps; };
+  }
   // Draws rows of `count` betas, at times one for each index of some dimensions, which are models' then.
   void draw_betas(SweepCall& c, int64_t count, std::vector<bool>& is_model_dim, bool in_order,
                   const std::function<void(std::vector<double>&)>& draw_row) const {

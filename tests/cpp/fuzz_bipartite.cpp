@@ -78,8 +78,9 @@ static Result run_binary(const Problem<T>& p, bool annealed, const Runtime& runt
   call.log_weights = annealed ? r.log_weights.data() : nullptr;
   r.energies.resize(p.has_energies ? size_t(p.chains) : 0);
   if (p.has_energies) call.energies = r.energies.data();
+  const AfterRound after = annealed ? nullptr : p.draw_rounds(call);
   Rounding rounding;
-  const Outcome outcome = run_bipartite(call, runtime, &rounding);
+  const Outcome outcome = run_bipartite(call, runtime, &rounding, after);
   CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
   return r;
 }
@@ -150,9 +151,7 @@ static void fuzz_binary() {
   Problem<T> p = random_problem<T>(one_in(2) ? 40 : 115);
   const bool annealed = one_in(3);
   if (annealed) {
-    p.call.beta.resize(size_t(p.call.num_sweeps + 1));
-    p.call.num_betas = p.call.num_sweeps + 1, p.call.beta_strides.clear();
-    for (double& b : p.call.beta) b = double(below(101)) / 100;
+    p.draw_annealed_betas(p.call);
   } else {
     if (one_in(3)) p.clamp_left = random_bits(p.chains, p.n1);
     if (one_in(3)) p.clamp_right = random_bits(p.chains, p.n2);

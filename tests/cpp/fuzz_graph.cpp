@@ -326,9 +326,7 @@ static void fuzz_binary() {
   Problem<T> p = random_problem<T>(one_in(2) ? 40 : annealed ? 100 : 125);
   const int64_t n = p.graph.num_nodes;
   if (annealed) {
-    p.call.beta.resize(size_t(p.call.num_sweeps + 1));
-    p.call.num_betas = p.call.num_sweeps + 1, p.call.beta_strides.clear();
-    draw_schedule(p.call.beta, [] { return double(below(101)) / 100; });
+    p.draw_annealed_betas(p.call);
   } else {
     p.call.metropolis = one_in(3);
     if (one_in(3)) {
@@ -359,8 +357,10 @@ static void fuzz_binary() {
       call.log_weights = annealed ? r.log_weights.data() : nullptr;
       r.energies.resize(p.has_energies ? size_t(p.chains) : 0);
       if (p.has_energies) call.energies = r.energies.data();
+      if (one_in(2)) call.most_kept = 0;
+      const AfterRound after = annealed ? nullptr : p.draw_rounds(call);
       Rounding rounding = {nanf(""), nanf("")};
-      const Outcome outcome = run_graph(call, runtime, &rounding);
+      const Outcome outcome = run_graph(call, runtime, &rounding, after);
       CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
       const double limit = kResolutionLimit / largest_magnitude(call.beta), error = field_error(rounding, degree);
       CHECK(largest_error > limit ? error == largest_error : error <= limit, "%s: %g, not %g", name, error, largest_error);

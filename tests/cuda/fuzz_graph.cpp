@@ -60,9 +60,7 @@ static Problem<T> random_problem() {
     c.chains_strides = p.numbers.strides;
   }
   if (p.is_annealed) {
-    c.num_betas = c.num_sweeps + 1;
-    c.beta.resize(size_t(c.num_betas));
-    for (double& beta : c.beta) beta = double(below(101)) / 100;
+    p.draw_annealed_betas(c);
   } else {
     p.draw_betas(c, one_in(2) ? 1 : std::max<int64_t>(c.num_sweeps, 1), p.is_model_dim, false, [](std::vector<double>& row) {
       for (double& beta : row) beta = random_beta();

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import (
+    BETA_BATCHES,
     BROADCASTS,
     assert_bits,
     assert_same_bits,
@@ -130,18 +131,6 @@ def test_schedule_of_beta(shared, instruction_set):
     assert_same_bits(
         bipartite_gibbs(left, *p, 3, beta=0.7, seed=4), bipartite_gibbs(left, *p, 3, beta=[0.7] * 3, seed=4)
     )
-
-
-# The batch of the state, of the weight, and of beta.
-BETA_BATCHES = {
-    "a ladder of one model": ((4, 40), (), (4, 1)),
-    "a ladder of single chains": ((5, 1), (), (5, 1)),
-    "each chain its own": ((9,), (), (9,)),
-    "only beta has this batch": ((), (), (3, 1)),
-    "a ladder of models": ((3, 5, 2), (2,), (3, 1, 1)),
-    "each model its own": ((5, 3), (3,), (3,)),
-    "two dims apart": ((2, 3, 4), (3, 1), (2, 1, 4)),
-}
 
 
 @pytest.mark.parametrize("steps", ["one", "each sweep"])

@@ -20,7 +20,7 @@ from graph_support import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_bits, assert_same_bits, awkward, random_bits
+from support import BETA_BATCHES, assert_bits, assert_same_bits, awkward, random_bits
 
 from gibbs_ext import ColoredGraph, graph_gibbs, graph_metropolis
 
@@ -147,18 +147,6 @@ def test_schedule_of_beta(sweep, name, kind):
         both(sweep, state, *p, graph, 6, beta=beta, seed=4)
     expected = sweep(state, *p, graph, 3, beta=0.7, seed=4)
     assert_same_bits(sweep(state, *p, graph, 3, beta=[0.7] * 3, seed=4), expected)
-
-
-# The batch of the state, of the couplings, and of beta.
-BETA_BATCHES = {
-    "a ladder of one model": ((4, 70), (), (4, 1)),
-    "a ladder of single chains": ((6, 1), (), (6, 1)),
-    "each chain its own": ((20,), (), (20,)),
-    "only beta has this batch": ((), (), (3, 1)),
-    "a ladder of models": ((3, 5, 2), (2,), (3, 1, 1)),
-    "each model its own": ((5, 3), (3,), (3,)),
-    "two dims apart": ((2, 3, 4), (3, 1), (2, 1, 4)),
-}
 
 
 @pytest.mark.parametrize("steps", ["one", "each sweep"])

@@ -266,10 +266,7 @@ class PersistentChains(nn.Module):
         state = self.state(index, None if self.dataset_size is not None else part).to(model.dtype)
         # Chains are numbered over the whole set.
         first = part.start * math.prod(self.bits.shape[1:-1])
-        clamps: dict[str, Tensor] = {}
-        clamped = model._read_given("PersistentChains", state.shape[:-1], given, where)
-        if clamped:
-            state, clamps = model._clamped(state, *clamped)
+        state, clamps = model._held("PersistentChains", state, given, where)
         with reported_as("PersistentChains"):
             z = model._sweep(state, num_sweeps, chain_offset=first, generator=generator, seed=seed, **clamps)
         self._store(model._state_of(z), index, part)

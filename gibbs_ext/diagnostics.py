@@ -184,11 +184,9 @@ def summary(data: Any, variables: Sequence[str] | None = None) -> "pandas.DataFr
             "ess": lambda x: arviz.ess(x.reshape(num_chains, num_draws), method="mean"),
             "span": lambda x: x.max() - x.min(),
         }
-        of_mean = arviz.summary(
-            data, var_names=chosen, kind="stats", extend=False, round_to="none", stat_funcs=functions
-        )
-    table["autocorrelation_time"] = num_chains * num_draws / of_mean["ess"] * data.posterior.attrs.get("thin", 1)
-    is_constant = of_mean["span"] == 0
+        stats = arviz.summary(data, var_names=chosen, kind="stats", extend=False, round_to="none", stat_funcs=functions)
+    table["autocorrelation_time"] = num_chains * num_draws / stats["ess"] * data.posterior.attrs.get("thin", 1)
+    is_constant = stats["span"] == 0
     table.loc[is_constant, ["r_hat", "autocorrelation_time"]] = np.nan
     moving = table[~is_constant]
     doubts = []

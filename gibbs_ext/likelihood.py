@@ -41,7 +41,7 @@ class Centering(nn.Module):
     def __init__(self, model: Boltzmann, means: str = "data", *, decay: float = 0.99, initial: float = 0.5) -> None:
         super().__init__()
         check_model("Centering", model)
-        if means not in _SHARES:
+        if not isinstance(means, str) or means not in _SHARES:
             raise ValueError(f"Centering: means must be one of {', '.join(_SHARES)}, got {shown(means)}")
         for argument, value in (("decay", decay), ("initial", initial)):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -140,12 +140,15 @@ def negative_log_likelihood_surrogate(
         raise ValueError(f"{name}: index must be None without positive_chains, got {type(index).__name__}")
     if centering is not None and not isinstance(centering, Centering):
         raise TypeError(f"{name}: centering must be a Centering, got {type(centering).__name__}")
+    for argument, given in (("chains", chains), ("positive_chains", positive_chains)):
+        if given is not None and not isinstance(given, PersistentChains):
+            raise TypeError(f"{name}: {argument} must be PersistentChains or None, got {type(given).__name__}")
     if chains is not None:  # without chains, the first sweep checks that data are bits
         check_values(name, "data", "lie in [0, 1]", data, (data >= 0) & (data <= 1))
     summed, is_sampled = _summed_units(model, ~visible)
     start = z = _completed(model, data, visible)
     if is_sampled and positive_chains is not None:
-        with reported_as(name):
+        with reported_as(name):  # beforehand, because below the word "given" in an error is replaced by "data"
             positive_chains._check_index(index)
     with reported_as(name, given="data"):
         if is_sampled and positive_chains is not None:

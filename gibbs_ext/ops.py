@@ -259,7 +259,7 @@ def _bipartite_gibbs_relaxed(a: _Arguments) -> Any:
 
 
 def _model_couplings(coupling: Tensor, own_dims: int, a: _Arguments) -> tuple[int, ...]:
-    """The shape of one coupling for each model, of which those at several betas are several."""
+    """The shape of the couplings' gradient, in which a model at several betas counts as several models."""
     if a.beta.dim() < 2:
         return coupling.shape
     models = torch.broadcast_shapes(coupling.shape[:-own_dims], a.beta.shape[:-1])
@@ -364,7 +364,8 @@ def map_rows(name: str, run: Callable[..., Any], info: Any, in_dims: Sequence[in
     except RuntimeError:
         batch = None
     fits = batch is not None and all(len(shape) >= _OWN_DIMS.get(p, 1) for p, shape in shapes.items())
-    # Sums of models at several betas have not summed's shape, and a ladder has to be the first batch dim.
+    # Sums over models at several betas do not have the shape of the parameter ``summed``, and a ladder must stay the
+    # first batch dim.
     one_by_one = (summed and "beta" in tensors) or "sweeps_per_swap" in given
     if not fits or one_by_one or any(dims.get(p) is not None for p in _ONE_PER_CALL):
         return _one_by_one(run, info.batch_size, in_dims, args)  # The op says what does not fit.

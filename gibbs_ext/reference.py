@@ -72,7 +72,7 @@ def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int
         chain: [B] chain numbers in [0, 2^48).
         sweep: Sweep number in [0, 2^44).
         num_units: How many units.
-        stream: 0 of sweeps, 1 of swaps.
+        stream: 0 of sweeps, 1 of swaps; 2 to 15 are reserved.
 
     Returns:
         [B, num_units] uint32.
@@ -308,7 +308,9 @@ def _betas(beta: float | Sequence[float] | Tensor, num_sweeps: int) -> list[Tens
     """Each sweep's beta, [1] or, of each chain, [..., 1]."""
     values = torch.as_tensor(beta, dtype=torch.float64)
     values = values if values.dim() > 1 else values.reshape(-1)
-    return list(values.expand(*values.shape[:-1], num_sweeps).split(1, -1))[:num_sweeps]
+    return list(values.expand(*values.shape[:-1], num_sweeps).split(1, -1))[
+        :num_sweeps
+    ]  # split makes one piece of an empty tensor
 
 
 def _schedule(betas: Sequence[float] | Tensor) -> list[float]:

@@ -15,7 +15,6 @@ from gibbs_ext.checks import (
     check_integers,
     check_values,
     expand_to,
-    is_mapped,
     is_readable,
     reported_as,
     shown,
@@ -128,8 +127,7 @@ def parallel_tempering(
     columns = (num_chains, *model.batch_shape)
     shape = (len(ladder), *columns)
     call_seed = as_seed(name, generator, seed, model.device)
-    if any(isinstance(given, Tensor) and is_mapped(given) for given in (call_seed, initial, chain_offset)):
-        raise NotImplementedError(f"{name}: torch.vmap is not supported; give the model a batch shape instead")
+    refuse_vmap(name, model, call_seed, initial, chain_offset)
     numbers = _column_numbers(name, chain_offset, columns, len(ladder), model.device) * len(ladder)
     replicas = torch.arange(len(ladder), device=model.device).reshape(-1, *[1] * len(columns)).expand(shape)
     sweep = 1  # Uniform bits have the words of sweep 0.
@@ -176,7 +174,7 @@ def tune_ladder(
     num_sweeps: int = 200,
     num_rounds: int = 4,
     generator: torch.Generator | None = None,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
 ) -> Tensor:
     """Places the betas of a ladder so that all neighbours exchange replicas equally often.
 
@@ -195,13 +193,14 @@ def tune_ladder(
         num_sweeps: Sweeps of each run, at least 2. The first half is not counted.
         num_rounds: Number of runs, at least 1. Each starts where the last one ended.
         generator: Supplies the seed. The default generator does if neither is given.
-        seed: A 64-bit integer, instead of a generator.
+        seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
     Returns:
         The ladder, [num_betas] float64 on the model's device.
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit. The message begins with ``tune_ladder:``.
+        NotImplementedError: Under torch.vmap.
 
     Example:
         >>> model = BipartiteBoltzmann(torch.zeros(4), torch.zeros(4), torch.full((4, 4), 2.0))
@@ -225,24 +224,16 @@ def tune_ladder(
         ladder = _interpolate(torch.linspace(0, 1, len(ladder)).to(ladder), ladder, wanted)
     call_seed = as_seed(name, generator, seed, model.device)
     states: Tensor | None = None
-    with reported_as(name):
+    with reported_as(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TemperingWarning)  # a ladder that is to be tuned may well have gaps
         for round_ in range(num_rounds):
-            run_seed = call_seed + round_
-            result = _without_warning(model, num_chains, ladder, num_sweeps, states, run_seed)
+            result = parallel_tempering(model, num_chains, ladder, num_sweeps, initial=states, seed=call_seed + round_)
             rates = _swap_rates(result.energies[num_sweeps // 2 :], ladder)
             refused = 1 - rates.reshape(len(ladder) - 1, -1).mean(1)
             # Neighbours that always swap have no barrier between them; a little keeps the map from betas one to one.
             barrier = torch.cat([refused.new_zeros(1), (refused + 1e-3).cumsum(0)])
             ladder, states = _interpolate(barrier, ladder, wanted), result.all_samples
     return ladder
-
-
-def _without_warning(
-    model: Boltzmann, num_chains: int, ladder: Tensor, num_sweeps: int, initial: Tensor | None, seed: Tensor
-) -> TemperingResult:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TemperingWarning)  # a ladder that is to be tuned may well have gaps
-        return parallel_tempering(model, num_chains, ladder, num_sweeps, initial=initial, seed=seed)
 
 
 def _interpolate(height: Tensor, ladder: Tensor, count: int) -> Tensor:
@@ -320,7 +311,7 @@ def _round_trips(replicas: Tensor) -> Tensor:
     none, first, last = 0, 1, 2
     # What each replica [R + 1, B, C, *M] visits: nothing before the first round.
     visits = torch.full_like(replicas, none).scatter(1, replicas[:, :1], first).scatter(1, replicas[:, -1:], last)
-    visits = torch.cat([torch.zeros_like(replicas[:1]), visits]) if len(replicas) else visits
+    visits = torch.cat([visits.new_zeros(1, *visits.shape[1:]), visits])
     time = torch.arange(len(visits), device=replicas.device).reshape(-1, *[1] * (replicas.dim() - 1))
     latest = torch.where(visits != none, time, 0).cummax(0).values  # when each was at an end, up to each round
     before = visits.gather(0, latest[:-1])

@@ -21,9 +21,9 @@ class LogPartitionTracker:
     0) summed out, resampled and swept. So the estimate of Z is unbiased, however few the sweeps, and the families of
     chains give it an error bar, which grows with the way that the parameters have gone.
 
-    The tracker has chains of its own. Those that supply the gradient are no use, though they are there already:
-    each step of training lowers the probability of where just these chains are, so that they show log Z too low: by 3.4
-    in the example below.
+    The tracker has chains of its own. Those that supply the gradient are no use, though they are there already: each
+    step of training makes the very states of these chains less likely, so that they show log Z too low, by 3.4 for the
+    machine of 12 + 12 units below.
 
     A tracker starts by annealing to the model, as :func:`gibbs_ext.population_annealing` does, and can start again::
 
@@ -130,7 +130,7 @@ class LogPartitionTracker:
         check_model(name, model)
         old = population.model
         graph = getattr(old, "graph", None)
-        if type(model) is not type(old) or getattr(model, "graph", None) is not graph:
+        if type(model) is not type(old) or getattr(model, "graph", None) != graph:
             raise ValueError(f"{name}: model must be of the class and graph to which chains were annealed, got another")
         parts = [[bias.shape[-1] for bias in of._biases] for of in (model, old)]
         if parts[0] != parts[1] or model.batch_shape != old.batch_shape:
@@ -144,7 +144,7 @@ class LogPartitionTracker:
         with reported_as(name):
             z = new._sweep(
                 population.state, self._num_sweeps, sweep_offset=population.num_sweeps_done, **population.options
-            )  # fmt: skip
+            )
         population.keep(z, self._num_sweeps)
         self.num_updates += 1
         self._warn("call anchor_")

@@ -194,7 +194,7 @@ def test_persistent_chains_of_hidden_units_arrive_in_many_calls(name: str, kind:
         assert_same_bits(positive.bits[:5], others)
         states = positive.state(options["index"])
         kept = where[: states.shape[-1]]
-        visible = rows[:, : int(kept.sum())] if name == "deep" else rows[:, :2]
+        visible = rows[:, : int(kept.sum())]
         assert_same_bits(states[..., kept].double(), visible.expand(1000, 20, -1))
 
 
@@ -304,7 +304,7 @@ def test_chains_keep_given_units() -> None:
         assert z[:, where].eq(given[where]).all()
         assert not z[:, ~where].eq(z[0, ~where]).all()
         with pytest.raises(ValueError, match=r"^PersistentChains: given must hold 0 and 1 only in where, got 2.0$"):
-            chains.advance_(model, 30, given=given + 2 - given, where=where)
+            chains.advance_(model, 30, given=torch.full_like(given, 2), where=where)
 
 
 # Centred gradients ------------------------------------------------------------------------------------------------
@@ -480,6 +480,12 @@ def test_bad_centering() -> None:
         (TypeError, "Centering: model must be a BipartiteBoltzmann or", lambda: Centering(3)),
         (ValueError, "Centering: means must be one of data, model, average, got 'mean'",
          lambda: Centering(model, "mean")),
+        (ValueError, "Centering: means must be one of data, model, average, got ['data']",
+         lambda: Centering(model, ["data"])),
+        (TypeError, "negative_log_likelihood_surrogate: chains must be PersistentChains or None, got int",
+         lambda: negative_log_likelihood_surrogate(model, torch.zeros(5, 2, 9).double(), 3)),
+        (TypeError, "negative_log_likelihood_surrogate: positive_chains must be PersistentChains or None, got int",
+         lambda: negative_log_likelihood_surrogate(model, torch.zeros(5, 2, 9).double(), None, positive_chains=3)),
         (ValueError, "Centering: decay must lie in [0, 1], got 1.5", lambda: Centering(model, decay=1.5)),
         (TypeError, "Centering: initial must be a number, got '0'", lambda: Centering(model, initial="0")),
         (ValueError, "Centering: initial must lie in [0, 1], got nan", lambda: Centering(model, initial=float("nan"))),

@@ -123,15 +123,11 @@ def test_a_chain_alone_is_the_chain_among_others(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_threads_and_a_progress_bar_do_not_matter(model):
-    before = torch.get_num_threads()
+def test_threads_and_a_progress_bar_do_not_matter(model, threads):
     results = []
-    try:
-        for threads, progress in ((1, False), (3, False), (2, True)):
-            torch.set_num_threads(threads)
-            results.append(parallel_tempering(model, 20, LADDER, 130, seed=7, progress=progress))
-    finally:
-        torch.set_num_threads(before)
+    for num_threads, progress in ((1, False), (3, False), (2, True)):
+        torch.set_num_threads(num_threads)
+        results.append(parallel_tempering(model, 20, LADDER, 130, seed=7, progress=progress))
     for other in results[1:]:
         assert_same_bits(list(other)[:-1], list(results[0])[:-1])
 

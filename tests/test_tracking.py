@@ -12,6 +12,7 @@ from support import assert_same_bits, random_bits, random_parameters, z_threshol
 
 from gibbs_ext import (
     BipartiteBoltzmann,
+    ColoredGraph,
     GraphBoltzmann,
     LogPartitionTracker,
     PersistentChains,
@@ -153,6 +154,13 @@ def test_a_tracker_keeps_neither_models_nor_their_graphs_of_gradients() -> None:
 def test_bad_arguments(error, text: str, options: dict) -> None:
     with pytest.raises(error, match=f"^LogPartitionTracker: {re.escape(text)}"):
         LogPartitionTracker(**{"model": rbm(), "num_chains": 10, "betas": 3} | options)
+
+
+def test_another_graph_that_is_equal_is_followed() -> None:
+    tracker = LogPartitionTracker(on_graph(), 10, 3, seed=1)
+    equal = ColoredGraph(12, GRAPH.edges, GRAPH.colors)
+    tracker.update_(GraphBoltzmann(equal, torch.zeros(12), torch.zeros(30)))
+    assert tracker.num_updates == 1
 
 
 def test_models_that_a_tracker_cannot_follow() -> None:

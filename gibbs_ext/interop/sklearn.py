@@ -75,11 +75,11 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         solver: Where the chains of a minibatch start. "pcd": where they have stopped in the last minibatch, at first
             with all hidden units 0 (T. Tieleman, "Training restricted Boltzmann machines using approximations to the
             likelihood gradient", ICML 2008), as in scikit-learn. "cd": at the samples (G. Hinton, "Training products of
-            experts by minimizing contrastive divergence", 2002), which is biased. "pt": as "pcd", but each chain has
-            replicas at ``n_betas`` inverse temperatures, evenly spaced from 0 to 1, with which it exchanges states
-            (:func:`gibbs_ext.parallel_tempering`; G. Desjardins et al., "Tempered Markov chain Monte Carlo for training
-            of restricted Boltzmann machines", AISTATS 2010). They reach modes that lie far apart, for the price of
-            ``n_betas`` times as many sweeps.
+            experts by minimizing contrastive divergence", 2002), which is biased. "pt": as "pcd", but at first
+            from uniform bits, and each chain has replicas at ``n_betas`` inverse temperatures, evenly spaced from 0 to
+            1, with which it exchanges states (:func:`gibbs_ext.parallel_tempering`; G. Desjardins et al., "Tempered
+            Markov chain Monte Carlo for training of restricted Boltzmann machines", AISTATS 2010). They reach
+            modes that lie far apart, for the price of ``n_betas`` times as many sweeps.
         n_sweeps: Number of sweeps of the chains for each minibatch, at least 1.
         n_betas: Number of inverse temperatures of "pt", at least 2.
         centering: Whether to take the centred gradient, in which v and h have offsets subtracted, so that it does not
@@ -100,6 +100,9 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
     Raises:
         TypeError, ValueError: A parameter does not fit, in :meth:`fit` and :meth:`partial_fit`. For parameters that
             scikit-learn's has the message is scikit-learn's.
+
+    Warns:
+        TemperingWarning: With "pt", as in :func:`gibbs_ext.parallel_tempering`.
 
     Example:
         >>> X = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])

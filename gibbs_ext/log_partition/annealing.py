@@ -18,6 +18,8 @@ from gibbs_ext.log_partition.machine import Machine, check_model
 Betas = int | Sequence[float] | Tensor
 # Where annealing starts: "field", "bias", None, or biases.
 Base = str | Sequence[Tensor] | Tensor | None
+# What errors of an AIS op call the biases of the base.
+BASES_CALLED = {"base_left_bias": "base[0]", "base_right_bias": "base[1]", "base_bias": "base"}
 
 
 class EffectiveSampleSizeWarning(UserWarning):
@@ -201,8 +203,7 @@ def annealed_chains(
     if initial is None:
         initial = base_draws(name, model, bases, shape, chain_offset=chain_offset, seed=seed)
     state = expand_to(name, "initial", initial, shape).to(model.dtype)
-    bases_called = {"base_left_bias": "base[0]", "base_right_bias": "base[1]", "base_bias": "base"}
-    with reported_as(name, left="initial", state="initial", **bases_called):
+    with reported_as(name, left="initial", state="initial", **BASES_CALLED):
         z, log_weights = model._anneal(
             state, bases, schedule.flip(0) if reverse else schedule,
             chain_offset=chain_offset, sweep_offset=1, seed=seed,

@@ -81,8 +81,9 @@ class Machine(Protocol):
         """z at the end of an AIS path from the model of biases ``bases``, and the log-weights."""
 
 
-def refuse_vmap(name: str, model: Machine) -> None:
-    if any(is_mapped(parameter) for parameter in model._parameters):
+def refuse_vmap(name: str, model: Machine, *others: object) -> None:
+    """Raises if a parameter of the model or another tensor is mapped."""
+    if any(isinstance(given, Tensor) and is_mapped(given) for given in (*model._parameters, *others)):
         raise NotImplementedError(f"{name}: torch.vmap is not supported; give the model a batch shape instead")
 
 

@@ -14,6 +14,7 @@ from gibbs_ext.checks import check_integers, expand_to, is_readable, reported_as
 from gibbs_ext.functional import graph_gibbs
 from gibbs_ext.graphs import ColoredGraph
 from gibbs_ext.log_partition.annealing import (
+    BASES_CALLED,
     Base,
     Betas,
     as_schedule,
@@ -150,7 +151,7 @@ def population_annealing(
 
     Raises:
         TypeError, ValueError: An argument has a wrong type or does not fit.
-        NotImplementedError: Under torch.vmap, where a parameter is mapped.
+        NotImplementedError: Under torch.vmap, where a tensor is mapped or each row has a seed of its own.
 
         The messages begin with ``population_annealing:``.
 
@@ -173,6 +174,7 @@ def population_annealing(
     check_integers(name, 1, num_sweeps=num_sweeps)
     refuse_vmap(name, model)
     number = as_seed(name, generator, seed, model.device)
+    refuse_vmap(name, model, number, chain_offset)
     population = Population(name, model, num_chains, base, chain_offset, number)
     # An energy is linear in each unit, and the base's units are independent.
     means = torch.cat([bias.sigmoid() for bias in population.bases], -1)
@@ -228,7 +230,7 @@ def adaptive_betas(
 
     Raises:
         TypeError, ValueError: An argument has a wrong type or does not fit.
-        NotImplementedError: Under torch.vmap, where a parameter is mapped.
+        NotImplementedError: Under torch.vmap, where a tensor is mapped or each row has a seed of its own.
 
         The messages begin with ``adaptive_betas:``.
 
@@ -240,6 +242,7 @@ def adaptive_betas(
     check_integers(name, 2, num_chains=num_chains)
     refuse_vmap(name, model)
     number = as_seed(name, generator, seed, model.device)
+    refuse_vmap(name, model, number)
     population = Population(name, model, num_chains, base, _FIRST_PILOT, number)
     betas, lengths = [0.0], [0.0]
     for beta, log_weights in population.anneal("adaptive", num_sweeps):
@@ -337,11 +340,8 @@ class Population:
         return z, log_weights.reshape(self.family.shape)
 
     def _anneal(self, betas: Tensor) -> tuple[Tensor, Tensor]:
-        bases_called = {"base_left_bias": "base[0]", "base_right_bias": "base[1]", "base_bias": "base"}
-        with reported_as(self.name, **bases_called):
-            return self.model._anneal(
-                self.state, self.bases, betas, sweep_offset=self.num_sweeps_done, **self.options
-            )  # fmt: skip
+        with reported_as(self.name, **BASES_CALLED):
+            return self.model._anneal(self.state, self.bases, betas, sweep_offset=self.num_sweeps_done, **self.options)
 
     def _resample_and_sweep(self, z: Tensor, log_weights: Tensor, beta: Tensor, num_sweeps: int) -> None:
         """Resamples what :meth:`_weigh` returned, and makes the other sweeps at the new beta [1]."""

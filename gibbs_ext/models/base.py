@@ -162,13 +162,21 @@ class Boltzmann(Distribution, Machine):
             wanted = f"{argument} must have shape [..., {num_units}] to fit {fits}"
             raise ValueError(f"{type(self).__name__}: {wanted}, got {list(shape)}")
 
-    def _mapped(self: _Model, function: Callable[[Tensor, int], Tensor]) -> _Model:
-        """The model of ``function(parameter, number of its own dims)``, whose values are not validated again."""
+    def _of(self: _Model, parameters: Sequence[Tensor]) -> _Model:
+        """The model of other parameters, whose values are not validated."""
         new = copy.copy(self)
-        for argument, dim in self._dims.items():
-            setattr(new, argument, function(getattr(self, argument), dim))
+        for argument, tensor in zip(self._dims, parameters, strict=True):
+            setattr(new, argument, tensor)
         new._batch_shape = broadcast_batch(new._parameters, new._dims.values())
         return new
+
+    def _mapped(self: _Model, function: Callable[[Tensor, int], Tensor]) -> _Model:
+        """The model of ``function(parameter, number of its own dims)``, whose values are not validated again."""
+        return self._of([function(getattr(self, argument), dim) for argument, dim in self._dims.items()])
+
+    def _with(self: _Model, biases: Tensor, couplings: Tensor) -> _Model:
+        """The model of other biases, joined as in z [..., N], and couplings, whose values are not validated."""
+        return self._of([*biases.split([bias.shape[-1] for bias in self._biases], dim=-1), couplings])
 
     def expand(self: _Model, batch_shape: Sequence[int], _instance: Any = None) -> _Model:
         """The same models under the larger ``batch_shape``; the parameters are views."""
@@ -285,15 +293,6 @@ class Boltzmann(Distribution, Machine):
         """The colour of each unit [N] int64, on the CPU: units of one colour are not coupled. A sweep begins at 0."""
         raise NotImplementedError
 
-    def _with(self: _Model, biases: Tensor, couplings: Tensor) -> _Model:
-        """The model of other biases, joined as in z [..., N], and couplings, whose values are not validated."""
-        parts = biases.split([bias.shape[-1] for bias in self._biases], dim=-1)
-        new = copy.copy(self)
-        for argument, tensor in zip(self._dims, (*parts, couplings), strict=True):
-            setattr(new, argument, tensor)
-        new._batch_shape = broadcast_batch(new._parameters, new._dims.values())
-        return new
-
     def _state_of(self, z: Tensor) -> Tensor:
         """The chain's state in z: a view."""
         return z.narrow(-1, 0, self._num_state_units)  # cheaper than an index
@@ -310,6 +309,7 @@ class Boltzmann(Distribution, Machine):
         """``- log sum exp(-energy(z))`` over some units [n], ascending, no two of which are coupled, given the rest."""
         if not len(units):
             return self.energy(z)
+        # As for the data of a restricted machine: cheaper than the fields of all units.
         if units.equal((self._colors() == 0).nonzero()[:, 0]):
             return self.free_energy(self._state_of(z))
         rest, fields = self._rest(units, z)
@@ -392,15 +392,19 @@ class Boltzmann(Distribution, Machine):
         """
         name = f"{type(self).__name__}.sample"
         state, beta = self._start(name, sample_shape, initial, num_sweeps)
-        clamps: dict[str, Tensor] = {}
-        clamped = self._read_given(name, state.shape[:-1], given, where)
-        if clamped:
-            state, clamps = self._clamped(state, *clamped)
+        state, clamps = self._held(name, state, given, where)
         with reported_as(name, left="initial", state="initial"):
             return self._sweep(
                 state, len(beta), beta=beta if len(beta) else 1.0, chain_offset=chain_offset,
                 generator=generator, seed=seed, **clamps,
             )  # fmt: skip
+
+    def _held(
+        self, name: str, state: Tensor, given: Tensor | None, where: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The chain's state with the given values, and options of :meth:`_sweep` that keep them."""
+        clamped = self._read_given(name, state.shape[:-1], given, where)
+        return self._clamped(state, *clamped) if clamped else (state, {})
 
     def _read_given(
         self,

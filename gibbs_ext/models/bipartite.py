@@ -196,7 +196,7 @@ class BipartiteBoltzmann(Boltzmann):
         left, right = free[free < self.num_left], free[free >= self.num_left]
         if not len(left) or not len(right):
             # The ops take no model without units on one side.
-            graph = ColoredGraph(len(free), torch.empty(0, 2, dtype=torch.int64))
+            graph = ColoredGraph(len(free), [])
             return GraphBoltzmann(graph, fields[..., free], self.weight.new_empty(0), validate_args=False)
         weight = self.weight.index_select(-2, left).index_select(-1, right - self.num_left)
         return BipartiteBoltzmann(fields[..., left], fields[..., right], weight, validate_args=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gibbs_ext.chains import PersistentChains
 from gibbs_ext.checks import check_integers, reported_as, shown
 from gibbs_ext.graphs import ColoredGraph
-from gibbs_ext.log_partition.annealing import Betas
+from gibbs_ext.log_partition.annealing import Betas, as_schedule
 from gibbs_ext.log_partition.population import population_annealing
 from gibbs_ext.models import BipartiteBoltzmann, Boltzmann, GraphBoltzmann
 from gibbs_ext.nn.structure import MachineModule, structure_of
@@ -86,6 +86,8 @@ class BoltzmannPrior(MachineModule):
         for name, value in zip(structure.parameter_names, values, strict=True):
             self.register_parameter(name, nn.Parameter(value))
         self.chains = PersistentChains(num_chains, self.distribution())
+        if sampler == "population_annealing" and not (isinstance(betas, str) and betas == "adaptive"):
+            as_schedule("BoltzmannPrior", betas, torch.device("cpu"))  # type: ignore[arg-type]
         if sampler == "parallel_tempering":
             check_integers("BoltzmannPrior", 2, num_sweeps=num_sweeps)  # so that all pairs have their turns
             ladder = read_ladder("BoltzmannPrior", betas, torch.device("cpu"))  # type: ignore[arg-type]

@@ -24,7 +24,13 @@ from sklearn.utils.estimator_checks import check_estimator
 from support import chi_square_excess
 
 import gibbs_ext.interop.sklearn as interop
-from gibbs_ext import BracketWarning, EffectiveSampleSizeWarning, TemperingResult, exact_log_partition
+from gibbs_ext import (
+    BracketWarning,
+    EffectiveSampleSizeWarning,
+    TemperingResult,
+    exact_log_partition,
+    parallel_tempering,
+)
 from gibbs_ext.interop.sklearn import BernoulliRBM
 
 ROOT = Path(__file__).parents[2]
@@ -363,6 +369,9 @@ def test_tempered_chains_leave_a_mode_that_others_do_not_leave(phases):
         model.components_ = np.full((8, 8), 2.0)
         model.intercept_hidden_ = model.intercept_visible_ = np.full(8, -8.0)
         model.h_samples_ = np.zeros((200, 8))
+        if solver == "pt":  # which would otherwise start from uniform bits, in both modes
+            ladder = torch.linspace(0, 1, 10, dtype=torch.float64)
+            model.tempering_ = parallel_tempering(model.to_boltzmann(), 200, ladder, 0, initial=torch.zeros(16))
         for _ in range(300):  # calls go on from where the last one stopped, with swaps of the other betas
             model.partial_fit(np.zeros((200, 8)))
         v, _ = phases[-1]

@@ -402,6 +402,9 @@ def test_vmap_is_refused() -> None:
 
     with pytest.raises(NotImplementedError, match=r"^population_annealing: torch.vmap is not supported"):
         torch.vmap(of_row)(torch.zeros(3, 2, 2))
+    model = BipartiteBoltzmann(torch.zeros(2), torch.zeros(2), torch.zeros(2, 2))
+    with pytest.raises(NotImplementedError, match=r"^population_annealing: torch.vmap is not supported"):
+        torch.vmap(lambda seed: population_annealing(model, 5, 3, seed=seed).log_partition)(torch.arange(3))
 
 
 def test_docstring_example() -> None:

@@ -272,9 +272,12 @@ def test_bad_samplers_of_a_prior():
     wanted = "sampler must be one of persistent, population_annealing, parallel_tempering, got 'pcd'"
     with pytest.raises(ValueError, match=f"^BoltzmannPrior: {wanted}$"):
         BoltzmannPrior(5, 4, sampler="pcd")
-    prior = BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas=[0.0, 0.5])
     with pytest.raises(ValueError, match=r"^BoltzmannPrior: betas must rise from 0 to 1, got 0 to 0.5$"):
-        prior.log_partition_surrogate()
+        BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas=[0.0, 0.5])
+    with pytest.raises(
+        TypeError, match=r"^BoltzmannPrior: betas must be a number or a sequence of numbers, got 'fast'$"
+    ):
+        BoltzmannPrior(5, 4, num_chains=10, sampler="population_annealing", betas="fast")
     for ladder, wanted in (
         ([0.0, 0.5], "rise to 1, got"),
         ([2.0, 1.0], "rise to 1, got"),

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
-from graph_support import random_graph, random_graph_parameters
+from graph_support import random_graph_parameters
 from support import all_states, assert_close, assert_same_bits, chi_square_excess, random_parameters, z_threshold
+from test_given import GRAPH, MAKERS, mask_of
 from torch import Tensor
 
 from gibbs_ext import (
@@ -21,23 +22,9 @@ from gibbs_ext import (
 )
 from gibbs_ext.models import Boltzmann
 
-GRAPH = random_graph(6, 9, seed=4)
-
-
-def bipartite(*batch: int) -> Boltzmann:
-    return BipartiteBoltzmann(*random_parameters(3, 3, ((), (), batch), dtype=torch.float64))
-
-
-def on_graph(*batch: int) -> Boltzmann:
-    return GraphBoltzmann(GRAPH, *random_graph_parameters(GRAPH, ((), batch), dtype=torch.float64))
-
 
 def of_parameters(model: Boltzmann, parameters: list[Tensor]) -> Boltzmann:
     return type(model)(*([GRAPH] if isinstance(model, GraphBoltzmann) else []), *parameters)
-
-
-def mask_of(units: list[int]) -> Tensor:
-    return torch.zeros(6, dtype=torch.bool).index_fill(0, torch.tensor(units, dtype=torch.long), True)
 
 
 def completions(values: Tensor, where: Tensor) -> Tensor:
@@ -48,7 +35,6 @@ def completions(values: Tensor, where: Tensor) -> Tensor:
     return expanded.index_copy(-1, free, states.expand(*expanded.shape[:-1], len(free)))
 
 
-MAKERS = pytest.mark.parametrize("make", [bipartite, on_graph])
 # One unit, some of both sides, a whole side of the bipartite model, all units but one, none.
 UNITS = pytest.mark.parametrize("units", [[0], [2, 3], [0, 1, 2], [3, 4, 5], [0, 2, 3, 4, 5], []], ids=str)
 VALUES = torch.tensor([1.0, 0, 1, 0, 1, 1]).double()

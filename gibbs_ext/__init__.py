@@ -30,6 +30,7 @@ from gibbs_ext.log_partition.population import (
     population_annealing,
 )
 from gibbs_ext.models import BipartiteBoltzmann, Conditional, GraphBoltzmann, coupling_resolution
+from gibbs_ext.moments import Moments, sample_moments
 from gibbs_ext.ops import CouplingResolutionWarning, build_info, synchronize
 from gibbs_ext.perfect import perfect_samples
 from gibbs_ext.tempering import TemperingResult, TemperingWarning, parallel_tempering, tune_ladder
@@ -49,6 +50,7 @@ __all__ = [
     "GraphBoltzmann",
     "LogPartitionTracker",
     "Marginals",
+    "Moments",
     "PersistentChains",
     "PopulationCollapseWarning",
     "PopulationResult",
@@ -82,6 +84,7 @@ __all__ = [
     "perfect_samples",
     "pictures",
     "population_annealing",
+    "sample_moments",
     "synchronize",
     "tune_ladder",
     "unpack_bits",

@@ -293,6 +293,41 @@ def _tempering(a: _Arguments) -> tuple[Tensor, Tensor]:
     return a.chains.new_empty(shape, dtype=torch.float64), a.chains.new_empty(shape)
 
 
+def _bipartite_moments(a: _Arguments) -> Any:
+    """Counts sum over the first batch dim. What is not wanted has shape [0]."""
+    left, right = _bipartite_gibbs(a)
+    sizes = left.shape[-1:], right.shape[-1:]
+    best = (left.new_empty(left.shape if a.best else 0), right.new_empty(right.shape if a.best else 0))
+    return (
+        left,
+        right,
+        *_counts(a, left, *sizes),
+        _pair_counts(a, left, a.weight.shape[-2:]),
+        *best,
+        _best_energy(a, left),
+    )
+
+
+def _graph_moments(a: _Arguments) -> Any:
+    """As in :func:`_bipartite_moments`."""
+    state = _graph_state(a)
+    best = state.new_empty(state.shape if a.best else 0)
+    counts = (*_counts(a, state, state.shape[-1:]), _pair_counts(a, state, a.coupling.shape[-1:]))
+    return state, *counts, best, _best_energy(a, state)
+
+
+def _counts(a: _Arguments, like: Tensor, *sizes: torch.Size) -> list[Tensor]:
+    return [like.new_empty((*a.batch[1:], *own) if a.counted else 0, dtype=torch.int64) for own in sizes]
+
+
+def _pair_counts(a: _Arguments, like: Tensor, size: torch.Size) -> Tensor:
+    return like.new_empty((*a.batch[1:], *size) if a.counted == 2 else 0, dtype=torch.int64)
+
+
+def _best_energy(a: _Arguments, like: Tensor) -> Tensor:
+    return like.new_empty(a.batch if a.best else 0, dtype=torch.float64)
+
+
 def _coupling_resolution(a: _Arguments) -> Any:
     return a.weight.new_empty(a.batch, dtype=torch.float64)
 
@@ -364,9 +399,9 @@ def map_rows(name: str, run: Callable[..., Any], info: Any, in_dims: Sequence[in
     except RuntimeError:
         batch = None
     fits = batch is not None and all(len(shape) >= _OWN_DIMS.get(p, 1) for p, shape in shapes.items())
-    # Sums over models at several betas do not have the shape of the parameter ``summed``, and a ladder must stay the
-    # first batch dim.
-    one_by_one = (summed and "beta" in tensors) or "sweeps_per_swap" in given
+    # Sums over models at several betas do not have the shape of the parameter ``summed``, and a ladder, or the chains
+    # over which states are counted, must stay the first batch dim.
+    one_by_one = (summed and "beta" in tensors) or "sweeps_per_swap" in given or "sweeps_per_read" in given
     if not fits or one_by_one or any(dims.get(p) is not None for p in _ONE_PER_CALL):
         return _one_by_one(run, info.batch_size, in_dims, args)  # The op says what does not fit.
 
@@ -464,6 +499,7 @@ _register("bipartite_gibbs_relaxed", _bipartite_gibbs_relaxed)
 _register("bipartite_gibbs_relaxed_backward", _bipartite_gibbs_relaxed_backward, summed="weight")
 _register("bipartite_ais", _bipartite_ais)
 _register("bipartite_tempering", _bipartite_tempering)
+_register("bipartite_moments", _bipartite_moments)
 _register("coupling_resolution", _coupling_resolution)
 _register("graph_gibbs", _graph_state)
 _register("graph_metropolis", _graph_state)
@@ -471,6 +507,7 @@ _register("graph_gibbs_relaxed", _graph_gibbs_relaxed)
 _register("graph_gibbs_relaxed_backward", _graph_gibbs_relaxed_backward, summed="coupling")
 _register("graph_ais", _graph_ais)
 _register("graph_tempering", _graph_tempering)
+_register("graph_moments", _graph_moments)
 _register("graph_coupling_resolution", _graph_coupling_resolution)
 _register("graph_fields", _graph_state)
 _register("graph_edge_sums", _graph_edge_sums, summed="coupling")

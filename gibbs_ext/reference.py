@@ -717,6 +717,51 @@ def graph_ais_reference(
     return _like(z, batch.shape, state.dtype), torch.from_numpy(log_weights).reshape(batch.shape)
 
 
+# Energies of states -----------------------------------------------------------------------------------------------
+
+Energy = Callable[[Tensor], NDArray[np.float64]]
+
+
+def _bipartite_energy(
+    left: Tensor, left_bias: Tensor, right_bias: Tensor, weight: Tensor, chains: int | Tensor
+) -> Energy:
+    """Gives the energies [B] of the states z [..., n1 + n2] of all B chains, to the bit (csrc/README.md, 2.7)."""
+    n1 = weight.shape[-2]
+    batch = _prepare(weight, chains, (left, left_bias, right_bias))
+    b_left, b_right = (_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias))
+
+    def energy(z: Tensor) -> NDArray[np.float64]:
+        z_left, z_right = (_rows(part, batch.shape, torch.float64) for part in (z[..., :n1], z[..., n1:]))
+        of_left = _integer_fields(z_right, batch, transpose=True) * batch.scale.astype(np.float64) + b_left
+        return _energy(np.concatenate([z_right * b_right.astype(np.float64), z_left * of_left], 1))
+
+    return energy
+
+
+def _graph_energy(state: Tensor, bias: Tensor, coupling: Tensor, graph: Graph, chains: int | Tensor) -> Energy:
+    """As :func:`_bipartite_energy`."""
+    batch = _prepare(coupling, chains, (state, bias), graph)
+    biases, colors = _rows(bias, batch.shape, torch.float32), _colors(graph)
+
+    def energy(z: Tensor) -> NDArray[np.float64]:
+        rows = _rows(z, batch.shape, torch.float64)
+        before = np.zeros_like(rows)
+        terms = []
+        for color in colors:
+            fields = color.integer_fields(before, batch) * batch.scale.astype(np.float64)
+            terms.append(rows[:, color.units] * (fields + biases[:, color.units]))
+            before[:, color.units] = rows[:, color.units]
+        return _energy(np.concatenate(terms, 1))
+
+    return energy
+
+
+def _energy(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Energies [B]: minus the sums of terms [B, n], added one after the other."""
+    energies: NDArray[np.float64] = -np.cumsum(terms, axis=1)[:, -1]
+    return energies
+
+
 # Parallel tempering -----------------------------------------------------------------------------------------------
 
 
@@ -752,19 +797,13 @@ def bipartite_tempering_reference(
         replicas at each beta after them.
     """
     n1 = weight.shape[-2]
-    batch = _prepare(weight, chains, (left, left_bias, right_bias))
-    b_left, b_right = (_rows(bias, batch.shape, torch.float32) for bias in (left_bias, right_bias))
+    energy = _bipartite_energy(left, left_bias, right_bias, weight, chains)
 
     def sweep(z: Tensor, **options: Any) -> Tensor:
         sides = bipartite_gibbs_reference(
             z[..., :n1], left_bias, right_bias, weight, sweeps_per_swap, seed=seed, **options
         )
         return torch.cat(sides, -1)
-
-    def energy(z: Tensor) -> NDArray[np.float64]:
-        z_left, z_right = (_rows(part, batch.shape, torch.float64) for part in (z[..., :n1], z[..., n1:]))
-        of_left = _integer_fields(z_right, batch, transpose=True) * batch.scale.astype(np.float64) + b_left
-        return _energy(np.concatenate([z_right * b_right.astype(np.float64), z_left * of_left], 1))
 
     start = torch.cat([left, left.new_zeros(*left.shape[:-1], weight.shape[-1])], -1)
     z, energies, chains_at = _temper(
@@ -787,29 +826,12 @@ def graph_tempering_reference(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the op ``graph_tempering`` must return, to the bit: as :func:`bipartite_tempering_reference`."""
-    batch = _prepare(coupling, chains, (state, bias), graph)
-    biases, colors = _rows(bias, batch.shape, torch.float32), _colors(graph)
+    energy = _graph_energy(state, bias, coupling, graph, chains)
 
     def sweep(z: Tensor, **options: Any) -> Tensor:
         return graph_gibbs_reference(z, bias, coupling, graph, sweeps_per_swap, seed=seed, **options)
 
-    def energy(z: Tensor) -> NDArray[np.float64]:
-        rows = _rows(z, batch.shape, torch.float64)
-        before = np.zeros_like(rows)
-        terms = []
-        for color in colors:
-            fields = color.integer_fields(before, batch) * batch.scale.astype(np.float64)
-            terms.append(rows[:, color.units] * (fields + biases[:, color.units]))
-            before[:, color.units] = rows[:, color.units]
-        return _energy(np.concatenate(terms, 1))
-
     return _temper(state, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy)
-
-
-def _energy(terms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Energies [B]: minus the sums of terms [B, n], added one after the other."""
-    energies: NDArray[np.float64] = -np.cumsum(terms, axis=1)[:, -1]
-    return energies
 
 
 def _temper(
@@ -821,7 +843,7 @@ def _temper(
     sweep_offset: int,
     seed: int,
     sweep: Callable[..., Tensor],
-    energy: Callable[[Tensor], NDArray[np.float64]],
+    energy: Energy,
 ) -> tuple[Tensor, Tensor, Tensor]:
     ladder = np.array(_schedule(betas), np.float32).astype(np.float64)
     beta = torch.from_numpy(ladder).reshape(-1, *[1] * (chains.dim() - 1), 1)
@@ -857,3 +879,118 @@ def _swap(
     words = random_words(seed, column.reshape(-1), sweep, pair + 1, stream=1)[:, pair].reshape(column.shape)
     swaps: NDArray[np.bool_] = np.asarray((x >= 0) | (words < acceptance(x)))
     return swaps
+
+
+# Moments ----------------------------------------------------------------------------------------------------------
+
+
+def bipartite_moments_reference(
+    left: Tensor,
+    left_bias: Tensor,
+    right_bias: Tensor,
+    weight: Tensor,
+    num_sweeps: int,
+    *,
+    sweeps_per_read: int = 1,
+    beta: Sequence[float] | Tensor = (1.0,),
+    right: Tensor | None = None,
+    clamp_left: Tensor | None = None,
+    clamp_right: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    seed: int,
+) -> tuple[Tensor, ...]:
+    """What the op ``bipartite_moments`` must return, to the bit.
+
+    Args:
+        left: [C, ..., n1] states of the chains, whose first batch dim is counted over.
+        left_bias: [..., n1].
+        right_bias: [..., n2].
+        weight: [..., n1, n2], the same for all C chains.
+        num_sweeps: Number of sweeps, a multiple of ``sweeps_per_read``.
+        sweeps_per_read: A state is read after every so many sweeps.
+        beta: 1 value or one per sweep, with or without batch dims.
+        right: [..., n2] states, if they are clamped.
+        clamp_left: [..., n1] mask of units that keep their values.
+        clamp_right: [..., n2].
+        chain_offset: Number of the first chain, or the chains' numbers.
+        sweep_offset: Number of the first sweep.
+        seed: Any 64-bit integer.
+
+    Returns:
+        left and right after the last sweep; of the states read, how many have each left unit [..., n1], each right
+        unit [..., n2] and each pair [..., n1, n2] at 1; each chain's first state of the lowest energy, left and right,
+        and that energy (the given state, or right at 0, and inf if none was read).
+    """
+    n1 = weight.shape[-2]
+    energy = _bipartite_energy(left, left_bias, right_bias, weight, chain_offset)
+    shape = _prepare(weight, chain_offset, (left, left_bias, right_bias)).shape
+    start_right = left.new_zeros(*shape, weight.shape[-1]) if right is None else right.to(left.dtype)
+
+    def sweep(z: Tensor, **options: Any) -> Tensor:
+        sides = bipartite_gibbs_reference(
+            z[..., :n1], left_bias, right_bias, weight, sweeps_per_read, right=z[..., n1:],
+            clamp_left=clamp_left, clamp_right=clamp_right, chain_offset=chain_offset, seed=seed, **options,
+        )  # fmt: skip
+        return torch.cat(sides, -1)
+
+    start = torch.cat([part.expand(*shape, -1) for part in (left, start_right)], -1)
+    z, states, best, lowest = _read_states(start, num_sweeps, sweeps_per_read, beta, sweep_offset, sweep, energy)
+    pairs = torch.einsum("r...i,r...j->...ij", states[..., :n1], states[..., n1:])
+    # The chains of a model are the first dim that is left.
+    counts = (states[..., :n1].sum((0, 1)), states[..., n1:].sum((0, 1)), pairs.sum(0))
+    return z[..., :n1], z[..., n1:], *(count.long() for count in counts), best[..., :n1], best[..., n1:], lowest
+
+
+def graph_moments_reference(
+    state: Tensor,
+    bias: Tensor,
+    coupling: Tensor,
+    graph: Graph,
+    num_sweeps: int,
+    *,
+    sweeps_per_read: int = 1,
+    beta: Sequence[float] | Tensor = (1.0,),
+    clamp: Tensor | None = None,
+    chain_offset: int | Tensor = 0,
+    sweep_offset: int = 0,
+    metropolis: bool = False,
+    seed: int,
+) -> tuple[Tensor, ...]:
+    """What the op ``graph_moments`` must return, to the bit: as :func:`bipartite_moments_reference`."""
+    energy = _graph_energy(state, bias, coupling, graph, chain_offset)
+    update = graph_metropolis_reference if metropolis else graph_gibbs_reference
+
+    def sweep(z: Tensor, **options: Any) -> Tensor:
+        return update(
+            z, bias, coupling, graph, sweeps_per_read, clamp=clamp, chain_offset=chain_offset, seed=seed, **options
+        )
+
+    start = state.expand(*_prepare(coupling, chain_offset, (state, bias), graph).shape, -1)
+    z, states, best, lowest = _read_states(start, num_sweeps, sweeps_per_read, beta, sweep_offset, sweep, energy)
+    ends = graph.edges.to(state.device)
+    pairs = states[..., ends[:, 0]] * states[..., ends[:, 1]]
+    return z, states.sum((0, 1)).long(), pairs.sum((0, 1)).long(), best, lowest
+
+
+def _read_states(
+    z: Tensor,
+    num_sweeps: int,
+    sweeps_per_read: int,
+    beta: Sequence[float] | Tensor,
+    sweep_offset: int,
+    sweep: Callable[..., Tensor],
+    energy: Energy,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last state, all that were read [R, C, ..., N] in float64, the best of each chain, and their energies."""
+    betas = _betas(beta, num_sweeps)
+    states = z.new_empty(num_sweeps // sweeps_per_read, *z.shape, dtype=torch.float64)
+    best, lowest = z.clone(), torch.full(z.shape[:-1], torch.inf, dtype=torch.float64)
+    for read in range(len(states)):
+        first = read * sweeps_per_read
+        z = sweep(z, beta=torch.cat(betas[first : first + sweeps_per_read], -1), sweep_offset=sweep_offset + first)
+        states[read] = z
+        now = torch.from_numpy(energy(z)).reshape(lowest.shape)
+        best = torch.where((now < lowest).unsqueeze(-1), z, best)
+        lowest = lowest.minimum(now)
+    return z, states, best, lowest

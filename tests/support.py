@@ -35,6 +35,7 @@ OPS = (
     "bipartite_gibbs",
     "bipartite_gibbs_relaxed",
     "bipartite_gibbs_relaxed_backward",
+    "bipartite_moments",
     "bipartite_tempering",
     "coupling_resolution",
     "graph_ais",
@@ -45,6 +46,7 @@ OPS = (
     "graph_gibbs_relaxed",
     "graph_gibbs_relaxed_backward",
     "graph_metropolis",
+    "graph_moments",
     "graph_tempering",
 )
 

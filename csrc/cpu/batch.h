@@ -62,6 +62,8 @@ struct Operand {
   int64_t row_stride = 0;  // stride of a weight's rows
 };
 
+struct Counts;  // cpu/moments.h
+
 // Arguments of a call that do not depend on the kind of model.
 struct SweepCall {
   Batch batch;
@@ -69,6 +71,7 @@ struct SweepCall {
   const int64_t* chains = nullptr;  // chain numbers; null: chain_offset + linear number
   std::vector<int64_t> chains_strides;
   int64_t chain_offset = 0, sweep_offset = 0, num_sweeps = 0;
+  int64_t first_beta = 0;  // of a round, where there is one per sweep
   int64_t num_rounds = 1;  // how often the sweeps are made, which what is rounded or tabulated once has to pay for
   uint64_t seed = 0;
   // A row is 1 value, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1.
@@ -76,6 +79,9 @@ struct SweepCall {
   int64_t num_betas = 1;              // values of a row
   std::vector<int64_t> beta_strides;  // of rows along the batch's dimensions, in values; empty: all models have one row
 
+  // Counts the states that the chains have after every so many of a round's binary sweeps, if `counts` is not null.
+  int64_t sweeps_per_read = 0;
+  Counts* counts = nullptr;
   double* energies = nullptr;  // [linear number] of the states that the binary sweeps leave; null: not wanted
 
   int64_t num_relaxed_sweeps = 0;
@@ -97,7 +103,8 @@ struct BetaRow {
 };
 template <class T>
 BetaRow<T> betas_of(const SweepCall& call, const std::vector<T>& values, int64_t model) {
-  return {values.data() + (call.beta_strides.empty() ? 0 : call.batch.offset(call.beta_strides, model, 0)), call.num_betas};
+  const int64_t row = call.beta_strides.empty() ? 0 : call.batch.offset(call.beta_strides, model, 0);
+  return {values.data() + row + (call.num_betas > 1 ? call.first_beta : 0), call.num_betas};
 }
 
 // The least and the largest |beta| of a call, but for 0, at which fields do not matter; infinity and 0 if there is no other.

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/bipartite_counter.h"
 #include "cpu/bipartite_couplings.h"
 #include "cpu/worst_rounding.h"
 
@@ -70,6 +71,7 @@ class BinaryRunner {
         beta_(call.beta.begin(), call.beta.end()),
         energy_acc_(call.energies ? padded_side(call.n1) : 0),
         energy_list_(call.energies ? std::max(call.n1, call.n2) + 16 : 0) {
+    if (call.counts) counter_.emplace(call, call.n1, call.n2);
     // Few sweeps of few chains do not pay for the rounding.
     const int64_t larger = std::max(call.n1, call.n2);
     if (kernels().sweep_coarse && call.allow_tables && !call.log_weights && capacity >= kMinTableChains &&
@@ -98,34 +100,35 @@ class BinaryRunner {
     if (progress_.stop()) return;
     note_biases(count, coupling.wide.scale);
     const BetaRow<float> beta = betas_of(call_, beta_, model);
-    const BinarySweeps sweeps = {call_.n1,
-                                 call_.n2,
-                                 call_.num_sweeps,
-                                 call_.seed,
-                                 uint64_t(call_.sweep_offset),
-                                 beta.values,
-                                 beta.stride(),
-                                 coupling.wide,
-                                 coupling.narrow,
-                                 coupling.weight,
-                                 coupling.k,
-                                 call_.log_weights != nullptr,
-                                 call_.allow_tables,
-                                 progress_.check()};
+    BinarySweeps sweeps = {call_.n1,
+                           call_.n2,
+                           call_.num_sweeps,
+                           call_.seed,
+                           uint64_t(call_.sweep_offset),
+                           beta.values,
+                           beta.stride(),
+                           coupling.wide,
+                           coupling.narrow,
+                           coupling.weight,
+                           coupling.k,
+                           call_.log_weights != nullptr,
+                           call_.allow_tables,
+                           progress_.check()};
     const bool is_coarse =
         !coupling.lookup && coarse_ && coarse_->serves(sweeps, chains_.data(), count, left_bias_.last(), right_bias_.last());
     if (call_.num_coarse_groups && (coupling.lookup || is_coarse)) ++*call_.num_coarse_groups;
-    if (coupling.lookup) {
-      if (!lookup_) lookup_.emplace(call_, int64_t(chains_.size()));
-      kernels().sweep_lookup(sweeps, *coupling.lookup, chains_.data(), count, lookup_->scratch());
-    } else {
-      if (!sums_) sums_.emplace(call_, int64_t(chains_.size()));
+    if (coupling.lookup && !lookup_) lookup_.emplace(call_, int64_t(chains_.size()));
+    if (!coupling.lookup && !sums_) sums_.emplace(call_, int64_t(chains_.size()));
+    if (counter_) counter_->begin(model);
+    const auto sweep = [&](int64_t first, int64_t some) {
+      sweeps.num_sweeps = some;
+      sweeps.first_sweep = uint64_t(call_.sweep_offset + first), sweeps.beta = beta.values + first * beta.stride();
+      if (coupling.lookup) return kernels().sweep_lookup(sweeps, *coupling.lookup, chains_.data(), count, lookup_->scratch());
       const GroupScratch scratch = sums_->scratch(is_coarse ? coarse_->before.get() : nullptr);
-      if (is_coarse)
-        kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
-      else
-        (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
-    }
+      if (is_coarse) return kernels().sweep_coarse(sweeps, coarse_->coupling, chains_.data(), count, scratch);
+      (coupling.narrow.rows ? kernels().sweep_narrow : kernels().sweep_group)(sweeps, chains_.data(), count, scratch);
+    };
+    sweep_and_read(call_, progress_, sweep, [&] { counter_->add(chains_.data(), count); });
     for (int64_t c = 0; call_.energies && c < count; ++c)
       call_.energies[call_.batch.linear(model, group.begin + c)] =
           kernels().bipartite_energy(call_.n1, call_.n2, coupling.wide, chains_[size_t(c)], energy_acc_.get(), energy_list_.get());
@@ -225,6 +228,7 @@ class BinaryRunner {
   std::optional<Coarse> coarse_;
   std::optional<Sums> sums_;  // made where they are used first, as the next
   std::optional<Lookup> lookup_;
+  std::optional<BipartiteCounter> counter_;
   std::vector<float> beta_;
   Buffer<int32_t> energy_acc_, energy_list_;
 };

@@ -35,6 +35,7 @@ class SingleRunner {
         bytes_(2 * random_bytes_capacity(call.n1 + call.n2)),
         exact_left_bias_(call.n1, 1),
         exact_right_bias_(call.n2, 1) {
+    if (call.counts) counter_.emplace(call, call.n1, call.n2);
     single_.rows = rows_.get(), single_.columns = columns_.get();
     single_.left_bias = left_bias_.get(), single_.right_bias = right_bias_.get();
     single_.left_field = left_field_.get(), single_.right_field = right_field_.get();
@@ -62,7 +63,12 @@ class SingleRunner {
       sweeps.n1 = call_.n1, sweeps.n2 = call_.n2, sweeps.num_sweeps = call_.num_sweeps;
       sweeps.seed = call_.seed, sweeps.first_sweep = uint64_t(call_.sweep_offset), sweeps.beta = &beta;
       sweeps.check = progress_.check();
-      kernels().sweep_single(sweeps, single_, kept_);
+      if (counter_) counter_->begin(model);
+      const auto sweep = [&](int64_t first, int64_t some) {
+        sweeps.num_sweeps = some, sweeps.first_sweep = uint64_t(call_.sweep_offset + first);
+        kernels().sweep_single(sweeps, single_, kept_);
+      };
+      sweep_and_read(call_, progress_, sweep, [&] { counter_->add(&single_.chain, 1); });
       if (call_.num_coarse_groups) ++*call_.num_coarse_groups;
     }
     return true;
@@ -91,6 +97,7 @@ class SingleRunner {
   BiasCache<T> exact_left_bias_, exact_right_bias_;
   CoarseSingle single_ = {};
   KeptSigmoids kept_;
+  std::optional<BipartiteCounter> counter_;
 };
 
 }  // namespace gibbs

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <tuple>
 
 #include "cpu/graph_groups.h"
@@ -42,6 +43,7 @@ class CoarseRunner {
         fixed_(2 * call.graph.num_nodes),
         words_(call.graph.num_nodes),
         bytes_(table_random_bytes(call.graph.num_nodes)) {
+    if (call.counts) counter_.emplace(call);
     std::tie(least_beta_, largest_beta_) = beta_range(call);
     group_.shared_coupling = is_shared;
     group_.coupling = coupling_.get(), group_.bias = bias_.get(), group_.offset = offset_.get();
@@ -70,10 +72,18 @@ class CoarseRunner {
       const uint64_t fixed = absent | (call_.clamp ? words_.get()[i] : 0);
       std::memcpy(fixed_.get() + 2 * i, &fixed, sizeof fixed);
     }
-    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, parts[0].model[0]), progress_);
-    kernels().sweep_coarse_graph(sweeps, group_);
+    const BetaRow<float> beta = betas_of(call_, beta_, parts[0].model[0]);
+    const auto sweep = [&](int64_t first, int64_t count) {
+      kernels().sweep_coarse_graph(binary_sweeps(call_, beta, first, count, progress_), group_);
+    };
+    const auto copy_words = [&] { std::memcpy(words_.get(), state_.get(), size_t(n) * sizeof(uint64_t)); };
+    if (counter_) counter_->begin(parts[0].model[0]);
+    sweep_and_read(call_, progress_, sweep, [&] {
+      copy_words();
+      counter_->add(words_.get(), ~absent);
+    });
     if (progress_.stop()) return true;
-    std::memcpy(words_.get(), state_.get(), size_t(n) * sizeof(uint64_t));
+    copy_words();
     rows_from_words(words_.get(), n, rows(call_.bits, parts));
     return true;
   }
@@ -94,8 +104,8 @@ class CoarseRunner {
     return chain % kGroup < parts[chain / kGroup].count;
   }
   template <class Word>
-  TableRows<Word> rows(Word* bits, const Group* parts) const {
-    TableRows<Word> out;
+  BitRows<Word> rows(Word* bits, const Group* parts) const {
+    BitRows<Word> out;
     for (int bit = 0; bit < kCoarseGroup; ++bit) {
       const int chain = kernels().chain_of_table_bit(byte_of_coarse_bit(bit));
       const int64_t words = state_words(call_.graph.num_nodes);
@@ -116,6 +126,7 @@ class CoarseRunner {
   Buffer<uint64_t> words_;
   Buffer<uint8_t> bytes_;
   CoarseGroup group_ = {};
+  std::optional<GraphCounter> counter_;
 };
 
 }  // namespace gibbs

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "cpu/graph_coarse.h"
@@ -123,6 +124,7 @@ class CoarseUnitsRunner {
         state_(kUnitsChains * kMostUnitsVectors),
         fixed_(kUnitsChains * layout.num_vectors()),
         bytes_(kUnitsChains * num_bytes()) {
+    if (call.counts) counter_.emplace(call);
     std::tie(least_beta_, largest_beta_) = beta_range(call);
   }
 
@@ -165,8 +167,14 @@ class CoarseUnitsRunner {
         c.fixed[vector] |= uint32_t(!exists || (call_.clamp && bit(call_.clamp + at, nodes[position]))) << place;
       }
     }
-    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, model), progress_);
-    kernels().sweep_coarse_units(sweeps, units_, chains, count, fields_.get());
+    const BetaRow<float> beta = betas_of(call_, beta_, model);
+    const auto sweep = [&](int64_t first, int64_t some) {
+      kernels().sweep_coarse_units(binary_sweeps(call_, beta, first, some, progress_), units_, chains, count, fields_.get());
+    };
+    if (counter_) counter_->begin(model);
+    sweep_and_read(call_, progress_, sweep, [&] {
+      for (int c = 0; c < count; ++c) counter_->add_one(chains[c].state, layout_.num_positions(), units_.position_of_node);
+    });
     for (int c = 0; c < count; ++c) {
       uint32_t* bits = call_.bits + call_.batch.linear(model, interval.begin + c) * words;
       std::fill_n(bits, words, 0u);
@@ -219,6 +227,7 @@ class CoarseUnitsRunner {
   Buffer<uint32_t> state_, fixed_;
   Buffer<uint8_t> bytes_;
   CoarseUnits units_ = {};
+  std::optional<GraphCounter> counter_;
 };
 
 }  // namespace gibbs

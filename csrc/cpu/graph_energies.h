@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/graph_groups.h"
-#include "cpu/graph_tables.h"
+#include <algorithm>
+#include <cmath>
 
-// Energies of binary states of graphs: groups of 64 chains.
+#include "cpu/bit_rows.h"
+#include "cpu/graph_groups.h"
+
+// Energies of binary states of graphs: groups of 64 chains, or a few one after the other.
 namespace gibbs {
 
 // Those of a coupling, whose models share groups.
@@ -22,7 +25,8 @@ class EnergyRunner {
         coupling_(call, true),
         bias_(call),
         position_(call.graph.num_nodes),
-        words_(call.graph.num_nodes) {
+        words_(call.graph.num_nodes),
+        is_one_(call.graph.num_nodes) {
     copy_positions(call.graph, position_.get());
   }
 
@@ -30,12 +34,16 @@ class EnergyRunner {
   void run(int64_t first_model, int64_t number) {
     const int64_t n = call_.graph.num_nodes, chains = call_.batch.chains_per_model();
     if (!coupling_.load(first_model, progress_)) return;
-    Group parts[kParts];
     const int64_t end = std::min((number + 1) * kEnergyGroup, call_.batch.models_per_coupling() * chains);
+    if (end - number * kEnergyGroup <= kFewEnergies) {
+      for (int64_t at = number * kEnergyGroup; at < end; ++at) run_one(first_model + at / chains, at % chains);
+      return;
+    }
+    Group parts[kParts];
     for (int64_t at = number * kEnergyGroup; at < end; ++at)
       parts[at % kEnergyGroup / kGroup].add(call_.batch, first_model + at / chains, at % chains);
     if (!bias_.load(parts, true)) return progress_.fail(Outcome::kNonFiniteBias);
-    TableRows<const uint32_t> rows = {};
+    BitRows<const uint32_t> rows = {};
     EnergyGroup group = {};
     group.shared_bias = bias_.is_shared();
     for (int part = 0; part < kParts; ++part) {
@@ -53,6 +61,29 @@ class EnergyRunner {
 
  private:
   static constexpr int kParts = kEnergyGroup / kGroup;
+  static constexpr int64_t kFewEnergies = 8;  // faster one after the other
+
+  void run_one(int64_t model, int64_t chain) {
+    const GraphView& g = call_.graph;
+    const int64_t linear = call_.batch.linear(model, chain);
+    const uint32_t* bits = call_.bits + linear * state_words(g.num_nodes);
+    const T* bias = row_of<T>(call_.batch, call_.bias, model, chain);
+    std::fill_n(is_one_.get(), g.num_nodes, 0);  // -1 where a unit that was visited is 1
+    double sum = 0;
+    bool finite = true;
+    for (int64_t position = 0; position < g.num_nodes; ++position) {
+      const int64_t node = g.order[position];
+      finite &= std::isfinite(float(bias[node * call_.bias.stride]));
+      if (!(bits[node / 32] >> (node % 32) & 1)) continue;
+      is_one_.get()[node] = -1;
+      int32_t acc = 0;
+      for (int64_t h = g.row_offsets[position]; h < g.row_offsets[position + 1]; ++h)
+        acc += is_one_.get()[g.neighbors[h]] & coupling_.rounded()[h];
+      sum += double(acc) * double(coupling_.scale()) + double(float(bias[node * call_.bias.stride]));
+    }
+    if (!finite) return progress_.fail(Outcome::kNonFiniteBias);
+    call_.energies[linear] = -sum;
+  }
 
   const GraphCall& call_;
   Progress& progress_;
@@ -60,6 +91,7 @@ class EnergyRunner {
   BiasOfParts<T, kParts> bias_;
   Buffer<int32_t> position_;
   Buffer<uint64_t> words_;
+  Buffer<int32_t> is_one_;
 };
 
 }  // namespace gibbs

@@ -31,10 +31,10 @@ struct Group {
 
 // Models of few chains share a group, so that no lanes are left empty; models of many have groups of their own, and couplings that
 // need no copy for each lane.
-// All lanes of a group have one beta.
+// All lanes of a group have one beta, and those that are counted one model.
 inline bool mixes_models(const SweepCall& call) {
   const int64_t models = call.batch.num_models(), chains = call.batch.chains_per_model();
-  return call.beta_strides.empty() && models > 1 && chains <= kGroup / 2 && models * chains > kFewChains;
+  return call.beta_strides.empty() && !call.counts && models > 1 && chains <= kGroup / 2 && models * chains > kFewChains;
 }
 inline int64_t models_per_group(const Batch& batch) { return kGroup / batch.chains_per_model(); }
 inline int64_t num_mixed_groups(const Batch& batch) {
@@ -281,10 +281,12 @@ inline void copy_positions(const GraphView& g, int32_t* out) {
   for (int64_t position = 0; position < g.num_nodes; ++position) out[g.order[position]] = int32_t(position);
 }
 
-// The binary sweeps, as kernels that need no tables of their own read them.
-inline GraphSweeps binary_sweeps(const GraphCall& call, const BetaRow<float>& beta, Progress& progress) {
-  return {call.graph, call.num_sweeps, call.seed,       uint64_t(call.sweep_offset), beta.values, beta.stride(),
-          nullptr,    nullptr,         progress.check()};
+// Some of a round's binary sweeps, as kernels that need no tables of their own read them.
+inline GraphSweeps binary_sweeps(const GraphCall& call, const BetaRow<float>& beta, int64_t first, int64_t count,
+                                 Progress& progress) {
+  return {
+      call.graph, count,   call.seed,       uint64_t(call.sweep_offset + first), beta.values + first * beta.stride(), beta.stride(),
+      nullptr,    nullptr, progress.check()};
 }
 
 // The relaxed sweeps are numbered from 0.

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "core/threshold.h"
+#include "cpu/graph_counter.h"
 #include "cpu/graph_groups.h"
 
 // Binary sweeps of graphs by the route "sums", and Metropolis sweeps: groups of 16 chains.
@@ -51,6 +53,7 @@ class SumsRunner {
         base_bias_(call.log_weights ? lane_size() : 0),
         words_(call.metropolis ? whole_words(call.graph.num_nodes) : high_byte_counters(call.graph.num_nodes) * 4 * kGroup),
         open_(call.graph.num_nodes + 1) {
+    if (call.counts) counter_.emplace(call);
     if (call.log_weights) copy_positions(call.graph, position_.get());
   }
 
@@ -79,9 +82,14 @@ class SumsRunner {
     g.log_weight = annealed ? log_weight : nullptr;
     g.words = words_.get();
     g.open = open_.get();
-    GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, group.model[0]), progress_);
-    sweeps.position = position_.get(), sweeps.bounds = &logit_bounds();
-    (call_.metropolis ? kernels().metropolis : kernels().sweep_sums)(sweeps, g);
+    const BetaRow<float> beta = betas_of(call_, beta_, group.model[0]);
+    const auto sweep = [&](int64_t first, int64_t count) {
+      GraphSweeps sweeps = binary_sweeps(call_, beta, first, count, progress_);
+      sweeps.position = position_.get(), sweeps.bounds = &logit_bounds();
+      (call_.metropolis ? kernels().metropolis : kernels().sweep_sums)(sweeps, g);
+    };
+    if (counter_) counter_->begin(group.model[0]);
+    sweep_and_read(call_, progress_, sweep, [&] { counter_->add_lanes(state_.get(), group.count); });
     if (progress_.stop()) return false;
     bits_from_masks(state_.get(), group, n, call_.bits);
     if (annealed)
@@ -106,6 +114,7 @@ class SumsRunner {
   Buffer<float> bias_, base_bias_;
   Buffer<uint32_t> words_;
   Buffer<OpenUnit> open_;
+  std::optional<GraphCounter> counter_;
 };
 
 }  // namespace gibbs

@@ -1,46 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
+
+#include "cpu/bit_rows.h"
+#include "cpu/graph_counter.h"
 #include "cpu/graph_groups.h"
 
 // Binary sweeps of graphs by the route "tables": groups of 64 chains.
 namespace gibbs {
-
-// Bit i of word k becomes bit k of word i.
-inline void transpose_bits(uint32_t* word) {
-  uint32_t mask = 0xffff;
-  for (int j = 16; j; j >>= 1, mask ^= mask << j)
-    for (int k = 0; k < 32; k = (k + j + 1) & ~j) {
-      const uint32_t swapped = ((word[k] >> j) ^ word[k + j]) & mask;
-      word[k] ^= swapped << j;
-      word[k + j] ^= swapped;
-    }
-}
-
-// Rows of bits of up to 64 chains, in the order of a table group's bits. They become words [n] of 64 chains, and back.
-template <class Word>
-struct TableRows {
-  Word* row[kTableGroup];  // null where the group has no chain
-};
-inline void words_from_rows(const TableRows<const uint32_t>& rows, int64_t n, uint64_t* out) {
-  for (int64_t w = 0; w < state_words(n); ++w) {
-    uint32_t half[2][32];
-    for (int p = 0; p < kTableGroup; ++p) half[p / 32][p % 32] = rows.row[p] ? rows.row[p][w] : 0;
-    transpose_bits(half[0]), transpose_bits(half[1]);
-    const int64_t count = std::min<int64_t>(32, n - 32 * w);
-    for (int64_t i = 0; i < count; ++i) out[32 * w + i] = half[0][i] | uint64_t{half[1][i]} << 32;
-  }
-}
-inline void rows_from_words(const uint64_t* words, int64_t n, const TableRows<uint32_t>& rows) {
-  for (int64_t w = 0; w < state_words(n); ++w) {
-    uint32_t half[2][32] = {};
-    const int64_t count = std::min<int64_t>(32, n - 32 * w);
-    for (int64_t i = 0; i < count; ++i) half[0][i] = uint32_t(words[32 * w + i]), half[1][i] = uint32_t(words[32 * w + i] >> 32);
-    transpose_bits(half[0]), transpose_bits(half[1]);
-    for (int p = 0; p < kTableGroup; ++p)
-      if (rows.row[p]) rows.row[p][w] = half[p / 32][p % 32];
-  }
-}
 
 constexpr int64_t kLargestTable = int64_t{1} << 26;  // bytes
 
@@ -137,7 +105,9 @@ class TablesRunner {
         bytes_(table_random_bytes(call.graph.num_nodes)),
         state_bytes_((call.graph.num_nodes + 1) * kTableGroup),
         ties_(call.graph.num_nodes + 1),
-        table_(num_segments(call) == 1 ? 0 : call.graph.num_nodes << table_degree(call.graph)) {}
+        table_(num_segments(call) == 1 ? 0 : call.graph.num_nodes << table_degree(call.graph)) {
+    if (call.counts) counter_.emplace(call);
+  }
 
   void run(int64_t model, Interval groups, const TablesData& data) {
     const int64_t n = call_.graph.num_nodes;
@@ -163,15 +133,21 @@ class TablesRunner {
       all.push_back(g);
     }
     const BetaRow<float> beta = betas_of(call_, beta_, model);
+    if (counter_) counter_->begin(model);
     for (int64_t sweep = 0, end; sweep < call_.num_sweeps; sweep = end) {
       end = beta.count > 1 ? sweep + 1 : call_.num_sweeps;
       while (end < call_.num_sweeps && beta.at(end) == beta.at(sweep)) ++end;
       if (!data.table()) kernels().build_tables(table_model, beta.at(sweep), 0, n, table_.get());
       const uint8_t* table = data.table() ? data.table() : table_.get();
-      for (const TableGroup& g : all) {
-        kernels().sweep_tables(table_model, table, beta.at(sweep), uint64_t(call_.sweep_offset + sweep), end - sweep, g,
-                               progress_.check());
-        if (progress_.stop()) return;
+      for (int64_t group = groups.begin; group < groups.end; ++group) {
+        const TableGroup& g = all[size_t(group - groups.begin)];
+        for (int64_t first = sweep, next; first < end; first = next) {
+          next = counter_ ? std::min(end, (first / call_.sweeps_per_read + 1) * call_.sweeps_per_read) : end;
+          kernels().sweep_tables(table_model, table, beta.at(sweep), uint64_t(call_.sweep_offset + first), next - first, g,
+                                 progress_.check());
+          if (progress_.stop()) return;
+          if (counter_ && next % call_.sweeps_per_read == 0) counter_->add(g.state, present(group));
+        }
       }
     }
     for (int64_t group = groups.begin; group < groups.end; ++group)
@@ -180,14 +156,21 @@ class TablesRunner {
 
  private:
   template <class Word>
-  TableRows<Word> rows(Word* bits, int64_t model, int64_t group) const {
-    TableRows<Word> out;
+  BitRows<Word> rows(Word* bits, int64_t model, int64_t group) const {
+    BitRows<Word> out;
     for (int p = 0; p < kTableGroup; ++p) {
       const int64_t chain = group * kTableGroup + kernels().chain_of_table_bit(p);
       out.row[p] = chain < call_.batch.chains_per_model()
                        ? bits + call_.batch.linear(model, chain) * state_words(call_.graph.num_nodes)
                        : nullptr;
     }
+    return out;
+  }
+  // Bits of a group's words that stand for chains.
+  uint64_t present(int64_t group) const {
+    uint64_t out = 0;
+    for (int p = 0; p < kTableGroup; ++p)
+      out |= uint64_t{group * kTableGroup + kernels().chain_of_table_bit(p) < call_.batch.chains_per_model()} << p;
     return out;
   }
 
@@ -198,6 +181,7 @@ class TablesRunner {
   Buffer<uint8_t> bytes_, state_bytes_;
   Buffer<Tie> ties_;
   Buffer<uint8_t> table_;
+  std::optional<GraphCounter> counter_;
 };
 
 }  // namespace gibbs

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 
+#include "cpu/graph_counter.h"
 #include "cpu/graph_groups.h"
 
 // Binary sweeps of graphs by the route "units": single chains.
@@ -79,7 +81,9 @@ class UnitsRunner {
         state_(call.graph.num_nodes + 2),
         clamp_(call.clamp ? call.graph.num_nodes + 2 : 0),
         bias_(positions),
-        bytes_(random_bytes_capacity(call.graph.num_nodes) + 16) {}
+        bytes_(random_bytes_capacity(call.graph.num_nodes) + 16) {
+    if (call.counts) counter_.emplace(call);
+  }
 
   template <class T>
   void run(int64_t model, int64_t chain, const UnitsData& data) {
@@ -100,11 +104,21 @@ class UnitsRunner {
     unpack(call_.bits, state_.get());
     if (call_.clamp) unpack(call_.clamp, clamp_.get());
     const SingleChain c = {chain_number(call_, model, chain), state_.get(), call_.clamp ? clamp_.get() : nullptr, bytes_.get()};
-    const GraphSweeps sweeps = binary_sweeps(call_, betas_of(call_, beta_, model), progress_);
-    kernels().sweep_units(sweeps, data.model(bias_.get()), c);
+    const BetaRow<float> beta = betas_of(call_, beta_, model);
+    const auto sweep = [&](int64_t first, int64_t count) {
+      kernels().sweep_units(binary_sweeps(call_, beta, first, count, progress_), data.model(bias_.get()), c);
+    };
+    if (counter_) counter_->begin(model);
     uint32_t* bits = call_.bits + linear * words;
-    std::fill_n(bits, words, 0u);
-    for (int64_t i = 0; i < n; ++i) bits[i / 32] |= (uint32_t(state_.get()[i]) & 1) << (i % 32);
+    const auto pack = [&] {
+      std::fill_n(bits, words, 0u);
+      for (int64_t i = 0; i < n; ++i) bits[i / 32] |= (uint32_t(state_.get()[i]) & 1) << (i % 32);
+    };
+    sweep_and_read(call_, progress_, sweep, [&] {
+      pack();
+      counter_->add_one(bits, n, nullptr);
+    });
+    pack();
   }
 
  private:
@@ -115,6 +129,7 @@ class UnitsRunner {
   Buffer<int32_t> state_, clamp_;
   Buffer<float> bias_;
   Buffer<uint8_t> bytes_;
+  std::optional<GraphCounter> counter_;
 };
 
 }  // namespace gibbs

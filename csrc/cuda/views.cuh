@@ -81,6 +81,7 @@ struct SweepView {
   const double* beta_data;  // in device memory; null: `beta`
   int64_t num_betas;        // of a row: 1, or one per sweep (binary, then relaxed); annealed: num_sweeps + 1
   int64_t num_beta_values;  // of all rows
+  int64_t first_beta;       // in a row of one per sweep: that of the first sweep
   bool has_beta_rows;       // else all models have one row
   BatchStrides beta_strides;
   double beta[kMaxInlineBetas];
@@ -153,7 +154,7 @@ GIBBS_DEVICE double beta_value(const SweepView& s, int64_t i) {
 // A model's beta at sweep `at`, or at step `at` of an annealed call.
 GIBBS_DEVICE double beta_at(const SweepView& s, int64_t model, int64_t at) {
   const int64_t row = s.has_beta_rows ? batch_offset(s.batch, s.beta_strides, model, 0) : 0;
-  return beta_value(s, row + (s.num_betas == 1 ? 0 : at));
+  return beta_value(s, row + (s.num_betas == 1 ? 0 : s.first_beta + at));
 }
 
 // ---- states ----------------------------------------------------------------------------------------------------------------------

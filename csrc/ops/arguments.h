@@ -236,6 +236,31 @@ class Problem {
     }
     for (int64_t size : batch_) num_chains_ *= size;
   }
+  // States are counted over the first batch dimension. A model is one element of all others.
+  void count_over_first_dim() {
+    if (batch_.empty()) fail(op(), "the batch must have at least one dimension, over which states are counted, got none");
+    if (is_model_dim_[0])
+      fail(op(), coupling_name_, " and ", beta_name(),
+           " must not change along the first batch dimension, over which states are counted, got ", coupling_name_, " ",
+           text(shape_of(coupling())), " and the batch shape ", text(batch_));
+    const std::vector<bool> has_own_coupling = changing_dims(coupling(), coupling_dims_, false);
+    for (size_t d = 1; d < batch_.size(); ++d) is_model_dim_[d] = true;
+    has_same_couplings_ = has_own_coupling;
+    has_same_couplings_.flip();
+  }
+  // Of counts: one row for each model.
+  Shape counted(std::initializer_list<int64_t> own) const {
+    Shape out(batch_.begin() + 1, batch_.end());
+    out.insert(out.end(), own);
+    return out;
+  }
+  // Of counts of all pairs of coupled units.
+  Shape pair_shape() const {
+    Shape out = counted({});
+    const Shape own = shape_of(coupling());
+    out.insert(out.end(), own.end() - coupling_dims_, own.end());
+    return out;
+  }
   const Shape& batch_shape() const { return batch_; }
   const std::vector<bool>& is_model_dim() const { return is_model_dim_; }
   // Dimensions of models that differ in nothing but their betas; empty where models are numbered row by row.
@@ -427,6 +452,18 @@ inline void check_tempering(Problem& p, const Counters& counters, int64_t sweeps
          text(shape_of(beta)));
   if (shape_of(*counters.chains) != batch)
     fail(p.op(), "chains must have the batch shape ", text(batch), ", got ", text(shape_of(*counters.chains)));
+}
+
+// What is counted in the states that are read.
+enum Counted { kNothing = 0, kUnits = 1, kUnitsAndPairs = 2 };
+
+// Sweeps whose states are read.
+inline void check_moments(Problem& p, const Counters& counters, int64_t sweeps_per_read, int64_t counted) {
+  check_sweeps(p, counters);
+  p.count_over_first_dim();
+  if (sweeps_per_read < 1 || counters.num_sweeps % sweeps_per_read)
+    fail(p.op(), "sweeps_per_read must be at least 1 and divide num_sweeps, ", counters.num_sweeps, ", got ", sweeps_per_read);
+  if (counted < kNothing || counted > kUnitsAndPairs) fail(p.op(), "counted must be a code in 0 .. 2, got ", counted);
 }
 
 // One row of `size` values for each chain: a gradient, or a state that the forward op has saved.

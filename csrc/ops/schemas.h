@@ -13,6 +13,7 @@ enum OpId : uint32_t {
   kBipartiteGibbsRelaxedBackward,
   kBipartiteAis,
   kBipartiteTempering,
+  kBipartiteMoments,
   kCouplingResolution,
   kGraphGibbs,
   kGraphMetropolis,
@@ -20,6 +21,7 @@ enum OpId : uint32_t {
   kGraphGibbsRelaxedBackward,
   kGraphAis,
   kGraphTempering,
+  kGraphMoments,
   kGraphCouplingResolution,
   kGraphFields,
   kGraphEdgeSums,
@@ -52,6 +54,11 @@ constexpr OpSchema kOps[] = {
     {"bipartite_tempering",
      "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor chains, int "
      "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor left, Tensor right, Tensor energies, Tensor chains_at)"},
+    {"bipartite_moments",
+     "(Tensor left, Tensor left_bias, Tensor right_bias, Tensor weight, Tensor beta, Tensor seed, Tensor? right, "
+     "Tensor? clamp_left, Tensor? clamp_right, Tensor? chains, int chain_offset, int sweep_offset, int num_sweeps, int "
+     "sweeps_per_read, int counted, bool best) -> (Tensor left, Tensor right, Tensor left_counts, Tensor right_counts, "
+     "Tensor pair_counts, Tensor best_left, Tensor best_right, Tensor best_energy)"},
     {"coupling_resolution",
      "(Tensor weight) -> Tensor"},
     {"graph_gibbs",
@@ -74,6 +81,10 @@ constexpr OpSchema kOps[] = {
     {"graph_tempering",
      "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor chains, int "
      "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor state_out, Tensor energies, Tensor chains_at)"},
+    {"graph_moments",
+     "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? clamp, Tensor? chains, int "
+     "chain_offset, int sweep_offset, int num_sweeps, int sweeps_per_read, int counted, bool best, bool metropolis) -> (Tensor "
+     "state_out, Tensor counts, Tensor pair_counts, Tensor best_state, Tensor best_energy)"},
     {"graph_coupling_resolution",
      "(Tensor coupling, Tensor layout) -> Tensor"},
     {"graph_fields",

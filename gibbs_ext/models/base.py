@@ -289,6 +289,10 @@ class Boltzmann(Distribution, Machine):
         """z after parallel tempering, energies and chain numbers of each round. ``args``: the op's, from beta on."""
         raise NotImplementedError
 
+    def _count(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """z after sweeps, counts of units and pairs, best z and energies. ``args``: the op's, but for clamps."""
+        raise NotImplementedError
+
     def _colors(self) -> Tensor:
         """The colour of each unit [N] int64, on the CPU: units of one colour are not coupled. A sweep begins at 0."""
         raise NotImplementedError

@@ -231,3 +231,12 @@ class BipartiteBoltzmann(Boltzmann):
             "bipartite_tempering", state, self.left_bias, self.right_bias, self.weight, *args
         )
         return self._joined(left, right), energies, chains
+
+    def _count(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        beta, seed, *rest = args
+        outputs = ops.call_without_gradient(
+            "bipartite_moments", state, self.left_bias, self.right_bias, self.weight, beta, seed, *[None] * 3, *rest
+        )
+        left, right, left_counts, right_counts, pairs, best_left, best_right, energies = outputs
+        counts, best = torch.cat([left_counts, right_counts], -1), self._joined(best_left, best_right)
+        return self._joined(left, right), counts, pairs, best, energies

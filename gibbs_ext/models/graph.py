@@ -164,3 +164,11 @@ class GraphBoltzmann(Boltzmann):
             "graph_tempering", state, self.bias, self.coupling, layout, *args
         )
         return outputs
+
+    def _count(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        beta, seed, *rest = args
+        layout = self.graph.layout_on(self.device)
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = ops.call_without_gradient(
+            "graph_moments", state, self.bias, self.coupling, layout, beta, seed, None, *rest, False
+        )
+        return outputs

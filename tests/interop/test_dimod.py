@@ -72,13 +72,16 @@ class TestByDimod(unittest.TestCase):
 
 
 def test_it_takes_the_arguments_of_the_original():
-    ours, theirs = (inspect.signature(c.sample).parameters for c in (BlockGibbsSampler, SimulatedAnnealingSampler))
+    ours, theirs = (
+        dict(inspect.signature(c.sample).parameters) for c in (BlockGibbsSampler, SimulatedAnnealingSampler)
+    )
+    assert ours.pop("best_of_read").default is False
     assert [(p.name, "Gibbs" if p.default == "Metropolis" else p.default) for p in theirs.values()] == [
         (p.name, p.default) for p in ours.values()
     ]
     sampler, original = BlockGibbsSampler(), SimulatedAnnealingSampler()
-    assert sampler.parameters == original.parameters
-    assert set(sampler.parameters) == set(ours) - {"self", "bqm", "kwargs"}
+    assert sampler.parameters == original.parameters | {"best_of_read": []}
+    assert set(original.parameters) == set(ours) - {"self", "bqm", "kwargs"}
     assert sampler.properties == original.properties
 
 
@@ -605,6 +608,28 @@ def test_reads_of_other_updates_depend_on_the_seed_alone(randomize_order):
     assert not whole.equal(states(sample(bqm, num_reads=20, num_sweeps=5, seed=1), bqm))
 
 
+@VARTYPES
+@pytest.mark.parametrize("criteria", ["Gibbs", "Metropolis"])
+def test_the_best_state_of_a_read(vartype, criteria):
+    """At a constant, small beta a chain passes through lower states than it ends in. The reads are those of shorter
+    calls with the lowest energy."""
+    bqm = random_bqm(12, vartype, seed=3)
+    options = {"num_reads": 40, "proposal_acceptance_criteria": criteria, "seed": 7}
+    betas = [0.5] * 6
+    best = sample(
+        bqm, beta_schedule_type="custom", beta_schedule=betas, num_sweeps_per_beta=2, best_of_read=True, **options
+    )
+    on_the_way = [
+        sample(bqm, beta_schedule_type="custom", beta_schedule=betas[:n], num_sweeps_per_beta=2, **options)
+        for n in range(1, 7)
+    ]
+    energies = np.stack([s.record.energy for s in on_the_way])
+    np.testing.assert_allclose(best.record.energy, energies.min(0), atol=1e-9)
+    assert (energies[-1] > energies.min(0)).mean() > 0.5
+    chosen = np.stack([states(s, bqm).numpy() for s in on_the_way])[energies.argmin(0), np.arange(40)]
+    assert (states(best, bqm).numpy() == chosen).all()
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0, 1))
 def test_layers_keep_the_random_order(seed, num_variables, density):
     """Variables that touch or are equal come in the order in which they were drawn, and never in the same layer."""
@@ -782,6 +807,10 @@ INTEGERS = dimod.SampleSet.from_samples([{"a": 5, "b": 0}], "INTEGER", energy=0)
         ({"beta_range": (1, 1e300)}, r"BlockGibbsSampler: beta_range or .* at most .*e\+37 for this bqm, got 1e\+300"),
         ({"beta_schedule_type": "cosine", "num_sweeps": 1}, "BlockGibbsSampler: beta_schedule_type must be one of"),
         ({"initial_states": INTEGERS}, "BlockGibbsSampler: initial_states must have the values of SPIN, got"),
+        (
+            {"best_of_read": True, "randomize_order": True},
+            "BlockGibbsSampler: best_of_read must be False with randomize_order, got True for both",
+        ),
     ],
 )
 def test_bad_input_that_the_original_lets_pass(options, message):

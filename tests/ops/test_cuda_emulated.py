@@ -19,6 +19,7 @@ import test_graph_gibbs
 import test_graph_gibbs_relaxed
 import test_graph_metropolis
 import test_graph_sweeps
+import test_moments_ops
 import test_rounding_warning
 import test_tempering_ops
 import torch
@@ -39,13 +40,14 @@ MODULES = (
     test_graph_fields,
     test_rounding_warning,
     test_tempering_ops,
+    test_moments_ops,
     test_golden,
 )
 # Tests of the CPU's threads, instruction sets and routes and of Python's locks, and tests whose many draws would take
 # minutes here. Errors may call a wrong state a wrong bias, because only the state tells a call the size of its graph.
 UNFIT = (
     *("thread", "gil", "instruction_set", "routes_agree", "docstring", "can_fail"),
-    *("many_nodes", "drift", "tables_agree", "ties_are", "refuses", "statistics"),
+    *("many_nodes", "drift", "tables_agree", "ties_are", "refuses", "statistics", "plain_calls"),
 )
 
 

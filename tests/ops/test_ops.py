@@ -52,6 +52,9 @@ def samples(op):
             yield (left.bool(), *p, p[0], p[1], schedule, SEED, chains, 0, 3)
         elif op == "bipartite_tempering":
             yield (left, *p, *ladder(state), 4, 2, 3)
+        elif op == "bipartite_moments":
+            yield (left, *p, ONE, SEED, None, None, None, None, 0, 0, 4, 2, 2, True)
+            yield (left.bool(), *p, schedule, SEED, None, None, None, chains, 0, 0, 3, 1, 1, False)
         elif op == "coupling_resolution":
             yield (p[2],)
         elif op.startswith("graph_"):
@@ -90,6 +93,9 @@ def graph_samples(op, batches, state, dtype):
         yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
     elif op == "graph_tempering":
         yield (z, *p, layout, *ladder(state), 4, 2, 3)
+    elif op == "graph_moments":
+        yield (z, *p, layout, ONE, SEED, None, None, 0, 0, 4, 2, 2, True, False)
+        yield (z.bool(), *p, layout, schedule, SEED, None, chains, 0, 0, 3, 1, 1, False, True)
     elif op == "graph_coupling_resolution":
         yield (p[1], layout)
     elif op == "graph_fields":

@@ -164,7 +164,7 @@ STOREYS = (
     *({"checks", "ops"}, {"graphs", "ising"}, {"autograd"}, {"arguments"}, {"functional"}, {"log_partition"}),
     *(
         {"models"},
-        {"chains", "diagnostics", "perfect", "tempering", "tracking"},
+        {"chains", "diagnostics", "moments", "perfect", "tempering", "tracking"},
         {"distributed", "likelihood"},
         {"nn"},
         {"pictures"},

@@ -150,15 +150,6 @@ int slack_of_fields_kernel(const CoarseFields& fields, double beta) { return coa
 
 // ---- sweeps ---------------------------------------------------------------------------------------------------------------------
 
-// Bit c of out[r] is bit r of in[c].
-inline void transpose_bits(const uint32_t (&in)[32], uint32_t (&out)[32]) {
-  const __m512i low = _mm512_loadu_si512(in), high = _mm512_loadu_si512(in + 16);
-  for (int r = 0; r < 32; ++r) {
-    const __m512i bit = _mm512_set1_epi32(int32_t(1u << r));
-    out[r] = _mm512_test_epi32_mask(low, bit) | uint32_t(_mm512_test_epi32_mask(high, bit)) << 16;
-  }
-}
-
 // One side of all chains.
 struct LookupChains {
   int64_t n, first_unit;
@@ -286,12 +277,15 @@ class LookupSweeps {
         for (int v = 0; v < vectors_; ++v) {
           uint32_t in[32] = {}, units[32];
           for (int64_t l = 0; l < 32 && v * 32 + l < count_; ++l) in[l] = word_of(chains_[v * 32 + l], w);
-          transpose_bits(in, units);
+          transpose_bits_kernel(in, units);
           for (int64_t r = 0; r < 32 && 32 * w + r < side.n; ++r) out[(32 * w + r) * vectors_ + v] = units[r];
         }
     };
     lane_words([&](const BinaryChain& c, int64_t w) { return (c.*side.of_chain)[w]; }, side.bits);
-    lane_words([&](const BinaryChain& c, int64_t w) { return c.*clamp_of ? (c.*clamp_of)[w] : 0; }, fixed);
+    if (chains_->*clamp_of)
+      lane_words([&](const BinaryChain& c, int64_t w) { return (c.*clamp_of)[w]; }, fixed);
+    else
+      __builtin_memset(fixed, 0, size_t(side.n * vectors_) * sizeof *fixed);
     const int last = int(count_ - (vectors_ - 1) * kLookupLanes);
     if (last < kLookupLanes)  // lanes without a chain
       for (int64_t i = 0; i < side.n; ++i) fixed[(i + 1) * vectors_ - 1] |= ~0u << last;
@@ -358,7 +352,7 @@ class LookupSweeps {
       for (int v = 0; v < vectors_; ++v) {
         uint32_t in[32] = {}, of_chain[32];
         for (int64_t r = 0; r < 32 && 32 * w + r < side.n; ++r) in[r] = side.bits[(32 * w + r) * vectors_ + v];
-        transpose_bits(in, of_chain);
+        transpose_bits_kernel(in, of_chain);
         for (int64_t l = 0; l < 32 && v * 32 + l < count_; ++l) (chains_[v * 32 + l].*side.of_chain)[w] = of_chain[l];
       }
   }

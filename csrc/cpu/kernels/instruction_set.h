@@ -6,6 +6,7 @@ namespace GIBBS_ISA {
 namespace {
 // clang-format off
 #include "cpu/kernels/simd.h"
+#include "cpu/kernels/bits.h"
 #include "cpu/kernels/sampling.h"
 #include "cpu/kernels/rounding.h"
 #include "cpu/kernels/relaxation.h"
@@ -36,6 +37,7 @@ namespace {
 #include "cpu/kernels/graph_coarse_units.h"
 #endif
 #include "cpu/kernels/energies.h"
+#include "cpu/kernels/counts.h"
 #include "cpu/kernels/graph_metropolis.h"
 #include "cpu/kernels/graph_relaxed.h"
 // clang-format on
@@ -61,6 +63,7 @@ const Kernels table = {
     .narrow_from = GIBBS_VECTOR_BYTES == 64   ? 128
                    : GIBBS_VECTOR_BYTES == 32 ? 384
                                               : INT64_MAX,
+    .transpose_bits = transpose_bits_kernel,
     .random_words = random_words_kernel,
     .thresholds = thresholds_kernel,
     .acceptances = acceptances_kernel,
@@ -101,6 +104,9 @@ const Kernels table = {
     .build_tables = nullptr,
     .sweep_tables = nullptr,
 #endif
+    .count_products = count_products_kernel,
+    .count_pairs = count_pairs_kernel,
+    .words_from_lanes = words_from_lanes_kernel,
     .bipartite_energy = bipartite_energy_kernel,
     .graph_energies = graph_energies_kernel,
     .of_float = typed_kernels<float>,

@@ -37,6 +37,7 @@ struct Kernels {
   const char* name;
   int64_t narrow_from;  // models with a side of more units sweep a few chains faster by narrow couplings (bench/NOTES.md)
 
+  void (*transpose_bits)(const uint32_t* in, uint32_t* out);  // of 32 words
   void (*random_words)(uint64_t seed, uint64_t chain, uint64_t sweep, int64_t units, uint32_t* words, uint8_t* bytes);
   void (*thresholds)(const float* logits, int64_t count, uint32_t* out);   // count: multiple of 32
   void (*acceptances)(const float* logits, int64_t count, uint32_t* out);  // count: multiple of 32
@@ -89,6 +90,15 @@ struct Kernels {
   void (*build_tables)(const TableModel&, float beta, int64_t first, int64_t last, uint8_t* table);
   void (*sweep_tables)(const TableModel&, const uint8_t* table, float beta, uint64_t first_sweep, int64_t num_sweeps,
                        const TableGroup&, const StopCheck&);
+
+  // Counts of states (kernels/counts.h), as words that have a unit's bit of each of 64 states. All pairs of the sides' units, to
+  // which out [n1, right_stride] adds; a side's words are [kCountWords, stride], and right_stride is a multiple of kRightsAtOnce.
+  void (*count_products)(const uint64_t* left, int64_t n1, int64_t left_stride, const uint64_t* right, int64_t right_stride,
+                         uint32_t* out);
+  // The same of some pairs of units, whose words are [units, kCountWords].
+  void (*count_pairs)(const UnitPair*, int64_t num_pairs, const uint64_t* words, uint32_t* out);
+  // Adds the bits of the chains in `present` of lanes [n, kGroup] of 0 and -1, shifted, to the first of each unit's words.
+  void (*words_from_lanes)(const int32_t* lanes, int64_t n, uint64_t present, int shift, uint64_t* words);
 
   // Energies of states (kernels/energies.h): of one chain, and of kEnergyGroup.
   double (*bipartite_energy)(int64_t n1, int64_t n2, const RoundedCoupling&, const BinaryChain&, int32_t* acc, int32_t* list);

@@ -15,6 +15,12 @@ struct StopCheck {
   void* context;
 };
 
+// States are counted so many words of bits at a time, and so many right units at a time.
+constexpr int kCountWords = 8, kRightsAtOnce = 8;
+struct UnitPair {
+  int32_t first, second;
+};
+
 constexpr int64_t kMostCoarseUnits = 4096;  // of a unit's neighbours: roundings of more couplings leave too little of 16 bits
 
 // Fields of 16 bits: a unit's bias and the couplings to its neighbours that are 1. They are so coarse that none leaves 16 bits, and

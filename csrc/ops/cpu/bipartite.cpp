@@ -161,6 +161,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& lef
           out.chains_at};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_moments(
+    const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
+    const Tensor& seed, const std::optional<Tensor>& right, const std::optional<Tensor>& clamp_left,
+    const std::optional<Tensor>& clamp_right, const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset,
+    int64_t num_sweeps, int64_t sweeps_per_read, int64_t counted, bool best) {
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  Problem p(kBipartiteMoments, weight, {.state = &left, .bias = &left_bias, .clamp = pointer(clamp_left)},
+            {.state = pointer(right), .bias = &right_bias, .clamp = pointer(clamp_right)});
+  check_moments(p, counters, sweeps_per_read, counted);
+  BipartiteCall call = describe(p, counters);
+  check_unread(p, num_sweeps);
+
+  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  const Bits left_mask = pack_clamp(p, p.left()), right_mask = pack_clamp(p, p.right());
+  call.left_bits = left_bits.data();
+  call.right_bits = right_bits.data();
+  if (clamp_left) call.clamp_left = left_mask.data();
+  if (clamp_right) call.clamp_right = right_mask.data();
+  Bits* const bits[] = {&left_bits, &right_bits};
+  MomentTensors out(p, call, sweeps_per_read, counted, best, bits);
+  Rounding rounding = {};
+  check(p, run_with_reads(call, out.best_or_null(), [&](const BipartiteCall& c, const AfterRound& after) {
+          return run_bipartite(c, runtime(), &rounding, after);
+        }));
+  if (num_sweeps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
+  const ScalarType type = left.scalar_type();
+  return {unpack(p, p.left(), left_bits, type), unpack(p, p.right(), right_bits, type), out.units[0],   out.units[1], out.pairs,
+          out.best_state(p, p.left(), type),    out.best_state(p, p.right(), type),     out.best_energy};
+}
+
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
@@ -183,5 +213,6 @@ STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
   m.impl("bipartite_gibbs_relaxed_backward", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed_backward));
   m.impl("bipartite_ais", TORCH_BOX(&gibbs::bipartite_ais));
   m.impl("bipartite_tempering", TORCH_BOX(&gibbs::bipartite_tempering));
+  m.impl("bipartite_moments", TORCH_BOX(&gibbs::bipartite_moments));
   m.impl("coupling_resolution", TORCH_BOX(&gibbs::coupling_resolution));
 }

@@ -184,6 +184,34 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   return {unpack(p, p.nodes(), bits, state.scalar_type()), out.energies, out.chains_at};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> graph_moments(const Tensor& state, const Tensor& bias, const Tensor& coupling,
+                                                                 const Tensor& layout, const Tensor& beta, const Tensor& seed,
+                                                                 const std::optional<Tensor>& clamp,
+                                                                 const std::optional<Tensor>& chains, int64_t chain_offset,
+                                                                 int64_t sweep_offset, int64_t num_sweeps, int64_t sweeps_per_read,
+                                                                 int64_t counted, bool best, bool metropolis) {
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  const GraphView graph = read_layout(kGraphMoments, layout);
+  Problem p(kGraphMoments, coupling, layout, size_of(graph), {.state = &state, .bias = &bias, .clamp = pointer(clamp)});
+  check_moments(p, counters, sweeps_per_read, counted);
+  GraphCall call = describe(p, graph, counters);
+  check_unread(p, num_sweeps);
+
+  Bits bits = pack_state(p, p.nodes());
+  const Bits mask = pack_clamp(p, p.nodes());
+  call.bits = bits.data();
+  call.metropolis = metropolis;
+  if (clamp) call.clamp = mask.data();
+  Bits* const all_bits[] = {&bits};
+  MomentTensors out(p, call, sweeps_per_read, counted, best, all_bits);
+  Rounding rounding = {};
+  check(p, run_with_reads(call, out.best_or_null(),
+                          [&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime(), &rounding, after); }));
+  if (num_sweeps && graph.num_edges) warn_if_large(p, rounding, graph.max_degree, call.beta);
+  return {unpack(p, p.nodes(), bits, state.scalar_type()), out.units[0], out.pairs,
+          out.best_state(p, p.nodes(), state.scalar_type()), out.best_energy};
+}
+
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   const GraphView graph = read_layout(kGraphCouplingResolution, layout);
   Problem p(kGraphCouplingResolution, coupling, layout, size_of(graph));
@@ -225,6 +253,7 @@ STABLE_TORCH_LIBRARY_IMPL(gibbs_ext, CPU, m) {
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));
   m.impl("graph_tempering", TORCH_BOX(&gibbs::graph_tempering));
+  m.impl("graph_moments", TORCH_BOX(&gibbs::graph_moments));
   m.impl("graph_coupling_resolution", TORCH_BOX(&gibbs::graph_coupling_resolution));
   m.impl("graph_fields", TORCH_BOX(&gibbs::graph_fields));
   m.impl("graph_edge_sums", TORCH_BOX(&gibbs::graph_edge_sums));

@@ -12,6 +12,7 @@
 
 #include "core/fixed_point.h"
 #include "cpu/batch.h"
+#include "cpu/moments.h"
 #include "cpu/tempering.h"
 #include "cpu/threads.h"
 #include "ops/arguments.h"
@@ -230,6 +231,51 @@ struct TemperingTensors {
     int64_t stride = 1;
     for (size_t d = p.batch_shape().size(); d-- > 0; stride *= p.batch_shape()[d]) call.chains_strides[d] = stride;
   }
+};
+
+// ---- moments ---------------------------------------------------------------------------------------------------------------------
+
+// The counts of a call and its best states. What is not wanted has the shape [0].
+struct MomentTensors {
+  std::vector<Tensor> units;  // of each part
+  Tensor pairs, best_energy;
+  std::vector<Bits> best_bits;
+  Counts counts;
+  BestStates best;
+
+  // bits: the state of each part.
+  MomentTensors(const Problem& p, SweepCall& call, int64_t sweeps_per_read, int64_t counted, bool wants_best,
+                std::span<Bits* const> bits)
+      : pairs(zeros(p, counted < kUnitsAndPairs, p.pair_shape())),
+        best_energy(empty(p, wants_best ? p.with_batch({}) : Shape{0}, ScalarType::Double)),
+        wants_best_(wants_best) {
+    for (const Part& part : p.parts()) {
+      units.push_back(zeros(p, counted < kUnits, p.counted({part.size})));
+      counts.units.push_back({static_cast<int64_t*>(units.back().mutable_data_ptr()), part.size});
+    }
+    if (counted == kUnitsAndPairs) counts.pairs = static_cast<int64_t*>(pairs.mutable_data_ptr());
+    call.sweeps_per_read = sweeps_per_read;
+    if (counted) call.counts = &counts;
+    if (!wants_best) return;
+    best.energies = static_cast<double*>(best_energy.mutable_data_ptr());
+    std::fill_n(best.energies, p.num_chains(), std::numeric_limits<double>::infinity());
+    for (const Bits* of_part : bits) best_bits.push_back(*of_part);
+    for (size_t i = 0; i < bits.size(); ++i)
+      best.parts.push_back({bits[i]->data(), best_bits[i].data(), state_words(p.parts()[i].size)});
+  }
+  const BestStates* best_or_null() const { return wants_best_ ? &best : nullptr; }
+  Tensor best_state(const Problem& p, const Part& part, ScalarType type) const {
+    if (!wants_best_) return empty(p, {0}, type);
+    return unpack(p, part, best_bits[size_t(&part - p.parts().data())], type);
+  }
+
+ private:
+  static Tensor zeros(const Problem& p, bool is_unwanted, const Shape& shape) {
+    const Tensor out = empty(p, is_unwanted ? Shape{0} : shape, ScalarType::Long);
+    std::memset(out.mutable_data_ptr(), 0, size_t(out.numel()) * sizeof(int64_t));
+    return out;
+  }
+  bool wants_best_;
 };
 
 // ---- values ----------------------------------------------------------------------------------------------------------------------

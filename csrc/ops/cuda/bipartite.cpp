@@ -182,6 +182,48 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& lef
   return {result(out.bits[0]), result(out.bits[1]), out.energies, out.chains_at};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_moments(
+    const Tensor& left, const Tensor& left_bias, const Tensor& right_bias, const Tensor& weight, const Tensor& beta,
+    const Tensor& seed, const std::optional<Tensor>& right, const std::optional<Tensor>& clamp_left,
+    const std::optional<Tensor>& clamp_right, const std::optional<Tensor>& chains, int64_t chain_offset, int64_t sweep_offset,
+    int64_t num_sweeps, int64_t sweeps_per_read, int64_t counted, bool best) {
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  Problem p(kBipartiteMoments, weight, {.state = &left, .bias = &left_bias, .clamp = pointer(clamp_left)},
+            {.state = pointer(right), .bias = &right_bias, .clamp = pointer(clamp_right)});
+  check_moments(p, counters, sweeps_per_read, counted);
+  Call call(p);
+  MomentTensors out(call, p, left, counted, best);
+  // As in bipartite_tempering.
+  BatchBuilder& batch = call.batch();
+  BipartiteParams start = model<BipartiteParams>(p, batch), rounds = model<BipartiteParams>(p, batch);
+  for (BipartiteParams* params : {&start, &rounds}) {
+    add_biases(*params, p, batch);
+    batch.state(params->clamp_left, p.left().clamp);
+    batch.state(params->clamp_right, p.right().clamp);
+    params->left_out = BatchBuilder::output(out.bits[0]), params->right_out = BatchBuilder::output(out.bits[1]);
+  }
+  batch.state(start.left, p.left().state);
+  batch.state(start.right, p.right().state);
+  batch.state(rounds.left, &out.bits[0]);
+  batch.state(rounds.right, &out.bits[1]);
+  call.describe(start.sweep, counters);
+  start.sweep.num_sweeps = 0;
+  call.launch(start, plan_sweeps, launch_bipartite);
+  rounds.sweep = start.sweep;
+  if (best) {
+    call.launch(rounds, plan_coupling_resolution, [&](const BipartiteParams& of, const ResolutionPlan& plan, Stream stream) {
+      launch_coupling_resolution(of, plan, out.scales(), stream);
+    });
+  }
+  out.run_reads(
+      call, rounds, num_sweeps, sweeps_per_read, [&] { call.launch(rounds, plan_sweeps, launch_bipartite); },
+      [&](Stream stream) { launch_bipartite_pair_counts(out.params, stream); },
+      [&](Stream stream) { launch_bipartite_energies({rounds, out.energies}, stream); });
+  const auto result = [&](const Tensor& bits) { return torch::stable::to(bits, left.scalar_type()); };
+  return {result(out.bits[0]), result(out.bits[1]), out.units[0],        out.units[1],
+          out.pairs,           result(out.best[0]), result(out.best[1]), out.best_energies};
+}
+
 Tensor coupling_resolution(const Tensor& weight) {
   Problem p(kCouplingResolution, weight);
   p.finish(true);
@@ -204,5 +246,6 @@ STABLE_TORCH_LIBRARY_IMPL(GIBBS_OPS, GIBBS_OPS_KEY, m) {
   m.impl("bipartite_gibbs_relaxed_backward", TORCH_BOX(&gibbs::bipartite_gibbs_relaxed_backward));
   m.impl("bipartite_ais", TORCH_BOX(&gibbs::bipartite_ais));
   m.impl("bipartite_tempering", TORCH_BOX(&gibbs::bipartite_tempering));
+  m.impl("bipartite_moments", TORCH_BOX(&gibbs::bipartite_moments));
   m.impl("coupling_resolution", TORCH_BOX(&gibbs::coupling_resolution));
 }

@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "cuda/devices.h"
+#include "cuda/moments.h"
 #include "cuda/tempering.h"
 #include "cuda/views.cuh"
 #include "ops/arguments.h"
@@ -157,6 +159,11 @@ class Call {
     } catch (const std::exception& error) {
       fail_at_runtime("cannot allocate " + text(shape) + " " + name_of(type) + " on " + device_name(like) + ": " + error.what());
     }
+  }
+  Tensor zeros(const Shape& shape, ScalarType type) const {
+    Tensor out = allocate(p_.coupling(), shape, type);
+    torch::stable::zero_(out);
+    return out;
   }
   // An output of the dtype in which the op computes.
   Tensor output(const Shape& shape) const { return allocate(p_.coupling(), shape, p_.type()); }
@@ -336,6 +343,72 @@ struct TemperingTensors {
       params.energies += size, params.chains_at += size;
     }
   }
+};
+
+// ---- moments ---------------------------------------------------------------------------------------------------------------------
+
+// The counts of a call and its best states, and the call's states, which are bytes between its reads. What is not wanted has the shape [0].
+struct MomentTensors {
+  std::vector<Tensor> bits, best, units;  // of each part
+  Tensor pairs, best_energies;
+  MomentParams params = {};
+  TemperingParams energies = {};  // of the states that are read
+
+  MomentTensors(const Call& call, const Problem& p, const Tensor& state, int64_t counted, bool wants_best)
+      : pairs(call.zeros(counted < kUnitsAndPairs ? Shape{0} : p.pair_shape(), ScalarType::Long)),
+        best_energies(call.allocate(p.coupling(), wants_best ? p.with_batch({}) : Shape{0}, ScalarType::Double)),
+        counted_(counted),
+        wants_best_(wants_best) {
+    params.num_chains = p.batch_shape()[0];
+    params.num_models = params.num_chains ? p.num_chains() / params.num_chains : 0;
+    params.num_words = divide_up(params.num_chains, 32);
+    for (const Part& part : p.parts()) {
+      bits.push_back(call.allocate(state, p.with_batch({part.size}), ScalarType::Byte));
+      best.push_back(call.allocate(state, wants_best ? p.with_batch({part.size}) : Shape{0}, ScalarType::Byte));
+      units.push_back(call.zeros(counted < kUnits ? Shape{0} : p.counted({part.size}), ScalarType::Long));
+      words_.push_back(
+          call.allocate(state, counted ? Shape{params.num_words, params.num_models, part.size} : Shape{0}, ScalarType::Int));
+      const auto bytes = [](const Tensor& t) { return static_cast<uint8_t*>(t.mutable_data_ptr()); };
+      energies.parts[params.num_parts] = {bytes(bits.back()), part.size};
+      params.parts[params.num_parts++] = {bytes(bits.back()), part.size, static_cast<uint32_t*>(words_.back().mutable_data_ptr()),
+                                          static_cast<int64_t*>(units.back().mutable_data_ptr()), bytes(best.back())};
+    }
+    params.pair_counts = static_cast<int64_t*>(pairs.mutable_data_ptr());
+    if (!wants_best) return;
+    scales_ = call.output_per_model_or_chain(), energies_ = call.output_per_model_or_chain();
+    torch::stable::fill_(best_energies, std::numeric_limits<double>::infinity());
+    energies.num_parts = params.num_parts;
+    energies.scales = static_cast<const double*>(scales_->const_data_ptr());
+    energies.energies = static_cast<double*>(energies_->mutable_data_ptr());
+    params.energies = energies.energies, params.best_energies = static_cast<double*>(best_energies.mutable_data_ptr());
+  }
+  bool wants_best() const { return wants_best_; }
+  double* scales() const { return static_cast<double*>(scales_->mutable_data_ptr()); }
+  // Makes the sweeps before each read by sweep(); count_pairs(stream) and find_energies(stream) are the model's. The states have been
+  // written to `bits`.
+  template <class Params, class Sweep, class CountPairs, class FindEnergies>
+  void run_reads(Call& call, Params& model, int64_t num_sweeps, int64_t sweeps_per_read, const Sweep& sweep,
+                 const CountPairs& count_pairs, const FindEnergies& find_energies) {
+    for (size_t i = 0; wants_best_ && i < bits.size(); ++i) torch::stable::copy_(best[i], bits[i]);
+    model.sweep.num_sweeps = sweeps_per_read;
+    for (int64_t first = 0; first < num_sweeps; first += sweeps_per_read) {
+      sweep();
+      call.launch(model, [&](Stream stream) {
+        if (counted_) launch_unit_counts(params, stream);
+        if (counted_ == kUnitsAndPairs) count_pairs(stream);
+        if (!wants_best_) return;
+        find_energies(stream);
+        launch_best_states(params, stream);
+      });
+      model.sweep.sweep_offset += sweeps_per_read, model.sweep.first_beta += sweeps_per_read;
+    }
+  }
+
+ private:
+  std::vector<Tensor> words_;
+  std::optional<Tensor> scales_, energies_;
+  int64_t counted_;
+  bool wants_best_;
 };
 
 }  // namespace gibbs

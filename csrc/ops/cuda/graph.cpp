@@ -194,6 +194,52 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   return {torch::stable::to(out.bits[0], state.scalar_type()), out.energies, out.chains_at};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> graph_moments(const Tensor& state, const Tensor& bias, const Tensor& coupling,
+                                                                 const Tensor& layout, const Tensor& beta, const Tensor& seed,
+                                                                 const std::optional<Tensor>& clamp,
+                                                                 const std::optional<Tensor>& chains, int64_t chain_offset,
+                                                                 int64_t sweep_offset, int64_t num_sweeps, int64_t sweeps_per_read,
+                                                                 int64_t counted, bool best, bool metropolis) {
+  const Counters counters = {seed, beta, chains, chain_offset, sweep_offset, num_sweeps};
+  const GraphSize size = size_of(kGraphMoments, coupling, layout, state);
+  Problem p(kGraphMoments, coupling, layout, size, {.state = &state, .bias = &bias, .clamp = pointer(clamp)});
+  check_moments(p, counters, sweeps_per_read, counted);
+  Call call(p);
+  MomentTensors out(call, p, state, counted, best);
+  // As in bipartite_tempering.
+  BatchBuilder& batch = call.batch();
+  GraphParams start = model<GraphParams>(p, layout, size), rounds = start;
+  for (GraphParams* params : {&start, &rounds}) {
+    add_parameters(*params, p, batch);
+    batch.state(params->clamp, p.nodes().clamp);
+    params->state_out = BatchBuilder::output(out.bits[0]);
+    params->metropolis = metropolis;
+  }
+  batch.state(start.state, &state);
+  batch.state(rounds.state, &out.bits[0]);
+  call.describe(start.sweep, counters);
+  start.sweep.num_sweeps = 0;
+  call.launch(start, plan_sweeps, launch_graph);
+  rounds.sweep = start.sweep;
+  std::optional<Tensor> position;
+  const auto energy_params = [&] {
+    return GraphEnergyParams{rounds, out.energies, static_cast<int32_t*>(position->mutable_data_ptr())};
+  };
+  if (best) {
+    position = call.allocate(layout, {p.num_units()}, ScalarType::Int);
+    call.launch(rounds, [&](Stream stream) {
+      launch_graph_coupling_resolution(rounds, out.scales(), stream);
+      launch_graph_positions(energy_params(), stream);
+    });
+  }
+  out.run_reads(
+      call, rounds, num_sweeps, sweeps_per_read, [&] { call.launch(rounds, plan_sweeps, launch_graph); },
+      [&](Stream stream) { launch_graph_pair_counts({rounds, out.params}, stream); },
+      [&](Stream stream) { launch_graph_energies(energy_params(), stream); });
+  const auto result = [&](const Tensor& bits) { return torch::stable::to(bits, state.scalar_type()); };
+  return {result(out.bits[0]), out.units[0], out.pairs, result(out.best[0]), out.best_energies};
+}
+
 Tensor graph_coupling_resolution(const Tensor& coupling, const Tensor& layout) {
   constexpr OpId op = kGraphCouplingResolution;
   check_layout_tensor(op, layout);
@@ -262,6 +308,7 @@ STABLE_TORCH_LIBRARY_IMPL(GIBBS_OPS, GIBBS_OPS_KEY, m) {
   m.impl("graph_gibbs_relaxed_backward", TORCH_BOX(&gibbs::graph_gibbs_relaxed_backward));
   m.impl("graph_ais", TORCH_BOX(&gibbs::graph_ais));
   m.impl("graph_tempering", TORCH_BOX(&gibbs::graph_tempering));
+  m.impl("graph_moments", TORCH_BOX(&gibbs::graph_moments));
   m.impl("graph_coupling_resolution", TORCH_BOX(&gibbs::graph_coupling_resolution));
   m.impl("graph_fields", TORCH_BOX(&gibbs::graph_fields));
   m.impl("graph_edge_sums", TORCH_BOX(&gibbs::graph_edge_sums));

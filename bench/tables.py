@@ -12,6 +12,7 @@ COMMAND = "make bench"  # writes the tables, and marks them
 README, ALL = ROOT / "README.md", ROOT / "bench" / "README.md"
 OURS = "gibbs_ext"
 TWO_THREADS = f"{OURS}, 2 threads"
+PLAIN_SWEEPS = "plain sweeps"  # of as many chains: ours as well, but what a call that does more is compared with
 WITHOUT_SAMPLING = "without sampling"  # not a peer: the rest of a call, with samplers that do nothing
 # The modules of benchmarks, in the order of the tables.
 NAMES = (
@@ -19,6 +20,8 @@ NAMES = (
     "bipartite_gibbs_relaxed",
     "graph_gibbs",
     "graph_gibbs_relaxed",
+    "chains",
+    "log_partition",
     "graph_building",
     "training_epoch",
     "interop_sklearn",
@@ -27,7 +30,17 @@ NAMES = (
     "memory",
 )
 # Columns of peers; a contender belongs to that whose name it has before the first comma.
-PEERS = ("PyTorch", "torch.compile", "NumPy", "scikit-learn", "rbms", "thrml", "dwave-samplers", "networkx")
+PEERS = (
+    "PyTorch",
+    "torch.compile",
+    "NumPy",
+    "scikit-learn",
+    "rbms",
+    "thrml",
+    "dwave-samplers",
+    "networkx",
+    PLAIN_SWEEPS,
+)
 # Rows of README.md.
 CHOSEN = (
     "bipartite_gibbs: 128 models, 100+100, 50 sweeps",

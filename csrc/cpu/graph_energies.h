@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "cpu/bit_rows.h"
 #include "cpu/graph_groups.h"
@@ -24,10 +25,17 @@ class EnergyRunner {
         progress_(progress),
         coupling_(call, true),
         bias_(call),
-        position_(call.graph.num_nodes),
         words_(call.graph.num_nodes),
         is_one_(call.graph.num_nodes) {
-    copy_positions(call.graph, position_.get());
+    const GraphView& g = call.graph;
+    std::vector<int32_t> position(static_cast<size_t>(g.num_nodes));
+    copy_positions(g, position.data());
+    earlier_offsets_.push_back(0);
+    for (int64_t at = 0; at < g.num_nodes; ++at) {
+      for (int32_t h = g.row_offsets[at]; h < g.row_offsets[at + 1]; ++h)
+        if (position[size_t(g.neighbors[h])] < at) earlier_.push_back({g.neighbors[h], h});
+      earlier_offsets_.push_back(int32_t(earlier_.size()));
+    }
   }
 
   // first_model: of the coupling.
@@ -51,7 +59,8 @@ class EnergyRunner {
       for (int l = 0; l < parts[part].count; ++l) rows.row[part * kGroup + l] = call_.bits + parts[part].linear[l] * state_words(n);
     }
     words_from_rows(rows, n, words_.get());
-    group.state = words_.get(), group.position = position_.get();
+    group.state = words_.get();
+    group.earlier = earlier_.data(), group.earlier_offsets = earlier_offsets_.data();
     group.coupling = coupling_.rounded(), group.scale = coupling_.scale();
     double energies[kEnergyGroup];
     kernels().graph_energies(call_.graph, group, energies);
@@ -68,17 +77,16 @@ class EnergyRunner {
     const int64_t linear = call_.batch.linear(model, chain);
     const uint32_t* bits = call_.bits + linear * state_words(g.num_nodes);
     const T* bias = row_of<T>(call_.batch, call_.bias, model, chain);
-    std::fill_n(is_one_.get(), g.num_nodes, 0);  // -1 where a unit that was visited is 1
+    for (int64_t node = 0; node < g.num_nodes; ++node) is_one_.get()[node] = -int32_t(bits[node / 32] >> (node % 32) & 1);
     double sum = 0;
     bool finite = true;
     for (int64_t position = 0; position < g.num_nodes; ++position) {
       const int64_t node = g.order[position];
       finite &= std::isfinite(float(bias[node * call_.bias.stride]));
-      if (!(bits[node / 32] >> (node % 32) & 1)) continue;
-      is_one_.get()[node] = -1;
+      if (!is_one_.get()[node]) continue;
       int32_t acc = 0;
-      for (int64_t h = g.row_offsets[position]; h < g.row_offsets[position + 1]; ++h)
-        acc += is_one_.get()[g.neighbors[h]] & coupling_.rounded()[h];
+      for (int32_t at = earlier_offsets_[size_t(position)]; at < earlier_offsets_[size_t(position) + 1]; ++at)
+        acc += is_one_.get()[earlier_[size_t(at)].node] & coupling_.rounded()[earlier_[size_t(at)].half_edge];
       sum += double(acc) * double(coupling_.scale()) + double(float(bias[node * call_.bias.stride]));
     }
     if (!finite) return progress_.fail(Outcome::kNonFiniteBias);
@@ -89,9 +97,10 @@ class EnergyRunner {
   Progress& progress_;
   SharedCoupling<T> coupling_;
   BiasOfParts<T, kParts> bias_;
-  Buffer<int32_t> position_;
+  std::vector<EarlierNeighbor> earlier_;
+  std::vector<int32_t> earlier_offsets_;
   Buffer<uint64_t> words_;
-  Buffer<int32_t> is_one_;
+  Buffer<int32_t> is_one_;  // 0 or -1
 };
 
 }  // namespace gibbs

@@ -3,13 +3,7 @@
 
 // Bit c of out[r] becomes bit r of in[c]; both have 32 words.
 void transpose_bits_kernel(const uint32_t* in, uint32_t* out) {
-#if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
-  const __m512i low = _mm512_loadu_si512(in), high = _mm512_loadu_si512(in + 16);
-  for (int r = 0; r < 32; ++r) {
-    const __m512i bit = _mm512_set1_epi32(int32_t(1u << r));
-    out[r] = _mm512_test_epi32_mask(low, bit) | uint32_t(_mm512_test_epi32_mask(high, bit)) << 16;
-  }
-#elif GIBBS_X86 && GIBBS_VECTOR_BYTES == 32
+#if GIBBS_X86 && GIBBS_VECTOR_BYTES >= 32
   // The bytes of every four words, and then the pairs of eight words, side by side.
   const __m256i bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)),
                 pairs = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

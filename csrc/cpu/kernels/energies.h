@@ -19,55 +19,72 @@ double bipartite_energy_kernel(int64_t n1, int64_t n2, const RoundedCoupling& co
   return -sum;
 }
 
-using EnergyVec = double __attribute__((vector_size(8 * kLanes)));
+// Chains whose sums stay in registers.
+constexpr int kEnergyVectors = 4, kEnergyChains = kEnergyVectors * kLanes;
+static_assert(kEnergyGroup % kEnergyChains == 0);
 
-// Adds x in the lanes whose bits v * kLanes .. of a word of 64 chains are 1.
+// Adds x in the lanes whose bits in a word of chains are 1.
 #if GIBBS_X86 && GIBBS_VECTOR_BYTES == 64
-inline void add_where(uint64_t word, int v, VecI& acc, const VecI& x) {
-  acc = (VecI)_mm512_mask_add_epi32((__m512i)acc, __mmask16(word >> (v * kLanes)), (__m512i)acc, (__m512i)x);
+inline void add_where(uint64_t word, VecI& acc, const VecI& x) {
+  acc = (VecI)_mm512_mask_add_epi32((__m512i)acc, __mmask16(word), (__m512i)acc, (__m512i)x);
 }
-inline void add_where(uint64_t word, int v, EnergyVec& acc, const EnergyVec& x) {
-  union Halves {
-    EnergyVec all;
-    __m512d half[2];
-  } sum = {acc}, other = {x};
-  for (int h = 0; h < 2; ++h)
-    sum.half[h] = _mm512_mask_add_pd(sum.half[h], __mmask8(word >> (v * kLanes + 8 * h)), sum.half[h], other.half[h]);
-  acc = sum.all;
+inline void add_where(uint64_t word, Vec<double>& acc, const Vec<double>& x) {
+  acc = (Vec<double>)_mm512_mask_add_pd((__m512d)acc, __mmask8(word), (__m512d)acc, (__m512d)x);
 }
 #else
-inline VecI lane_masks(uint64_t word, int v) {
-  VecI bit;
-  for (int l = 0; l < kLanes; ++l) bit[l] = int32_t(1u << l);
-  return (VecI)((splat(int32_t(word >> (v * kLanes))) & bit) != VecI{});
+template <class V, class Bits>
+inline V lane_masks(uint64_t word) {
+  Bits bit;
+  for (size_t l = 0; l < sizeof(V) / sizeof bit[0]; ++l) bit[l] = 1 << l;
+  return (V)((splat(decltype(bit[0] + 0)(word)) & bit) == bit);
 }
-inline void add_where(uint64_t word, int v, VecI& acc, const VecI& x) { acc += lane_masks(word, v) & x; }
-inline void add_where(uint64_t word, int v, EnergyVec& acc, const EnergyVec& x) {
-  using Bits = int64_t __attribute__((vector_size(8 * kLanes)));
-  acc += (EnergyVec)((Bits)x & __builtin_convertvector(lane_masks(word, v), Bits));
+inline void add_where(uint64_t word, VecI& acc, const VecI& x) { acc += lane_masks<VecI, VecI>(word) & x; }
+inline void add_where(uint64_t word, Vec<double>& acc, const Vec<double>& x) {
+  using Bits = Vec<int64_t>;
+  acc += (Vec<double>)(lane_masks<Bits, Bits>(word) & (Bits)x);
 }
 #endif
 
-void graph_energies_kernel(const GraphView& g, const EnergyGroup& b, double* out) {
-  constexpr int kVectors = kEnergyGroup / kLanes;
-  EnergyVec sum[kVectors] = {};
+// Half of a vector's lanes, as float64.
+template <class V>
+inline Vec<double> half_as_double(const V& v, int half) {
+  typedef decltype(v[0] + 0) HalfOfV __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));
+  HalfOfV out;
+  __builtin_memcpy(&out, (const char*)&v + half * int(sizeof out), sizeof out);
+  return __builtin_convertvector(out, Vec<double>);
+}
+
+// Those of kEnergyChains chains from `first` on.
+inline void graph_energies_of(const GraphView& g, const EnergyGroup& b, int first, double* out) {
+  Vec<double> sum[2 * kEnergyVectors] = {};
+  const double scale = double(b.scale);
   for (int64_t position = 0; position < g.num_nodes; ++position) {
     const int64_t node = g.order[position];
-    VecI acc[kVectors] = {};
-    for (int64_t h = g.row_offsets[position]; h < g.row_offsets[position + 1]; ++h) {
-      if (b.position[g.neighbors[h]] > position) continue;
-      const VecI coupling = splat(b.coupling[h]);
-      const uint64_t state = b.state[g.neighbors[h]];
-      for (int v = 0; v < kVectors; ++v) add_where(state, v, acc[v], coupling);
+    VecI acc[kEnergyVectors] = {};
+    const EarlierNeighbor* const end = b.earlier + b.earlier_offsets[position + 1];
+    for (const EarlierNeighbor* e = b.earlier + b.earlier_offsets[position]; e < end; ++e) {
+      const VecI coupling = splat(b.coupling[e->half_edge]);
+      const uint64_t state = b.state[e->node] >> first;
+      for (int v = 0; v < kEnergyVectors; ++v) add_where(state >> (v * kLanes), acc[v], coupling);
     }
-    for (int v = 0; v < kVectors; ++v) {
-      const int at = v * kLanes;
-      const VecF bias = b.shared_bias ? splat(b.bias[0][node]) : load<VecF>(b.bias[at / kGroup] + node * kGroup + at % kGroup);
-      const EnergyVec term =
-          __builtin_convertvector(acc[v], EnergyVec) * double(b.scale) + __builtin_convertvector(bias, EnergyVec);
-      add_where(b.state[node], v, sum[v], term);
+    const bool has_earlier = b.earlier_offsets[position + 1] > b.earlier_offsets[position];
+    const uint64_t state = b.state[node] >> first;
+    for (int v = 0; v < 2 * kEnergyVectors; ++v) {
+      const int at = first + v * kLanes / 2;
+      Vec<double> term;
+      if (b.shared_bias) {
+        term = splat(double(b.bias[0][node]));
+      } else {
+        typedef float Half __attribute__((vector_size(GIBBS_VECTOR_BYTES / 2)));
+        term = __builtin_convertvector(load<Half>(b.bias[at / kGroup] + node * kGroup + at % kGroup), Vec<double>);
+      }
+      if (has_earlier) term = half_as_double(acc[v / 2], v % 2) * scale + term;
+      add_where(state >> (v * kLanes / 2), sum[v], term);
     }
   }
-  for (int v = 0; v < kVectors; ++v)
-    for (int l = 0; l < kLanes; ++l) out[v * kLanes + l] = -sum[v][l];
+  for (int v = 0; v < 2 * kEnergyVectors; ++v) store(out + first + v * kLanes / 2, -sum[v]);
+}
+
+void graph_energies_kernel(const GraphView& g, const EnergyGroup& b, double* out) {
+  for (int first = 0; first < kEnergyGroup; first += kEnergyChains) graph_energies_of(g, b, first, out);
 }

@@ -182,10 +182,15 @@ struct RelaxedBackwardGroup {
 
 constexpr int kEnergyGroup = 64;
 
+// A neighbour that is updated before.
+struct EarlierNeighbor {
+  int32_t node, half_edge;
+};
 struct EnergyGroup {
-  const uint64_t* state;    // [num_nodes] bits of the chains
-  const int32_t* position;  // [num_nodes] of each node in the order of updates
-  const int32_t* coupling;  // rounded, by half-edge
+  const uint64_t* state;  // [num_nodes] bits of the chains
+  const EarlierNeighbor* earlier;
+  const int32_t* earlier_offsets;  // [num_nodes + 1] where those of each position begin
+  const int32_t* coupling;         // rounded, by half-edge
   float scale;
   bool shared_bias;
   const float* bias[kEnergyGroup / kGroup];  // [num_nodes, kGroup]; shared: [num_nodes], the first one only

@@ -4,6 +4,7 @@
 #include "core/threshold.h"
 #include "cpu/bipartite.h"
 #include "fuzz.h"
+#include "reads.h"
 
 using namespace gibbs;
 
@@ -179,6 +180,44 @@ static void fuzz_binary() {
   });
 }
 
+template <class T>
+static void fuzz_reads() {
+  Problem<T> p = random_problem<T>(40);
+  if (!p.call.num_sweeps) return;
+  if (one_in(3)) p.clamp_left = random_bits(p.chains, p.n1);
+  if (one_in(3)) p.clamp_right = random_bits(p.chains, p.n2);
+  p.has_energies = true;
+  const int64_t every = random_divisor(p.call.num_sweeps);
+  std::vector<std::pair<int64_t, int64_t>> ends;
+  for (int64_t i = 0; i < p.n1; ++i)
+    for (int64_t j = 0; j < p.n2; ++j) ends.emplace_back(i, p.n1 + j);
+  const Reads start(p.chains, {{p.n1, p.left}, {p.n2, p.right}}, ends.size());
+  Reads expected = start;
+  for (int64_t sweeps = every; sweeps <= p.call.num_sweeps; sweeps += every) {
+    Problem<T> part = p;
+    part.call.num_sweeps = sweeps;
+    const Result r = reference(part, false);
+    expected.expect(p.call.batch, {r.left, r.right}, r.energies, ends);
+  }
+  for_each_runtime([&](const char* name, const Runtime& runtime) {
+    for (const bool best : {false, true}) {
+      Reads found = start;
+      BipartiteCall call = p.call;
+      call.left_bits = found.parts[0].state.data(), call.right_bits = found.parts[1].state.data();
+      call.clamp_left = p.clamp_left.empty() ? nullptr : p.clamp_left.data();
+      call.clamp_right = p.clamp_right.empty() ? nullptr : p.clamp_right.data();
+      Rounding rounding;
+      const Outcome outcome = found.make(call, every, best, [&](const BipartiteCall& c, const AfterRound& after) {
+        return run_bipartite(c, runtime, &rounding, after);
+      });
+      CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
+      Reads wanted = expected;
+      if (!best) wanted.forget_best(start);
+      CHECK(found == wanted, "%s, %d threads, %ld+%ld, %ld chains, best %d", name, runtime.num_threads, p.n1, p.n2, p.chains, best);
+    }
+  });
+}
+
 // Relaxed sweeps of one chain, in double.
 static void relaxed_reference(const Problem<double>& p, int64_t chain, std::vector<double> left, double* out_left,
                               double* out_right, double* out_mean) {
@@ -312,6 +351,7 @@ int main(int argc, char** argv) {
   for_each_trial(argc, argv, 200, [] {
     fuzz_binary<float>();
     fuzz_binary<double>();
+    one_in(2) ? fuzz_reads<float>() : fuzz_reads<double>();
     fuzz_relaxed<float>();
     fuzz_relaxed<double>();
     fuzz_faults<float>();

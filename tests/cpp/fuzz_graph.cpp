@@ -8,6 +8,7 @@
 #include "core/threshold.h"
 #include "cpu/graph.h"
 #include "random_graph.h"
+#include "reads.h"
 
 using namespace gibbs;
 
@@ -318,6 +319,47 @@ static Result reference(const Problem<T>& p, bool annealed, std::vector<double>*
     r.energies.push_back(-sum);
   }
   return r;
+}
+
+template <class T>
+static void fuzz_reads() {
+  Problem<T> p = random_problem<T>(40);
+  if (!p.call.num_sweeps) return;
+  p.call.metropolis = one_in(4);
+  if (one_in(3)) {
+    p.clamp = random_bits(p.chains, p.graph.num_nodes);
+    p.call.clamp = p.clamp.data();
+  }
+  p.has_energies = true;
+  const int64_t every = random_divisor(p.call.num_sweeps);
+  std::vector<std::pair<int64_t, int64_t>> ends;
+  for (size_t e = 0; e < size_t(p.graph.num_edges()); ++e) ends.emplace_back(p.graph.edges[2 * e], p.graph.edges[2 * e + 1]);
+  const Reads start(p.chains, {{p.graph.num_nodes, p.state}}, ends.size());
+  Reads expected = start;
+  for (int64_t sweeps = every; sweeps <= p.call.num_sweeps; sweeps += every) {
+    Problem<T> part = p;
+    part.call.num_sweeps = sweeps;
+    std::vector<double> scales;
+    const Result r = reference(part, false, &scales);
+    expected.expect(p.call.batch, {r.state}, r.energies, ends);
+  }
+  for_each_runtime([&](const char* name, const Runtime& runtime) {
+    for (const bool best : {false, true}) {
+      Reads found = start;
+      GraphCall call = p.call;
+      call.route = GraphRoute(below(int64_t{std::size(kGraphRouteNames)}));
+      call.bits = found.parts[0].state.data();
+      if (one_in(2)) call.most_kept = 0;
+      Rounding rounding;
+      const Outcome outcome = found.make(
+          call, every, best, [&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime, &rounding, after); });
+      CHECK(outcome == Outcome::kOk, "outcome %d", int(outcome));
+      Reads wanted = expected;
+      if (!best) wanted.forget_best(start);
+      CHECK(found == wanted, "%s, %d threads, route %d, %ld nodes, %ld chains, best %d", name, runtime.num_threads, int(call.route),
+            p.graph.num_nodes, p.chains, best);
+    }
+  });
 }
 
 template <class T>
@@ -670,6 +712,7 @@ int main(int argc, char** argv) {
     fuzz_layout();
     fuzz_binary<float>();
     fuzz_binary<double>();
+    one_in(2) ? fuzz_reads<float>() : fuzz_reads<double>();
     fuzz_relaxed<float>();
     fuzz_relaxed<double>();
     fuzz_faults<float>();

@@ -165,7 +165,7 @@ def draw(path: Path, lengths: list[int], table: dict[float, list[Measured]], arg
             axes.grid(alpha=0.3)
     labels = (
         "estimate - exact log Z, nats\n(mean and spread over seeds)",
-        "error, nats\n(root mean square, mean reported)",
+        "root mean square error,\nmean reported error, nats",
         f"effective sample size\nof {args.chains} chains",
         "% of seeds",
     )

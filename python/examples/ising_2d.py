@@ -170,6 +170,8 @@ def draw(path: Path, beta: Floats, results: dict[int, dict[str, Floats]]) -> Non
         axes.axvline(CRITICAL, color="0.5", linewidth=1, linestyle="--")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
+    deviation.margins(y=0.25)  # room for the legend
+    deviation.legend(fontsize="small", loc="lower center", ncols=4, columnspacing=1)
     figure.suptitle("Ising model on an L x L torus; the dashed line is at the exact critical beta, ln(1 + sqrt 2) / 2")
     figure.savefig(path, dpi=120)
 

@@ -128,6 +128,7 @@ def main() -> None:
     modes = {name: torch.stack(draws).flatten(1).double() for name, draws in visited.items()}  # [DRAWS, chains]
     for name, mode in modes.items():
         mean, error = mean_and_error(mode.mean(0))
+        # Replicas of different modes that exchange their betas without a round trip change the mode, too.
         changes = float(mode.diff(dim=0).abs().sum()) / args.chains
         print(
             f"{name} chains: share of ones {mean:.4f} +- {error:.4f} (exact {share:.4f}), {changes:.1f} changes of mode"
@@ -152,7 +153,8 @@ def draw_ladders(path: Path, runs: dict[str, gx.TemperingResult], trips: dict[st
     rates.set(xlabel="beta (bars reach from one beta to the next)", ylabel="probability of a swap", ylim=(0, 1))
     rates.set_title("Swaps between neighbouring betas")
     bars.set(xticks=range(len(runs)), xticklabels=[f"{name} ladder" for name in runs])
-    bars.set(ylabel="round trips of a chain in 1000 rounds", title="Round trips between beta = 0 and beta = 1")
+    bars.set(ylabel="round trips of a chain in 1000 rounds", title="Round trips, beta = 0 to 1 and back")
+    bars.margins(y=0.2)  # room for the legend
     for axes, place in ((rates, "upper center"), (bars, "upper left")):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc=place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of python/examples, run in a process of their own or loaded as modules."""
+"""The programs in python/examples: run as processes, or loaded as modules."""
 
 import importlib.util
 import os

@@ -314,6 +314,7 @@ def test_on_a_gpu_no_peer_is_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPat
     assert {contender.split(",")[0] for contender in found} <= {
         OURS,
         tables.WITHOUT_SAMPLING,
+        tables.PLAIN_SWEEPS,
         "PyTorch",
         "torch.compile",
     }

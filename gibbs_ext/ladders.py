@@ -47,7 +47,8 @@ def tempering_log_partition(result: TemperingResult, *, warmup: int | None = Non
     beta = 0 log Z is ``N log 2``, so a ladder that begins there gives log Z at all its betas; any other gives ratios.
     Needs pymbar (``pip install pymbar``).
 
-    Successive rounds are correlated, and so are the betas, between which replicas move. The chains are not. So error
+    Successive rounds are correlated, and so are the betas, between which replicas move. The chains are not, or, after
+    cluster moves, the pairs of chains. So error
     bars come from the spread of the chains: to first order, each one's share in the error of all steps up to a beta is
     what it adds to Bennett's equations (the infinitesimal jackknife over chains). They hold for as few rounds as you
     like, if the chains have forgotten their start, and are the better the more chains there are.
@@ -71,9 +72,9 @@ def tempering_log_partition(result: TemperingResult, *, warmup: int | None = Non
 
     Warns:
         LadderWarning: The law at a beta overlaps with the next one's by less than 0.06, a step's standard error exceeds
-            0.3, pymbar finds no estimate (which is nan then), there are fewer than 20 chains, or the first half of the
-            rounds differs from the second one by more than five standard errors. (Where all chains miss the same modes,
-            there is none of these.)
+            0.3, pymbar finds no estimate (which is nan then), there are fewer than 20 chains (after cluster moves,
+            pairs), or the first half of the rounds differs from the second one by more than five standard errors.
+            (Where all chains miss the same modes, there is none of these.)
 
     Not differentiable. It waits for a GPU.
 
@@ -95,21 +96,26 @@ def tempering_log_partition(result: TemperingResult, *, warmup: int | None = Non
     check_integers(name, 0, warmup=warmup)
     if num_rounds - warmup < 2:
         raise ValueError(f"{name}: result must hold 2 rounds after a warmup of {warmup}, got {num_rounds} in all")
-    if num_chains < 2:
-        raise ValueError(f"{name}: result must hold at least 2 chains, got {num_chains}")
+    # The first chain of each pair, or each chain: what is independent of all others.
+    starts = np.arange(0, num_chains, 2 if result.cluster_moves else 1)
+    if len(starts) < 2:
+        of_pairs = ", or 3 that make cluster moves" if result.cluster_moves else ""
+        raise ValueError(f"{name}: result must hold at least 2 chains{of_pairs}, got {num_chains}")
     bennett = bennett_estimator(name)
 
     num_models = math.prod(batch_shape)
     traces = energies[warmup:].reshape(num_rounds - warmup, num_betas, num_chains, num_models).cpu().numpy()
     betas = result.betas.cpu().numpy()
     ratios, overlaps = np.zeros((num_betas, num_models)), np.zeros((num_betas - 1, num_models))
-    shares = np.zeros((2, num_betas, num_chains, num_models))  # of each chain in the error, in both halves of the run
+    # The shares in the error of what is independent, in both halves of the run.
+    shares = np.zeros((2, num_betas, len(starts), num_models))
     for step, model in np.ndindex(num_betas - 1, num_models):
         change = betas[step + 1] - betas[step]
         forward, reverse = change * traces[:, step, :, model], -change * traces[:, step + 1, :, model]
         difference, _ = bennett(forward.ravel(), reverse.ravel())
         ratios[step + 1, model] = -difference
-        shares[:, step + 1, :, model], overlaps[step, model] = _shares(forward, reverse, difference)
+        of_chains, overlaps[step, model] = _shares(forward, reverse, difference)
+        shares[:, step + 1, :, model] = np.add.reduceat(of_chains, starts, axis=1)
     errors = _errors(shares.sum(0).cumsum(0))
     _warn(name, betas, ratios, overlaps, shares)
 
@@ -158,7 +164,7 @@ def _warn(name: str, betas: Floats, ratios: Floats, overlaps: Floats, shares: Fl
             f"log Z differ by {ratios[1:][at]:.4g} +- {steps[at]:.2g} (place more betas there, or take more rounds)"
         )
     if num_chains < _FEWEST_CHAINS:
-        doubts.append(f"{num_chains} chains say little of the error bar (take {_FEWEST_CHAINS} or more)")
+        doubts.append(f"{num_chains} independent chains say little of the error bar (take {_FEWEST_CHAINS} or more)")
     drifts = np.diff(shares.sum(1), axis=0)[0]  # [C, M]
     with np.errstate(invalid="ignore", divide="ignore"):
         deviations = np.abs(drifts.mean(0)) / (drifts.std(0, ddof=1) / math.sqrt(num_chains))

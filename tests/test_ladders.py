@@ -85,6 +85,20 @@ def test_more_chains_and_more_rounds_make_smaller_errors() -> None:
     assert 0.22 < rounds / few < 0.28
 
 
+def test_chains_that_make_cluster_moves_count_in_pairs() -> None:
+    model = on_graph()
+    result = parallel_tempering(model.expand((SEEDS,)), 60, even(4), 40, cluster_moves=True, seed=1)
+    estimate = tempering_log_partition(result)
+    assert 0.86 < covered(estimate.log_partition, estimate.standard_error, gx.exact_log_partition(model)) < 0.996
+    # Two chains that are the same say as much as one.
+    alone = parallel_tempering(model, 30, even(4), 40, seed=1)
+    twice = alone._replace(energies=alone.energies.repeat_interleave(2, dim=2), cluster_moves=True)
+    for ours, theirs in zip(tempering_log_partition(twice), tempering_log_partition(alone), strict=True):
+        assert_close(ours, theirs, 1e-9)
+    odd = parallel_tempering(model, 41, even(4), 40, cluster_moves=True, seed=1)
+    assert 0 < tempering_log_partition(odd).standard_error < 0.1
+
+
 # What is estimated ------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +209,7 @@ def test_few_independent_samples_warn() -> None:
 
 
 def test_few_chains_warn() -> None:
-    with pytest.warns(LadderWarning, match=r": 19 chains say little of the error bar \(take 20 or more\)$"):
+    with pytest.warns(LadderWarning, match=r": 19 independent chains say little of the error bar \(take 20 or more\)$"):
         tempering_log_partition(parallel_tempering(on_graph(), 19, even(3), 40, seed=1))
 
 
@@ -244,6 +258,9 @@ def test_a_single_chain_and_vmap_are_refused() -> None:
     result = parallel_tempering(on_graph(), 1, even(3), 10, seed=1)
     with pytest.raises(ValueError, match=r"^tempering_log_partition: result must hold at least 2 chains, got 1$"):
         tempering_log_partition(result)
+    pair = parallel_tempering(on_graph(), 2, even(3), 10, cluster_moves=True, seed=1)
+    with pytest.raises(ValueError, match=r"at least 2 chains, or 3 that make cluster moves, got 2$"):
+        tempering_log_partition(pair)
     with pytest.raises(NotImplementedError, match=r"^tempering_log_partition: torch.vmap is not supported"):
         torch.vmap(lambda energies: tempering_log_partition(result._replace(energies=energies)))(
             result.energies.expand(2, *result.energies.shape)

@@ -73,7 +73,8 @@ constexpr OpSchema kOps[] = {
      "Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)"},
     {"graph_tempering",
      "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor chains, int "
-     "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor state_out, Tensor energies, Tensor chains_at)"},
+     "sweep_offset, int sweeps_per_swap, int num_swaps, bool cluster_moves) -> (Tensor state_out, Tensor energies, Tensor "
+     "chains_at)"},
     {"graph_coupling_resolution",
      "(Tensor coupling, Tensor layout) -> Tensor"},
     {"graph_fields",

@@ -89,7 +89,8 @@ def graph_samples(op, batches, state, dtype):
         yield (z, *p, layout, torch.zeros_like(p[0]), schedule, SEED, None, 0, 0)
         yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
     elif op == "graph_tempering":
-        yield (z, *p, layout, *ladder(state), 4, 2, 3)
+        yield (z, *p, layout, *ladder(state), 4, 2, 3, False)
+        yield (z, *p, layout, *ladder(state), 4, 2, 3, True)
     elif op == "graph_coupling_resolution":
         yield (p[1], layout)
     elif op == "graph_fields":

@@ -144,9 +144,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) graph_clusters_kernel(cons
       }
     }
   }
-  __syncthreads();  // marks: the start is written
   bool grows = true;
-  while (__syncthreads_or(grows)) {
+  while (__syncthreads_or(grows)) {  // marks: those of the first warp, and of the round before, are written
     grows = false;
     for (int64_t position = threadIdx.x; position < m.num_nodes; position += blockDim.x) {
       const GraphRow unit(m, position);

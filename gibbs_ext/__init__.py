@@ -19,6 +19,7 @@ from gibbs_ext.functional import (
 )
 from gibbs_ext.graphs import ChimeraGraph, ColoredGraph
 from gibbs_ext.ising import boltzmann_to_ising, ising_to_boltzmann
+from gibbs_ext.ladders import LadderWarning, TemperingLogPartition, tempering_log_partition
 from gibbs_ext.likelihood import Centering, negative_log_likelihood_surrogate
 from gibbs_ext.log_partition.annealing import AISResult, EffectiveSampleSizeWarning, annealed_importance_sampling
 from gibbs_ext.log_partition.bracket import BracketResult, BracketWarning, bracket_log_partition
@@ -48,12 +49,14 @@ __all__ = [
     "CouplingResolutionWarning",
     "EffectiveSampleSizeWarning",
     "GraphBoltzmann",
+    "LadderWarning",
     "LogPartitionTracker",
     "Marginals",
     "Moments",
     "PersistentChains",
     "PopulationCollapseWarning",
     "PopulationResult",
+    "TemperingLogPartition",
     "TemperingResult",
     "TemperingWarning",
     "adaptive_betas",
@@ -86,6 +89,7 @@ __all__ = [
     "population_annealing",
     "sample_moments",
     "synchronize",
+    "tempering_log_partition",
     "tune_ladder",
     "unpack_bits",
 ]

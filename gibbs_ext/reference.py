@@ -72,7 +72,7 @@ def random_words(seed: int, chain: NDArray[np.int64], sweep: int, num_units: int
         chain: [B] chain numbers in [0, 2^48).
         sweep: Sweep number in [0, 2^44).
         num_units: How many units.
-        stream: 0 of sweeps, 1 of swaps; 2 to 15 are reserved.
+        stream: 0 of sweeps, 1 of swaps, 2 of cluster moves; 3 to 15 are reserved.
 
     Returns:
         [B, num_units] uint32.
@@ -824,14 +824,51 @@ def graph_tempering_reference(
     chains: Tensor,
     sweep_offset: int = 0,
     seed: int,
+    cluster_moves: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the op ``graph_tempering`` must return, to the bit: as :func:`bipartite_tempering_reference`."""
+    """What the op ``graph_tempering`` must return, to the bit: as :func:`bipartite_tempering_reference`.
+
+    With ``cluster_moves`` neighbouring chains of the second batch dim exchange clusters between sweeps and swaps.
+    """
+    batch = _prepare(coupling, chains, (state, bias), graph)
     energy = _graph_energy(state, bias, coupling, graph, chains)
 
     def sweep(z: Tensor, **options: Any) -> Tensor:
-        return graph_gibbs_reference(z, bias, coupling, graph, sweeps_per_swap, seed=seed, **options)
+        z = graph_gibbs_reference(z, bias, coupling, graph, sweeps_per_swap, seed=seed, **options)
+        if cluster_moves:
+            last = options["sweep_offset"] + sweeps_per_swap - 1
+            z = _move_clusters(z, batch, graph, options["chain_offset"], seed, last)
+        return z
 
     return _temper(state, betas, num_swaps, sweeps_per_swap, chains, sweep_offset, seed, sweep, energy)
+
+
+def _move_clusters(z: Tensor, batch: _Batch, graph: Graph, chains: Tensor, seed: int, sweep: int) -> Tensor:
+    """States [B, C, ..., N] after a cluster move of each pair of chains 2 c and 2 c + 1 at each beta."""
+    # twin: csrc/core/tempering.h
+    z, edges, models = z.clone(), graph.edges.tolist(), torch.from_numpy(batch.model_of_row).reshape(batch.shape)
+    for index in np.ndindex(*batch.shape) if len(batch.shape) > 1 else ():
+        b, c, *rest = index
+        if c % 2 or c + 1 == batch.shape[1]:
+            continue
+        first, second = z[index], z[(b, c + 1, *rest)]
+        differing = (first != second).nonzero()[:, 0].tolist()
+        if not differing:
+            continue
+        column = int(chains[index]) // batch.shape[0]
+        word = int(random_words(seed, np.array([column]), sweep, b + 1, stream=2)[0, b])
+        cluster = {differing[word * len(differing) >> 32]}
+        waiting, coupling = list(cluster), batch.coupling[int(models[index])]
+        while waiting:
+            unit = waiting.pop()
+            for e, ends in enumerate(edges):
+                if unit in ends and coupling[e]:
+                    found = {sum(ends) - unit} & set(differing) - cluster
+                    cluster |= found
+                    waiting += found
+        units = list(cluster)
+        first[units], second[units] = second[units], first[units]
+    return z
 
 
 def _temper(

@@ -51,6 +51,7 @@ class TemperingResult(NamedTuple):
     current_replicas: Tensor  # [B, C, *M] int64: those after the last round
     betas: Tensor  # [B] float64
     next_sweep: int  # number of the sweep with which a run that goes on begins
+    cluster_moves: bool  # whether the chains 2c and 2c + 1 have exchanged clusters, so that they are not independent
 
 
 def parallel_tempering(
@@ -60,6 +61,7 @@ def parallel_tempering(
     num_sweeps: int,
     *,
     sweeps_per_swap: int = 1,
+    cluster_moves: bool = False,
     initial: Tensor | TemperingResult | None = None,
     chain_offset: int | Tensor = 0,
     progress: bool = False,
@@ -83,12 +85,21 @@ def parallel_tempering(
         betas: The ladder [B], strictly rising or falling; finite. ``samples`` are those of the last one, usually 1.
         num_sweeps: Number of sweeps of each replica, a multiple of ``sweeps_per_swap``, at least 0.
         sweeps_per_swap: Sweeps of a round, at least 1.
+        cluster_moves: Whether the chains 2c and 2c + 1 also exchange a cluster at each beta, between the sweeps and the
+            swaps of a round (Houdayer, "A cluster Monte Carlo algorithm for 2-dimensional spin glasses", 2001; Zhu,
+            Ochoa and Katzgraber, "Efficient cluster algorithm for spin glasses in any space dimension", 2015). Of the
+            units that differ between the two, one is drawn, and all that are connected with it by units that differ,
+            through edges whose rounded coupling is not 0, change places. That leaves the sum of both energies as it is
+            and is always accepted, so that all laws stay right. It helps where such clusters are small against the
+            graph, as on square lattices at large betas; on graphs of many neighbours, and at small betas, they hold
+            nearly all units that differ, and a move does little. The last chain of an odd number makes none. Only for
+            graphs. Chains of a pair are not independent of each other, but pairs are.
         initial: Where replicas start: z [B, C, *M, N] of values 0 and 1, or what broadcasts to it (of a bipartite model
             only left is read). Or the result of an earlier call with this model, C and betas, which goes on: two calls
             with one seed make the bits of one. Uniform bits if it is None. Calls of one round each have to go on from
             results, because the turns of the pairs begin anew from z.
         chain_offset: Number of the first of the C * M chains, or their numbers [C, *M], below 2^48 / B. Replica r of
-            chain c has the number c * B + r in the random counter.
+            chain c has the number c * B + r in the random counter, and cluster moves take that of a pair's first chain.
         progress: Whether to show a progress bar (tqdm).
         generator: Supplies the seed. The default generator does if neither is given.
         seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
@@ -98,8 +109,8 @@ def parallel_tempering(
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument does not fit: no chains, a ladder that is not strictly
-            monotone, a number of sweeps that is no multiple of ``sweeps_per_swap``. The message begins with
-            ``parallel_tempering:``.
+            monotone, a number of sweeps that is no multiple of ``sweeps_per_swap``, cluster moves of a bipartite model.
+            The message begins with ``parallel_tempering:``.
         KeyboardInterrupt: Ctrl-C during the call.
         NotImplementedError: Under torch.vmap, where a tensor is mapped or each row has a seed of its own.
 
@@ -117,6 +128,8 @@ def parallel_tempering(
     refuse_vmap(name, model)
     check_integers(name, 1, num_chains=num_chains, sweeps_per_swap=sweeps_per_swap)
     check_integers(name, 0, num_sweeps=num_sweeps)
+    if not isinstance(cluster_moves, bool):
+        raise TypeError(f"{name}: cluster_moves must be a bool, got {shown(cluster_moves)}")
     if num_sweeps >= _MAX_SWEEPS:
         raise ValueError(f"{name}: num_sweeps must be below 2^44, got {num_sweeps}")
     if num_sweeps % sweeps_per_swap:
@@ -154,7 +167,9 @@ def parallel_tempering(
     traces: list[tuple[Tensor, Tensor]] = []
     with reported_as(name, left="initial", state="initial", chains="chain_offset"):
         for swaps in _parts(num_swaps, progress):
-            z, energies, chains_at = model._temper(state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps)
+            z, energies, chains_at = model._temper(
+                state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps, cluster_moves=cluster_moves
+            )
             traces.append((energies, chains_at - numbers))
             state, sweep = model._state_of(z), sweep + swaps * sweeps_per_swap
             chains = chains_at[-1] if swaps else chains
@@ -162,7 +177,9 @@ def parallel_tempering(
     rates = _swap_rates(energies, ladder)
     _check_rates(name, rates, num_swaps * num_chains, ladder)
     current = chains - numbers
-    return TemperingResult(z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, current, ladder, sweep)
+    return TemperingResult(
+        z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, current, ladder, sweep, cluster_moves
+    )
 
 
 def tune_ladder(

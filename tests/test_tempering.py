@@ -129,7 +129,7 @@ def test_threads_and_a_progress_bar_do_not_matter(model, threads):
         torch.set_num_threads(num_threads)
         results.append(parallel_tempering(model, 20, LADDER, 130, seed=7, progress=progress))
     for other in results[1:]:
-        assert_same_bits(list(other)[:-1], list(results[0])[:-1])
+        assert_same_bits(list(other)[:-2], list(results[0])[:-2])
 
 
 def test_a_bipartite_model_is_a_graph_of_two_colours():
@@ -140,7 +140,7 @@ def test_a_bipartite_model_is_a_graph_of_two_colours():
     twin = gx.GraphBoltzmann(graph, torch.cat([model.left_bias, model.right_bias]), model.weight.flatten())
     start = torch.zeros(n1 + n2)
     results = [parallel_tempering(m, 30, LADDER, 20, seed=7, initial=start) for m in (model, twin)]
-    assert_same_bits(list(results[0])[:-1], list(results[1])[:-1])
+    assert_same_bits(list(results[0])[:-2], list(results[1])[:-2])
 
 
 def test_going_on_from_no_sweeps_forgets_nothing():
@@ -165,6 +165,83 @@ def test_a_falling_ladder_and_negative_betas():
     result = parallel_tempering(model, 20, [1.0, 0.3, -0.5], 40, seed=1)
     assert result.energies[-20:, 2].mean() > result.energies[-20:, 0].mean() + 1
     assert (result.swap_rates > 0).all()
+
+
+# Cluster moves ----------------------------------------------------------------------------------------------------
+
+
+def spin_glass(size: int, seed: int) -> gx.GraphBoltzmann:
+    """Spins with couplings of +1 and -1 on a square lattice with periodic boundaries."""
+    sites = [(row, column) for row in range(size) for column in range(size)]
+    edges = [
+        (r * size + c, other) for r, c in sites for other in ((r + 1) % size * size + c, r * size + (c + 1) % size)
+    ]
+    graph = gx.ColoredGraph(size**2, edges, colors=[(r + c) % 2 for r, c in sites])
+    couplings = torch.randint(2, (len(edges),), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+    bias, coupling, _ = gx.ising_to_boltzmann(torch.zeros(size**2), couplings, graph)
+    return gx.GraphBoltzmann(graph, bias, coupling)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_pairs_with_cluster_moves_follow_the_product_of_their_laws(batch):
+    """Chi-square over all 32 * 32 states of pairs, at each beta, of each model."""
+    graph, num_pairs, ladder = gx.ColoredGraph(5, [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (0, 2)]), 40_000, [0.4, 1.0]
+    generator = torch.Generator().manual_seed(2)
+    bias, coupling = (1.3 * torch.randn(*batch, n, generator=generator) for n in (5, 6))
+    coupling[..., 3] = 0  # does not connect
+    model = gx.GraphBoltzmann(graph, bias, coupling)
+    result = parallel_tempering(model, 2 * num_pairs, ladder, 12, cluster_moves=True, seed=1)
+    place = 2 ** torch.arange(5)
+    numbers = (result.all_samples.long() * place).sum(-1).unflatten(1, (num_pairs, 2))  # [B, P, 2, *M]
+    joint = (32 * numbers[:, :, 0] + numbers[:, :, 1]).reshape(2, num_pairs, -1)
+    states = ((torch.arange(32).unsqueeze(1) & place) > 0).float()
+    energies = model.energy(states.reshape(32, *[1] * len(batch), 5)).reshape(32, -1).double()
+    for b, beta in enumerate(ladder):
+        for m in range(joint.shape[2]):
+            law = (-beta * energies[:, m]).softmax(0)
+            expected = num_pairs * torch.outer(law, law).flatten()
+            seen = torch.bincount(joint[b, :, m], minlength=1024).double()
+            is_rare = expected < 10  # these make one class
+            counts, means = (torch.cat([x[~is_rare], x[is_rare].sum(0, keepdim=True)]) for x in (seen, expected))
+            statistic, freedom = ((counts - means) ** 2 / means.clamp(min=1e-9)).sum(), len(counts) - 1
+            assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5, (beta, m, statistic, freedom)
+
+
+def test_cluster_moves_bring_more_round_trips_and_shorter_correlations():
+    ladder, rounds, num_pairs = torch.linspace(0.2, 2.5, 24), 400, 16
+    for seed in range(3):
+        model, trips, times = spin_glass(16, seed), [], []
+        for cluster_moves in (False, True):
+            result = parallel_tempering(model, 2 * num_pairs, ladder, rounds, cluster_moves=cluster_moves, seed=1)
+            trips.append(int(result.round_trips))
+            coldest = result.energies[rounds // 4 :, -1]
+            # The variance of the means of runs over that of states is the time of correlation over the length of runs.
+            times.append(coldest.mean(0).reshape(num_pairs, 2).mean(1).var() / coldest.var())
+        assert trips[1] > 1.4 * trips[0]
+        assert times[1] < 0.7 * times[0]
+
+
+@pytest.mark.parametrize("model", [graph_model(), graph_model(batch=(2,))])
+def test_a_run_with_cluster_moves_goes_on_and_may_be_split(model, threads):
+    options = {"sweeps_per_swap": 2, "cluster_moves": True, "seed": 7}
+    torch.set_num_threads(1)
+    whole = parallel_tempering(model, 71, LADDER, 30, **options)
+    assert whole.cluster_moves
+    torch.set_num_threads(3)
+    part = parallel_tempering(model, 71, LADDER, 14, progress=True, **options)
+    rest = parallel_tempering(model, 71, LADDER, 16, initial=part, **options)
+    assert_same_bits(rest.all_samples, whole.all_samples)
+    assert_same_bits(torch.cat([part.energies, rest.energies]), whole.energies)
+    assert_same_bits(torch.cat([part.replicas, rest.replicas]), whole.replicas)
+    pair = parallel_tempering(model, 2, LADDER, 30, chain_offset=40 * model.batch_shape.numel(), **options)
+    assert_same_bits(pair.all_samples, whole.all_samples[:, 40:42])
+
+
+def test_cluster_moves_are_refused_where_they_do_not_fit():
+    with pytest.raises(ValueError, match=r"^parallel_tempering: cluster_moves must be False for a BipartiteBoltzmann"):
+        parallel_tempering(rbm(), 4, LADDER, 4, cluster_moves=True, seed=1)
+    with pytest.raises(TypeError, match=r"^parallel_tempering: cluster_moves must be a bool, got 1$"):
+        parallel_tempering(graph_model(), 4, LADDER, 4, cluster_moves=1, seed=1)
 
 
 # Ladders ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/graph_clusters.h"
 #include "cpu/graph_coarse.h"
 #include "cpu/graph_coarse_units.h"
 #include "cpu/graph_energies.h"
@@ -51,6 +52,7 @@ class ForwardRun {
   Outcome run(Rounding* rounding, const AfterRound& after) {
     for (int64_t round = 0; round < call_.num_rounds && !progress_.stop(); ++round) {
       mixes_models(call_) ? run_mixed() : run_by_model();
+      if (call_.pairing.num_betas) move_clusters();
       if (call_.energies) find_energies();
       if (after && !progress_.stop()) after(round);
     }
@@ -227,11 +229,16 @@ class ForwardRun {
     }
   }
 
-  void find_energies() {
-    const int64_t models = call_.batch.models_per_coupling(), groups = num_energy_groups(call_.batch);
-    for_each_task(runtime_, call_.batch.num_models() / models * groups, progress_, [&] {
-      return [&, runner = energies_.take([&] { return std::make_unique<EnergyRunner<T>>(call_, progress_); })](int64_t task) {
-        runner->run(task / groups * models, task % groups);
+  void find_energies() { run_couplings(num_energy_groups(call_.batch), energies_); }
+  void move_clusters() { run_couplings(num_cluster_tasks(call_.batch), clusters_); }
+
+  // Runs each coupling's tasks, by runners that are kept.
+  template <class Runner>
+  void run_couplings(int64_t tasks, Kept<Runner>& kept) {
+    const int64_t models = call_.batch.models_per_coupling();
+    for_each_task(runtime_, call_.batch.num_models() / models * tasks, progress_, [&] {
+      return [=, this, runner = kept.take([&] { return std::make_unique<Runner>(call_, progress_); })](int64_t task) {
+        runner->run(task / tasks * models, task % tasks);
       };
     });
   }
@@ -243,6 +250,7 @@ class ForwardRun {
   const std::vector<float> beta_;
   Kept<Worker> workers_;
   Kept<EnergyRunner<T>> energies_;
+  Kept<ClusterRunner<T>> clusters_;
   std::optional<Model> shared_model_;              // if threads share its chains, and it is not kept
   std::vector<std::optional<Model>> kept_models_;  // of calls of several rounds
 };

@@ -3,6 +3,7 @@
 
 #include "core/fixed_point.h"
 #include "core/graph_view.h"
+#include "core/tempering.h"
 #include "cpu/batch.h"
 #include "cpu/threads.h"
 
@@ -32,6 +33,7 @@ struct GraphCall : SweepCall {
   double* log_weights = nullptr;  // [linear number]; not null: annealed
   bool metropolis = false;        // sweeps by Metropolis's rule instead of Gibbs's, always in groups of 16; not annealed
   GraphRoute route = GraphRoute::kAuto;
+  Pairing pairing = {};                  // cluster moves after the binary sweeps of a round
   int64_t most_kept = int64_t{1} << 26;  // numbers of models that are kept from round to round; tests set it
 
   // Relaxed sweeps: [linear number, num_nodes] of the parameters' dtype.

@@ -3,12 +3,13 @@
 
 // What parallel tempering does between two rounds of sweeps: energies of all states, then swaps of replicas. The first batch dimension is the
 // ladder, so that state `at` of B C states is that of column at % C at beta at / C.
+#include "core/tempering.h"
 #include "cuda/bipartite.h"
 #include "cuda/graph.h"
 
 namespace gibbs {
 
-constexpr int kEnergyWarps = 4, kSwapThreads = 128;
+constexpr int kEnergyWarps = 4, kClusterThreads = 128, kSwapThreads = 128;
 
 struct TemperingParams {
   static constexpr int kMaxParts = 2;
@@ -40,6 +41,14 @@ struct GraphEnergyParams {
 };
 void launch_graph_positions(const GraphEnergyParams&, Stream);
 void launch_graph_energies(const GraphEnergyParams&, Stream);
+
+struct GraphClusterParams {
+  GraphParams model;  // of the round
+  TemperingParams tempering;
+  Pairing pairing;
+  uint8_t* marks;  // scratch: [linear number, num_nodes] what a pair knows of each node, in the rows of the pairs' first states
+};
+void launch_graph_clusters(const GraphClusterParams&, Stream);
 
 struct SwapParams {
   SweepView sweep;  // of the round

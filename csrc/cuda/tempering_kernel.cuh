@@ -112,6 +112,58 @@ __global__ void __launch_bounds__(kEnergyWarps* kWarpSize, 1) graph_energies_ker
   if (lane() == 0) p.tempering.energies[own.linear] = sum.energy();
 }
 
+// A CTA owns a pair of states, which that of its first state does; those of other states have nothing to do. The cluster grows by rounds, in each
+// of which all units that differ look for a neighbour in it: as many rounds as it is long, at most. A thread writes the marks of its units alone,
+// and one that it reads too early or too late it reads again in the next round.
+// Traffic: the marks of all units and the half-edges of those that differ, once a round, from caches.
+__global__ void __launch_bounds__(kClusterThreads, 1) graph_clusters_kernel(const __grid_constant__ GraphClusterParams p) {
+  enum : uint8_t { kEqual, kDiffers, kInCluster };
+  const GraphParams& m = p.model;
+  const BatchView& batch = m.sweep.batch;
+  const int64_t model = int64_t{blockIdx.x} / batch.chains_per_model, chain = int64_t{blockIdx.x} % batch.chains_per_model;
+  const int64_t linear = linear_number(batch, model, chain), other = partner(p.pairing, linear);
+  if (other < 0 || !header_fits(m)) return;  // the energies report a layout that does not fit
+  uint8_t *first = p.tempering.parts[0].bits + linear * m.num_nodes, *second = p.tempering.parts[0].bits + other * m.num_nodes;
+  volatile uint8_t* marks = p.marks + linear * m.num_nodes;
+  const void* coupling = parameter_row(m.coupling, batch, m.is_double, model, 0);
+  const int k = exponent_of_scale(p.tempering.scales[linear_number(batch, model, 0)]);
+  for (int64_t i = threadIdx.x; i < m.num_nodes; i += blockDim.x) marks[i] = first[i] == second[i] ? kEqual : kDiffers;
+  __syncthreads();  // marks: written by all threads, read by the first warp
+  if (warp() == 0) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < m.num_nodes; i += kWarpSize)
+      count += __popc(__ballot_sync(kFullWarp, i + lane() < m.num_nodes && marks[i + lane()] == kDiffers));
+    if (count) {
+      const auto last_sweep = uint64_t(m.sweep.sweep_offset + p.tempering.sweeps_per_swap - 1);
+      int64_t at = cluster_start(p.pairing, linear, count, seed_of(m.sweep), uint64_t(p.tempering.chains[linear]), last_sweep);
+      for (int64_t i = 0; i < m.num_nodes && at >= 0; i += kWarpSize) {
+        const bool differs = i + lane() < m.num_nodes && marks[i + lane()] == kDiffers;
+        const uint32_t ones = __ballot_sync(kFullWarp, differs);
+        if (differs && __popc(ones & ((1u << lane()) - 1)) == at) marks[i + lane()] = kInCluster;
+        at -= __popc(ones);
+      }
+    }
+  }
+  bool grows = true;
+  while (__syncthreads_or(grows)) {  // marks: those of the first warp, and of the round before, are written
+    grows = false;
+    for (int64_t position = threadIdx.x; position < m.num_nodes; position += blockDim.x) {
+      const GraphRow unit(m, position);
+      if (!unit.is_sound || marks[unit.node] != kDiffers) continue;
+      const GraphView g = graph_view(m.layout);
+      bool joins = false;
+      for (int64_t h = unit.begin; h < unit.end && !joins; ++h) {
+        const int64_t neighbor = g.neighbors[h], edge = g.edge_of[h];
+        joins = 0 <= neighbor && neighbor < m.num_nodes && 0 <= edge && edge < m.num_edges && marks[neighbor] == kInCluster &&
+                coupling_at(m.coupling, coupling, m.is_double, k, 0, edge);
+      }
+      if (joins) marks[unit.node] = kInCluster, grows = true;
+    }
+  }
+  for (int64_t i = threadIdx.x; i < m.num_nodes; i += blockDim.x)
+    if (marks[i] == kInCluster) first[i] ^= 1, second[i] ^= 1;
+}
+
 // A CTA owns the two states of a column at the betas 2 g - parity and the one after, of which the first or the last may have no partner.
 __global__ void __launch_bounds__(kSwapThreads, 1) swaps_kernel(const __grid_constant__ SwapParams p) {
   const TemperingParams& t = p.tempering;

@@ -20,6 +20,7 @@
 
 #include "core/outcome.h"
 #include "core/philox.h"
+#include "core/tempering.h"
 #include "ops/faults.h"
 #include "ops/schemas.h"
 
@@ -452,6 +453,21 @@ inline void check_tempering(Problem& p, const Counters& counters, int64_t sweeps
          text(shape_of(beta)));
   if (shape_of(*counters.chains) != batch)
     fail(p.op(), "chains must have the batch shape ", text(batch), ", got ", text(shape_of(*counters.chains)));
+}
+
+// Cluster moves between the chains of the second batch dimension, which must be chains of one model.
+inline Pairing check_cluster_moves(const Problem& p) {
+  const Shape& batch = p.batch_shape();
+  Pairing pairing = {batch[0], batch.size() > 1 ? batch[1] : 1, 1};
+  for (size_t d = 2; d < batch.size(); ++d) pairing.num_models *= batch[d];
+  const auto check = [&](const char* name, const Tensor& t) {
+    if (batch.size() > 1 && p.batch_strides(t, 1)[1])
+      fail(p.op(), name, " must be the same for all chains of the second batch dimension if there are cluster_moves, got ",
+           text(shape_of(t)));
+  };
+  check(p.coupling_name(), p.coupling());
+  check(p.nodes().names.bias, *p.nodes().bias);
+  return pairing;
 }
 
 // What is counted in the states that are read.

@@ -80,7 +80,8 @@ constexpr OpSchema kOps[] = {
      "Tensor? chains, int chain_offset, int sweep_offset) -> (Tensor state_out, Tensor log_weights)"},
     {"graph_tempering",
      "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor chains, int "
-     "sweep_offset, int sweeps_per_swap, int num_swaps) -> (Tensor state_out, Tensor energies, Tensor chains_at)"},
+     "sweep_offset, int sweeps_per_swap, int num_swaps, bool cluster_moves) -> (Tensor state_out, Tensor energies, Tensor "
+     "chains_at)"},
     {"graph_moments",
      "(Tensor state, Tensor bias, Tensor coupling, Tensor layout, Tensor beta, Tensor seed, Tensor? clamp, Tensor? chains, int "
      "chain_offset, int sweep_offset, int num_sweeps, int sweeps_per_read, int counted, bool best, bool metropolis) -> (Tensor "

@@ -60,8 +60,8 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
 
     The model's graph is coloured, and a sweep updates each colour at once, given the others. Parameters have the names
     and meaning of ``dwave.samplers.SimulatedAnnealingSampler``, and its defaults but for
-    ``proposal_acceptance_criteria``, which is "Gibbs" here; ``best_of_read`` is ours. All reads run in one call, so that many reads cost little
-    more than a few.
+    ``proposal_acceptance_criteria``, which is "Gibbs" here; only ``best_of_read`` is new. All reads run in one call, so
+    that many reads cost little more than a few.
 
     Sweeps compute in fixed point and float32 (csrc/README.md). Where the interactions of a variable cancel, as they do
     in every frustrated model, a much smaller field decides. Its precision is kept: the part of a bias that interactions

@@ -86,7 +86,7 @@ def bracket_log_partition(
     check_model(name, model)
     check_integers(name, 0, chain_offset=chain_offset)
     refuse_vmap(name, model)
-    bennett = _bennett(name)
+    bennett = bennett_estimator(name)
     shape = ("C", *map(str, model.batch_shape), str(model.num_units))
     if not isinstance(draws, Tensor):
         raise TypeError(f"{name}: draws must be a tensor, got {type(draws).__name__}")
@@ -129,7 +129,7 @@ def bracket_log_partition(
     return BracketResult(log_partition, errors, lower, upper, forward, reverse_result)
 
 
-def _bennett(name: str) -> Callable[[Floats, Floats], tuple[float, float]]:
+def bennett_estimator(name: str) -> Callable[[Floats, Floats], tuple[float, float]]:
     """Bennett's estimate of ``- log(Z / Z_base)`` and its error, of both works; nan and 0 if it is not found."""
     logger = logging.getLogger("pymbar")
     level = logger.level

@@ -285,7 +285,7 @@ class Boltzmann(Distribution, Machine):
         """z with the units updated last replaced by their conditional mean, as :meth:`_sweep_relaxed` returns it."""
         raise NotImplementedError
 
-    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _temper(self, state: Tensor, *args: Any, cluster_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
         """z after parallel tempering, energies and chain numbers of each round. ``args``: the op's, from beta on."""
         raise NotImplementedError
 

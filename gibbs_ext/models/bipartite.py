@@ -226,7 +226,12 @@ class BipartiteBoltzmann(Boltzmann):
         )
         return self._joined(left, right), log_weights
 
-    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _temper(self, state: Tensor, *args: Any, cluster_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if cluster_moves:
+            raise ValueError(
+                "tempering: cluster_moves must be False for a BipartiteBoltzmann, got True: where all units of the two "
+                "sides are coupled, a cluster is all or one of the units that differ (a GraphBoltzmann may be sparse)"
+            )
         left, right, energies, chains = ops.call_without_gradient(
             "bipartite_tempering", state, self.left_bias, self.right_bias, self.weight, *args
         )

@@ -158,10 +158,10 @@ class GraphBoltzmann(Boltzmann):
         (base,) = bases
         return graph_ais(state, self.bias, self.coupling, self.graph, base, betas, **options)
 
-    def _temper(self, state: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _temper(self, state: Tensor, *args: Any, cluster_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
         layout = self.graph.layout_on(self.device)
         outputs: tuple[Tensor, Tensor, Tensor] = ops.call_without_gradient(
-            "graph_tempering", state, self.bias, self.coupling, layout, *args
+            "graph_tempering", state, self.bias, self.coupling, layout, *args, cluster_moves
         )
         return outputs
 

@@ -433,6 +433,68 @@ static void fuzz_binary() {
   });
 }
 
+// ---- cluster moves -------------------------------------------------------------------------------------------------------------
+
+// The contract, written out, of the chains 2 c and 2 c + 1 of the second dimension. rounded: [chain, num_edges].
+template <class T>
+static void move_clusters(const Problem<T>& p, const std::vector<std::vector<int64_t>>& rounded, uint32_t* states) {
+  const int64_t n = p.graph.num_nodes, num_chains = p.sizes[1], num_betas = p.sizes[0];
+  const int64_t inner = p.chains / (num_betas * num_chains);
+  for (int64_t first = 0; first < p.chains; ++first) {
+    const int64_t c = first / inner % num_chains, second = first + inner;
+    if (c % 2 || c + 1 == num_chains) continue;
+    uint32_t *x = states + first * state_words(n), *y = states + second * state_words(n);
+    std::vector<int64_t> cluster, differ;
+    for (int64_t i = 0; i < n; ++i)
+      if (bit(x, i) != bit(y, i)) differ.push_back(i);
+    if (differ.empty()) continue;
+    const auto beta = uint32_t(first / (inner * num_chains));
+    const auto last_sweep = uint64_t(p.call.sweep_offset + p.call.num_sweeps - 1);
+    const uint32_t word = random_word(random_stream(p.call.seed, p.number(first) / uint64_t(num_betas), last_sweep, 2), beta);
+    cluster.push_back(differ[size_t(uint64_t{word} * differ.size() >> 32)]);
+    const auto is_in = [](const std::vector<int64_t>& some, int64_t i) {
+      return std::find(some.begin(), some.end(), i) != some.end();
+    };
+    for (size_t next = 0; next < cluster.size(); ++next)
+      for (const HalfEdge& h : p.half_edges[size_t(cluster[next])])
+        if (rounded[size_t(first)][size_t(h.edge)] && is_in(differ, h.node) && !is_in(cluster, h.node)) cluster.push_back(h.node);
+    for (int64_t i : cluster) {
+      const bool one = bit(x, i);
+      set_bit(x, i, !one), set_bit(y, i, one);
+    }
+  }
+}
+
+template <class T>
+static void fuzz_clusters() {
+  Problem<T> p = random_problem<T>(40);
+  if (p.sizes.size() < 2 || p.is_model_dim[1] || !p.chains) return;
+  p.call.num_sweeps = 1, p.call.num_betas = 1, p.call.beta.assign(p.call.beta.size(), 0.3);
+  p.call.beta_strides.clear(), p.call.batch = Batch(p.sizes, p.is_model_dim);
+  const int64_t degree = std::max<int64_t>(p.call.graph.max_degree, 1);
+  std::vector<std::vector<int64_t>> rounded(static_cast<size_t>(p.chains));
+  for (int64_t chain = 0; chain < p.chains; ++chain) {
+    std::vector<double> weight;
+    for (int64_t e = 0; e < p.graph.num_edges(); ++e) weight.push_back(double(p.at(p.coupling, chain, {e})));
+    const int k = scale_exponent_of(weight, p.graph.num_nodes, degree, [&](int64_t e) {
+      return std::pair(p.graph.edges[size_t(2 * e)], p.graph.edges[size_t(2 * e + 1)]);
+    });
+    for (const double w : weight) rounded[size_t(chain)].push_back(llrint(ldexp(w, k)));
+  }
+  for_each_runtime([&](const char* name, const Runtime& runtime) {
+    std::vector<uint32_t> expected = p.state, state = p.state;
+    Rounding rounding = {};
+    p.call.pairing = {}, p.call.bits = expected.data();
+    CHECK(run_graph(p.call, runtime, &rounding) == Outcome::kOk);
+    move_clusters(p, rounded, expected.data());
+    p.call.pairing = {p.sizes[0], p.sizes[1], p.chains / (p.sizes[0] * p.sizes[1])};
+    p.call.bits = state.data();
+    CHECK(run_graph(p.call, runtime, &rounding) == Outcome::kOk);
+    CHECK(state == expected, "%s, %d threads, %ld nodes, %ld edges, %ld chains", name, runtime.num_threads, p.graph.num_nodes,
+          p.graph.num_edges(), p.chains);
+  });
+}
+
 // ---- relaxed sweeps ------------------------------------------------------------------------------------------------------------
 
 // Inputs and results of a chain's relaxed sweeps.
@@ -713,6 +775,8 @@ int main(int argc, char** argv) {
     fuzz_binary<float>();
     fuzz_binary<double>();
     one_in(2) ? fuzz_reads<float>() : fuzz_reads<double>();
+    fuzz_clusters<float>();
+    fuzz_clusters<double>();
     fuzz_relaxed<float>();
     fuzz_relaxed<double>();
     fuzz_faults<float>();

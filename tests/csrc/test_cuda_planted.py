@@ -250,6 +250,15 @@ FAULTS = [
     ),
     Fault("the gradient stops a sweep early", "graph_relaxed", "sweep >= -1; --sweep", "sweep >= 0; --sweep"),
     Fault("a coupling of the wrong sign", "graph_fields", "field += coupling", "field -= coupling"),
+    Fault("a cluster that grows once", "tempering", "= kInCluster, grows = true;", "= kInCluster;"),
+    Fault(
+        "edges that do not couple connect",
+        "tempering",
+        "&& coupling_at(m.coupling, coupling, m.is_double, k, 0, edge);",
+        ";",
+    ),
+    missing("marks read before they are written", "tempering", "__syncthreads();", after="kEqual : kDiffers;"),
+    Fault("the pair above swaps", "tempering", "uint32_t(low));", "uint32_t(high));"),
 ]
 
 # Each takes half a minute, so a run takes every fourth one, as it takes an eighth of the emulated tests.
@@ -266,6 +275,7 @@ SERVES = {
     "stages": ("graph_",),
     "graph_relaxed": ("graph_gibbs_relaxed",),
     "graph_fields": ("graph_fields",),
+    "tempering": ("graph_tempering",),
 }
 
 

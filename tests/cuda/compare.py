@@ -83,6 +83,21 @@ def binary_calls(sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Any]:
             yield "graph_fields", (state, bias, coupling, graph.layout), ("auto",)
 
 
+def tempering_calls() -> Iterator[Any]:
+    """As :func:`binary_calls`: cluster moves and swaps, among couplings of which a third do not connect."""
+    draw = torch.Generator().manual_seed(0)
+    graph, beta = gx.ChimeraGraph(4, 2), torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
+    for columns in ((7,), (4, 2)):
+        own = columns[1:]
+        bias, coupling = (torch.randn(*own, n, generator=draw) for n in (graph.num_nodes, graph.num_edges))
+        coupling *= torch.rand(coupling.shape, generator=draw) < 0.67
+        state = torch.randint(2, (3, *columns, graph.num_nodes), generator=draw).float()
+        chains = torch.arange(state[..., 0].numel()).reshape(-1, 3).mT.reshape(3, *columns)
+        at_betas = beta.reshape(3, *[1] * len(columns), 1)
+        arguments = (state, bias, coupling, graph.layout, at_betas, torch.tensor(7), chains, 4, 2, 3, True)
+        yield "graph_tempering", arguments, GRAPH_ROUTES
+
+
 def relaxed_calls(sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> Iterator[Any]:
     """Names and arguments of forward and backward calls, whose results must agree within rounding."""
     seed, beta = torch.tensor(7), torch.ones(1, dtype=torch.float64)
@@ -127,9 +142,10 @@ def calls(
     relaxed_dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
 ) -> Iterator[tuple[str, Any, list[str], float]]:
     """Names, arguments, wanted routes and tolerances of calls."""
-    for name, arguments, routes in binary_calls(sizes):
+    for name, arguments, routes in itertools.chain(binary_calls(sizes), tempering_calls()):
         if found := list(filter(is_wanted, routes)):
-            yield name, arguments, found, 0.0 if name.endswith(("gibbs", "metropolis", "resolution")) else 1e-3
+            is_exact = name.endswith(("gibbs", "metropolis", "tempering", "resolution"))
+            yield name, arguments, found, 0.0 if is_exact else 1e-3
     if is_wanted("auto"):
         for name, arguments in relaxed_calls(sizes, relaxed_dtypes):
             yield name, arguments, ["auto"], 1e-9 if arguments[0].dtype == torch.float64 else 1e-3

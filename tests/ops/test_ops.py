@@ -92,7 +92,8 @@ def graph_samples(op, batches, state, dtype):
         yield (z, *p, layout, torch.zeros_like(p[0]), schedule, SEED, None, 0, 0)
         yield (z.bool(), *p, layout, p[0], schedule, SEED, chains, 0, 3)
     elif op == "graph_tempering":
-        yield (z, *p, layout, *ladder(state), 4, 2, 3)
+        yield (z, *p, layout, *ladder(state), 4, 2, 3, False)
+        yield (z, *p, layout, *ladder(state), 4, 2, 3, True)
     elif op == "graph_moments":
         yield (z, *p, layout, ONE, SEED, None, None, 0, 0, 4, 2, 2, True, False)
         yield (z.bool(), *p, layout, schedule, SEED, None, chains, 0, 0, 3, 1, 1, False, True)

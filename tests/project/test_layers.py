@@ -165,7 +165,7 @@ STOREYS = (
     *(
         {"models"},
         {"chains", "diagnostics", "moments", "perfect", "tempering", "tracking"},
-        {"distributed", "likelihood"},
+        {"distributed", "ladders", "likelihood"},
         {"nn"},
         {"pictures"},
         {"__init__", "interop"},

@@ -162,13 +162,14 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
 std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
                                                    const Tensor& layout, const Tensor& beta, const Tensor& seed,
                                                    const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
-                                                   int64_t num_swaps) {
+                                                   int64_t num_swaps, bool cluster_moves) {
   const std::optional<Tensor> numbers = chains;
   const Counters counters = {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps};
   const GraphView graph = read_layout(kGraphTempering, layout);
   Problem p(kGraphTempering, coupling, layout, size_of(graph), {.state = &state, .bias = &bias});
   check_tempering(p, counters, sweeps_per_swap, num_swaps);
   GraphCall call = describe(p, graph, counters);
+  if (cluster_moves) call.pairing = check_cluster_moves(p);
   check_unread(p, num_swaps);
 
   Bits bits = pack_state(p, p.nodes());

@@ -159,11 +159,12 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
 std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
                                                    const Tensor& layout, const Tensor& beta, const Tensor& seed,
                                                    const Tensor& chains, int64_t sweep_offset, int64_t sweeps_per_swap,
-                                                   int64_t num_swaps) {
+                                                   int64_t num_swaps, bool cluster_moves) {
   std::optional<Tensor> numbers = chains;
   const GraphSize size = size_of(kGraphTempering, coupling, layout, state);
   Problem p(kGraphTempering, coupling, layout, size, {.state = &state, .bias = &bias});
   check_tempering(p, {seed, beta, numbers, 0, sweep_offset, sweeps_per_swap * num_swaps}, sweeps_per_swap, num_swaps);
+  const Pairing pairing = cluster_moves ? check_cluster_moves(p) : Pairing{};
   Call call(p);
   TemperingTensors out(call, p, chains, sweeps_per_swap, num_swaps);
   numbers = out.chains;
@@ -181,6 +182,8 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   call.launch(start, plan_sweeps, launch_graph);
   rounds.sweep = start.sweep, rounds.sweep.num_sweeps = sweeps_per_swap;
   const Tensor position = call.allocate(layout, {p.num_units()}, ScalarType::Int);
+  std::optional<Tensor> marks;
+  if (cluster_moves) marks = call.allocate(layout, p.with_batch({p.num_units()}), ScalarType::Byte);
   const auto energy_params = [&] {
     return GraphEnergyParams{rounds, out.params, static_cast<int32_t*>(position.mutable_data_ptr())};
   };
@@ -190,7 +193,11 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   });
   out.run_rounds(
       call, rounds, num_swaps, [&] { call.launch(rounds, plan_sweeps, launch_graph); },
-      [&](Stream stream) { launch_graph_energies(energy_params(), stream); });
+      [&](Stream stream) {
+        if (cluster_moves)
+          launch_graph_clusters({rounds, out.params, pairing, static_cast<uint8_t*>(marks->mutable_data_ptr())}, stream);
+        launch_graph_energies(energy_params(), stream);
+      });
   return {torch::stable::to(out.bits[0], state.scalar_type()), out.energies, out.chains_at};
 }
 

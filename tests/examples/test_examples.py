@@ -1,38 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """python/examples: each program runs, and the planted ground state is one."""
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import dimod
 import numpy as np
 import pytest
+from programs import EXAMPLES, ROOT, load, run
 
 from gibbs_ext import ChimeraGraph
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "python" / "examples"
-
-
-def run(program, *args, cwd):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(program), *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_spin_glass(tmp_path):

@@ -113,7 +113,8 @@ def sample_moments(
                 f"{name}: initial must be a result of the same chains and model, {[*shape, model.num_units]} bits, got "
                 f"{list(initial.samples.shape)}"
             )
-        initial, sweep = initial.samples, initial.next_sweep
+        sweep = initial.next_sweep
+        initial = initial.samples
     with reported_as(name, left="initial", state="initial", chains="chain_offset"):
         if initial is not None:
             state = model._state_of(expand_to(name, "initial", initial, (*shape, model.num_units)).to(model.dtype))

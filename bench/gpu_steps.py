@@ -259,6 +259,9 @@ EXACT = {
     "graph_gibbs": (0,),
     "graph_metropolis": (0,),
     "graph_ais": (0,),
+    "graph_tempering": (0, 1, 2),
+    "bipartite_moments": tuple(range(8)),
+    "graph_moments": tuple(range(5)),
     "graph_gibbs_relaxed": (2,),
     "coupling_resolution": (0,),
 }

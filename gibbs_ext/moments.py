@@ -10,6 +10,7 @@ from gibbs_ext.arguments import Beta, as_beta, as_chains, as_seed
 from gibbs_ext.checks import check_integers, expand_to, reported_as
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann, outside_autocast
+from gibbs_ext.progress import parts
 
 # Codes of csrc/ops/arguments.h.
 _UNITS, _UNITS_AND_PAIRS = 1, 2
@@ -44,6 +45,7 @@ def sample_moments(
     beta: Beta = 1.0,
     initial: Tensor | Moments | None = None,
     chain_offset: int | Tensor = 0,
+    progress: bool = False,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> Moments:
@@ -70,6 +72,7 @@ def sample_moments(
             is read). Or the result of an earlier call with this model and C, which goes on: two calls with one seed
             read the states that one call of all sweeps reads. Uniform bits if it is None.
         chain_offset: Number of the first of the C * M chains in the random counter, or their numbers [C, *M].
+        progress: Whether to show a progress bar (tqdm).
         generator: Supplies the seed. The default generator does if neither is given.
         seed: A 64-bit integer or a 0-dim int64 tensor, instead of a generator.
 
@@ -106,6 +109,7 @@ def sample_moments(
     refuse_vmap(name, model, call_seed, initial, chain_offset)
     given_chains, first_chain = as_chains(name, chain_offset)
     options = {"chain_offset": first_chain if given_chains is None else given_chains, "seed": call_seed}
+    counted = _UNITS_AND_PAIRS if pairs else _UNITS
     sweep = 1  # Uniform bits have the words of sweep 0.
     if isinstance(initial, Moments):
         if initial.samples.shape != (*shape, model.num_units):
@@ -124,18 +128,18 @@ def sample_moments(
         if burn_in:
             state = model._state_of(model._sweep(state, burn_in, beta=betas, sweep_offset=sweep, **options))
             sweep += burn_in
-        z, units, pair_counts, best_z, best_energy = model._count(
-            state,
-            betas,
-            call_seed,
-            given_chains,
-            first_chain,
-            sweep,
-            num_sweeps,
-            sweeps_per_read,
-            _UNITS_AND_PAIRS if pairs else _UNITS,
-            best,
-        )
+        done: tuple[Tensor, ...] = ()
+        for reads in parts(name, num_sweeps // sweeps_per_read, progress):
+            count = reads * sweeps_per_read
+            arguments = (betas, call_seed, given_chains, first_chain, sweep, count, sweeps_per_read, counted, best)
+            z, units, pair_counts, best_z, best_energy = model._count(state, *arguments)
+            if done:
+                units, pair_counts = units + done[0], pair_counts + done[1]
+                if best:
+                    best_z = torch.where((best_energy < done[3]).unsqueeze(-1), best_z, done[2])
+                    best_energy = best_energy.minimum(done[3])
+            done = units, pair_counts, best_z, best_energy
+            state, sweep = model._state_of(z), sweep + count
     num_states = num_chains * (num_sweeps // sweeps_per_read)
     means = units.double() / num_states
     pair_means = pair_counts.double() / num_states if pairs else None
@@ -154,5 +158,5 @@ def sample_moments(
         num_states,
         best_z if best else None,
         best_energy if best else None,
-        sweep + num_sweeps,
+        sweep,
     )

@@ -22,6 +22,7 @@ from gibbs_ext.checks import (
 )
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann
+from gibbs_ext.progress import parts
 
 # Fewer swaps than this say nothing about a ladder.
 _FEWEST_ATTEMPTS = 100
@@ -166,7 +167,7 @@ def parallel_tempering(
     num_swaps = num_sweeps // sweeps_per_swap
     traces: list[tuple[Tensor, Tensor]] = []
     with reported_as(name, left="initial", state="initial", chains="chain_offset"):
-        for swaps in _parts(num_swaps, progress):
+        for swaps in parts(name, num_swaps, progress):
             z, energies, chains_at = model._temper(
                 state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps, cluster_moves=cluster_moves
             )
@@ -290,17 +291,6 @@ def _column_numbers(
     if not 0 <= first <= limit - count:
         raise ValueError(f"{name}: chain_offset must lie in 0 .. 2^48 / {num_betas} - {count}, got {first}")
     return first + torch.arange(count, device=device).reshape(columns)
-
-
-def _parts(num_swaps: int, progress: bool) -> Sequence[int]:
-    """The numbers of swaps of successive calls: a single one, or about a hundred with a progress bar."""
-    if not progress or not num_swaps:
-        return [num_swaps]
-    from tqdm.auto import tqdm
-
-    size = math.ceil(num_swaps / 100)
-    parts = [size] * (num_swaps // size) + [num_swaps % size] * (num_swaps % size > 0)
-    return tqdm(parts, desc="tempering", unit="part")  # type: ignore[no-any-return]
 
 
 def _swap_rates(energies: Tensor, ladder: Tensor) -> Tensor:

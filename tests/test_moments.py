@@ -82,6 +82,19 @@ def test_counts_and_best_are_those_of_the_states_on_the_way(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_a_progress_bar_changes_nothing(kind, capsys):
+    model = MODELS[kind]((2,))
+    plain, shown = (
+        gx.sample_moments(model, 7, 250, burn_in=3, best=True, progress=progress, seed=3) for progress in (False, True)
+    )
+    assert "sample_moments" in capsys.readouterr().err
+    assert plain.num_states == shown.num_states
+    assert plain.next_sweep == shown.next_sweep
+    for name in ("samples", "means", "pair_means", "energy", "best_samples", "best_energies"):
+        assert_same_bits(getattr(plain, name), getattr(shown, name))
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_the_ground_state_is_found(kind):
     model = MODELS[kind](scale=2.0)
     found = gx.sample_moments(model, 50, 200, best=True, pairs=False, seed=0)

@@ -98,6 +98,25 @@ def tempering_calls() -> Iterator[Any]:
         yield "graph_tempering", arguments, GRAPH_ROUTES
 
 
+def moments_calls() -> Iterator[Any]:
+    """As :func:`binary_calls`: counts and best states, of chains that each have biases of their own."""
+    draw = torch.Generator().manual_seed(0)
+    graph, beta = gx.ChimeraGraph(2, 3), torch.tensor([0.5, 1.0, 1.5, 0.7], dtype=torch.float64)
+    seed, n1, n2 = torch.tensor(7), 40, 31
+    for batch in ((37,), (5, 2)):
+        own = batch[1:]
+        biases = [torch.randn(*batch, n, generator=draw) for n in (n1, n2, graph.num_nodes)]
+        weight = torch.randn(*own, n1, n2, generator=draw) / 6
+        left = torch.randint(2, (*batch, n1), generator=draw).float()
+        numbers = (None, 5, 3, 4, 2, 2, True)
+        yield "bipartite_moments", (left, *biases[:2], weight, beta, seed, None, None, None, *numbers), BIPARTITE_ROUTES
+        coupling = torch.randn(*own, graph.num_edges, generator=draw)
+        state = torch.randint(2, (*batch, graph.num_nodes), generator=draw).float()
+        for metropolis in (False, True):
+            arguments = (state, biases[2], coupling, graph.layout, beta, seed, None, *numbers, metropolis)
+            yield "graph_moments", arguments, GRAPH_ROUTES
+
+
 def relaxed_calls(sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> Iterator[Any]:
     """Names and arguments of forward and backward calls, whose results must agree within rounding."""
     seed, beta = torch.tensor(7), torch.ones(1, dtype=torch.float64)
@@ -142,9 +161,9 @@ def calls(
     relaxed_dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
 ) -> Iterator[tuple[str, Any, list[str], float]]:
     """Names, arguments, wanted routes and tolerances of calls."""
-    for name, arguments, routes in itertools.chain(binary_calls(sizes), tempering_calls()):
+    for name, arguments, routes in itertools.chain(binary_calls(sizes), tempering_calls(), moments_calls()):
         if found := list(filter(is_wanted, routes)):
-            is_exact = name.endswith(("gibbs", "metropolis", "tempering", "resolution"))
+            is_exact = name.endswith(("gibbs", "metropolis", "tempering", "moments", "resolution"))
             yield name, arguments, found, 0.0 if is_exact else 1e-3
     if is_wanted("auto"):
         for name, arguments in relaxed_calls(sizes, relaxed_dtypes):

@@ -161,7 +161,14 @@ def test_a_core_header_stands_alone(path: Path) -> None:
 
 # Modules of gibbs_ext reach only those of their own storey and of earlier ones. gibbs_ext/__init__.py is on top.
 STOREYS = (
-    *({"checks", "ops"}, {"graphs", "ising"}, {"autograd"}, {"arguments"}, {"functional"}, {"log_partition"}),
+    *(
+        {"checks", "ops", "progress"},
+        {"graphs", "ising"},
+        {"autograd"},
+        {"arguments"},
+        {"functional"},
+        {"log_partition"},
+    ),
     *(
         {"models"},
         {"chains", "diagnostics", "moments", "perfect", "tempering", "tracking"},

@@ -259,6 +259,9 @@ FAULTS = [
     ),
     missing("marks read before they are written", "tempering", "__syncthreads();", after="kEqual : kDiffers;"),
     Fault("the pair above swaps", "tempering", "uint32_t(low));", "uint32_t(high));"),
+    Fault("the last chain of a word is not counted", "moments", "c < 32 && word * 32 + c", "c < 31 && word * 32 + c"),
+    Fault("an edge is counted from both ends", "moments", "if (other <= unit.node) continue;", ""),
+    Fault("a worse state is the best", "moments", "energy < p.best", "energy > p.best"),
 ]
 
 # Each takes half a minute, so a run takes every fourth one, as it takes an eighth of the emulated tests.
@@ -276,6 +279,7 @@ SERVES = {
     "graph_relaxed": ("graph_gibbs_relaxed",),
     "graph_fields": ("graph_fields",),
     "tempering": ("graph_tempering",),
+    "moments": ("graph_moments",),
 }
 
 

@@ -105,7 +105,7 @@ def tempering_log_partition(result: TemperingResult, *, warmup: int | None = Non
 
     num_models = math.prod(batch_shape)
     traces = energies[warmup:].reshape(num_rounds - warmup, num_betas, num_chains, num_models).cpu().numpy()
-    betas = result.betas.cpu().numpy()
+    betas = result.betas.float().double().cpu().numpy()  # as sweeps and swaps see them
     ratios, overlaps = np.zeros((num_betas, num_models)), np.zeros((num_betas - 1, num_models))
     # The shares in the error of what is independent, in both halves of the run.
     shares = np.zeros((2, num_betas, len(starts), num_models))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import Beta, as_beta, as_chains, as_seed
-from gibbs_ext.checks import check_integers, expand_to, reported_as
+from gibbs_ext.checks import check_integers, expand_to, reported_as, shown
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann, outside_autocast
 from gibbs_ext.progress import parts
@@ -102,12 +102,19 @@ def sample_moments(
             f"{name}: num_sweeps must be a multiple of sweeps_per_read, {sweeps_per_read}, got {num_sweeps}"
         )
     model, betas = model.detach(), as_beta(name, beta, device=model.device)
+    for argument, flag in (("pairs", pairs), ("best", best), ("progress", progress)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: {argument} must be a bool, got {shown(flag)}")
     if betas.shape[-1] != 1:
         raise ValueError(f"{name}: beta must be a number or have shape [..., 1], got {list(betas.shape)}")
     shape = (num_chains, *model.batch_shape)
     call_seed = as_seed(name, generator, seed, model.device)
     refuse_vmap(name, model, call_seed, initial, chain_offset)
     given_chains, first_chain = as_chains(name, chain_offset)
+    if given_chains is not None:
+        given_chains = expand_to(name, "chain_offset", given_chains, shape)
+    if betas.dim() > 1:
+        betas = expand_to(name, "beta", betas, (*model.batch_shape, 1))
     options = {"chain_offset": first_chain if given_chains is None else given_chains, "seed": call_seed}
     counted = _UNITS_AND_PAIRS if pairs else _UNITS
     sweep = 1  # Uniform bits have the words of sweep 0.

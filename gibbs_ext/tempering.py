@@ -145,6 +145,7 @@ def parallel_tempering(
     numbers = _column_numbers(name, chain_offset, columns, len(ladder), model.device) * len(ladder)
     replicas = torch.arange(len(ladder), device=model.device).reshape(-1, *[1] * len(columns)).expand(shape)
     sweep = 1  # Uniform bits have the words of sweep 0.
+    have_moved = cluster_moves
     if isinstance(initial, TemperingResult):
         if initial.all_samples.shape[:-1] != shape or not initial.betas.equal(ladder.to(initial.betas.device)):
             raise ValueError(
@@ -152,6 +153,7 @@ def parallel_tempering(
                 f"{list(initial.all_samples.shape[:-1])} or other betas"
             )
         sweep, replicas = initial.next_sweep, initial.current_replicas
+        have_moved = have_moved or initial.cluster_moves
         initial = initial.all_samples
     if initial is None:
         uniform = [torch.zeros_like(bias) for bias in model._biases]
@@ -179,7 +181,7 @@ def parallel_tempering(
     _check_rates(name, rates, num_swaps * num_chains, ladder)
     current = chains - numbers
     return TemperingResult(
-        z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, current, ladder, sweep, cluster_moves
+        z[-1], z, rates, _round_trips(replicas_at), energies, replicas_at, current, ladder, sweep, have_moved
     )
 
 

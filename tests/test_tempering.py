@@ -364,3 +364,12 @@ def test_parameters_that_are_not_finite_are_refused():
 def test_the_examples_in_the_docstrings():
     names = {"BipartiteBoltzmann": gx.BipartiteBoltzmann, "torch": torch}
     assert doctest.testmod(tempering, extraglobs=names).failed == 0
+
+
+def test_what_goes_on_from_cluster_moves_has_made_them():
+    graph = gx.ColoredGraph(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
+    model = gx.GraphBoltzmann(graph, torch.zeros(4), torch.ones(4))
+    moved = gx.parallel_tempering(model, 4, [0.0, 1.0], 2, cluster_moves=True, seed=0)
+    assert moved.cluster_moves
+    assert gx.parallel_tempering(model, 4, [0.0, 1.0], 2, initial=moved, seed=0).cluster_moves
+    assert not gx.parallel_tempering(model, 4, [0.0, 1.0], 2, seed=0).cluster_moves

@@ -397,8 +397,8 @@ def _best_state(
 ) -> torch.Tensor:
     """The state [R, N] of the lowest energy of each chain among those after every so many sweeps."""
     outputs: tuple[torch.Tensor, ...] = ops.call_without_gradient(
-        "graph_moments", state, bias, coupling, graph.layout, beta, torch.tensor(seed), clamp, None, chain_offset, 0,
-        num_sweeps, sweeps_per_read, 0, True, metropolis,
+        "graph_moments", state, bias, coupling, graph.layout, beta, torch.tensor(seed, device="cpu"), clamp, None,
+        chain_offset, 0, num_sweeps, sweeps_per_read, 0, True, metropolis,
     )  # fmt: skip
     return outputs[-2]
 

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from gibbs_ext.arguments import as_beta, as_seed
 from gibbs_ext.checks import check_all, check_integers, expand_to, is_readable, reported_as, shown, warn
 from gibbs_ext.log_partition.machine import Machine, check_model
+from gibbs_ext.progress import parts
 
 # The number of steps, or the schedule.
 Betas = int | Sequence[float] | Tensor
@@ -125,6 +126,7 @@ def annealed_importance_sampling(
     reverse: bool = False,
     initial: Tensor | None = None,
     chain_offset: int | Tensor = 0,
+    progress: bool = False,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> AISResult:
@@ -152,6 +154,8 @@ def annealed_importance_sampling(
             ``model.split(z)[0]``.
         chain_offset: Number of the first of the C * M chains, or numbers [C, *batch_shape], as in
             :func:`gibbs_ext.bipartite_gibbs`.
+        progress: Whether to show a progress bar (tqdm). Log-weights are then added up in parts, which may change their
+            last bits.
         generator: Supplies the seed.
         seed: A 64-bit integer, instead of a generator.
 
@@ -170,7 +174,7 @@ def annealed_importance_sampling(
     """
     of_base, log_weights, samples = annealed_chains(
         model, num_chains, betas, base=base, reverse=reverse, initial=initial, chain_offset=chain_offset,
-        generator=generator, seed=seed,
+        generator=generator, seed=seed, progress=progress,
     )  # fmt: skip
     return ais_result(of_base, log_weights, samples, reverse)
 
@@ -187,6 +191,7 @@ def annealed_chains(
     chain_offset: int | Tensor,
     generator: torch.Generator | None,
     seed: int | Tensor | None,
+    progress: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log Z of the base [M], and the chains' log-weights [C, M] and samples [C, M, N], as in :class:`AISResult`."""
     name = "annealed_importance_sampling"
@@ -203,9 +208,15 @@ def annealed_chains(
     if initial is None:
         initial = base_draws(name, model, bases, shape, chain_offset=chain_offset, seed=seed)
     state = expand_to(name, "initial", initial, shape).to(model.dtype)
+    path, done = schedule.flip(0) if reverse else schedule, 0
+    total: Tensor | None = None
     with reported_as(name, left="initial", state="initial", **BASES_CALLED):
-        z, log_weights = model._anneal(
-            state, bases, schedule.flip(0) if reverse else schedule,
-            chain_offset=chain_offset, sweep_offset=1, seed=seed,
-        )  # fmt: skip
-    return base_log_partition(bases), log_weights, z
+        for steps in parts(name, len(path) - 1, progress):
+            z, log_weights = model._anneal(
+                state, bases, path[done : done + steps + 1],
+                chain_offset=chain_offset, sweep_offset=1 + done, seed=seed,
+            )  # fmt: skip
+            total = log_weights if total is None else total + log_weights
+            state, done = model._state_of(z), done + steps
+    assert total is not None  # there is at least one part
+    return base_log_partition(bases), total, z

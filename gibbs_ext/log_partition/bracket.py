@@ -44,6 +44,7 @@ def bracket_log_partition(
     *,
     base: Base = "field",
     chain_offset: int = 0,
+    progress: bool = False,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> BracketResult:
@@ -61,6 +62,7 @@ def bracket_log_partition(
         betas: The number of steps (evenly spaced), or the schedule itself, [K + 1] from 0 to 1.
         base: The factorial model at beta = 0, as in :func:`gibbs_ext.annealed_importance_sampling`.
         chain_offset: Number of the first of the 2 * C * M chains, the forward ones first, at least 0.
+        progress: Whether to show progress bars (tqdm), as :func:`gibbs_ext.annealed_importance_sampling` does.
         generator: Supplies the seed.
         seed: A 64-bit integer, instead of a generator.
 
@@ -106,6 +108,7 @@ def bracket_log_partition(
                 model, num_chains, betas, base=base, reverse=reverse,
                 initial=draws[..., : model._num_state_units] if reverse else None,
                 chain_offset=chain_offset + num_chains * num_models * reverse, generator=None, seed=number,
+                progress=progress,
             )  # fmt: skip
             results.append(ais_result(base_log_partition, log_weights, samples, reverse))
             works.append(-log_weights.reshape(num_chains, num_models).cpu().numpy())

@@ -23,6 +23,7 @@ from gibbs_ext.log_partition.annealing import (
     base_log_partition,
 )
 from gibbs_ext.log_partition.machine import Machine, check_model, refuse_vmap
+from gibbs_ext.progress import shown_progress
 
 # The effective number of families below which their spread tells little of the error.
 _LEAST_FAMILIES = 20
@@ -105,6 +106,7 @@ def population_annealing(
     target_overlap: float = _OVERLAP,
     base: Base = "field",
     chain_offset: int | Tensor = 0,
+    progress: bool = False,
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> PopulationResult:
@@ -142,6 +144,7 @@ def population_annealing(
             thermodynamics.
         chain_offset: Number of the first of the C * M chains, or numbers [C, *batch_shape], as in
             :func:`gibbs_ext.bipartite_gibbs`.
+        progress: Whether to show a progress bar (tqdm).
         generator: Supplies the seed.
         seed: A 64-bit integer, instead of a generator.
 
@@ -179,7 +182,7 @@ def population_annealing(
     # An energy is linear in each unit, and the base's units are independent.
     means = torch.cat([bias.sigmoid() for bias in population.bases], -1)
     found, log_partitions, energies = [], [population.log_partition], [model.energy(means).detach().double()]
-    for beta, _ in population.anneal(betas, num_sweeps, target_overlap):
+    for beta, _ in shown_progress(name, population.anneal(betas, num_sweeps, target_overlap), progress):
         found.append(beta)
         log_partitions.append(population.log_partition)
         energies.append(model.energy(population.z).detach().mean(0, dtype=torch.float64))

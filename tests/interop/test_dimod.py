@@ -630,6 +630,17 @@ def test_the_best_state_of_a_read(vartype, criteria):
     assert (states(best, bqm).numpy() == chosen).all()
 
 
+def test_the_best_state_does_not_depend_on_the_default_device():
+    bqm = random_bqm(6)
+    expected = states(sample(bqm, num_reads=3, best_of_read=True, seed=1), bqm)
+    torch.set_default_device("meta")
+    try:
+        found = sample(bqm, num_reads=3, best_of_read=True, seed=1)
+    finally:
+        torch.set_default_device(None)
+    assert states(found, bqm).equal(expected)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0, 1))
 def test_layers_keep_the_random_order(seed, num_variables, density):
     """Variables that touch or are equal come in the order in which they were drawn, and never in the same layer."""

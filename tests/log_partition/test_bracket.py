@@ -19,6 +19,7 @@ from gibbs_ext import (
     bracket_log_partition,
     exact_log_partition,
     exact_samples,
+    population_annealing,
 )
 
 GRAPH = random_graph(9, 20, seed=4)
@@ -70,6 +71,21 @@ def test_its_parts_are_annealing_in_both_directions() -> None:
     assert result.log_partition.shape == result.standard_error.shape == (2, 3)
     one = GraphBoltzmann(GRAPH, torch.zeros(9), torch.zeros(20))
     assert bracket_log_partition(one, exact_samples(one, 5, seed=1), 3, seed=1).log_partition.shape == ()
+
+
+@pytest.mark.parametrize("make", [bipartite, on_graph])
+def test_progress_bars_change_last_bits_at_most(make, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make()
+    draws = model.sample((50,), 20, seed=1)
+    plain, shown = (bracket_log_partition(model, draws, 250, progress=progress, seed=3) for progress in (False, True))
+    assert capsys.readouterr().err.count("annealed_importance_sampling: 100%") == 2
+    for name in ("log_partition", "lower", "upper", "standard_error"):
+        assert_close(getattr(shown, name), getattr(plain, name), 1e-9)
+    plain, shown = (
+        population_annealing(model, 50, 20, num_sweeps=2, progress=progress, seed=3) for progress in (False, True)
+    )
+    assert "population_annealing" in capsys.readouterr().err
+    assert shown.log_partition.equal(plain.log_partition)
 
 
 def test_draws_of_another_model_contradict_the_forward_estimate() -> None:

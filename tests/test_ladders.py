@@ -276,3 +276,12 @@ def test_pymbar_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_example_in_the_docstring() -> None:
     names = {"torch": torch, **{name: getattr(gx, name) for name in gx.__all__}}
     assert doctest.testmod(ladders, extraglobs=names).failed == 0
+
+
+@pytest.mark.parametrize("size", [1e30, math.nan])
+def test_energies_that_no_estimate_can_be_made_of(size):
+    graph = gx.ColoredGraph(3, [(0, 1), (1, 2)])
+    result = gx.parallel_tempering(gx.GraphBoltzmann(graph, torch.ones(3), torch.ones(2)), 40, [0.0, 1.0], 20, seed=0)
+    with pytest.warns(gx.LadderWarning, match="overlap by nan"):
+        found = gx.tempering_log_partition(result._replace(energies=result.energies * size))
+    assert found.log_partition.isnan()

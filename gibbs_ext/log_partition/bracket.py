@@ -20,6 +20,7 @@ from gibbs_ext.log_partition.machine import Machine, check_model, refuse_vmap
 Floats = NDArray[np.float64]
 # How far apart forward and reverse estimates may lie, in standard errors of their difference.
 _MOST_DEVIATIONS = 4.0
+_LARGEST_WORK = 1e12
 
 
 class BracketWarning(UserWarning):
@@ -146,6 +147,9 @@ def bennett_estimator(name: str) -> Callable[[Floats, Floats], tuple[float, floa
         logger.setLevel(level)
 
     def bennett(forward: Floats, reverse: Floats) -> tuple[float, float]:
+        # pymbar's search does not end where its steps are lost in rounding, and takes nan for an estimate of 0.
+        if not all((np.abs(works) < _LARGEST_WORK).all() for works in (forward, reverse)):
+            return math.nan, 0.0
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of works that do not overlap, which are told by the caller
             try:

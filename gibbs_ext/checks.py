@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -40,6 +41,13 @@ def check_tensors(name: str, /, **tensors: object) -> None:
     for argument, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: {argument} must be a tensor, got {type(tensor).__name__}")
+
+
+def check_flags(name: str, **flags: object) -> None:
+    """Raises unless all are True or False, Python's or NumPy's."""
+    for argument, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name}: {argument} must be a bool, got {shown(flag)}")
 
 
 def check_integers(name: str, minimum: int = _INT64_MIN, maximum: int = _INT64_MAX, /, **values: object) -> None:

@@ -19,6 +19,7 @@ from gibbs_ext.arguments import as_seed
 from gibbs_ext.checks import check_bits, check_integers, check_units, reported_as, shown, warn
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann
+from gibbs_ext.progress import shown_progress
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -100,13 +101,7 @@ def record(
             state = model._state_of(z)
             yield z
 
-    states = draws()
-    if progress:
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise ImportError(f"{name}: progress needs tqdm; pip install tqdm") from error
-        states = tqdm(states, total=num_draws, unit="draw")
+    states = shown_progress(name, draws(), progress, num_draws)
     with reported_as(name, left="initial", state="initial"):
         rows = [_statistics(model, z, kept) for z in states]
     columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

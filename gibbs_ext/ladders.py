@@ -48,10 +48,10 @@ def tempering_log_partition(result: TemperingResult, *, warmup: int | None = Non
     Needs pymbar (``pip install pymbar``).
 
     Successive rounds are correlated, and so are the betas, between which replicas move. The chains are not, or, after
-    cluster moves, the pairs of chains. So error
-    bars come from the spread of the chains: to first order, each one's share in the error of all steps up to a beta is
-    what it adds to Bennett's equations (the infinitesimal jackknife over chains). They hold for as few rounds as you
-    like, if the chains have forgotten their start, and are the better the more chains there are.
+    cluster moves, the pairs of chains. So error bars come from the spread of the chains: to first order, each one's
+    share in the error of all steps up to a beta is what it adds to Bennett's equations (the infinitesimal jackknife
+    over chains). They hold for as few rounds as you like, if the chains have forgotten their start, and are the better
+    the more chains there are. log Z is that of the rounded couplings (csrc/README.md, 2.7).
 
     Args:
         result: Of :func:`gibbs_ext.parallel_tempering` with at least 2 chains. Results of calls that go on may be

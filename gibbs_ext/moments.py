@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import Beta, as_beta, as_chains, as_seed
-from gibbs_ext.checks import check_integers, expand_to, reported_as, shown
+from gibbs_ext.checks import check_flags, check_integers, expand_to, reported_as
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.models.base import Boltzmann, outside_autocast
 from gibbs_ext.progress import parts
@@ -24,7 +24,9 @@ class Moments(NamedTuple):
     samples: Tensor  # [C, *M, N] bits after the last sweep
     means: Tensor  # [*M, N] float64: share of the states read in which each unit is 1
     pair_means: Tensor | None  # float64, of the couplings' shape [*M, n1, n2] or [*M, E]: the same of pairs, if wanted
-    energy: Tensor | None  # [*M] float64: mean energy of the states read, if pairs are wanted
+    energy: (
+        Tensor | None
+    )  # [*M] float64: mean energy of the states read, by the couplings as given, if pairs are wanted
     num_states: int  # C R, the states read of each model; each count is a mean times this
     best_samples: (
         Tensor | None
@@ -53,7 +55,8 @@ def sample_moments(
 
     No state but the last is kept, so that memory does not grow with the number of sweeps, and the counts are exact
     integers: they depend on neither threads nor devices. Reading costs little beside the sweeps (bench/NOTES.md),
-    except for ``best``, which needs the energy of each state that is read; then a larger ``sweeps_per_read`` helps.
+    except for ``best``, which needs the energy of each state that is read (and counts models one after the other, which
+    is slow for many models of few chains); then a larger ``sweeps_per_read`` helps.
 
     The states of a chain are correlated, and ``num_states`` says nothing about how many independent ones there are.
     :mod:`gibbs_ext.diagnostics` and runs of other seeds do.
@@ -95,6 +98,7 @@ def sample_moments(
     refuse_vmap(name, model)
     check_integers(name, 1, num_chains=num_chains, num_sweeps=num_sweeps, sweeps_per_read=sweeps_per_read)
     check_integers(name, 0, burn_in=burn_in)
+    check_flags(name, pairs=pairs, best=best, progress=progress)
     if num_sweeps + burn_in >= _MAX_SWEEPS:
         raise ValueError(f"{name}: num_sweeps and burn_in must be below 2^44, got {num_sweeps} and {burn_in}")
     if num_sweeps % sweeps_per_read:
@@ -102,9 +106,6 @@ def sample_moments(
             f"{name}: num_sweeps must be a multiple of sweeps_per_read, {sweeps_per_read}, got {num_sweeps}"
         )
     model, betas = model.detach(), as_beta(name, beta, device=model.device)
-    for argument, flag in (("pairs", pairs), ("best", best), ("progress", progress)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: {argument} must be a bool, got {shown(flag)}")
     if betas.shape[-1] != 1:
         raise ValueError(f"{name}: beta must be a number or have shape [..., 1], got {list(betas.shape)}")
     shape = (num_chains, *model.batch_shape)
@@ -130,16 +131,16 @@ def sample_moments(
         if initial is not None:
             state = model._state_of(expand_to(name, "initial", initial, (*shape, model.num_units)).to(model.dtype))
         else:
-            uniform = [torch.zeros_like(bias) for bias in model._biases]
-            state = model._draw_independent(uniform, (*shape, model._num_state_units), **options)
+            state = model._draw_uniform((*shape, model._num_state_units), **options)
         if burn_in:
             state = model._state_of(model._sweep(state, burn_in, beta=betas, sweep_offset=sweep, **options))
             sweep += burn_in
         done: tuple[Tensor, ...] = ()
         for reads in parts(name, num_sweeps // sweeps_per_read, progress):
             count = reads * sweeps_per_read
-            arguments = (betas, call_seed, given_chains, first_chain, sweep, count, sweeps_per_read, counted, best)
-            z, units, pair_counts, best_z, best_energy = model._count(state, *arguments)
+            z, units, pair_counts, best_z, best_energy = model._count(
+                state, betas, call_seed, given_chains, first_chain, sweep, count, sweeps_per_read, counted, bool(best)
+            )
             if done:
                 units, pair_counts = units + done[0], pair_counts + done[1]
                 if best:
@@ -157,13 +158,5 @@ def sample_moments(
             own_dims = pair_means.dim() - len(model.batch_shape)
             products = (model._couplings.double() * pair_means).flatten(-own_dims).sum(-1)
             energy = -(biases * means).sum(-1) - products
-    return Moments(
-        z,
-        means,
-        pair_means,
-        energy,
-        num_states,
-        best_z if best else None,
-        best_energy if best else None,
-        sweep,
-    )
+    found = (best_z, best_energy) if best else (None, None)
+    return Moments(z, means, pair_means, energy, num_states, found[0], found[1], sweep)

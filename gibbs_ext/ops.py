@@ -294,38 +294,23 @@ def _tempering(a: _Arguments) -> tuple[Tensor, Tensor]:
 
 
 def _bipartite_moments(a: _Arguments) -> Any:
-    """Counts sum over the first batch dim. What is not wanted has shape [0]."""
-    left, right = _bipartite_gibbs(a)
-    sizes = left.shape[-1:], right.shape[-1:]
-    best = (left.new_empty(left.shape if a.best else 0), right.new_empty(right.shape if a.best else 0))
-    return (
-        left,
-        right,
-        *_counts(a, left, *sizes),
-        _pair_counts(a, left, a.weight.shape[-2:]),
-        *best,
-        _best_energy(a, left),
-    )
+    return _moments(a, _bipartite_gibbs(a), a.weight.shape[-2:])
 
 
 def _graph_moments(a: _Arguments) -> Any:
-    """As in :func:`_bipartite_moments`."""
-    state = _graph_state(a)
-    best = state.new_empty(state.shape if a.best else 0)
-    counts = (*_counts(a, state, state.shape[-1:]), _pair_counts(a, state, a.coupling.shape[-1:]))
-    return state, *counts, best, _best_energy(a, state)
+    return _moments(a, (_graph_state(a),), a.coupling.shape[-1:])
 
 
-def _counts(a: _Arguments, like: Tensor, *sizes: torch.Size) -> list[Tensor]:
-    return [like.new_empty((*a.batch[1:], *own) if a.counted else 0, dtype=torch.int64) for own in sizes]
+def _moments(a: _Arguments, states: Sequence[Tensor], pairs: torch.Size) -> tuple[Tensor, ...]:
+    """Counts are sums over the first batch dim. What is not wanted has shape [0]."""
 
+    def wanted(is_wanted: bool, shape: Sequence[int], **options: Any) -> Tensor:
+        return states[0].new_empty(shape if is_wanted else 0, **options)
 
-def _pair_counts(a: _Arguments, like: Tensor, size: torch.Size) -> Tensor:
-    return like.new_empty((*a.batch[1:], *size) if a.counted == 2 else 0, dtype=torch.int64)
-
-
-def _best_energy(a: _Arguments, like: Tensor) -> Tensor:
-    return like.new_empty(a.batch if a.best else 0, dtype=torch.float64)
+    units = [wanted(a.counted > 0, (*a.batch[1:], state.shape[-1]), dtype=torch.int64) for state in states]
+    pair_counts = wanted(a.counted > 1, (*a.batch[1:], *pairs), dtype=torch.int64)
+    best = [wanted(a.best, state.shape) for state in states]
+    return *states, *units, pair_counts, *best, wanted(a.best, a.batch, dtype=torch.float64)
 
 
 def _coupling_resolution(a: _Arguments) -> Any:

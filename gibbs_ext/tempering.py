@@ -12,6 +12,7 @@ from torch import Tensor
 from gibbs_ext.arguments import as_beta, as_chains, as_seed
 from gibbs_ext.checks import (
     check_all,
+    check_flags,
     check_integers,
     check_values,
     expand_to,
@@ -129,8 +130,7 @@ def parallel_tempering(
     refuse_vmap(name, model)
     check_integers(name, 1, num_chains=num_chains, sweeps_per_swap=sweeps_per_swap)
     check_integers(name, 0, num_sweeps=num_sweeps)
-    if not isinstance(cluster_moves, bool):
-        raise TypeError(f"{name}: cluster_moves must be a bool, got {shown(cluster_moves)}")
+    check_flags(name, cluster_moves=cluster_moves, progress=progress)
     if num_sweeps >= _MAX_SWEEPS:
         raise ValueError(f"{name}: num_sweeps must be below 2^44, got {num_sweeps}")
     if num_sweeps % sweeps_per_swap:
@@ -145,7 +145,7 @@ def parallel_tempering(
     numbers = _column_numbers(name, chain_offset, columns, len(ladder), model.device) * len(ladder)
     replicas = torch.arange(len(ladder), device=model.device).reshape(-1, *[1] * len(columns)).expand(shape)
     sweep = 1  # Uniform bits have the words of sweep 0.
-    have_moved = cluster_moves
+    have_moved = bool(cluster_moves)
     if isinstance(initial, TemperingResult):
         if initial.all_samples.shape[:-1] != shape or not initial.betas.equal(ladder.to(initial.betas.device)):
             raise ValueError(
@@ -156,10 +156,9 @@ def parallel_tempering(
         have_moved = have_moved or initial.cluster_moves
         initial = initial.all_samples
     if initial is None:
-        uniform = [torch.zeros_like(bias) for bias in model._biases]
         state_shape = (*shape, model._num_state_units)
         with reported_as(name):
-            state = model._draw_independent(uniform, state_shape, chain_offset=numbers + replicas, seed=call_seed)
+            state = model._draw_uniform(state_shape, chain_offset=numbers + replicas, seed=call_seed)
     else:
         z = expand_to(name, "initial", initial, (*shape, model.num_units)).to(model.dtype)
         state = model._state_of(z)
@@ -171,7 +170,7 @@ def parallel_tempering(
     with reported_as(name, left="initial", state="initial", chains="chain_offset"):
         for swaps in parts(name, num_swaps, progress):
             z, energies, chains_at = model._temper(
-                state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps, cluster_moves=cluster_moves
+                state, beta, call_seed, chains, sweep, sweeps_per_swap, swaps, cluster_moves=bool(cluster_moves)
             )
             traces.append((energies, chains_at - numbers))
             state, sweep = model._state_of(z), sweep + swaps * sweeps_per_swap

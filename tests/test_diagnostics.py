@@ -192,7 +192,8 @@ def test_draws_that_require_grad_and_vmap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "text"), [("arviz", "needs arviz; pip install 'arviz<1'"), ("tqdm", "progress needs tqdm")]
+    ("package", "text"),
+    [("arviz", "needs arviz; pip install 'arviz<1'"), ("tqdm.auto", "progress needs tqdm; pip install tqdm")],
 )
 def test_a_missing_package_is_named(package: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)

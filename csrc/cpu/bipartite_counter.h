@@ -61,7 +61,7 @@ class BipartiteCounter final : public Counter {
   }
   void add_to(Counts& counts, int64_t row) override {
     const int64_t n1 = sides_[0].n, n2 = sides_[1].n, stride = sides_[1].stride;
-    for (int s = 0; s < 2; ++s) move_counts(sides_[s].units.get(), sides_[s].n, counts.units[size_t(s)].out + row * sides_[s].n);
+    for (int s = 0; s < 2; ++s) move_counts(sides_[s].units.get(), sides_[s].n, counts.units[size_t(s)] + row * sides_[s].n);
     for (int64_t i = 0; i < n1 && counts_pairs_; ++i)
       move_counts(pairs_.get() + i * stride, n2, counts.pairs + (row * n1 + i) * n2);
   }

@@ -52,8 +52,8 @@ class ForwardRun {
   Outcome run(Rounding* rounding, const AfterRound& after) {
     for (int64_t round = 0; round < call_.num_rounds && !progress_.stop(); ++round) {
       mixes_models(call_) ? run_mixed() : run_by_model();
-      if (call_.pairing.num_betas) move_clusters();
-      if (call_.energies) find_energies();
+      if (call_.pairing.num_betas) run_couplings(clusters_);
+      if (call_.energies) run_couplings(energies_);
       if (after && !progress_.stop()) after(round);
     }
     *rounding = worst_.most();
@@ -229,13 +229,11 @@ class ForwardRun {
     }
   }
 
-  void find_energies() { run_couplings(num_energy_groups(call_.batch), energies_); }
-  void move_clusters() { run_couplings(num_cluster_tasks(call_.batch), clusters_); }
-
-  // Runs each coupling's tasks, by runners that are kept.
+  // Runs 64 chains of a coupling, whose models go together, in each task.
   template <class Runner>
-  void run_couplings(int64_t tasks, Kept<Runner>& kept) {
-    const int64_t models = call_.batch.models_per_coupling();
+  void run_couplings(Kept<Runner>& kept) {
+    const int64_t models = call_.batch.models_per_coupling(),
+                  tasks = divide_up(models * call_.batch.chains_per_model(), kChainsOfWord);
     for_each_task(runtime_, call_.batch.num_models() / models * tasks, progress_, [&] {
       return [=, this, runner = kept.take([&] { return std::make_unique<Runner>(call_, progress_); })](int64_t task) {
         runner->run(task / tasks * models, task % tasks);

@@ -4,15 +4,11 @@
 #include <bit>
 
 #include "core/tempering.h"
+#include "cpu/bit_rows.h"
 #include "cpu/graph_groups.h"
 
 // Cluster moves of parallel tempering (csrc/README.md, 2.9): the chains of a coupling in tasks of 64.
 namespace gibbs {
-
-inline constexpr int64_t kClusterChains = 64;
-inline int64_t num_cluster_tasks(const Batch& batch) {
-  return (batch.models_per_coupling() * batch.chains_per_model() + kClusterChains - 1) / kClusterChains;
-}
 
 // Scratch memory and code of one thread.
 template <class T>
@@ -34,8 +30,8 @@ class ClusterRunner {
   void run(int64_t first_model, int64_t task) {
     if (!load(first_model)) return;
     const int64_t chains = call_.batch.chains_per_model(), words = state_words(call_.graph.num_nodes);
-    const int64_t end = std::min((task + 1) * kClusterChains, call_.batch.models_per_coupling() * chains);
-    for (int64_t at = task * kClusterChains; at < end && !progress_.stop(); ++at) {
+    const int64_t end = std::min((task + 1) * kChainsOfWord, call_.batch.models_per_coupling() * chains);
+    for (int64_t at = task * kChainsOfWord; at < end && !progress_.stop(); ++at) {
       const int64_t model = first_model + at / chains, chain = at % chains, linear = call_.batch.linear(model, chain);
       const int64_t other = partner(call_.pairing, linear);
       if (other < 0) continue;

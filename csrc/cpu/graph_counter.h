@@ -66,7 +66,7 @@ class GraphCounter final : public Counter {
   }
   void add_to(Counts& counts, int64_t row) override {
     const int64_t num_edges = int64_t(pairs_.size()) - num_nodes_;
-    move_counts(counts_.get(), num_nodes_, counts.units[0].out + row * num_nodes_);
+    move_counts(counts_.get(), num_nodes_, counts.units[0] + row * num_nodes_);
     if (num_edges) move_counts(counts_.get() + num_nodes_, num_edges, counts.pairs + row * num_edges);
   }
 

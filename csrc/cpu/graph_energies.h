@@ -11,11 +11,6 @@
 // Energies of binary states of graphs: groups of 64 chains, or a few one after the other.
 namespace gibbs {
 
-// Those of a coupling, whose models share groups.
-inline int64_t num_energy_groups(const Batch& batch) {
-  return (batch.models_per_coupling() * batch.chains_per_model() + kEnergyGroup - 1) / kEnergyGroup;
-}
-
 // Scratch memory and code of one thread.
 template <class T>
 class EnergyRunner {

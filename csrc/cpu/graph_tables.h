@@ -142,11 +142,12 @@ class TablesRunner {
       for (int64_t group = groups.begin; group < groups.end; ++group) {
         const TableGroup& g = all[size_t(group - groups.begin)];
         for (int64_t first = sweep, next; first < end; first = next) {
-          next = counter_ ? std::min(end, (first / call_.sweeps_per_read + 1) * call_.sweeps_per_read) : end;
+          const int64_t read = next_read(call_, first);
+          next = std::min(end, read);
           kernels().sweep_tables(table_model, table, beta.at(sweep), uint64_t(call_.sweep_offset + first), next - first, g,
                                  progress_.check());
           if (progress_.stop()) return;
-          if (counter_ && next % call_.sweeps_per_read == 0) counter_->add(g.state, present(group));
+          if (counter_ && next == read) counter_->add(g.state, present(group));
         }
       }
     }

@@ -16,23 +16,23 @@ namespace gibbs {
 
 // How often each unit, and each pair of coupled units, is 1. Threads add to these in any order.
 struct Counts {
-  struct Part {
-    int64_t* out;  // [models, size]
-    int64_t size;
-  };
-  std::vector<Part> units;
-  int64_t* pairs = nullptr;  // [models, pairs]; null: not wanted
+  std::vector<int64_t*> units;  // of each part: [models, units]
+  int64_t* pairs = nullptr;     // [models, pairs]; null: not wanted
   std::mutex mutex;
 };
+
+// The number of a round's sweeps after which states are counted next, or all of them if none are.
+inline int64_t next_read(const SweepCall& call, int64_t done) {
+  return call.counts ? (done / call.sweeps_per_read + 1) * call.sweeps_per_read : call.num_sweeps;
+}
 
 // Makes a round's binary sweeps by sweep(first, count), and calls read() where states are counted.
 template <class Sweep, class Read>
 void sweep_and_read(const SweepCall& call, Progress& progress, const Sweep& sweep, const Read& read) {
-  if (!call.counts) return sweep(int64_t{0}, call.num_sweeps);
-  for (int64_t first = 0; first < call.num_sweeps; first += call.sweeps_per_read) {
-    sweep(first, call.sweeps_per_read);
-    if (progress.stop()) return;
-    read();
+  for (int64_t first = 0, next; first < call.num_sweeps && !progress.stop(); first = next) {
+    next = next_read(call, first);
+    sweep(first, next - first);
+    if (call.counts && !progress.stop()) read();
   }
 }
 
@@ -65,6 +65,7 @@ class Counter {
     count_all();
     add_all();
   }
+  // Adds counts to others, and clears them.
   static void move_counts(uint32_t* from, int64_t size, int64_t* to) {
     for (int64_t i = 0; i < size; ++i) to[i] += from[i];
     std::fill_n(from, size, 0u);

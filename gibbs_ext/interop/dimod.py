@@ -27,7 +27,7 @@ from gibbs_ext import (
     ising_to_boltzmann,
     ops,
 )
-from gibbs_ext.checks import check_integers, reported_as, shown, warn
+from gibbs_ext.checks import check_flags, check_integers, reported_as, shown, warn
 from gibbs_ext.log_partition.machine import check_model
 
 try:
@@ -163,9 +163,7 @@ class BlockGibbsSampler(dimod.Sampler, dimod.Initialized):  # type: ignore[misc,
             raise ValueError(f"{_NAME}: seed must be below 2^32, got {seed}")
         if interrupt_function is not None and not callable(interrupt_function):
             raise TypeError(f"{_NAME}: interrupt_function must be callable, got {shown(interrupt_function)}")
-        for argument, flag in (("randomize_order", randomize_order), ("best_of_read", best_of_read)):
-            if not isinstance(flag, (bool, np.bool_)):
-                raise TypeError(f"{_NAME}: {argument} must be a bool, got {shown(flag)}")
+        check_flags(_NAME, randomize_order=randomize_order, best_of_read=best_of_read)
         if best_of_read and randomize_order:
             raise ValueError(f"{_NAME}: best_of_read must be False with randomize_order, got True for both")
         if not isinstance(proposal_acceptance_criteria, str) or proposal_acceptance_criteria not in _UPDATES:

@@ -19,7 +19,7 @@ from gibbs_ext import (
     bracket_log_partition,
     parallel_tempering,
 )
-from gibbs_ext.checks import check_bits, check_integers, reported_as, shown
+from gibbs_ext.checks import check_bits, check_flags, check_integers, reported_as, shown
 
 try:
     from scipy.sparse import issparse
@@ -270,8 +270,7 @@ class BernoulliRBM(neural_network.BernoulliRBM):  # type: ignore[misc]
         check_integers(_NAME, 2, n_betas=self.n_betas)
         if not isinstance(self.solver, str) or self.solver not in _SOLVERS:
             raise ValueError(f"{_NAME}: solver must be one of {', '.join(_SOLVERS)}, got {shown(self.solver)}")
-        if not isinstance(self.centering, (bool, np.bool_)):
-            raise TypeError(f"{_NAME}: centering must be a bool, got {shown(self.centering)}")
+        check_flags(_NAME, centering=self.centering)
 
     def _kept_random_state(self) -> np.random.RandomState:
         if not hasattr(self, "random_state_"):

@@ -209,14 +209,13 @@ def annealed_chains(
         initial = base_draws(name, model, bases, shape, chain_offset=chain_offset, seed=seed)
     state = expand_to(name, "initial", initial, shape).to(model.dtype)
     path, done = schedule.flip(0) if reverse else schedule, 0
-    total: Tensor | None = None
+    log_weights = torch.zeros(shape[:-1], dtype=torch.float64, device=model.device)
     with reported_as(name, left="initial", state="initial", **BASES_CALLED):
         for steps in parts(name, len(path) - 1, progress):
-            z, log_weights = model._anneal(
+            z, of_steps = model._anneal(
                 state, bases, path[done : done + steps + 1],
                 chain_offset=chain_offset, sweep_offset=1 + done, seed=seed,
             )  # fmt: skip
-            total = log_weights if total is None else total + log_weights
+            log_weights = log_weights + of_steps
             state, done = model._state_of(z), done + steps
-    assert total is not None  # there is at least one part
-    return base_log_partition(bases), total, z
+    return base_log_partition(bases), log_weights, z

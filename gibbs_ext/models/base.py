@@ -308,6 +308,10 @@ class Boltzmann(Distribution, Machine):
             setattr(uncoupled, argument, bias)
         return self._state_of(uncoupled._sweep(self._couplings.new_zeros(()).expand(shape), 1, **options))
 
+    def _draw_uniform(self, shape: Sequence[int], **options: Any) -> Tensor:
+        """States of uniform bits, by a sweep without parameters."""
+        return self._draw_independent([torch.zeros_like(bias) for bias in self._biases], shape, **options)
+
     @with_all_digits
     def _free_energy_over(self, units: Tensor, z: Tensor) -> Tensor:
         """``- log sum exp(-energy(z))`` over some units [n], ascending, no two of which are coupled, given the rest."""

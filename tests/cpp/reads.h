@@ -57,7 +57,7 @@ struct Reads {
   template <class Call, class Run>
   Outcome make(Call& call, int64_t every, bool wants_best, const Run& run) {
     Counts counts;
-    for (Part& part : parts) counts.units.push_back({part.counts.data(), part.n});
+    for (Part& part : parts) counts.units.push_back(part.counts.data());
     if (!pairs.empty()) counts.pairs = pairs.data();
     call.counts = &counts, call.sweeps_per_read = every;
     BestStates best;

@@ -32,16 +32,15 @@ inline void add_where(uint64_t word, Vec<double>& acc, const Vec<double>& x) {
   acc = (Vec<double>)_mm512_mask_add_pd((__m512d)acc, __mmask8(word), (__m512d)acc, (__m512d)x);
 }
 #else
-template <class V, class Bits>
-inline V lane_masks(uint64_t word) {
-  Bits bit;
-  for (size_t l = 0; l < sizeof(V) / sizeof bit[0]; ++l) bit[l] = 1 << l;
-  return (V)((splat(decltype(bit[0] + 0)(word)) & bit) == bit);
+template <class T>
+inline Vec<T> lane_masks(uint64_t word) {
+  Vec<T> bit;
+  for (int l = 0; l < lanes_of<T>; ++l) bit[l] = T{1} << l;
+  return (Vec<T>)((splat(T(word)) & bit) == bit);
 }
-inline void add_where(uint64_t word, VecI& acc, const VecI& x) { acc += lane_masks<VecI, VecI>(word) & x; }
+inline void add_where(uint64_t word, VecI& acc, const VecI& x) { acc += lane_masks<int32_t>(word) & x; }
 inline void add_where(uint64_t word, Vec<double>& acc, const Vec<double>& x) {
-  using Bits = Vec<int64_t>;
-  acc += (Vec<double>)(lane_masks<Bits, Bits>(word) & (Bits)x);
+  acc += (Vec<double>)(lane_masks<int64_t>(word) & (Vec<int64_t>)x);
 }
 #endif
 

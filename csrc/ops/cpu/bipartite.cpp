@@ -25,11 +25,30 @@ BipartiteCall describe(const Problem& p, const Counters& counters) {
   return call;
 }
 
-void run(const Problem& p, const BipartiteCall& call) {
+// Runs a call by rounds(forward), where forward(call, after) makes its rounds.
+template <class Rounds>
+void run(const Problem& p, const BipartiteCall& call, const Rounds& rounds) {
   Rounding rounding = {};
-  check(p, run_bipartite(call, runtime(), &rounding));
+  check(p, rounds([&](const BipartiteCall& c, const AfterRound& after) { return run_bipartite(c, runtime(), &rounding, after); }));
   if (call.num_sweeps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
 }
+void run(const Problem& p, const BipartiteCall& call) {
+  run(p, call, [&](const auto& forward) { return forward(call, nullptr); });
+}
+
+// The states that a call sweeps, and its clamps.
+struct States {
+  Bits left, right, clamp_left, clamp_right;
+  States(const Problem& p, BipartiteCall& call)
+      : left(pack_state(p, p.left())),
+        right(pack_state(p, p.right())),
+        clamp_left(pack_clamp(p, p.left())),
+        clamp_right(pack_clamp(p, p.right())) {
+    call.left_bits = left.data(), call.right_bits = right.data();
+    if (p.left().clamp) call.clamp_left = clamp_left.data();
+    if (p.right().clamp) call.clamp_right = clamp_right.data();
+  }
+};
 
 std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& left_bias, const Tensor& right_bias,
                                            const Tensor& weight, const Tensor& beta, const Tensor& seed,
@@ -43,14 +62,9 @@ std::tuple<Tensor, Tensor> bipartite_gibbs(const Tensor& left, const Tensor& lef
   BipartiteCall call = describe(p, counters);
   check_unread(p, num_sweeps);
 
-  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
-  const Bits left_mask = pack_clamp(p, p.left()), right_mask = pack_clamp(p, p.right());
-  call.left_bits = left_bits.data();
-  call.right_bits = right_bits.data();
-  if (clamp_left) call.clamp_left = left_mask.data();
-  if (clamp_right) call.clamp_right = right_mask.data();
+  const States states(p, call);
   run(p, call);
-  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type())};
+  return {unpack(p, p.left(), states.left, left.scalar_type()), unpack(p, p.right(), states.right, left.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_gibbs_relaxed(
@@ -125,13 +139,12 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_ais(const Tensor& left, const Tenso
   BipartiteCall call = describe(p, counters);
   check_unread(p, counters.num_sweeps);
 
-  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  const States states(p, call);
   const Tensor log_weights = zero_log_weights(p);
-  call.left_bits = left_bits.data();
-  call.right_bits = right_bits.data();
   call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
   run(p, call);
-  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), log_weights};
+  return {unpack(p, p.left(), states.left, left.scalar_type()), unpack(p, p.right(), states.right, left.scalar_type()),
+          log_weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& left, const Tensor& left_bias,
@@ -145,20 +158,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bipartite_tempering(const Tensor& lef
   BipartiteCall call = describe(p, counters);
   check_unread(p, num_swaps);
 
-  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
+  const States states(p, call);
   TemperingTensors out(p, counters, num_swaps);
-  out.ladder.parts = {{left_bits.data(), state_words(p.left().size)}, {right_bits.data(), state_words(p.right().size)}};
+  out.ladder.parts = {{call.left_bits, state_words(p.left().size)}, {call.right_bits, state_words(p.right().size)}};
   out.number(p, call);
-  call.left_bits = left_bits.data();
-  call.right_bits = right_bits.data();
   call.num_sweeps = sweeps_per_swap;
-  Rounding rounding = {};
-  check(p, run_tempering(call, out.ladder, num_swaps, [&](const BipartiteCall& c, const AfterRound& after) {
-          return run_bipartite(c, runtime(), &rounding, after);
-        }));
-  if (num_swaps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
-  return {unpack(p, p.left(), left_bits, left.scalar_type()), unpack(p, p.right(), right_bits, left.scalar_type()), out.energies,
-          out.chains_at};
+  run(p, call, [&](const auto& forward) { return run_tempering(call, out.ladder, num_swaps, forward); });
+  return {unpack(p, p.left(), states.left, left.scalar_type()), unpack(p, p.right(), states.right, left.scalar_type()),
+          out.energies, out.chains_at};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_moments(
@@ -173,22 +180,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipar
   BipartiteCall call = describe(p, counters);
   check_unread(p, num_sweeps);
 
-  Bits left_bits = pack_state(p, p.left()), right_bits = pack_state(p, p.right());
-  const Bits left_mask = pack_clamp(p, p.left()), right_mask = pack_clamp(p, p.right());
-  call.left_bits = left_bits.data();
-  call.right_bits = right_bits.data();
-  if (clamp_left) call.clamp_left = left_mask.data();
-  if (clamp_right) call.clamp_right = right_mask.data();
-  Bits* const bits[] = {&left_bits, &right_bits};
+  const States states(p, call);
+  const Bits* const bits[] = {&states.left, &states.right};
   MomentTensors out(p, call, sweeps_per_read, counted, best, bits);
-  Rounding rounding = {};
-  check(p, run_with_reads(call, out.best_or_null(), [&](const BipartiteCall& c, const AfterRound& after) {
-          return run_bipartite(c, runtime(), &rounding, after);
-        }));
-  if (num_sweeps) warn_if_large(p, rounding, std::max(call.n1, call.n2), call.beta);
+  run(p, call, [&](const auto& forward) { return run_with_reads(call, out.best_or_null(), forward); });
   const ScalarType type = left.scalar_type();
-  return {unpack(p, p.left(), left_bits, type), unpack(p, p.right(), right_bits, type), out.units[0],   out.units[1], out.pairs,
-          out.best_state(p, p.left(), type),    out.best_state(p, p.right(), type),     out.best_energy};
+  return {unpack(p, p.left(), states.left, type), unpack(p, p.right(), states.right, type), out.units[0],   out.units[1], out.pairs,
+          out.best_state(p, p.left(), type),      out.best_state(p, p.right(), type),       out.best_energy};
 }
 
 Tensor coupling_resolution(const Tensor& weight) {

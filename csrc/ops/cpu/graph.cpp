@@ -57,11 +57,25 @@ GraphCall describe(const Problem& p, const GraphView& graph, const Counters& cou
   return call;
 }
 
-void run(const Problem& p, const GraphCall& call) {
+// Runs a call by rounds(forward), where forward(call, after) makes its rounds.
+template <class Rounds>
+void run(const Problem& p, const GraphCall& call, const Rounds& rounds) {
   Rounding rounding = {};
-  check(p, run_graph(call, runtime(), &rounding));
+  check(p, rounds([&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime(), &rounding, after); }));
   if (call.num_sweeps && call.graph.num_edges) warn_if_large(p, rounding, call.graph.max_degree, call.beta);
 }
+void run(const Problem& p, const GraphCall& call) {
+  run(p, call, [&](const auto& forward) { return forward(call, nullptr); });
+}
+
+// The states that a call sweeps, and its clamp.
+struct States {
+  Bits bits, clamp;
+  States(const Problem& p, GraphCall& call) : bits(pack_state(p, p.nodes())), clamp(pack_clamp(p, p.nodes())) {
+    call.bits = bits.data();
+    if (p.nodes().clamp) call.clamp = clamp.data();
+  }
+};
 
 // graph_gibbs and graph_metropolis.
 template <OpId kOp>
@@ -75,13 +89,10 @@ Tensor graph_sweeps(const Tensor& state, const Tensor& bias, const Tensor& coupl
   GraphCall call = describe(p, graph, counters);
   check_unread(p, num_sweeps);
 
-  Bits bits = pack_state(p, p.nodes());
-  const Bits mask = pack_clamp(p, p.nodes());
-  call.bits = bits.data();
+  const States states(p, call);
   call.metropolis = kOp == kGraphMetropolis;
-  if (clamp) call.clamp = mask.data();
   run(p, call);
-  return unpack(p, p.nodes(), bits, state.scalar_type());
+  return unpack(p, p.nodes(), states.bits, state.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> graph_gibbs_relaxed(const Tensor& state, const Tensor& bias, const Tensor& coupling,
@@ -151,12 +162,11 @@ std::tuple<Tensor, Tensor> graph_ais(const Tensor& state, const Tensor& bias, co
   GraphCall call = describe(p, graph, counters);
   check_unread(p, counters.num_sweeps);
 
-  Bits bits = pack_state(p, p.nodes());
+  const States states(p, call);
   const Tensor log_weights = zero_log_weights(p);
-  call.bits = bits.data();
   call.log_weights = static_cast<double*>(log_weights.mutable_data_ptr());
   run(p, call);
-  return {unpack(p, p.nodes(), bits, state.scalar_type()), log_weights};
+  return {unpack(p, p.nodes(), states.bits, state.scalar_type()), log_weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Tensor& bias, const Tensor& coupling,
@@ -172,17 +182,13 @@ std::tuple<Tensor, Tensor, Tensor> graph_tempering(const Tensor& state, const Te
   if (cluster_moves) call.pairing = check_cluster_moves(p);
   check_unread(p, num_swaps);
 
-  Bits bits = pack_state(p, p.nodes());
+  const States states(p, call);
   TemperingTensors out(p, counters, num_swaps);
-  out.ladder.parts = {{bits.data(), state_words(p.num_units())}};
+  out.ladder.parts = {{call.bits, state_words(p.num_units())}};
   out.number(p, call);
-  call.bits = bits.data();
   call.num_sweeps = sweeps_per_swap;
-  Rounding rounding = {};
-  check(p, run_tempering(call, out.ladder, num_swaps,
-                         [&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime(), &rounding, after); }));
-  if (num_swaps && graph.num_edges) warn_if_large(p, rounding, graph.max_degree, call.beta);
-  return {unpack(p, p.nodes(), bits, state.scalar_type()), out.energies, out.chains_at};
+  run(p, call, [&](const auto& forward) { return run_tempering(call, out.ladder, num_swaps, forward); });
+  return {unpack(p, p.nodes(), states.bits, state.scalar_type()), out.energies, out.chains_at};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> graph_moments(const Tensor& state, const Tensor& bias, const Tensor& coupling,
@@ -198,18 +204,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> graph_moments(const Tensor& s
   GraphCall call = describe(p, graph, counters);
   check_unread(p, num_sweeps);
 
-  Bits bits = pack_state(p, p.nodes());
-  const Bits mask = pack_clamp(p, p.nodes());
-  call.bits = bits.data();
+  const States states(p, call);
   call.metropolis = metropolis;
-  if (clamp) call.clamp = mask.data();
-  Bits* const all_bits[] = {&bits};
-  MomentTensors out(p, call, sweeps_per_read, counted, best, all_bits);
-  Rounding rounding = {};
-  check(p, run_with_reads(call, out.best_or_null(),
-                          [&](const GraphCall& c, const AfterRound& after) { return run_graph(c, runtime(), &rounding, after); }));
-  if (num_sweeps && graph.num_edges) warn_if_large(p, rounding, graph.max_degree, call.beta);
-  return {unpack(p, p.nodes(), bits, state.scalar_type()), out.units[0], out.pairs,
+  const Bits* const bits[] = {&states.bits};
+  MomentTensors out(p, call, sweeps_per_read, counted, best, bits);
+  run(p, call, [&](const auto& forward) { return run_with_reads(call, out.best_or_null(), forward); });
+  return {unpack(p, p.nodes(), states.bits, state.scalar_type()), out.units[0], out.pairs,
           out.best_state(p, p.nodes(), state.scalar_type()), out.best_energy};
 }
 

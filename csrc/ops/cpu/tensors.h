@@ -245,13 +245,13 @@ struct MomentTensors {
 
   // bits: the state of each part.
   MomentTensors(const Problem& p, SweepCall& call, int64_t sweeps_per_read, int64_t counted, bool wants_best,
-                std::span<Bits* const> bits)
+                std::span<const Bits* const> bits)
       : pairs(zeros(p, counted < kUnitsAndPairs, p.pair_shape())),
         best_energy(empty(p, wants_best ? p.with_batch({}) : Shape{0}, ScalarType::Double)),
         wants_best_(wants_best) {
     for (const Part& part : p.parts()) {
       units.push_back(zeros(p, counted < kUnits, p.counted({part.size})));
-      counts.units.push_back({static_cast<int64_t*>(units.back().mutable_data_ptr()), part.size});
+      counts.units.push_back(static_cast<int64_t*>(units.back().mutable_data_ptr()));
     }
     if (counted == kUnitsAndPairs) counts.pairs = static_cast<int64_t*>(pairs.mutable_data_ptr());
     call.sweeps_per_read = sweeps_per_read;

@@ -382,7 +382,6 @@ struct MomentTensors {
     energies.energies = static_cast<double*>(energies_->mutable_data_ptr());
     params.energies = energies.energies, params.best_energies = static_cast<double*>(best_energies.mutable_data_ptr());
   }
-  bool wants_best() const { return wants_best_; }
   double* scales() const { return static_cast<double*>(scales_->mutable_data_ptr()); }
   // Makes the sweeps before each read by sweep(); count_pairs(stream) and find_energies(stream) are the model's. The states have been
   // written to `bits`.

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """log Z of a model while it is trained."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from gibbs_ext.arguments import as_seed
-from gibbs_ext.checks import check_all, check_integers, reported_as
+from gibbs_ext.checks import check_all, check_integers, reported_as, shown
 from gibbs_ext.log_partition.annealing import Base, Betas
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.log_partition.population import Population, effective_families, warn_of_collapse
 from gibbs_ext.models.base import Boltzmann
+
+# Tensors of a Population that its steps change, beside its model.
+_OF_POPULATION = ("z", "log_partition", "family", "excess")
 
 
 class LogPartitionTracker:
@@ -24,6 +29,8 @@ class LogPartitionTracker:
     The tracker has chains of its own. Those that supply the gradient are no use, though they are there already: each
     step of training makes the very states of these chains less likely, so that they show log Z too low, by 3.4 for the
     machine of 12 + 12 units below.
+
+    :meth:`state_dict` and :meth:`load_state_dict` keep a tracker in a checkpoint.
 
     A tracker starts by annealing to the model, as :func:`gibbs_ext.population_annealing` does, and can start again::
 
@@ -148,6 +155,67 @@ class LogPartitionTracker:
         population.keep(z, self._num_sweeps)
         self.num_updates += 1
         self._warn("call anchor_")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tracker's state, copies of tensors alone, for a checkpoint that is written with torch.save.
+
+        It holds the chains and the parameters that they follow, the seed and the counts of what was drawn, so that a
+        tracker that loads it goes on to the very bits that this one would find.
+        """
+        return {name: tensor.clone() for name, tensor in self._state().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from the state of another tracker. Mutates the tracker, or leaves it as it was after an error.
+
+        Args:
+            state: What :meth:`state_dict` returned, of a tracker of as many chains of a model of the same units, graph
+                and batch shape. Tensors may be on any device. ``num_sweeps``, ``betas`` and ``base`` are not in it:
+                this tracker keeps its own.
+
+        Raises:
+            TypeError, ValueError: ``state`` is no mapping, lacks a name, has another or a tensor of another shape.
+        """
+        name, own = type(self).__name__, self._state()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{name}: state must be a mapping of names to tensors, got {shown(state)}")
+        if state.keys() != own.keys():
+            raise ValueError(f"{name}: state must have the names {', '.join(own)}, got {', '.join(map(str, state))}")
+        for key, tensor in own.items():
+            given = state[key]
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name}: state[{key!r}] must be a tensor, got {shown(given)}")
+            if given.shape != tensor.shape:
+                wanted = f"state[{key!r}] must have shape {list(tensor.shape)}"
+                raise ValueError(f"{name}: {wanted}, got {list(given.shape)}; was it of another model or num_chains?")
+        loaded = {key: state[key].to(tensor, copy=True) for key, tensor in own.items()}
+        population = self._population
+        for key in _OF_POPULATION:
+            setattr(population, key, loaded[key])
+        model = self._model()
+        population.model = model._of([loaded[key] for key in model._dims])
+        population.state = population.model._state_of(population.z)
+        self._seed = loaded["seed"]
+        first, population.num_sweeps_done, population.num_resamplings, *counts = loaded["counts"].tolist()
+        self._num_anchors, self.num_updates, has_warned = counts
+        self._has_warned = bool(has_warned)
+        population.options = {"chain_offset": first, "seed": self._seed}
+
+    def _model(self) -> Boltzmann:
+        model = self._population.model
+        assert isinstance(model, Boltzmann)
+        return model
+
+    def _state(self) -> dict[str, Tensor]:
+        population = self._population
+        counts = [
+            population.options["chain_offset"], population.num_sweeps_done, population.num_resamplings,
+            self._num_anchors, self.num_updates, int(self._has_warned),
+        ]  # fmt: skip
+        model = self._model()
+        parameters = dict(zip(model._dims, model._parameters, strict=True))
+        of_population = {key: getattr(population, key) for key in _OF_POPULATION}
+        return parameters | of_population | {"seed": self._seed, "counts": torch.tensor(counts, device="cpu")}
 
     def _warn(self, remedy: str) -> None:
         """Gives the warning once for all updates after an annealing."""

@@ -233,7 +233,7 @@ def random_parameters(
 ) -> Parameters:
     """Biases and weight of the given batch shapes. The weight is such that fields are of order ``scale``."""
     left, right, weight = batches
-    coupling_scale = 2 * scale / max(n1, n2) ** 0.5
+    coupling_scale = 2 * scale / max(n1, n2, 1) ** 0.5
     return Parameters(
         (scale * torch.randn(*left, n1, dtype=torch.float64)).to(dtype),
         (scale * torch.randn(*right, n2, dtype=torch.float64)).to(dtype),

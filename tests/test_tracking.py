@@ -139,6 +139,61 @@ def test_a_tracker_keeps_neither_models_nor_their_graphs_of_gradients() -> None:
     assert_same_bits(tracker.log_partition, steady)
 
 
+@pytest.mark.parametrize("make", [rbm, on_graph])
+def test_a_tracker_that_loads_a_state_goes_on_to_the_same_bits(make, tmp_path) -> None:
+    first, *others = [trained.detach().expand((2,)) for trained, _, _ in training(make(), 4, 0.1)]
+    # It has been anchored anew, so that all counts differ from those of a new tracker.
+    tracker = LogPartitionTracker(first, 50, 3, seed=1)
+    tracker.anchor_(first)
+    tracker.update_(others[0])
+    torch.save(tracker.state_dict(), tmp_path / "tracker.pt")
+    state = tracker.state_dict()
+    other = LogPartitionTracker(make().expand((2,)), 50, 3, seed=2)
+
+    def course(of) -> list:
+        results = []
+        for follow, model in [(of.update_, others[1]), (of.anchor_, others[2]), (of.update_, others[0])]:
+            follow(model)
+            results += [of.samples, of.log_partition, of.standard_error, torch.tensor(of.num_updates)]
+        return results
+
+    expected = course(tracker)
+    for loaded in (torch.load(tmp_path / "tracker.pt", weights_only=True), state):  # following has not changed `state`
+        other.load_state_dict(loaded)
+        assert other.num_updates == 1
+        assert_same_bits(course(other), expected)
+
+
+def test_states_that_a_tracker_cannot_load() -> None:
+    tracker = LogPartitionTracker(rbm(), 10, 3, seed=1)
+    before = tracker.state_dict()
+    state = before | {"log_partition": torch.zeros((), dtype=torch.float64)}  # would be seen if it were loaded
+    lacking = {name: tensor for name, tensor in state.items() if name != "family"}
+    other = LogPartitionTracker(rbm(), 11, 3, seed=1).state_dict()
+    for error, text, bad in [
+        (TypeError, "state must be a mapping of names to tensors, got []", []),
+        (ValueError, "state must have the names left_bias, right_bias, weight, z, ", lacking),
+        (TypeError, "state['excess'] must be a tensor, got 1.0", state | {"excess": 1.0}),
+        (ValueError, "state['z'] must have shape [10, 24], got [11, 24]; was it of another", other),
+    ]:
+        with pytest.raises(error, match=f"^LogPartitionTracker: {re.escape(text)}"):
+            tracker.load_state_dict(bad)
+        assert_same_bits(list(tracker.state_dict().values()), list(before.values()))
+
+
+def test_a_tracker_that_has_warned_does_so_no_more_after_loading() -> None:
+    weight = 3 * torch.randn(12, 12)
+    model = BipartiteBoltzmann(torch.zeros(12), torch.zeros(12), weight)
+    tracker = LogPartitionTracker(model._mapped(lambda tensor, _: 0 * tensor), 400, seed=1)
+    with pytest.warns(PopulationCollapseWarning):
+        tracker.update_(model)
+    other = LogPartitionTracker(model, 400, seed=2)
+    other.load_state_dict(tracker.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.update_(model)
+
+
 @pytest.mark.parametrize(
     ("error", "text", "options"),
     [

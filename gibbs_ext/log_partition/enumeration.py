@@ -43,7 +43,7 @@ class Enumeration:
             n, m = weight.shape[-2:]
             z = torch.empty(*numbers.shape, n + m, dtype=torch.uint8, device=weight.device)
             side, other = z.split((n, m), -1) if n1 <= n2 else z.split((m, n), -1)[::-1]
-            at_once = max(1, machine.CHUNK // (max(1, len(bias)) * max(n, m)))
+            at_once = max(1, machine.CHUNK // (max(1, len(bias)) * max(n, m, 1)))
             for few in (slice(first, first + at_once) for first in range(0, num_samples, at_once)):
                 state = _bits(numbers[:, few], n)
                 p = (state @ weight + other_bias.unsqueeze(-2)).sigmoid()
@@ -78,7 +78,7 @@ def _few_models(name: str, parameters: Sequence[Tensor]) -> Iterator[tuple[Tenso
     batch_shape = broadcast_batch(parameters, _DIMS.values())
     parameters = _smaller_side_first(name, parameters)
     num_models, (n, m) = math.prod(batch_shape), parameters[-1].shape[-2:]
-    at_once = max(1, machine.CHUNK // (2**n * max(n, m)))
+    at_once = max(1, machine.CHUNK // (2**n * max(n, m, 1)))
     flat = (
         p.expand(*batch_shape, *own).reshape(num_models, *own)
         for p, own in zip(parameters, ((n,), (m,), (n, m)), strict=True)
@@ -116,7 +116,7 @@ class _States:
         self.bias, self.weight = bias, weight
         n, m = weight.shape[-2:]
         batch_shape = broadcast_batch((bias, other_bias, weight), _DIMS.values())
-        self.per_state = max(1, math.prod(batch_shape)) * max(n, m)
+        self.per_state = max(1, math.prod(batch_shape)) * max(n, m, 1)
         self.low = max(0, min(n, (machine.CHUNK // self.per_state).bit_length() - 1))
         self.numbers = torch.arange(2 ** (n - self.low), device=weight.device)  # of the chunks
         self.low_numbers = torch.arange(2**self.low, device=weight.device)

@@ -192,6 +192,15 @@ def test_no_bipartite_models(batch):
     assert exact_samples(model, 2).shape == (2, *batch, 5)
 
 
+@pytest.mark.parametrize(("n1", "n2"), [(0, 0), (0, 3), (3, 0)])
+def test_a_side_without_units(n1, n2):
+    model = make_bipartite(n1, n2, ((2,), (), ()))
+    biases = torch.cat([model.left_bias.expand(2, n1), model.right_bias.expand(2, n2)], -1)
+    assert_close(exact_log_partition(model), softplus(biases).sum(-1), 1e-12)
+    assert_close(exact_marginals(model)[0], biases.sigmoid(), 1e-12)
+    assert exact_samples(model, 7).shape == (7, 2, n1 + n2)
+
+
 def test_says_when_too_large():
     for name, call, instead in (
         ("exact_log_partition", exact_log_partition, "annealed_importance_sampling"),

@@ -18,7 +18,10 @@ settings.register_profile(
 settings.load_profile("gibbs_ext")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers share the cores, and so do the programs that they start: threads that find none spin for long.
+    if workers := len(config.getoption("tx", None) or []):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
     try:
         eighths.chosen()
     except ValueError as error:

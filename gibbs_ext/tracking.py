@@ -12,6 +12,7 @@ from gibbs_ext.log_partition.annealing import Base, Betas
 from gibbs_ext.log_partition.machine import check_model, refuse_vmap
 from gibbs_ext.log_partition.population import Population, effective_families, warn_of_collapse
 from gibbs_ext.models.base import Boltzmann
+from gibbs_ext.models.graph import GraphBoltzmann
 
 # Tensors of a Population that its steps change, beside its model.
 _OF_POPULATION = ("z", "log_partition", "family", "excess")
@@ -169,12 +170,13 @@ class LogPartitionTracker:
         """Goes on from the state of another tracker. Mutates the tracker, or leaves it as it was after an error.
 
         Args:
-            state: What :meth:`state_dict` returned, of a tracker of as many chains of a model of the same units, graph
-                and batch shape. Tensors may be on any device. ``num_sweeps``, ``betas`` and ``base`` are not in it:
-                this tracker keeps its own.
+            state: What :meth:`state_dict` returned, of a tracker of as many chains of a model of the same units, graph,
+                dtype and batch shape. Tensors may be on any device. ``num_sweeps``, ``betas`` and ``base`` are not in
+                it: this tracker keeps its own.
 
         Raises:
-            TypeError, ValueError: ``state`` is no mapping, lacks a name, has another or a tensor of another shape.
+            TypeError, ValueError: ``state`` is no mapping, has other names or a tensor of another dtype or shape, or is
+                of another graph.
         """
         name, own = type(self).__name__, self._state()
         if not isinstance(state, Mapping):
@@ -185,9 +187,12 @@ class LogPartitionTracker:
             given = state[key]
             if not isinstance(given, Tensor):
                 raise TypeError(f"{name}: state[{key!r}] must be a tensor, got {shown(given)}")
-            if given.shape != tensor.shape:
-                wanted = f"state[{key!r}] must have shape {list(tensor.shape)}"
-                raise ValueError(f"{name}: {wanted}, got {list(given.shape)}; was it of another model or num_chains?")
+            wanted, got = (f"{of.dtype} {list(of.shape)}" for of in (tensor, given))
+            if wanted != got:
+                wanted = f"state[{key!r}] must be {wanted}"
+                raise ValueError(f"{name}: {wanted}, got {got}; was it of another model or num_chains?")
+            if key == "layout" and not torch.equal(given.to(tensor.device), tensor):
+                raise ValueError(f"{name}: state['layout'] must be that of this tracker's graph, got another graph's")
         loaded = {key: state[key].to(tensor, copy=True) for key, tensor in own.items()}
         population = self._population
         for key in _OF_POPULATION:
@@ -214,8 +219,10 @@ class LogPartitionTracker:
         ]  # fmt: skip
         model = self._model()
         parameters = dict(zip(model._dims, model._parameters, strict=True))
+        of_graph = {"layout": model.graph.layout} if isinstance(model, GraphBoltzmann) else {}
         of_population = {key: getattr(population, key) for key in _OF_POPULATION}
-        return parameters | of_population | {"seed": self._seed, "counts": torch.tensor(counts, device="cpu")}
+        rest = {"seed": self._seed, "counts": torch.tensor(counts, device="cpu")}
+        return parameters | of_graph | of_population | rest
 
     def _warn(self, remedy: str) -> None:
         """Gives the warning once for all updates after an annealing."""

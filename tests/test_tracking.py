@@ -170,15 +170,34 @@ def test_states_that_a_tracker_cannot_load() -> None:
     state = before | {"log_partition": torch.zeros((), dtype=torch.float64)}  # would be seen if it were loaded
     lacking = {name: tensor for name, tensor in state.items() if name != "family"}
     other = LogPartitionTracker(rbm(), 11, 3, seed=1).state_dict()
+    double = state | {"weight": state["weight"].double()}
     for error, text, bad in [
         (TypeError, "state must be a mapping of names to tensors, got []", []),
         (ValueError, "state must have the names left_bias, right_bias, weight, z, ", lacking),
         (TypeError, "state['excess'] must be a tensor, got 1.0", state | {"excess": 1.0}),
-        (ValueError, "state['z'] must have shape [10, 24], got [11, 24]; was it of another", other),
+        (ValueError, "state['z'] must be torch.uint8 [10, 24], got torch.uint8 [11, 24]; was it of another", other),
+        (ValueError, "state['weight'] must be torch.float32 [12, 12], got torch.float64 [12, 12]; was it", double),
     ]:
         with pytest.raises(error, match=f"^LogPartitionTracker: {re.escape(text)}"):
             tracker.load_state_dict(bad)
         assert_same_bits(list(tracker.state_dict().values()), list(before.values()))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        ColoredGraph(12, GRAPH.edges.flip(0), GRAPH.colors),
+        ColoredGraph(12, GRAPH.edges, torch.where(GRAPH.colors < 2, 1 - GRAPH.colors, GRAPH.colors)),
+    ],
+    ids=["order of edges", "colours"],
+)
+def test_a_state_of_another_graph_of_the_same_shape_is_not_loaded(graph) -> None:
+    tracker = LogPartitionTracker(on_graph(), 10, 3, seed=1)
+    other = LogPartitionTracker(GraphBoltzmann(graph, torch.zeros(12), torch.zeros(30)), 10, 3, seed=1)
+    with pytest.raises(
+        ValueError, match=r"^LogPartitionTracker: state\['layout'\] must be that of this tracker's graph"
+    ):
+        tracker.load_state_dict(other.state_dict())
 
 
 def test_a_tracker_that_has_warned_does_so_no_more_after_loading() -> None:

@@ -31,7 +31,7 @@ endif
 
 # A process a core; each takes whole files of tests. ARGS="-n 0": one, say for a debugger.
 test: build
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # All tests of the ops on the emulated CUDA kernels. make test runs an eighth of them, which depends on the commit.
 emulated: build

@@ -41,7 +41,7 @@ def is_no_way(item: pytest.Item) -> bool:
 
 
 # They take minutes, so they come first: else a worker is left alone with one of them at the end of `make test`.
-LONG_FILES = ["test_cuda_planted.py", "test_gpu_proof.py", "test_readme.py", "test_compare.py", "test_cuda_emulated.py"]
+LONG_FILES = ["test_gpu_proof.py", "test_cuda_emulated.py", "test_cuda_planted.py", "test_compare.py"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
